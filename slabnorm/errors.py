@@ -1,0 +1,102 @@
+"""What can go wrong, as types.
+
+Every error says three things: the rule, what slabnorm got, and the fix.
+
+    SlabError
+    |-- PatternError      the text of a pattern, or the sizes given with it   (ValueError)
+    |-- ShapeError        a tensor that does not fit its pattern              (ValueError)
+    |-- DtypeError        integers, complex numbers, sparse layouts           (TypeError)
+    |-- DeviceError       tensors of one call on different devices            (ValueError)
+    |-- OptionError       an argument outside its range: eps, momentum, ...   (ValueError)
+    |-- StatisticsError   statistics that cannot be: a negative variance,
+    |                     one element per slab, eps=0 on a constant slab      (ValueError)
+    |-- DataError         a data set that cannot be read or used              (ValueError)
+    |   `-- LeakageError  statistics asked from data they must not see
+    |-- ModelError        a model that cannot be imported, built or run       (ValueError)
+    `-- ExtraError        an optional dependency that is not installed        (ImportError)
+
+    SlabWarning (UserWarning)
+    |-- ModeWarning        a layer runs in a mode nobody can have meant
+    |-- StatisticsWarning  statistics left out, missing or never updated
+    `-- DataWarning        data that was used, but deserves a look
+"""
+
+from __future__ import annotations
+
+
+class SlabError(Exception):
+    """The parent of all slabnorm errors.
+
+    Args:
+        rule: the rule that was broken, one sentence.
+        got: what slabnorm got instead.
+        fix: what to do about it.
+    """
+
+    def __init__(self, rule: str, got: str = "", fix: str = "") -> None:
+        self.rule, self.got, self.fix = rule, got, fix
+        lines = [rule]
+        if got:
+            lines.append(f"  got: {got}")
+        if fix:
+            lines.append(f"  fix: {fix}")
+        super().__init__("\n".join(lines))
+
+    def __reduce__(self) -> tuple[type[SlabError], tuple[str, str, str]]:
+        return type(self), (self.rule, self.got, self.fix)
+
+
+class PatternError(SlabError, ValueError):
+    """The text of a pattern, or the sizes given with it, are wrong."""
+
+
+class ShapeError(SlabError, ValueError):
+    """A tensor does not fit its pattern."""
+
+
+class DtypeError(SlabError, TypeError):
+    """A tensor holds what cannot be normalised: integers, complex numbers, a sparse layout."""
+
+
+class DeviceError(SlabError, ValueError):
+    """The tensors of one call lie on different devices."""
+
+
+class OptionError(SlabError, ValueError):
+    """An argument is outside its range."""
+
+
+class StatisticsError(SlabError, ValueError):
+    """Statistics that cannot be: a negative variance, one element per slab, eps=0 on a constant slab."""
+
+
+class DataError(SlabError, ValueError):
+    """A data set cannot be read or used."""
+
+
+class LeakageError(DataError):
+    """Statistics were asked from data they must not see."""
+
+
+class ModelError(SlabError, ValueError):
+    """A model cannot be imported, built or run."""
+
+
+class ExtraError(SlabError, ImportError):
+    """An optional dependency is not installed."""
+
+
+class SlabWarning(UserWarning):
+    """The parent of all slabnorm warnings."""
+
+
+class ModeWarning(SlabWarning):
+    """A layer runs in a mode nobody can have meant, such as train mode without gradients."""
+
+
+class StatisticsWarning(SlabWarning):
+    """Statistics were left out, are missing, or were never updated."""
+
+
+class DataWarning(SlabWarning):
+    """Data was used, but deserves a look."""

@@ -1,0 +1,366 @@
+"""The two functions: check, plan, run a kernel, connect it to autograd."""
+
+from __future__ import annotations
+
+import math
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from slabnorm import kernels
+from slabnorm.errors import DeviceError, DtypeError, OptionError, ShapeError, StatisticsError
+from slabnorm.kernels import Statistics, eager
+from slabnorm.kernels.activation import ACTIVATIONS, check_activation
+from slabnorm.moments import Moments
+from slabnorm.pattern import Pattern, parse
+from slabnorm.slab import Slab, plan
+
+_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def moments(x: Tensor, pattern: str | Pattern, **sizes: int) -> Moments:
+    """Return count, mean, squared deviations, minimum and maximum of every slab of a tensor.
+
+    Statistics are taken in float64: shifted by an element of the slab, then by the mean.
+
+    Args:
+        x: a floating-point tensor.
+        pattern: what to keep apart and what to pool, such as "n c h w -> c".
+        **sizes: sizes of split axes, as in `g=32`.
+
+    Returns:
+        Moments whose fields have the shape of the pattern's right side, without a graph.
+
+    Raises:
+        PatternError, ShapeError: the pattern is wrong or does not fit x.
+        DtypeError: x holds integers, complex numbers or is sparse.
+
+    >>> import slabnorm as sn, torch
+    >>> m = sn.moments(torch.tensor([[1.0, 10.0], [3.0, 30.0]]), "n c -> c")
+    >>> m.mean, m.std()
+    (tensor([ 2., 20.], dtype=torch.float64), tensor([ 1., 10.], dtype=torch.float64))
+    """
+    pattern = _as_pattern(pattern)
+    check_input(x, "x")
+    slab = plan(pattern, (), tuple(x.shape), tuple(sorted(sizes.items())))
+    if slab.count == 0 or slab.slabs == 0:
+        return Moments.empty(slab.kept.shape)
+    with torch.no_grad():
+        x = x.detach()
+        mean, low, m2 = kernels.backend(x, slab).statistics(x, slab)
+        count = torch.full_like(mean, slab.count, dtype=torch.int64)
+        return Moments(count, mean, m2, *eager.extrema(x, slab), mean_low=low)
+
+
+def normalize(
+    x: Tensor,
+    pattern: str | Pattern,
+    *,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+    center: bool = True,
+    affine: str | None = None,
+    mean: Tensor | None = None,
+    var: Tensor | None = None,
+    **sizes: int,
+) -> Tensor:
+    """Normalise a tensor over the slabs that a pattern names.
+
+        y = activation(weight * (x - mean_S) / sqrt(var_S + eps) + bias + residual)
+
+    S is the slab an element lies in. With `center=False`, y = weight * x / sqrt(mean_S(x^2) + eps).
+
+    Args:
+        x: a tensor of float32, float64, bfloat16 or float16, of any strides.
+        pattern: every axis of x, "->", the axes that keep statistics of their own.
+        weight, bias: gamma and beta, along the axis that contains `c`, or along `affine`.
+        eps: added to the variance, in squared units of x; 0 or more.
+        activation: relu, leaky_relu, silu, gelu, gelu_tanh, sigmoid, tanh or hardswish.
+        residual: a tensor of x's shape, added before the activation.
+        center: False leaves the mean where it is (RMS norm).
+        affine: the axes of weight and bias, such as "c h w" or "(g c)".
+        mean, var: use these statistics instead of the slab's own: constants of the shape of the
+            pattern's right side. No gradient flows to them.
+        **sizes: sizes of split axes, as in `g=32`.
+
+    Returns:
+        A tensor of x's shape, dtype and memory format, differentiable twice and more.
+
+    Raises:
+        PatternError, ShapeError: the pattern is wrong, or a tensor does not fit it.
+        DtypeError, DeviceError: a tensor has a dtype, layout or device that cannot take part.
+        OptionError: `eps` or `activation` is out of range.
+        StatisticsError: eps is 0 and a slab is constant, a variance is negative, or the pattern
+            pools samples and a slab has one element, whose variance says nothing.
+
+    Batch norm: Ioffe and Szegedy (2015). Layer norm: Ba, Kiros and Hinton (2016). Instance norm:
+    Ulyanov, Vedaldi and Lempitsky (2016). Group norm: Wu and He (2018). RMS norm: Zhang and Sennrich (2019).
+
+    >>> import slabnorm as sn, torch
+    >>> x = torch.tensor([[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]])
+    >>> sn.normalize(x, "n c -> n", eps=0.0)
+    tensor([[-1.2247,  0.0000,  1.2247],
+            [-1.2247,  0.0000,  1.2247]])
+    """
+    pattern = _as_pattern(pattern)
+    check_input(x, "x")
+    check_eps(eps)
+    check_activation(activation)
+    items = pattern.affine(affine) if weight is not None or bias is not None else ()
+    if (weight is not None or bias is not None) and not items:
+        raise ShapeError(
+            "weight and bias vary along the axis that contains `c`",
+            f'"{pattern}", which has none',
+            'say along which they vary, as in affine="h w"',
+        )
+    slab = plan(pattern, items, tuple(x.shape), tuple(sorted(sizes.items())))
+    for name, tensor, shape in (
+        ("weight", weight, slab.affine.shape),
+        ("bias", bias, slab.affine.shape),
+        ("residual", residual, tuple(x.shape)),
+        ("mean", mean, slab.kept.shape),
+        ("var", var, slab.kept.shape),
+    ):
+        if tensor is not None:
+            check_fits(name, tensor, shape, x, pattern)
+    given = None
+    if mean is not None or var is not None:
+        given = _given(mean, var, center, pattern)
+    return run(x, slab, weight, bias, eps, center, given, activation, residual)[0]
+
+
+class Given(NamedTuple):
+    """Statistics that come from elsewhere, gathered: running, fitted, or merged over processes."""
+
+    mean: Tensor
+    var: Tensor
+
+
+class Found(NamedTuple):
+    """Statistics of the slabs themselves, gathered, without a graph: mean and sum of squared deviations."""
+
+    mean: Tensor
+    m2: Tensor
+
+
+def run(
+    x: Tensor,
+    slab: Slab,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    center: bool,
+    given: Given | None,
+    activation: str | None,
+    residual: Tensor | None,
+) -> tuple[Tensor, Found | None]:
+    """Run a checked and planned call; return y, and the statistics it found unless they were given."""
+    if given is None and slab.count == 1 and slab.pattern.pools_samples and slab.slabs > 0:
+        raise StatisticsError(
+            "statistics over samples need more than one element per slab",
+            f'shape {tuple(x.shape)} for "{slab.pattern}": 1 element per slab',
+            "use a larger batch, call eval(), or a norm that does not pool samples",
+        )
+    # Half precision rounds once, after the activation.
+    narrow = x.dtype in (torch.float16, torch.bfloat16)
+    dtype = torch.float32 if narrow and (activation or residual is not None) else x.dtype
+    found = None
+    if slab.numel == 0:
+        y = _empty(x, slab, weight, bias).to(dtype)
+    elif kernels.traced() or x.device.type == "meta":
+        y, found = _traced(x, slab, weight, bias, eps, center, given, dtype)
+    else:
+        y, found = _with_kernel(x, slab, weight, bias, eps, center, given, dtype)
+    if residual is not None:
+        y = y + residual
+    if activation is not None:
+        y = ACTIVATIONS[activation](y)
+    return y.to(x.dtype), found
+
+
+def check_eps(eps: float) -> None:
+    """Raise OptionError unless eps is a finite number, 0 or more."""
+    if not isinstance(eps, (int, float)) or not math.isfinite(eps) or eps < 0:
+        raise OptionError("eps is a finite number, 0 or more", repr(eps), "1e-5 is the usual one")
+
+
+def check_fits(name: str, tensor: Tensor, shape: tuple[int, ...], x: Tensor, pattern: Pattern) -> None:
+    """Raise ShapeError, DtypeError or DeviceError unless a tensor can take part in a call on x."""
+    check_input(tensor, name)
+    if tensor.device != x.device:
+        raise DeviceError(
+            "all tensors of a call are on one device",
+            f"{name} on {tensor.device}, x on {x.device}",
+            f"move {name} with .to({str(x.device)!r})",
+        )
+    if tuple(tensor.shape) != shape:
+        raise ShapeError(
+            f'{name} has shape {shape} for "{pattern}" and x of shape {tuple(x.shape)}',
+            str(tuple(tensor.shape)),
+            "weight and bias vary along the axis with `c`, or along affine=; statistics along the right side"
+            if name != "residual"
+            else "give a residual of x's shape",
+        )
+
+
+def _as_pattern(pattern: str | Pattern) -> Pattern:
+    return pattern if isinstance(pattern, Pattern) else parse(pattern)
+
+
+def check_input(x: Tensor, name: str) -> None:
+    """Raise DtypeError unless x is a dense tensor of a floating-point dtype that slabnorm computes in."""
+    if not isinstance(x, Tensor):
+        raise DtypeError(f"{name} is a torch tensor", type(x).__name__, "convert it with torch.as_tensor")
+    if x.layout != torch.strided:
+        raise DtypeError(f"{name} is a strided tensor", str(x.layout), "convert it with .to_dense()")
+    if x.dtype not in _FLOATS:
+        raise DtypeError(
+            f"{name} is float32, float64, bfloat16 or float16", str(x.dtype), "convert it, as with .float()"
+        )
+
+
+def _given(mean: Tensor | None, var: Tensor | None, center: bool, pattern: Pattern) -> Given:
+    if var is None or (mean is None and center):
+        missing = "var" if var is None else "mean"
+        raise OptionError(
+            "mean and var are given together", f"no {missing}", f"give {missing} too, or neither of them"
+        )
+    if var.device.type != "meta" and not kernels.traced() and bool((var < 0).any()):
+        raise StatisticsError(
+            "a variance is never negative", f'{var.min().item()} for "{pattern}"', "give variances, not logs"
+        )
+    return Given(torch.zeros_like(var) if mean is None or not center else mean, var)
+
+
+def _with_kernel(
+    x: Tensor,
+    slab: Slab,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    center: bool,
+    given: Given | None,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Found | None]:
+    backend = kernels.backend(x, slab)
+    with torch.no_grad():
+        if given is None:
+            mean, low, m2 = backend.statistics(x.detach(), slab)
+            found, var = Found(mean, m2), m2 / slab.count
+            if not center:
+                # mean(x^2) = var + mean^2; both terms are positive, so nothing cancels.
+                var, mean, low = var + mean.square(), torch.zeros_like(mean), None
+        else:
+            mean, low, var, found = given.mean.double(), None, given.var.double(), None
+        if eps == 0:
+            _check_spread(var, slab)
+        stats = Statistics(mean, low, (var + eps).rsqrt())
+    call = _Call(backend, slab, eps, center, given is None, dtype)
+    return _Normalize.apply(x, weight, bias, stats, call), found
+
+
+def _check_spread(var: Tensor, slab: Slab) -> None:
+    constant = (var == 0).nonzero()
+    if len(constant):
+        raise StatisticsError(
+            "eps=0 needs a spread in every slab",
+            f'slab {tuple(constant[0].tolist())} of "{slab.pattern}" is constant ({len(constant)} in all)',
+            "give eps a positive value such as 1e-5",
+        )
+
+
+def _traced(
+    x: Tensor,
+    slab: Slab,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    center: bool,
+    given: Given | None,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Found | None]:
+    """Run as plain torch operations, which compile, export and torch.func can follow."""
+    if given is None:
+        mean, low, m2 = eager.statistics(x.detach(), slab)
+        return eager.formula(x, slab, weight, bias, eps, center, dtype), Found(mean + low, m2)
+    stats = Statistics(given.mean.double(), None, (given.var.double() + eps).rsqrt())
+    return eager.apply(x, slab, stats, weight, bias, dtype), None
+
+
+def _empty(x: Tensor, slab: Slab, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    # Nothing to normalise, but the graph stays connected: every gradient is zero, none is missing.
+    y = x.reshape(slab.split)
+    if weight is not None:
+        y = y * slab.affine.spread(weight)
+    if bias is not None:
+        y = y + slab.affine.spread(bias)
+    return y.reshape(x.shape)
+
+
+class _Call(NamedTuple):
+    """What one call is, beside its tensors."""
+
+    backend: ModuleType
+    slab: Slab
+    eps: float
+    center: bool
+    own: bool  # whether the statistics are the slab's own, so that gradient flows through them
+    dtype: torch.dtype
+
+
+class _Normalize(torch.autograd.Function):
+    """One norm in the graph: x, weight and bias are saved, nothing of the output."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, stats: Statistics, call: _Call
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, bias, stats.mean, stats.low, stats.rstd)
+        ctx.call = call
+        return call.backend.apply(x, call.slab, stats, weight, bias, call.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        (dy,) = upstream
+        x, weight, bias, mean, low, rstd = ctx.saved_tensors
+        stats = Statistics(mean, low, rstd)
+        if torch.is_grad_enabled():  # create_graph: the gradient itself is to be differentiated
+            return *_differentiable(dy, x, weight, bias, stats, ctx), None, None
+        return *_gradients(dy, x, weight, bias, stats, ctx), None, None
+
+
+def _gradients(
+    dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, stats: Statistics, ctx: Any
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    call: _Call = ctx.call
+    backend, slab = call.backend, call.slab
+    need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
+    dx = dweight = dbias = c1 = c2 = None
+    if call.own or need_weight or need_bias:
+        s1, s2, sum_weight, sum_bias = backend.sums(dy, x, slab, stats, weight)
+        if call.own:
+            c1, c2 = (s1 / slab.count if call.center else None), s2 / slab.count
+        dweight = sum_weight.to(weight.dtype) if need_weight and weight is not None else None
+        dbias = sum_bias.to(bias.dtype) if need_bias and bias is not None else None
+    if need_x:
+        dx = backend.gradient(dy, x, slab, stats, weight, c1, c2)
+    return dx, dweight, dbias
+
+
+def _differentiable(
+    dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, stats: Statistics, ctx: Any
+) -> tuple[Tensor | None, ...]:
+    call: _Call = ctx.call
+    inputs = [tensor for tensor, needed in zip((x, weight, bias), ctx.needs_input_grad, strict=False) if needed]
+    if call.own:
+        y = eager.formula(x, call.slab, weight, bias, call.eps, call.center, call.dtype)
+    else:
+        y = eager.apply(x, call.slab, stats, weight, bias, call.dtype)
+    found = iter(torch.autograd.grad(y, inputs, dy, create_graph=True))
+    return tuple(next(found) if needed else None for needed in ctx.needs_input_grad[:3])
+

@@ -1,0 +1,144 @@
+"""The formula in plain torch, in float64: any device, dtype and strides. The kernels' twin.
+
+It moves far more memory than a kernel has to; it runs what no kernel takes, what torch traces,
+and every double backward.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from slabnorm.slab import Slab
+
+if TYPE_CHECKING:
+    from slabnorm.kernels import Statistics
+
+
+def takes(x: Tensor, slab: Slab) -> bool:
+    """Take everything."""
+    return True
+
+
+def statistics(x: Tensor, slab: Slab) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Return mean, what the mean lost to rounding, and the sum of squared deviations of every slab."""
+    mean, low, m2 = _spread_statistics(_wide(x, slab), slab)
+    gather = slab.kept.gather
+    return gather(mean), gather(low), gather(m2)
+
+
+def apply(
+    x: Tensor, slab: Slab, stats: Statistics, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """Return y = ((x - mean) - low) * rstd * weight + bias in the given dtype."""
+    y = _normalised(x, slab, stats)
+    if weight is not None:
+        y = y * slab.affine.spread(weight.double())
+    if bias is not None:
+        y = y + slab.affine.spread(bias.double())
+    return y.to(dtype).reshape(x.shape)
+
+
+def sums(
+    dy: Tensor, x: Tensor, slab: Slab, stats: Statistics, weight: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the sums that the backward needs.
+
+    With z = (x - mean) * rstd: per slab s1 = sum(weight * dy) and s2 = sum(weight * dy * z), per element
+    of the affine axes dweight = sum(dy * z) and dbias = sum(dy).
+    """
+    z, g = _normalised(x, slab, stats), _wide(dy, slab)
+    gz = g * z
+    dweight, dbias = (slab.affine.gather(_sum(t, slab.not_affine)) for t in (gz, g))
+    if weight is not None:
+        scale = slab.affine.spread(weight.double())
+        g, gz = g * scale, gz * scale
+    s1, s2 = (slab.kept.gather(_sum(t, slab.pooled)) for t in (g, gz))
+    return s1, s2, dweight, dbias
+
+
+def gradient(
+    dy: Tensor,
+    x: Tensor,
+    slab: Slab,
+    stats: Statistics,
+    weight: Tensor | None,
+    c1: Tensor | None,
+    c2: Tensor | None,
+) -> Tensor:
+    """Return dx = rstd * (weight * dy - c1 - z * c2); without c1 and c2, of statistics held fixed."""
+    g = _wide(dy, slab)
+    if weight is not None:
+        g = g * slab.affine.spread(weight.double())
+    if c1 is not None:
+        g = g - slab.kept.spread(c1)
+    if c2 is not None:
+        g = g - _normalised(x, slab, stats) * slab.kept.spread(c2)
+    return (g * slab.kept.spread(stats.rstd)).to(x.dtype).reshape(x.shape)
+
+
+def formula(
+    x: Tensor,
+    slab: Slab,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    center: bool,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Return the whole norm as differentiable torch operations, statistics included."""
+    wide = _wide(x, slab)
+    mean, low, m2 = _spread_statistics(wide, slab)
+    if center:
+        z = (wide - mean - low) * (m2 / slab.count + eps).rsqrt()
+    else:
+        z = wide * (m2 / slab.count + (mean + low).square() + eps).rsqrt()
+    if weight is not None:
+        z = z * slab.affine.spread(weight.double())
+    if bias is not None:
+        z = z + slab.affine.spread(bias.double())
+    return z.to(dtype).reshape(x.shape)
+
+
+def extrema(x: Tensor, slab: Slab) -> tuple[Tensor, Tensor]:
+    """Return the minimum and maximum of every slab."""
+    parts = x.reshape(slab.split)
+    if not slab.pooled:
+        both = parts, parts
+    else:
+        both = parts.amin(slab.pooled, keepdim=True), parts.amax(slab.pooled, keepdim=True)
+    return slab.kept.gather(both[0].double()), slab.kept.gather(both[1].double())
+
+
+def _wide(x: Tensor, slab: Slab) -> Tensor:
+    # Splitting axes is a view for any strides.
+    return x.reshape(slab.split).double()
+
+
+def _sum(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    # torch sums over every dim when it is given none.
+    return x.sum(dims, keepdim=True) if dims else x
+
+
+def _spread_statistics(wide: Tensor, slab: Slab) -> tuple[Tensor, Tensor, Tensor]:
+    # Shifted by an element of the slab, so that a constant slab gives exactly its value and no
+    # variance; then by the mean found, so that an outlier taken as the shift costs no digits.
+    # The shift is any constant to the formula: no gradient flows through it.
+    shift = wide.detach()
+    for dim in slab.pooled:
+        shift = shift.narrow(dim, 0, 1)
+    shift = shift + _sum(wide.detach() - shift, slab.pooled) / slab.count
+    centred = wide - shift
+    low = _sum(centred, slab.pooled) / slab.count
+    m2 = _sum((centred - low).square(), slab.pooled)
+    return shift, low, m2
+
+
+def _normalised(x: Tensor, slab: Slab, stats: Statistics) -> Tensor:
+    spread = slab.kept.spread
+    centred = _wide(x, slab) - spread(stats.mean)
+    if stats.low is not None:
+        centred = centred - spread(stats.low)
+    return centred * spread(stats.rstd)

@@ -1,0 +1,173 @@
+"""Moments: the one statistic of slabnorm, and its one operation, merge.
+
+The statistics of a data set (merge over shards), of a run (merge over batches), of a group of
+processes (merge over ranks) and of one slab inside a kernel (merge over tiles) are all this.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from slabnorm.errors import OptionError, ShapeError, StatisticsError
+
+
+def two_sum(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the rounded sum of two tensors and its rounding error (Knuth, TAOCP 2, 4.2.2)."""
+    total = a + b
+    part = total - a
+    error = (a - (total - part)) + (b - part)
+    # inf - inf above is NaN; the error of an infinite sum is none.
+    return total, torch.where(torch.isfinite(error), error, torch.zeros_like(error))
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Count, mean, sum of squared deviations, minimum and maximum, one per slab.
+
+        mean = sum(x) / count        m2 = sum((x - mean)^2)        var = m2 / (count - ddof)
+
+    All fields are tensors of one shape: `count` int64, the others float64. `mean_low` and `m2_low`
+    hold what `mean` and `m2` lost to rounding, so that merging a million chunks of numbers around
+    1e12 with a spread of 1 still gives the variance to 13 digits, in any order.
+
+    Args:
+        count: elements in each slab.
+        mean: their mean, in the units of the data.
+        m2: their sum of squared deviations from the mean, in squared units.
+        min: the smallest element; +inf where count is 0.
+        max: the largest element; -inf where count is 0.
+
+    Raises:
+        StatisticsError: a negative count or a negative `m2`.
+        ShapeError: fields of different shapes.
+
+    The merge is that of Chan, Golub and LeVeque (1979), carried in twice the precision.
+
+    >>> import slabnorm as sn, torch
+    >>> x = torch.arange(12.0).reshape(6, 2)
+    >>> whole = sn.moments(x, "n c -> c")
+    >>> halves = sn.moments(x[:4], "n c -> c") + sn.moments(x[4:], "n c -> c")
+    >>> halves.mean, torch.equal(halves.var(), whole.var())
+    (tensor([5., 6.], dtype=torch.float64), True)
+    """
+
+    count: Tensor
+    mean: Tensor
+    m2: Tensor
+    min: Tensor
+    max: Tensor
+    mean_low: Tensor = field(default=None, repr=False)  # type: ignore[assignment]
+    m2_low: Tensor = field(default=None, repr=False)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        store = object.__setattr__
+        store(self, "count", torch.as_tensor(self.count, dtype=torch.int64))
+        for name in ("mean", "m2", "min", "max"):
+            store(self, name, torch.as_tensor(getattr(self, name), dtype=torch.float64))
+        for name, of in (("mean_low", self.mean), ("m2_low", self.m2)):
+            low = getattr(self, name)
+            low = torch.zeros_like(of) if low is None else torch.as_tensor(low, dtype=torch.float64)
+            store(self, name, low)
+        shapes = {name: tuple(getattr(self, name).shape) for name in ("count", "mean", "m2", "min", "max")}
+        if len(set(shapes.values())) > 1:
+            raise ShapeError(
+                "the fields of Moments have one shape", str(shapes), "give one count, mean, ... per slab"
+            )
+        # Meta tensors have shapes and no values: nothing to check.
+        if self.count.device.type != "meta" and bool(((self.count < 0) | (self.m2 < 0)).any()):
+            raise StatisticsError(
+                "a count and a sum of squares are never negative",
+                f"count {self.count.min().item()}, m2 {self.m2.min().item()}",
+            )
+
+    @classmethod
+    def empty(cls, shape: tuple[int, ...] = ()) -> Moments:
+        """Return the moments of no elements, the neutral element of `merge`.
+
+        >>> from slabnorm import Moments
+        >>> Moments.empty().count
+        tensor(0)
+        """
+        zero = torch.zeros(shape, dtype=torch.float64)
+        inf = torch.full(shape, float("inf"), dtype=torch.float64)
+        return cls(torch.zeros(shape, dtype=torch.int64), zero, zero.clone(), inf, -inf)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of every field: one value per slab."""
+        return tuple(self.mean.shape)
+
+    def merge(self, other: Moments) -> Moments:
+        """Return the moments of both sets of elements together; `a + b` is the same.
+
+            n = n_a + n_b,   d = mean_b - mean_a
+            mean = mean_a + d * n_b / n,   m2 = m2_a + m2_b + d^2 * n_a * n_b / n
+
+        Shapes broadcast, so `Moments.empty()` is neutral for every shape.
+
+        Raises:
+            ShapeError: the shapes do not broadcast.
+        """
+        try:
+            shape = torch.broadcast_shapes(self.shape, other.shape)
+        except RuntimeError:
+            raise ShapeError(
+                "moments merge slab by slab",
+                f"shapes {self.shape} and {other.shape}",
+                "take both with the same pattern and sizes",
+            ) from None
+        a, b = self._expand(shape), other._expand(shape)
+        count = a.count + b.count
+        na, nb = a.count.double(), b.count.double()
+        share = nb / count.clamp(min=1)
+        # The high parts may be huge and nearly equal; their difference is exact where it matters.
+        high, error = two_sum(b.mean, -a.mean)
+        delta = high + (error + (b.mean_low - a.mean_low))
+        mean, mean_low = two_sum(a.mean, delta * share)
+        mean, mean_low = two_sum(mean, mean_low + a.mean_low)
+        m2, m2_low = two_sum(a.m2, b.m2)
+        m2, extra = two_sum(m2, delta * delta * na * share)
+        m2, m2_low = two_sum(m2, m2_low + extra + a.m2_low + b.m2_low)
+        merged = (mean, m2, torch.minimum(a.min, b.min), torch.maximum(a.max, b.max), mean_low, m2_low)
+        only_a, only_b = b.count == 0, a.count == 0
+        of_a, of_b = a._values(), b._values()
+        kept = [
+            torch.where(only_a, x, torch.where(only_b, y, z))
+            for x, y, z in zip(of_a, of_b, merged, strict=True)
+        ]
+        return Moments(count, *kept)
+
+    __add__ = merge
+
+    def __radd__(self, other: object) -> Moments:
+        # sum() starts with 0.
+        return self if other == 0 else NotImplemented
+
+    def var(self, ddof: int = 0) -> Tensor:
+        """Return the variance, `m2 / (count - ddof)`; NaN where count <= ddof.
+
+        Args:
+            ddof: 0 for the variance of these elements, 1 for the unbiased estimate of their source's.
+
+        Raises:
+            OptionError: `ddof` is negative.
+        """
+        if ddof < 0:
+            raise OptionError("ddof is 0 or more", str(ddof), "0: population, 1: unbiased")
+        freedom = (self.count - ddof).double()
+        return torch.where(freedom > 0, self.m2 / freedom, torch.full_like(freedom, float("nan")))
+
+    def std(self, ddof: int = 0) -> Tensor:
+        """Return the standard deviation, `sqrt(var(ddof))`, in the units of the data."""
+        return self.var(ddof).sqrt()
+
+    def _values(self) -> tuple[Tensor, ...]:
+        return self.mean, self.m2, self.min, self.max, self.mean_low, self.m2_low
+
+    def _expand(self, shape: torch.Size) -> Moments:
+        if self.mean.shape == shape:
+            return self
+        return Moments(self.count.expand(shape), *(value.expand(shape) for value in self._values()))

@@ -1,0 +1,293 @@
+"""The five names, each a pattern over SlabNorm.
+
+They take the arguments, keep the attributes and read and write the state_dict keys of their
+namesakes in `torch.nn`, for any number of spatial axes, so that a checkpoint loads in both directions.
+`activation=` is theirs in addition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from slabnorm.errors import OptionError
+from slabnorm.nn.norm import SlabNorm
+
+
+class _PerFeature(SlabNorm):
+    """What batch and instance norm share: one argument list, one repr."""
+
+    _pattern: str
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        activation: str | None = None,
+    ) -> None:
+        super().__init__(
+            self._pattern, affine=None if affine else "", bias=bias, eps=eps, momentum=momentum,
+            track_running_stats=track_running_stats, activation=activation, device=device, dtype=dtype,
+            c=num_features,
+        )  # fmt: skip
+        self.num_features, self.affine = num_features, affine
+
+    def extra_repr(self) -> str:
+        """Return the arguments as `torch.nn` writes them."""
+        return (
+            f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
+            f"bias={self.bias is not None}, track_running_stats={self.track_running_stats}"
+        ) + self._activation_repr()
+
+
+class BatchNorm(_PerFeature):
+    """Batch norm, `n c ... -> c`: one mean and variance per channel, over batch and space.
+
+        y = weight * (x - mean_c) / sqrt(var_c + eps) + bias
+
+    Drop-in for `torch.nn.BatchNorm1d`, `2d` and `3d`: input (N, C, ...) with any number of spatial axes.
+
+    Args:
+        num_features: channels C.
+        eps, momentum, affine, track_running_stats, bias, device, dtype: as in `torch.nn.BatchNorm2d`.
+        activation: applied last, such as "relu".
+
+    Raises:
+        StatisticsError: in train mode, one element per channel.
+        Others as in `SlabNorm`.
+
+    Ioffe and Szegedy, "Batch Normalization" (2015), https://arxiv.org/abs/1502.03167
+
+    >>> import slabnorm as sn, torch
+    >>> norm = sn.BatchNorm(3)
+    >>> y = norm(100 + 5 * torch.randn(8, 3, 4, 4))
+    >>> bool(y.mean().abs() < 1e-5), norm.num_batches_tracked
+    (True, tensor(1))
+    """
+
+    _pattern = "n c ... -> c"
+
+
+class InstanceNorm(_PerFeature):
+    """Instance norm, `n c ... -> n c`: one mean and variance per sample and channel, over space.
+
+        y = weight * (x - mean_nc) / sqrt(var_nc + eps) + bias
+
+    Drop-in for `torch.nn.InstanceNorm1d`, `2d` and `3d`: input (N, C, ...), always with a batch axis.
+    With `track_running_stats=True`, eval mode uses the running average over all samples.
+
+    Args:
+        num_features: channels C.
+        eps, momentum, affine, track_running_stats, bias, device, dtype: as in `torch.nn.InstanceNorm2d`.
+        activation: applied last, such as "leaky_relu".
+
+    Raises:
+        As in `SlabNorm`.
+
+    Ulyanov, Vedaldi and Lempitsky, "Instance Normalization" (2016), https://arxiv.org/abs/1607.08022
+
+    >>> import slabnorm as sn, torch
+    >>> y = sn.InstanceNorm(2)(torch.tensor([[[1.0, 3.0], [10.0, 30.0]]]))
+    >>> y.round(decimals=3)
+    tensor([[[-1.,  1.],
+             [-1.,  1.]]])
+    """
+
+    _pattern = "n c ... -> n c"
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = False,
+        track_running_stats: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        activation: str | None = None,
+    ) -> None:
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias,
+            activation=activation,
+        )  # fmt: skip
+
+
+class GroupNorm(SlabNorm):
+    """Group norm, `n (g c) ... -> n g`: one mean and variance per sample and group of channels.
+
+        y = weight * (x - mean_ng) / sqrt(var_ng + eps) + bias
+
+    Drop-in for `torch.nn.GroupNorm`: input (N, C, ...), weight and bias per channel.
+
+    Args:
+        num_groups: groups g; divides the channels.
+        num_channels: channels C.
+        eps, affine, bias, device, dtype: as in `torch.nn.GroupNorm`.
+        activation: applied last, such as "silu".
+
+    Raises:
+        OptionError: the groups do not divide the channels.
+        Others as in `SlabNorm`.
+
+    Wu and He, "Group Normalization" (2018), https://arxiv.org/abs/1803.08494
+
+    >>> import slabnorm as sn, torch
+    >>> sn.GroupNorm(2, 6)(torch.randn(4, 6, 5)).shape
+    torch.Size([4, 6, 5])
+    """
+
+    def __init__(
+        self,
+        num_groups: int,
+        num_channels: int,
+        eps: float = 1e-5,
+        affine: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        activation: str | None = None,
+    ) -> None:
+        if num_groups < 1 or num_channels < 1 or num_channels % num_groups:
+            raise OptionError(
+                "the number of groups divides the number of channels",
+                f"{num_groups} groups for {num_channels} channels",
+                f"use one of {', '.join(map(str, _divisors(num_channels)))} groups",
+            )
+        super().__init__(
+            "n (g c) ... -> n g", affine=None if affine else "", bias=bias, eps=eps, activation=activation,
+            device=device, dtype=dtype, g=num_groups, c=num_channels // num_groups,
+        )  # fmt: skip
+        self.num_groups, self.num_channels, self.affine = num_groups, num_channels, affine
+
+    def extra_repr(self) -> str:
+        """Return the arguments as `torch.nn` writes them."""
+        return (
+            f"{self.num_groups}, {self.num_channels}, eps={self.eps}, affine={self.affine}, "
+            f"bias={self.bias is not None}"
+        ) + self._activation_repr()
+
+
+class _Trailing(SlabNorm):
+    """What layer and RMS norm share: slabs over the last axes, weight of their shape."""
+
+    def __init__(
+        self, normalized_shape: int | Sequence[int], eps: float | None, elementwise_affine: bool, **options: Any
+    ) -> None:
+        shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+        if not shape:
+            raise OptionError("normalized_shape has at least one axis", repr(normalized_shape), "give a size")
+        # One axis is `c`, a token's features; several get numbers.
+        names = ["c"] if len(shape) == 1 else [f"d{i}" for i in range(len(shape))]
+        axes = " ".join(names)
+        super().__init__(
+            f"... {axes} -> ...", affine=axes if elementwise_affine else "", eps=eps,
+            **options, **dict(zip(names, shape, strict=True)),
+        )  # fmt: skip
+        self.normalized_shape, self.elementwise_affine = shape, elementwise_affine
+
+    def extra_repr(self) -> str:
+        """Return the arguments as `torch.nn` writes them."""
+        return (
+            f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={self.elementwise_affine}"
+        ) + self._activation_repr()
+
+
+class LayerNorm(_Trailing):
+    """Layer norm, `... c -> ...`: one mean and variance per token, over its features.
+
+        y = weight * (x - mean) / sqrt(var + eps) + bias
+
+    Drop-in for `torch.nn.LayerNorm`: statistics over the last axes, weight and bias of their shape.
+    For a whole sample of an image, with weight per channel, use `SlabNorm("n c ... -> n", c=channels)`.
+
+    Args:
+        normalized_shape: the sizes of the last axes, or one size.
+        eps, elementwise_affine, bias, device, dtype: as in `torch.nn.LayerNorm`.
+        activation: applied last.
+
+    Raises:
+        As in `SlabNorm`.
+
+    Ba, Kiros and Hinton, "Layer Normalization" (2016), https://arxiv.org/abs/1607.06450
+
+    >>> import slabnorm as sn, torch
+    >>> sn.LayerNorm(16)(torch.randn(2, 5, 16)).shape
+    torch.Size([2, 5, 16])
+    """
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: str | None = None,
+    ) -> None:
+        super().__init__(
+            normalized_shape, eps, elementwise_affine, bias=bias, activation=activation, device=device, dtype=dtype
+        )
+
+    def extra_repr(self) -> str:
+        """Return the arguments as `torch.nn` writes them."""
+        return (
+            f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={self.elementwise_affine}, "
+            f"bias={self.bias is not None}"
+        ) + self._activation_repr()
+
+
+class RMSNorm(_Trailing):
+    """RMS norm, `... c -> ...` without centring: one mean square per token, over its features.
+
+        y = weight * x / sqrt(mean(x^2) + eps)
+
+    Drop-in for `torch.nn.RMSNorm`.
+
+    Args:
+        normalized_shape: the sizes of the last axes, or one size.
+        eps: added to the mean square; None: the input dtype's epsilon.
+        elementwise_affine, device, dtype: as in `torch.nn.RMSNorm`.
+        activation: applied last.
+
+    Raises:
+        As in `SlabNorm`.
+
+    Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019), https://arxiv.org/abs/1910.07467
+
+    >>> import slabnorm as sn, torch
+    >>> sn.RMSNorm(2, eps=0.0)(torch.tensor([[3.0, 4.0]])).round(decimals=4)
+    tensor([[0.8485, 1.1314]], grad_fn=<RoundBackward1>)
+    """
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float | None = None,
+        elementwise_affine: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: str | None = None,
+    ) -> None:
+        super().__init__(
+            normalized_shape, eps, elementwise_affine, bias=False, center=False, activation=activation,
+            device=device, dtype=dtype,
+        )  # fmt: skip
+
+
+def _divisors(number: int) -> list[int]:
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0][:12]

@@ -1,0 +1,136 @@
+"""SlabNorm: any norm as a layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slabnorm.errors import PatternError
+from slabnorm.functional import check_eps, check_fits, check_input, run
+from slabnorm.kernels import traced
+from slabnorm.kernels.activation import check_activation
+from slabnorm.nn.running import RunningStatistics
+from slabnorm.pattern import Pattern, parse
+from slabnorm.slab import plan
+
+
+class SlabNorm(RunningStatistics):
+    """Normalise over the slabs that a pattern names, with learned weight and bias.
+
+        y = activation(weight * (x - mean_S) / sqrt(var_S + eps) + bias + residual)
+
+    A pattern without the first axis on the right pools over samples. Such a layer has running
+    statistics and two modes: train mode uses the batch and updates them, eval mode uses them only,
+    so that its output for a sample does not depend on the other samples.
+
+    Args:
+        pattern: every axis of the input, "->", the axes that keep statistics of their own.
+        affine: the axes of weight and bias; by default the axis that contains `c`; "" for none.
+        bias: False leaves the bias out.
+        eps: added to the variance, in squared units of the input; None: the input dtype's epsilon.
+        momentum: the weight of the new batch in the running statistics, 0 to 1; None: the average of
+            all batches, weighted by their counts.
+        center: False leaves the mean where it is (RMS norm).
+        activation: applied last: relu, leaky_relu, silu, gelu, gelu_tanh, sigmoid, tanh, hardswish.
+        track_running_stats: whether there are running statistics; by default if the pattern pools samples.
+        device, dtype: of weight and bias. Running statistics are float32 at least.
+        **sizes: sizes of the axes of weight, bias and running statistics, and of split axes.
+
+    Shapes:
+        Input and output: any shape that fits the pattern. `residual` (optional): the input's shape.
+
+    Raises:
+        PatternError: the pattern is wrong or a size is missing.
+        OptionError: an argument is out of its range.
+        ShapeError, DtypeError, DeviceError, StatisticsError: at a call, as in `slabnorm.normalize`.
+
+    Batch norm: Ioffe and Szegedy, "Batch Normalization" (2015); group norm: Wu and He (2018).
+
+    >>> import slabnorm as sn, torch
+    >>> norm = sn.SlabNorm("n (g c) h w -> n g", g=2, c=4, activation="relu")
+    >>> norm(torch.randn(3, 8, 5, 5)).shape
+    torch.Size([3, 8, 5, 5])
+    >>> norm
+    SlabNorm('n (g c) h w -> n g', g=2, c=4, eps=1e-05, activation='relu')
+    """
+
+    def __init__(
+        self,
+        pattern: str | Pattern,
+        *,
+        affine: str | None = None,
+        bias: bool = True,
+        eps: float | None = 1e-5,
+        momentum: float | None = 0.1,
+        center: bool = True,
+        activation: str | None = None,
+        track_running_stats: bool | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        **sizes: int,
+    ) -> None:
+        super().__init__()
+        self.pattern = pattern if isinstance(pattern, Pattern) else parse(pattern)
+        if eps is not None:
+            check_eps(eps)
+        check_activation(activation)
+        self.sizes, self.eps, self.center, self.activation = sizes, eps, center, activation
+        self.affine_axes = self.pattern.affine(affine)
+        if affine is None and not self.affine_axes:
+            raise PatternError(
+                "weight and bias vary along the axis that contains `c`",
+                f'"{self.pattern}", which has none',
+                'name the axes, as in affine="h w", or use affine="" for no weight and bias',
+            )
+        shape = self.pattern.sizes_of(self.affine_axes, sizes, "weight and bias")
+        for name, wanted in (("weight", bool(shape)), ("bias", bool(shape) and bias)):
+            value = nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) if wanted else None
+            self.register_parameter(name, value)
+        tracks = self.pattern.pools_samples if track_running_stats is None else track_running_stats
+        running = self.pattern.sizes_of(self.pattern.running, sizes, "the running statistics") if tracks else None
+        self._init_running(running, momentum, device, dtype)
+        self._sizes = tuple(sorted(sizes.items()))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set weight to 1 and bias to 0, and forget the running statistics."""
+        self.reset_running_stats()
+        if self.weight is not None:
+            nn.init.ones_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Return the normalised input; with a residual, added before the activation."""
+        check_input(x, "x")
+        slab = plan(self.pattern, self.affine_axes, tuple(x.shape), self._sizes)
+        for name, tensor in (("weight", self.weight), ("bias", self.bias)):
+            if tensor is not None:
+                check_fits(name, tensor, slab.affine.shape, x, self.pattern)
+        if residual is not None:
+            check_fits("residual", residual, tuple(x.shape), x, self.pattern)
+        if not traced():
+            self._warn_modes(self.pattern.pools_samples)
+        eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
+        given = self._running(slab)
+        y, found = run(
+            x, slab, self.weight, self.bias, eps, self.center, given, self.activation, residual
+        )
+        if self.training and found is not None:
+            self._track(found, slab, self.center)
+        return y
+
+    def extra_repr(self) -> str:
+        """Return the arguments that differ from one layer to the next."""
+        parts = [repr(self.pattern.text), *(f"{name}={size}" for name, size in self.sizes.items())]
+        parts.append(f"eps={self.eps}")
+        if self.track_running_stats:
+            parts.append(f"momentum={self.momentum}")
+        if not self.center:
+            parts.append("center=False")
+        return ", ".join(parts) + self._activation_repr()
+
+    def _activation_repr(self) -> str:
+        return f", activation={self.activation!r}" if self.activation else ""

@@ -1,0 +1,299 @@
+"""The notation: "n c h w -> c" as text in, an immutable Pattern out. Text only, no tensors.
+
+    pattern  =  left "->" right
+    left     =  item+             every axis of x, in order; the first is the sample axis
+    right    =  item*             the axes that keep statistics of their own; the rest is pooled
+    item     =  name | "(" name+ ")" | "..."
+
+`(g c)` splits one axis in two, g outermost; `...` stands for any number of axes. Sizes are
+keywords, as in einops. On the right `(g c)` makes one axis of the two again.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import NoReturn
+
+from slabnorm.errors import PatternError, ShapeError
+
+ELLIPSIS = "..."
+Item = tuple[str, ...]  # the names in one axis: ("c",), ("g", "c") or ("...",)
+
+_TOKEN = re.compile(r"\s*(?:(?P<arrow>->)|(?P<dots>\.\.\.)|(?P<name>[^\W\d]\w*)|(?P<bracket>[()]))")
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A parsed pattern. Make one with `parse`; equal texts give the same object.
+
+    Attributes:
+        text: the text it was parsed from.
+        left: the axes of the tensor, each a tuple of names.
+        right: the axes of the statistics, each a tuple of names.
+    """
+
+    text: str
+    left: tuple[Item, ...]
+    right: tuple[Item, ...]
+
+    def __str__(self) -> str:
+        return self.text
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Every name on the left, in order, brackets opened."""
+        return tuple(name for item in self.left for name in item)
+
+    @cached_property
+    def kept(self) -> frozenset[str]:
+        """The names on the right: the axes along which statistics differ."""
+        return frozenset(name for item in self.right for name in item)
+
+    @cached_property
+    def sample(self) -> Item:
+        """The first item: the sample axis."""
+        return self.left[0]
+
+    @cached_property
+    def pools_samples(self) -> bool:
+        """Whether statistics depend on the other samples, as in batch norm."""
+        return not self.kept.issuperset(self.sample)
+
+    @cached_property
+    def running(self) -> tuple[Item, ...]:
+        """The axes of running statistics: the right side without the sample axis."""
+        items = (tuple(name for name in item if name not in self.sample) for item in self.right)
+        return tuple(item for item in items if item)
+
+    @cached_property
+    def default_affine(self) -> tuple[Item, ...]:
+        """Where weight and bias vary unless told otherwise: the axis that contains `c`, or none."""
+        return tuple(item for item in self.left if "c" in item)
+
+    def affine(self, text: str | None) -> tuple[Item, ...]:
+        """Parse where weight and bias vary: "c h w", "(g c)", or "" for no weight and bias.
+
+        Raises:
+            PatternError: the text is malformed or names an axis that is not on the left.
+        """
+        return self.default_affine if text is None else _parse_affine(self, text)
+
+    def sizes_of(self, items: tuple[Item, ...], sizes: dict[str, int], what: str) -> tuple[int, ...]:
+        """Return the shape that `items` have, from the sizes alone.
+
+        Raises:
+            PatternError: a size is missing, below 1, or belongs to no axis.
+        """
+        self.check_sizes(sizes)
+        for name in (name for item in items for name in item):
+            if name not in sizes:
+                raise PatternError(
+                    f"the size of every axis of {what} is given when the layer is made",
+                    f'"{self.text}" without the size of {name!r}',
+                    f"add {name}=<size>",
+                )
+        return tuple(_product(sizes[name] for name in item) for item in items)
+
+    def check_sizes(self, sizes: dict[str, int]) -> None:
+        """Raise PatternError unless every size is a positive integer of an axis on the left."""
+        for name, size in sizes.items():
+            if name not in self.names or name == ELLIPSIS:
+                known = [known for known in self.names if known != ELLIPSIS]
+                raise PatternError(
+                    "a size belongs to an axis of the pattern",
+                    f'{name}={size!r} for "{self.text}"',
+                    _suggest(name, known),
+                )
+            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+                raise PatternError(
+                    "a size is a positive integer",
+                    f'{name}={size!r} for "{self.text}"',
+                    f"give {name} a size of 1 or more",
+                )
+
+    def bind(self, shape: tuple[int, ...], sizes: dict[str, int]) -> tuple[tuple[str, int], ...]:
+        """Return name and size of every axis of a tensor of this shape, brackets opened.
+
+        The axes that `...` stands for are called "...0", "...1", and so on.
+
+        Raises:
+            ShapeError: the shape does not fit the pattern.
+            PatternError: two sizes of one bracket are unknown, or a size belongs to no axis.
+        """
+        self.check_sizes(sizes)
+        axes = self._expand(shape)
+        bound: list[tuple[str, int]] = []
+        for position, (item, size) in enumerate(zip(axes, shape, strict=True)):
+            bound.extend(zip(item, self._split(item, size, position, shape, sizes), strict=True))
+        return tuple(bound)
+
+    def _expand(self, shape: tuple[int, ...]) -> list[Item]:
+        fixed = len(self.left) - (ELLIPSIS in self.names)
+        spare = len(shape) - fixed
+        if spare < 0 or (spare > 0 and ELLIPSIS not in self.names):
+            at_least = "at least " if ELLIPSIS in self.names else ""
+            raise ShapeError(
+                f"the pattern names {at_least}{fixed} axes, the tensor has {len(shape)}",
+                f'shape {shape} for "{self.text}"',
+                "name every axis of the tensor on the left, or use `...` for any number of them",
+            )
+        axes: list[Item] = []
+        for item in self.left:
+            axes.extend([(f"...{i}",) for i in range(spare)] if item == (ELLIPSIS,) else [item])
+        return axes
+
+    def _split(
+        self, item: Item, size: int, position: int, shape: tuple[int, ...], sizes: dict[str, int]
+    ) -> list[int]:
+        unknown = [name for name in item if name not in sizes]
+        known = _product(sizes[name] for name in item if name in sizes)
+        bracket = item[0] if len(item) == 1 else f"({' '.join(item)})"
+        if len(unknown) > 1:
+            raise PatternError(
+                f"all sizes but one of {bracket} must be given",
+                f'"{self.text}" without the sizes of {" and ".join(unknown)}',
+                f"add {unknown[0]}=<size>",
+            )
+        if size % known if unknown else size != known:
+            given = ", ".join(f"{name}={sizes[name]}" for name in item if name in sizes)
+            rule = f"axis {position}, {bracket}, has size {size}, which is not "
+            rule += f"divisible by {known}" if unknown else str(known)
+            raise ShapeError(
+                rule,
+                f'shape {shape} for "{self.text}" with {given}',
+                "give sizes whose product is the size of the axis",
+            )
+        return [sizes.get(name, size // known) for name in item]
+
+
+@lru_cache(maxsize=4096)
+def parse(text: str) -> Pattern:
+    """Parse a pattern such as "n (g c) ... -> n g".
+
+    Args:
+        text: every axis of the tensor, "->", the axes that keep statistics of their own.
+
+    Returns:
+        The Pattern; the same object for the same text.
+
+    Raises:
+        PatternError: the text breaks the notation; the message marks the place.
+
+    >>> parse("n (g c) ... -> n g").left
+    (('n',), ('g', 'c'), ('...',))
+    >>> parse("n c h w -> c").pools_samples
+    True
+    """
+    if not isinstance(text, str):
+        raise PatternError("a pattern is text", repr(text), 'write it as "n c h w -> c"')
+    tokens = _tokenize(text)
+    arrows = [at for kind, _, at in tokens if kind == "arrow"]
+    if not arrows:
+        _fail(text, len(text), "a pattern has an arrow", 'write "axes -> kept axes", as "n c h w -> c"')
+    if len(arrows) > 1:
+        _fail(text, arrows[1], "a pattern has one arrow", "leave one '->'", 2)
+    left = _items(text, [token for token in tokens if token[2] < arrows[0]])
+    right = _items(text, [token for token in tokens if token[2] > arrows[0]])
+    if not left:
+        _fail(text, arrows[0], "the left of '->' names every axis", 'name them, as "n c h w"', 2)
+    known = [name for item, _ in left for name in item]
+    _check_known(text, right, known, "on the right of '->'")
+    return Pattern(text, tuple(item for item, _ in left), tuple(item for item, _ in right))
+
+
+@lru_cache(maxsize=4096)
+def _parse_affine(pattern: Pattern, text: str) -> tuple[Item, ...]:
+    if not isinstance(text, str):
+        raise PatternError("affine is text", repr(text), 'name the axes as in "c h w"; "" for none')
+    tokens = _tokenize(text)
+    for kind, value, at in tokens:
+        if kind in ("arrow", "dots"):
+            _fail(text, at, "affine names axes of a fixed size", "name them one by one", len(value))
+    items = _items(text, tokens)
+    _check_known(text, items, list(pattern.names), f'of affine in "{pattern.text}"')
+    return tuple(item for item, _ in items)
+
+
+def _tokenize(text: str) -> list[tuple[str, str, int]]:
+    tokens, at = [], 0
+    end = len(text.rstrip())
+    while at < end:
+        match = _TOKEN.match(text, at)
+        if match is None:
+            bad = at + len(text[at:]) - len(text[at:].lstrip())
+            fixes = {".": "write '...', three dots", "…": "write '...', three dots", "-": "write '->'"}
+            if text[bad].isdigit():
+                _fail(text, bad, "a name does not begin with a digit", "name the axis and give its size as a keyword")
+            fix = fixes.get(text[bad], "use names, '(', ')', '...' and '->'")
+            _fail(text, bad, f"{text[bad]!r} has no meaning in a pattern", fix)
+        kind = str(match.lastgroup)
+        tokens.append((kind, match.group(kind), match.start(kind)))
+        at = match.end()
+    return tokens
+
+
+def _items(text: str, tokens: list[tuple[str, str, int]]) -> list[tuple[Item, int]]:
+    """Group tokens into items; every item with its place in the text."""
+    items: list[tuple[Item, int]] = []
+    seen: set[str] = set()
+    group: list[str] | None = None
+    opened = 0
+    for kind, value, at in tokens:
+        if value == "(":
+            if group is not None:
+                _fail(text, at, "brackets do not nest", "close the first bracket before the next")
+            group, opened = [], at
+        elif value == ")":
+            if group is None:
+                _fail(text, at, "this bracket was never opened", "remove it, or open it with '('")
+            if not group:
+                _fail(text, opened, "a bracket holds at least one name", "remove it, or name axes in it", 2)
+            items.append((tuple(group), opened))
+            group = None
+        else:
+            if value in seen:
+                _fail(text, at, f"{value!r} is named twice", "give every axis a name of its own", len(value))
+            if kind == "dots" and group is not None:
+                _fail(text, at, "'...' stands alone, not in a bracket", "take it out of the bracket", 3)
+            seen.add(value)
+            if group is None:
+                items.append(((value,), at))
+            else:
+                group.append(value)
+    if group is not None:
+        _fail(text, opened, "this bracket is never closed", "close it with ')'")
+    return items
+
+
+def _check_known(text: str, items: list[tuple[Item, int]], known: list[str], where: str) -> None:
+    for item, at in items:
+        for name in item:
+            if name not in known:
+                # In a bracket the place of the name is found again, whole words only.
+                found = re.compile(rf"(?<!\w){re.escape(name)}(?!\w)").search(text, at)
+                place = found.start() if found else at
+                rule = f"axis {name!r} {where} is not on the left"
+                _fail(text, place, rule, _suggest(name, known), len(name))
+
+
+def _suggest(name: str, known: list[str]) -> str:
+    from difflib import get_close_matches  # only on the way to an error
+
+    close = [other for other in known if other.lower() == name.lower()] or get_close_matches(name, known, 1)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"name one of {', '.join(known)}" if known else "this pattern has no named axis"
+
+
+def _fail(text: str, at: int, rule: str, fix: str, length: int = 1) -> NoReturn:
+    # The marks stand under the quoted text, whose line begins with "  got: ".
+    raise PatternError(rule, f"{text}\n       {' ' * at}{'^' * length}", fix)
+
+
+def _product(numbers: object) -> int:
+    product = 1
+    for number in numbers:  # type: ignore[attr-defined]
+        product *= number
+    return product

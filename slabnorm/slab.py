@@ -1,0 +1,203 @@
+"""A slab: a pattern meets a shape. Counts, cells, and how they lie in memory; worked out once, cached.
+
+A *slab* is a set of elements that share statistics. A *cell* is a maximal set of elements that share
+both their slab and their weight and bias. Small tensors (statistics, weight, bias) travel in two
+forms: *gathered*, the shape a user sees, and *spread*, which broadcasts against the split input.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+from torch import Tensor
+
+from slabnorm.pattern import ELLIPSIS, Item, Pattern
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Some axes of a split tensor, in an order of their own, with some of them joined to one.
+
+    Attributes:
+        dims: positions in the split tensor, in the order of the gathered form.
+        shape: the gathered form, joined axes as one.
+        split: the shape of the whole split tensor.
+    """
+
+    dims: tuple[int, ...]
+    shape: tuple[int, ...]
+    split: tuple[int, ...]
+
+    def spread(self, gathered: Tensor) -> Tensor:
+        """Turn a tensor of `shape` into one that broadcasts against the split tensor."""
+        order = sorted(range(len(self.dims)), key=self.dims.__getitem__)
+        opened = gathered.reshape([self.split[dim] for dim in self.dims]).permute(order)
+        return opened.reshape([size if dim in self.dims else 1 for dim, size in enumerate(self.split)])
+
+    def gather(self, spread: Tensor) -> Tensor:
+        """Turn a broadcasting tensor, of size 1 along all other axes, back into one of `shape`."""
+        ordered = sorted(self.dims)
+        opened = spread.reshape([self.split[dim] for dim in ordered])
+        return opened.permute([ordered.index(dim) for dim in self.dims]).reshape(self.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Slab:
+    """The plan of one call: a pattern bound to a shape.
+
+    Attributes:
+        pattern: the pattern.
+        split: the shape of x with every bracket opened.
+        kept: the axes of the statistics.
+        affine: the axes of weight and bias; no dims where the call has neither.
+        running: the axes of running statistics: kept without the sample axis.
+    """
+
+    pattern: Pattern
+    split: tuple[int, ...]
+    kept: Axes
+    affine: Axes
+    running: Axes
+
+    @cached_property
+    def pooled(self) -> tuple[int, ...]:
+        """The dims of the split tensor that a statistic pools over."""
+        return tuple(dim for dim in range(len(self.split)) if dim not in self.kept.dims)
+
+    @cached_property
+    def not_affine(self) -> tuple[int, ...]:
+        """The dims of the split tensor along which weight and bias are constant."""
+        return tuple(dim for dim in range(len(self.split)) if dim not in self.affine.dims)
+
+    @cached_property
+    def count(self) -> int:
+        """Elements in a slab."""
+        return math.prod(self.split[dim] for dim in self.pooled)
+
+    @cached_property
+    def slabs(self) -> int:
+        """Number of slabs."""
+        return math.prod(self.kept.shape)
+
+    @cached_property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.split)
+
+    def cells(self, dims: tuple[int, ...]) -> Cells | None:
+        """Return how cells lie in memory when the dims of x are stored in this order, outermost first.
+
+        None where they do not lie in the form of Cells.
+        """
+        cache: dict[tuple[int, ...], Cells | None] = self.__dict__.setdefault("_cells", {})
+        if dims not in cache:
+            cache[dims] = _find_cells(self, dims)
+        return cache[dims]
+
+    @cached_property
+    def parts(self) -> tuple[int, ...]:
+        """How many dims of the split tensor each dim of x became."""
+        left = self.pattern.left
+        dots = len(self.split) - sum(len(item) for item in left if item != (ELLIPSIS,))
+        parts: list[int] = []
+        for item in left:
+            parts.extend([1] * dots if item == (ELLIPSIS,) else [len(item)])
+        return tuple(parts)
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """Memory as four nested loops (A, O, C, I): cells outside, pooled, cells inside, pooled inside.
+
+    Cell number a * C + c holds the elements [a, :, c, :]. Batch norm in NCHW is (1, N, C, HW), in
+    NHWC (1, NHW, C, 1); group norm in NCHW (1, 1, NC, HW), in NHWC (N, HW, C, 1).
+
+    Attributes:
+        loops: (A, O, C, I).
+        slab_of: the slab of each cell, counted in the order of the gathered statistics.
+        affine_of: the element of weight and bias of each cell.
+    """
+
+    loops: tuple[int, int, int, int]
+    slab_of: np.ndarray
+    affine_of: np.ndarray
+
+
+def _find_cells(slab: Slab, dims: tuple[int, ...]) -> Cells | None:
+    starts = np.cumsum((0, *slab.parts))
+    order = [part for dim in dims for part in range(starts[dim], starts[dim + 1])]
+    cell_dims = set(slab.kept.dims) | set(slab.affine.dims)
+    runs: list[list[int]] = []  # neighbouring dims of the same kind, as one loop
+    kinds: list[bool] = []  # whether the loop runs over cells
+    for dim in (dim for dim in order if slab.split[dim] != 1):
+        if not kinds or kinds[-1] != (dim in cell_dims):
+            kinds.append(dim in cell_dims)
+            runs.append([])
+        runs[-1].append(dim)
+    sizes = [math.prod(slab.split[dim] for dim in run) for run in runs]
+    # Fill the four loops from the inside: I and O pool, C and A run over cells.
+    loops, at = [1, 1, 1, 1], 3
+    for kind, size in zip(reversed(kinds), reversed(sizes), strict=True):
+        if kind != (at % 2 == 0):
+            at -= 1
+        if at < 0:
+            return None
+        loops[at] = size
+        at -= 1
+    index = [dim for dim in order if dim in cell_dims]
+    return Cells((loops[0], loops[1], loops[2], loops[3]), _owners(slab, slab.kept, index),
+                 _owners(slab, slab.affine, index))  # fmt: skip
+
+
+def _owners(slab: Slab, axes: Axes, cell_dims: list[int]) -> np.ndarray:
+    """Return, for every cell in memory order, its index in the gathered form of `axes`."""
+    numbers = np.arange(math.prod(axes.shape)).reshape([slab.split[dim] for dim in axes.dims])
+    order = [dim for dim in cell_dims if dim in axes.dims]
+    numbers = numbers.transpose([axes.dims.index(dim) for dim in order])
+    numbers = numbers.reshape([slab.split[dim] if dim in axes.dims else 1 for dim in cell_dims])
+    full = np.broadcast_to(numbers, [slab.split[dim] for dim in cell_dims])
+    return np.ascontiguousarray(full).reshape(-1)
+
+
+@lru_cache(maxsize=1024)
+def plan(
+    pattern: Pattern, affine: tuple[Item, ...], shape: tuple[int, ...], sizes: tuple[tuple[str, int], ...]
+) -> Slab:
+    """Bind a pattern to a shape.
+
+    Args:
+        pattern: from `pattern.parse`.
+        affine: where weight and bias vary, from `Pattern.affine`; () if the call has neither.
+        shape: the shape of x.
+        sizes: the sizes given as keywords, as sorted pairs.
+
+    Raises:
+        ShapeError: the shape does not fit the pattern.
+        PatternError: the sizes do not fit the pattern.
+
+    >>> from slabnorm.pattern import parse
+    >>> slab = plan(parse("n (g c) h w -> n g"), (("g", "c"),), (2, 6, 4, 4), (("g", 3),))
+    >>> slab.split, slab.kept.shape, slab.affine.shape, slab.count
+    ((2, 3, 2, 4, 4), (2, 3), (6,), 32)
+    """
+    bound = pattern.bind(shape, dict(sizes))
+    dims: dict[str, list[int]] = {}
+    for dim, (name, _) in enumerate(bound):
+        dims.setdefault(ELLIPSIS if name.startswith(ELLIPSIS) else name, []).append(dim)
+    split = tuple(size for _, size in bound)
+
+    def axes(items: tuple[Item, ...]) -> Axes:
+        joined: list[list[int]] = []
+        for item in items:
+            if item == (ELLIPSIS,):
+                joined.extend([dim] for dim in dims.get(ELLIPSIS, []))
+            else:
+                joined.append([dim for name in item for dim in dims[name]])
+        flat = tuple(dim for part in joined for dim in part)
+        return Axes(flat, tuple(math.prod(split[dim] for dim in part) for part in joined), split)
+
+    return Slab(pattern, split, axes(pattern.right), axes(affine), axes(pattern.running))
+
