@@ -147,6 +147,8 @@ def _find_cells(slab: Slab, dims: tuple[int, ...]) -> Cells | None:
             return None
         loops[at] = size
         at -= 1
+    if loops[1] * loops[3] == 1:
+        return None  # a cell of one element: there is nothing to reduce
     index = [dim for dim in order if dim in cell_dims]
     return Cells((loops[0], loops[1], loops[2], loops[3]), _owners(slab, slab.kept, index),
                  _owners(slab, slab.affine, index))  # fmt: skip

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from slabnorm.kernels import loops
-from slabnorm.slab import Cells, Slab
+from slabnorm.slab import Axes, Cells, Slab
 
 if TYPE_CHECKING:
     from slabnorm.kernels import Statistics
@@ -56,10 +56,8 @@ def takes(x: Tensor, slab: Slab) -> bool:
 def statistics(x: Tensor, slab: Slab) -> tuple[Tensor, Tensor | None, Tensor]:
     """Return mean, None, and the sum of squared deviations of every slab."""
     cells, (flat,) = _open(x, (x,), slab)
-    shift = loops.firsts(flat, cells.loops)
-    s1, s2 = loops.reduce(flat, None, shift, cells.loops)
-    mean, m2 = _merge(s1, s2, shift, cells, slab)
-    return torch.from_numpy(mean).view(slab.kept.shape), None, torch.from_numpy(m2).view(slab.kept.shape)
+    mean, m2 = loops.statistics(flat, cells.loops, cells.slab_of, slab.slabs)
+    return _gathered(mean, slab.kept), None, _gathered(m2, slab.kept)
 
 
 def apply(
@@ -68,10 +66,9 @@ def apply(
     """Return y = (x - mean) * rstd * weight + bias."""
     y = torch.empty_like(x)
     cells, (flat, out) = _open(x, (x, y), slab)
-    scale, shift = _scale_and_shift(stats, weight, cells)
-    zero = np.zeros_like(scale)
-    offset = zero if bias is None else _small(bias)[cells.affine_of]
-    loops.apply(flat, None, out, cells.loops, (scale, zero, shift, offset))
+    mean, rstd = _small(stats.mean), _small(stats.rstd)
+    weights, biases = _per_affine(weight, 1.0, slab), _per_affine(bias, 0.0, slab)
+    loops.apply(flat, out, cells.loops, cells.slab_of, cells.affine_of, mean, rstd, weights, biases)
     return y.to(dtype)
 
 
@@ -80,14 +77,12 @@ def sums(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return s1, s2 per slab and dweight, dbias; see eager.sums."""
     cells, (flat, upstream) = _open(x, (x, _like(dy, x)), slab)
-    p, q = loops.reduce(upstream, flat, _small(stats.mean)[cells.slab_of], cells.loops)
-    q *= _small(stats.rstd)[cells.slab_of]
-    dweight, dbias = (_total(t, cells.affine_of, slab.affine.shape) for t in (q, p))
-    if weight is not None:
-        scale = _small(weight)[cells.affine_of]
-        p, q = p * scale, q * scale
-    s1, s2 = (_total(t, cells.slab_of, slab.kept.shape) for t in (p, q))
-    return s1, s2, dweight, dbias
+    s1, s2, dweight, dbias = loops.sums(
+        upstream, flat, cells.loops, cells.slab_of, cells.affine_of, _small(stats.mean), _small(stats.rstd),
+        _per_affine(weight, 1.0, slab),
+    )  # fmt: skip
+    kept, affine = slab.kept, slab.affine
+    return _gathered(s1, kept), _gathered(s2, kept), _gathered(dweight, affine), _gathered(dbias, affine)
 
 
 def gradient(
@@ -102,54 +97,15 @@ def gradient(
     """Return dx = rstd * (weight * dy - c1 - z * c2); without c1 and c2, of statistics held fixed."""
     dx = torch.empty_like(x)
     cells, (flat, upstream, out) = _open(x, (x, _like(dy, x), dx), slab)
-    scale, shift = _scale_and_shift(stats, weight, cells)
-    zero, rstd = np.zeros_like(scale), _small(stats.rstd)
-    offset = zero if c1 is None else (-rstd * _small(c1))[cells.slab_of]
-    if c2 is None:
-        loops.apply(upstream, None, out, cells.loops, (scale, zero, zero, offset))
+    mean, rstd, weights = _small(stats.mean), _small(stats.rstd), _per_affine(weight, 1.0, slab)
+    where = cells.loops, cells.slab_of, cells.affine_of
+    if c1 is None and c2 is None:
+        # rstd * weight * dy: apply, around nothing; x is not read.
+        loops.apply(upstream, out, *where, np.zeros_like(mean), rstd, weights, np.zeros_like(weights))
     else:
-        slope = (-rstd * rstd * _small(c2))[cells.slab_of]
-        loops.apply(upstream, flat, out, cells.loops, (scale, slope, shift, offset))
+        means = [np.zeros_like(mean) if c is None else _small(c) for c in (c1, c2)]
+        loops.gradient(upstream, flat, out, *where, mean, rstd, weights, *means)
     return dx
-
-
-def _merge(
-    s1: np.ndarray, s2: np.ndarray, shift: np.ndarray, cells: Cells, slab: Slab
-) -> tuple[np.ndarray, np.ndarray]:
-    """Merge the shifted sums of cells of equal size into mean and m2 of slabs."""
-    count = slab.numel // shift.size
-    mean, m2 = shift + s1 / count, s2 - s1 * s1 / count
-    if shift.size > slab.slabs:
-        # Around one cell's mean per slab, so that equal cells merge without a rounding.
-        around = np.empty(slab.slabs)
-        around[cells.slab_of] = mean
-        apart = mean - around[cells.slab_of]
-        share = shift.size // slab.slabs
-        low = np.bincount(cells.slab_of, apart, slab.slabs) / share
-        apart -= low[cells.slab_of]
-        m2 = np.bincount(cells.slab_of, m2 + count * apart * apart, slab.slabs)
-        mean = around + low
-    else:
-        mean, m2 = _ordered(mean, cells), _ordered(m2, cells)
-    # Rounding can leave less than nothing of a constant slab's m2; NaN stays NaN.
-    return mean, np.maximum(m2, 0.0)
-
-
-def _ordered(values: np.ndarray, cells: Cells) -> np.ndarray:
-    ordered = np.empty_like(values)
-    ordered[cells.slab_of] = values
-    return ordered
-
-
-def _total(values: np.ndarray, owner: np.ndarray, shape: tuple[int, ...]) -> Tensor:
-    return torch.from_numpy(np.bincount(owner, values, math.prod(shape))).view(shape)
-
-
-def _scale_and_shift(
-    stats: Statistics, weight: Tensor | None, cells: Cells
-) -> tuple[np.ndarray, np.ndarray]:
-    scale, shift = _small(stats.rstd)[cells.slab_of], _small(stats.mean)[cells.slab_of]
-    return (scale if weight is None else scale * _small(weight)[cells.affine_of]), shift
 
 
 def _order(x: Tensor) -> tuple[int, ...] | None:
@@ -181,3 +137,11 @@ def _like(dy: Tensor, x: Tensor) -> Tensor:
 
 def _small(values: Tensor) -> np.ndarray:
     return values.detach().to(torch.float64).reshape(-1).numpy()
+
+
+def _per_affine(values: Tensor | None, default: float, slab: Slab) -> np.ndarray:
+    return np.full(math.prod(slab.affine.shape), default) if values is None else _small(values)
+
+
+def _gathered(values: np.ndarray, axes: Axes) -> Tensor:
+    return torch.from_numpy(values).view(axes.shape)

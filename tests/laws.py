@@ -1,0 +1,169 @@
+"""The laws that every norm obeys, and the oracle they are checked against.
+
+The oracle is NumPy in extended precision, two passes, from the already rounded input. It shares no
+code with slabnorm: what a norm pools over is spelled out in cases.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import slabnorm as sn
+from tests.cases import Case
+
+EPS = 1e-5
+LONG = np.longdouble
+
+
+@dataclass
+class Exact:
+    """What the oracle says; dx and the terms of dweight and dbias are for the given upstream gradient."""
+
+    y: np.ndarray
+    dx: np.ndarray
+    dweight: np.ndarray
+    dbias: np.ndarray
+    weight_terms: np.ndarray
+    bias_terms: np.ndarray
+    kappa: float
+
+
+def long(x: Tensor) -> np.ndarray:
+    return x.detach().double().numpy().astype(LONG)
+
+
+def oracle(case: Case, x: Tensor, weight: Tensor, bias: Tensor, dy: Tensor, eps: float = EPS) -> Exact:
+    wide, g = (long(t).reshape(case.split) for t in (x, dy))
+    shape = [size if dim in case.varying else 1 for dim, size in enumerate(case.split)]
+    order = np.argsort(case.varying)
+
+    def spread(t: Tensor) -> np.ndarray:
+        return long(t).reshape([case.split[dim] for dim in case.varying]).transpose(order).reshape(shape)
+
+    count = np.prod([case.split[dim] for dim in case.pooled])
+    with np.errstate(all="ignore"):
+        mean = wide.sum(case.pooled, keepdims=True) / count
+        if not case.center:
+            mean = np.zeros_like(mean)
+        var = ((wide - mean) ** 2).sum(case.pooled, keepdims=True) / count
+        kappa = float(np.sqrt(1 + np.max(mean**2 / np.where(var > 0, var, np.inf))))
+        rstd = 1 / np.sqrt(var + LONG(eps))
+        z = (wide - mean) * rstd
+        y = z * spread(weight) + spread(bias)
+        gw = g * spread(weight)
+        c1 = gw.sum(case.pooled, keepdims=True) / count if case.center else 0
+        dx = rstd * (gw - c1 - z * (gw * z).sum(case.pooled, keepdims=True) / count)
+    rest = tuple(dim for dim in range(len(case.split)) if dim not in case.varying)
+
+    def total(t: np.ndarray) -> np.ndarray:
+        summed = t.sum(rest)  # dims ascending; back to the order of the weight
+        return summed.transpose(np.argsort(order)).reshape(case.weight_shape)
+
+    return Exact(
+        y.reshape(case.shape), dx.reshape(case.shape), total(g * z), total(g), total(abs(g * z)),
+        total(abs(g)), kappa,
+    )  # fmt: skip
+
+
+@dataclass
+class Run:
+    """One forward and backward of slabnorm with a random upstream gradient."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor
+    dy: Tensor
+    y: Tensor
+    dx: Tensor
+    dweight: Tensor
+    dbias: Tensor
+
+    @property
+    def results(self) -> tuple[Tensor, ...]:
+        return self.y, self.dx, self.dweight, self.dbias
+
+
+def run(case: Case, x: Tensor, eps: float = EPS, plain: bool = False) -> Run:
+    """Run a case on x; `plain` leaves weight at 1 and bias at 0."""
+    generator = torch.Generator().manual_seed(1)
+    half = x.dtype in (torch.float16, torch.bfloat16)
+    dtype = torch.float32 if half else x.dtype
+    weight = 1 + 0.5 * torch.randn(case.weight_shape, generator=generator, dtype=torch.float64)
+    bias = 0.5 * torch.randn(case.weight_shape, generator=generator, dtype=torch.float64)
+    if plain:
+        weight, bias = torch.ones_like(weight), torch.zeros_like(bias)
+    weight, bias = (t.to(dtype).requires_grad_() for t in (weight, bias))
+    dy = torch.randn(case.shape, generator=generator, dtype=torch.float64).to(x.dtype)
+    x = x.detach().requires_grad_()
+    y = sn.normalize(x, case.pattern, weight=weight, bias=bias, eps=eps, **case.options)
+    dx, dweight, dbias = torch.autograd.grad(y, (x, weight, bias), dy)
+    return Run(x, weight, bias, dy, y.detach(), dx, dweight, dbias)
+
+
+# Rounding of one unit in the last place, and the gates of accuracy: (output, input gradient, sums).
+GATES = {torch.float32: (1e-6, 1e-5, 1e-6), torch.float64: (1e-14, 1e-13, 1e-14)}
+
+
+def output_is_exact(case: Case, done: Run, exact: Exact) -> None:
+    """float32: |error| <= 1e-6 max(1, |y|); half precision: 1 unit in the last place."""
+    error = abs(long(done.y) - exact.y)
+    if done.x.dtype in GATES:
+        # float64 has 53 bits for kappa, too: what is left of them is the gate.
+        lost = 1 if done.x.dtype == torch.float32 else max(1.0, exact.kappa / 100)
+        bound = GATES[done.x.dtype][0] * lost * np.maximum(1, abs(exact.y))
+    else:
+        rounded = torch.from_numpy(exact.y.astype(np.float64)).to(done.x.dtype)
+        away = torch.nextafter(rounded.abs().float(), torch.tensor(torch.inf)) * 0 + _ulp(rounded)
+        error = abs(long(done.y) - long(rounded))
+        bound = long(away)
+    assert (error <= bound).all(), f"{case}: {float((error / bound).max()):.3g} times the gate"
+
+
+def _ulp(x: Tensor) -> Tensor:
+    info = torch.finfo(x.dtype)
+    exponent = torch.floor(torch.log2(x.double().abs().clamp(min=info.tiny)))
+    return 2.0**exponent * info.eps
+
+
+def gradients_are_exact(case: Case, done: Run, exact: Exact) -> None:
+    """dx to 1e-5 of the largest; dweight and dbias to 1e-6 of the sum of absolute terms (float32)."""
+    _, of_x, of_sums = GATES[done.x.dtype]
+    scale = abs(exact.dx).max()
+    error = abs(long(done.dx) - exact.dx).max()
+    assert error <= of_x * scale, f"{case} dx: {float(error / (of_x * scale)):.3g} times the gate"
+    for name, got, want, terms in (
+        ("dweight", done.dweight, exact.dweight, exact.weight_terms),
+        ("dbias", done.dbias, exact.dbias, exact.bias_terms),
+    ):
+        error, bound = abs(long(got) - want), of_sums * terms
+        # A float32 cannot be closer than its rounding, nor than the smallest number there is.
+        assert (error <= np.maximum(bound, torch.finfo(got.dtype).tiny)).all(), f"{case} {name}"
+
+
+def constant_gives_bias(case: Case, done: Run) -> None:
+    """A constant slab gives exactly the bias."""
+    shape = [size if dim in case.varying else 1 for dim, size in enumerate(case.split)]
+    order = np.argsort(case.varying).tolist()
+    opened = done.bias.detach().reshape([case.split[dim] for dim in case.varying]).permute(order)
+    want = opened.reshape(shape).expand(case.split).reshape(case.shape)
+    assert torch.equal(done.y, want), f"{case}: off by {(done.y - want).abs().max()}"
+
+
+def only_its_slab(case: Case, clean: Run, dirty: Run, where: int) -> None:
+    """One NaN or inf makes its own slab non-finite, and changes nothing elsewhere."""
+    slab = torch.zeros(case.split, dtype=torch.bool)
+    index = list(np.unravel_index(where, case.split))
+    slab[tuple(slice(None) if dim in case.pooled else i for dim, i in enumerate(index))] = True
+    slab = slab.reshape(case.shape)
+    assert not dirty.y[slab].isfinite().all(), f"{case}: the fault was swallowed"
+    assert torch.equal(dirty.y[~slab], clean.y[~slab]), f"{case}: the fault spread"
+    assert torch.equal(dirty.dx[~slab], clean.dx[~slab]), f"{case}: the fault spread in the gradient"
+
+
+def same_bits(case: Case, first: Run, second: Run) -> None:
+    for a, b in zip(first.results, second.results, strict=True):
+        assert torch.equal(a, b), f"{case}: {(a - b).abs().max()} apart"

@@ -1,0 +1,238 @@
+"""Every norm under every law, through whichever kernel takes it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import slabnorm as sn
+from slabnorm import kernels
+from slabnorm.kernels import eager
+from tests import laws
+from tests.cases import CONSTANTS, DISTRIBUTIONS, LAYOUTS, NORMS, Case, draw
+
+BY_NAME = {case.name: case for case in NORMS}
+GATED = [name for name in DISTRIBUTIONS if name not in CONSTANTS]
+norms = pytest.mark.parametrize("case", NORMS, ids=str)
+
+
+@pytest.mark.parametrize("backend", ["fast", "eager"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@norms
+def test_gates_on_every_distribution(
+    case: Case, dtype: torch.dtype, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if backend == "eager":
+        monkeypatch.setattr(kernels, "backend", lambda x, slab: eager)
+    elif dtype == torch.float64:
+        pytest.skip("float64 has no kernel but eager")
+    for name in GATED:
+        x = draw(case.shape, name, dtype)
+        done = laws.run(case, x)
+        exact = laws.oracle(case, x, done.weight, done.bias, done.dy)
+        limit = 1e6 if dtype == torch.float32 else 1e12
+        if exact.kappa <= 2 * limit:
+            laws.output_is_exact(case, done, exact)
+        if exact.kappa <= 1e4:
+            laws.gradients_are_exact(case, done, exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+@norms
+def test_half_precision_is_rounded_once(case: Case, dtype: torch.dtype) -> None:
+    for name in ("normal", "100 +- 0.01", "cauchy", "alternating"):
+        x = draw(case.shape, name, dtype)
+        if dtype == torch.float16:
+            x = x.clamp(-6e4, 6e4)
+        done = laws.run(case, x)
+        laws.output_is_exact(case, done, laws.oracle(case, x, done.weight, done.bias, done.dy))
+        assert done.y.dtype == dtype
+        assert done.dx.dtype == dtype
+        assert done.dweight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "contiguous"])
+@norms
+def test_every_layout(case: Case, layout: str) -> None:
+    for name in ("normal", "1e6 +- 1"):
+        plain = draw(case.shape, name)
+        x = LAYOUTS[layout](plain)
+        done = laws.run(case, x)
+        exact = laws.oracle(case, x, done.weight, done.bias, done.dy)
+        laws.output_is_exact(case, done, exact)
+        if name == "normal":
+            laws.gradients_are_exact(case, done, exact)
+        dense = layout != "strided"
+        assert not dense or done.y.stride() == x.stride()
+
+
+@norms
+def test_expanded_input(case: Case) -> None:
+    row = draw((1, *case.shape[1:]))
+    wide, copied = row.expand(case.shape), row.expand(case.shape).contiguous()
+    done = laws.run(case, wide)
+    laws.output_is_exact(case, done, laws.oracle(case, copied, done.weight, done.bias, done.dy))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@norms
+def test_constant_slab_gives_bias(case: Case, dtype: torch.dtype) -> None:
+    if not case.center:
+        pytest.skip("RMS norm keeps the constant")
+    if dtype == torch.bfloat16:
+        x = draw(case.shape, "constant 14.62", dtype)
+        generator = torch.Generator().manual_seed(1)
+        bias = torch.randn(case.weight_shape, generator=generator).to(dtype)
+        y = sn.normalize(x, case.pattern, bias=bias, **case.options)
+        assert set(y.unique().tolist()) == set(bias.unique().tolist())
+        return
+    for name in CONSTANTS:
+        laws.constant_gives_bias(case, laws.run(case, draw(case.shape, name, dtype)))
+
+
+@pytest.mark.parametrize("fault", [float("nan"), float("inf"), float("-inf")], ids=str)
+@norms
+def test_a_fault_stays_in_its_slab(case: Case, fault: float) -> None:
+    clean = draw(case.shape)
+    for where in (0, clean.numel() // 2, clean.numel() - 1):
+        dirty = clean.clone()
+        dirty.reshape(-1)[where] = fault
+        laws.only_its_slab(case, laws.run(case, clean), laws.run(case, dirty), where)
+
+
+@norms
+def test_gradcheck_twice(case: Case) -> None:
+    if case.name.endswith("large"):
+        pytest.skip("the small shapes have the same formula")
+    small = tuple(min(size, 3) if i != 1 else size for i, size in enumerate(case.shape))
+    x = draw(small, dtype=torch.float64).requires_grad_()
+    shape = list(case.weight_shape)
+    if case.affine is None:
+        shape = [small[-1] if "c -> ..." in case.pattern else small[1]]
+    elif case.affine == "c h w":
+        shape = list(small[1:])
+    else:
+        shape = [small[3], small[2]]
+    weight, bias = (draw(tuple(shape), dtype=torch.float64, seed=s).requires_grad_() for s in (1, 2))
+
+    def call(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return sn.normalize(x, case.pattern, weight=weight, bias=bias, eps=0.1, **case.options)
+
+    assert torch.autograd.gradcheck(call, (x, weight, bias))
+    assert torch.autograd.gradgradcheck(call, (x, weight, bias))
+
+
+@norms
+def test_double_backward_through_the_kernel(case: Case) -> None:
+    """float32 through the kernel against float64: a gradient penalty, as in a WGAN."""
+
+    def penalty(dtype: torch.dtype) -> list[torch.Tensor]:
+        x, dy = (draw(case.shape, seed=s).to(dtype).requires_grad_() for s in (0, 1))
+        weight = draw(case.weight_shape, seed=2).to(dtype).requires_grad_()
+        y = sn.normalize(x, case.pattern, weight=weight, **case.options)
+        (dx,) = torch.autograd.grad(y, x, dy, create_graph=True)
+        return list(torch.autograd.grad(dx.square().sum(), (x, weight, dy)))
+
+    for got, want in zip(penalty(torch.float32), penalty(torch.float64), strict=True):
+        assert (got - want).abs().max() <= 1e-4 * want.abs().max()
+
+
+@norms
+def test_repeats_bit_for_bit(case: Case) -> None:
+    x = draw(case.shape)
+    first = laws.run(case, x)
+    for threads in (1, 2):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            laws.same_bits(case, first, laws.run(case, x))
+        finally:
+            torch.set_num_threads(before)
+
+
+_FOUR_THREADS = """
+import hashlib, torch
+torch.set_num_threads({threads})
+from tests import laws
+from tests.cases import NORMS, LAYOUTS, draw
+digest = hashlib.sha256()
+for case in NORMS:
+    for layout in ("contiguous", "channels_last"):
+        for result in laws.run(case, LAYOUTS[layout](draw(case.shape))).results:
+            digest.update(result.contiguous().numpy().tobytes())
+print(digest.hexdigest())
+"""
+
+
+def test_one_two_and_four_threads_give_the_same_bits() -> None:
+    """In processes of their own: Numba fixes the size of its pool when it starts."""
+    digests = set()
+    for threads in (1, 2, 4):
+        done = subprocess.run(
+            [sys.executable, "-c", _FOUR_THREADS.format(threads=threads)],
+            env={**__import__("os").environ, "NUMBA_NUM_THREADS": str(max(threads, 2))},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        digests.add(done.stdout.strip())
+    assert len(digests) == 1
+
+
+@norms
+def test_given_statistics_are_constants(case: Case) -> None:
+    """Eval mode: y is affine in x, and the gradient is weight * rstd * dy."""
+    x = draw(case.shape).requires_grad_()
+    m = sn.moments(x, case.pattern, **case.sizes)
+    mean = m.mean + 0.5 if case.center else None
+    weight = draw(case.weight_shape, seed=3).requires_grad_()
+    y = sn.normalize(x, case.pattern, weight=weight, mean=mean, var=2 * m.var(), **case.options)
+    wide = sn.normalize(
+        x.double(), case.pattern, weight=weight.double(), mean=mean, var=2 * m.var(), **case.options
+    )
+    assert (y - wide).abs().max() < 1e-6
+    dy = draw(case.shape, seed=4)
+    dx, dweight = torch.autograd.grad(y, (x, weight), dy)
+    step = 1e-3
+    moved = sn.normalize(
+        x.double() + step * dy, case.pattern, weight=weight.double(), mean=mean, var=2 * m.var(), **case.options
+    )
+    slope = ((moved - wide) / step * dy).sum()  # <J dy, dy> = <dy, J^T dy> of an affine map
+    assert abs(slope - (dx * dy).sum()) <= 1e-4 * (dx * dy).abs().sum()
+    assert abs((dweight * weight).sum() - (y * dy).sum()) <= 1e-4 * (y * dy).abs().sum()  # y is linear in weight
+
+
+@norms
+def test_empty_batch(case: Case) -> None:
+    shape = (0, *case.shape[1:])
+    x = torch.zeros(shape, requires_grad=True)
+    weight_shape = case.weight_shape
+    if case.pattern.startswith("... c") and len(case.shape) == 1:
+        return
+    weight, bias = (torch.ones(weight_shape, requires_grad=True) for _ in range(2))
+    y = sn.normalize(x, case.pattern, weight=weight, bias=bias, **case.options)
+    assert y.shape == shape
+    dx, dweight, dbias = torch.autograd.grad(y.sum(), (x, weight, bias))
+    assert dx.shape == shape
+    assert dweight.eq(0).all()
+    assert dbias.eq(0).all()
+
+
+@norms
+def test_the_fast_kernel_takes_what_lies_in_cells(case: Case) -> None:
+    """Batch, instance, group and whole-sample norms run in Numba; the rest in plain torch."""
+    x = draw(case.shape)
+    done = kernels.backend(x, _slab(case, x))
+    one_each = case.name in ("group-2d", "layer-sample-2d", "layer-full-4d", "channel-4d")
+    one_each = one_each or case.name == "column-4d"  # pooled, kept, pooled, kept: a fifth loop
+    cells = not one_each and not case.name.startswith(("layer-token", "rms"))
+    assert done.__name__.endswith("cpu" if cells else "eager")
+
+
+def _slab(case: Case, x: torch.Tensor) -> object:
+    from slabnorm.pattern import parse
+    from slabnorm.slab import plan
+
+    pattern = parse(case.pattern)
+    return plan(pattern, pattern.affine(case.affine), tuple(x.shape), tuple(case.sizes.items()))
