@@ -91,8 +91,9 @@ class RunningStatistics(nn.Module):
         if self.running_mean is None or self.running_var is None or recomputing():
             return
         mean, var = _of_batch(found, slab, center)
-        finite = mean.isfinite().all() & var.isfinite().all()
-        if not traced() and mean.device.type == "cpu" and not finite:  # elsewhere reading it would wait for the device
+        finite = (mean.sum() + var.sum()).isfinite()
+        # Elsewhere than on a CPU, reading it would wait for the device.
+        if not traced() and mean.device.type == "cpu" and not finite:
             self._warn_once(
                 "nonfinite",
                 StatisticsWarning,
@@ -104,8 +105,7 @@ class RunningStatistics(nn.Module):
         with torch.no_grad():
             factor = self._factor(slab.numel // mean.numel(), ones)
             for running, batch in ((self.running_mean, mean), (self.running_var, var)):
-                moved = running.double() + (batch - running.double()) * factor
-                running.copy_(torch.where(finite, moved, running.double()))
+                running.lerp_(torch.where(finite, batch.to(running.dtype), running), factor)
             self.num_batches_tracked += ones
             self.num_batches_skipped += 1 - ones
 
@@ -119,7 +119,9 @@ class RunningStatistics(nn.Module):
             before = torch.where(unknown, self.num_batches_tracked * count, before)
         total = before + count * ones
         self.num_elements_tracked.copy_(total)
-        return count / total.clamp(min=1).double() if self.momentum is None else self.momentum
+        if self.momentum is not None:
+            return self.momentum
+        return (count / total.clamp(min=1).double()).to(self.running_mean.dtype)  # type: ignore[union-attr]
 
     def _warn_modes(self, pools_samples: bool) -> None:
         if self.training and pools_samples and not torch.is_grad_enabled() and "mode" not in self._warned:
@@ -134,17 +136,20 @@ class RunningStatistics(nn.Module):
             )
 
     def _warn_untrained(self) -> None:
-        if self.num_batches_tracked is not None and self.num_batches_tracked.device.type != "meta":
-            if self.num_batches_tracked == 0:
-                self._warn_once(
-                    "untrained",
-                    StatisticsWarning,
-                    "a layer runs in eval mode before any training step: its running statistics are "
-                    "still mean 0 and variance 1",
-                    "train first, load a checkpoint, or call train()",
-                )
-            else:
-                self._warned.add("loaded")  # no need to look again
+        # torch's instance norm never counts its batches, so the counter alone proves nothing.
+        assert self.running_mean is not None and self.running_var is not None
+        if self.running_mean.device.type == "meta":
+            return
+        if self.num_batches_tracked == 0 and bool((self.running_mean == 0).all() & (self.running_var == 1).all()):
+            self._warn_once(
+                "untrained",
+                StatisticsWarning,
+                "a layer runs in eval mode before any training step: its running statistics are "
+                "still mean 0 and variance 1",
+                "train first, load a checkpoint, or call train()",
+            )
+        else:
+            self._warned.add("loaded")  # no need to look again
 
     def _warn_once(self, key: str, kind: type[Warning], what: str, fix: str) -> None:
         if key not in self._warned:

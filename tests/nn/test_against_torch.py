@@ -1,0 +1,170 @@
+"""The five names against their namesakes: same results, same checkpoints, same words."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+import slabnorm as sn
+from tests.cases import LAYOUTS, draw
+
+SPACE = {2: (), 3: (12,), 4: (6, 7), 5: (3, 4, 5)}
+TORCH_BATCH = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+TORCH_INSTANCE = {3: nn.InstanceNorm1d, 4: nn.InstanceNorm2d, 5: nn.InstanceNorm3d}
+C = 6
+
+Pair = Callable[[int, torch.dtype], tuple[nn.Module, nn.Module]]
+PAIRS: dict[str, Pair] = {
+    "batch": lambda r, d: (sn.BatchNorm(C, dtype=d), TORCH_BATCH[r](C, dtype=d)),
+    "batch-plain": lambda r, d: (
+        sn.BatchNorm(C, 1e-3, 0.3, False, dtype=d), TORCH_BATCH[r](C, 1e-3, 0.3, False, dtype=d)
+    ),
+    "batch-untracked": lambda r, d: (
+        sn.BatchNorm(C, track_running_stats=False, dtype=d), TORCH_BATCH[r](C, track_running_stats=False, dtype=d)
+    ),
+    "batch-average": lambda r, d: (
+        sn.BatchNorm(C, momentum=None, dtype=d), TORCH_BATCH[r](C, momentum=None, dtype=d)
+    ),
+    "instance": lambda r, d: (sn.InstanceNorm(C, dtype=d), TORCH_INSTANCE[r](C, dtype=d)),
+    "instance-affine": lambda r, d: (
+        sn.InstanceNorm(C, affine=True, dtype=d), TORCH_INSTANCE[r](C, affine=True, dtype=d)
+    ),
+    "instance-tracked": lambda r, d: (
+        sn.InstanceNorm(C, affine=True, track_running_stats=True, dtype=d),
+        TORCH_INSTANCE[r](C, affine=True, track_running_stats=True, dtype=d),
+    ),
+    "group": lambda r, d: (sn.GroupNorm(3, C, dtype=d), nn.GroupNorm(3, C, dtype=d)),
+    "group-nobias": lambda r, d: (
+        sn.GroupNorm(2, C, 1e-2, bias=False, dtype=d), nn.GroupNorm(2, C, 1e-2, bias=False, dtype=d)
+    ),
+    "layer": lambda r, d: (_layer(sn.LayerNorm, r, d), _layer(nn.LayerNorm, r, d)),
+    "layer-last": lambda r, d: (
+        sn.LayerNorm(_shape(r)[-1], bias=False, dtype=d), nn.LayerNorm(_shape(r)[-1], bias=False, dtype=d)
+    ),
+    "rms": lambda r, d: (sn.RMSNorm(_shape(r)[-1], dtype=d), nn.RMSNorm(_shape(r)[-1], dtype=d)),
+}  # fmt: skip
+
+
+def _shape(rank: int) -> tuple[int, ...]:
+    return (4, C, *SPACE[rank])
+
+
+def _layer(kind: type[nn.Module], rank: int, dtype: torch.dtype) -> nn.Module:
+    return kind(_shape(rank)[1:], dtype=dtype)
+
+
+def _randomise(layer: nn.Module) -> None:
+    generator = torch.Generator().manual_seed(3)
+    for parameter in layer.parameters():
+        with torch.no_grad():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+
+
+def _step(layer: nn.Module, x: torch.Tensor, dy: torch.Tensor) -> list[torch.Tensor]:
+    x = x.detach().requires_grad_()
+    y = layer(x)
+    grads = torch.autograd.grad(y, [x, *layer.parameters()], dy)
+    return [y.detach(), *grads]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("rank", [2, 3, 4, 5])
+@pytest.mark.parametrize("name", PAIRS)
+def test_train_eval_and_checkpoints(name: str, rank: int, dtype: torch.dtype) -> None:
+    if name.startswith("instance") and rank == 2:
+        pytest.skip("torch refuses one element per slab")
+    ours, theirs = PAIRS[name](rank, dtype)
+    for layer in (ours, theirs):
+        _randomise(layer)
+    bound = 1e-5 if dtype == torch.float32 else 1e-12
+    x, dy = (draw(_shape(rank), dtype=dtype, seed=s) for s in (0, 1))
+    for seed in range(3):  # the running statistics of several batches
+        x = 1 + 2 * draw(_shape(rank), dtype=dtype, seed=seed)
+        for got, want in zip(_step(ours, x, dy), _step(theirs, x, dy), strict=True):
+            assert (got - want).abs().max() <= bound * max(1, want.abs().max())
+    _same_state(ours, theirs, bound)
+    ours.eval(), theirs.eval()
+    for got, want in zip(_step(ours, x, dy), _step(theirs, x, dy), strict=True):
+        assert (got - want).abs().max() <= bound * max(1, want.abs().max())
+    # Checkpoints, both ways, into fresh layers, strictly.
+    fresh_ours, fresh_theirs = PAIRS[name](rank, dtype)
+    fresh_ours.load_state_dict(theirs.state_dict())
+    fresh_theirs.load_state_dict(ours.state_dict())
+    for fresh, of in ((fresh_ours, theirs), (fresh_theirs, ours)):
+        _same_state(fresh, of, 0)
+
+
+def _same_state(a: nn.Module, b: nn.Module, bound: float) -> None:
+    ours, theirs = a.state_dict(), b.state_dict()
+    assert list(ours) == list(theirs)
+    for key, value in ours.items():
+        assert value.dtype == theirs[key].dtype
+        assert value.shape == theirs[key].shape
+        if key == "num_batches_tracked" and value != theirs[key]:
+            continue  # torch's instance norm never counts its batches
+        assert (value - theirs[key]).abs().max() <= bound
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("rank", [4, 5])
+@pytest.mark.parametrize("name", PAIRS)
+def test_memory_format_is_kept(name: str, rank: int, layout: str) -> None:
+    ours, theirs = PAIRS[name](rank, torch.float32)
+    x = LAYOUTS[layout](draw(_shape(rank)))
+    y = ours(x)
+    assert (y - theirs(x)).abs().max() <= 1e-5
+    assert layout == "strided" or y.stride() == x.stride()
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_repr_and_attributes(name: str) -> None:
+    ours, theirs = PAIRS[name](4, torch.float32)
+    assert repr(ours) == repr(theirs).replace("2d(", "(")
+    for attribute in theirs.__constants__:
+        assert getattr(ours, attribute) == getattr(theirs, attribute)
+    for attribute in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+        if hasattr(theirs, attribute):
+            mine, its = getattr(ours, attribute), getattr(theirs, attribute)
+            assert (mine is None) == (its is None)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (sn.BatchNorm, nn.BatchNorm2d),
+        (sn.InstanceNorm, nn.InstanceNorm2d),
+        (sn.GroupNorm, nn.GroupNorm),
+        (sn.LayerNorm, nn.LayerNorm),
+        (sn.RMSNorm, nn.RMSNorm),
+    ],
+)
+def test_arguments_are_torchs(ours: type, theirs: type) -> None:
+    mine, its = (inspect.signature(kind).parameters for kind in (ours, theirs))
+    for name, parameter in its.items():
+        assert mine[name].default == parameter.default
+        assert mine[name].kind == parameter.kind
+    positional = [name for name, p in its.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert list(mine)[: len(positional)] == positional
+    assert set(mine) - set(its) == {"activation"}
+
+
+def test_a_whole_network_swaps() -> None:
+    """A checkpoint of a torch network loads into the same network of slabnorm layers, and back."""
+
+    def network(batch: Callable[[int], nn.Module], group: Callable[[int, int], nn.Module]) -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(3, 8, 3), batch(8), nn.ReLU(), nn.Conv2d(8, 8, 3), group(4, 8), nn.ReLU(), nn.Flatten(),
+            nn.LazyLinear(5),
+        )  # fmt: skip
+
+    x = draw((4, 3, 8, 8))
+    theirs = network(nn.BatchNorm2d, nn.GroupNorm)
+    theirs(x)
+    ours = network(sn.BatchNorm, sn.GroupNorm)
+    ours.load_state_dict(theirs.state_dict())
+    assert (ours.eval()(x) - theirs.eval()(x)).abs().max() < 1e-5
+    theirs.load_state_dict(ours.state_dict())

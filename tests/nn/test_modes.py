@@ -1,0 +1,261 @@
+"""Train and eval mode, and running statistics that survive what happens to them."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import slabnorm as sn
+from slabnorm.errors import ModeWarning, OptionError, ShapeError, StatisticsError, StatisticsWarning
+from tests.cases import draw
+
+
+def trained(steps: int = 3, **options: object) -> sn.BatchNorm:
+    layer = sn.BatchNorm(4, **options)
+    for seed in range(steps):
+        layer(1 + 2 * draw((8, 4, 5), seed=seed))
+    return layer
+
+
+def state(layer: nn.Module) -> dict[str, torch.Tensor]:
+    return {key: value.clone() for key, value in layer.state_dict().items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_eval_output_of_a_sample_ignores_the_others() -> None:
+    layer = trained().eval()
+    before = state(layer)
+    x, other = draw((8, 4, 5), seed=7), 100 * draw((8, 4, 5), seed=8)
+    alone = layer(x[:1])
+    crowd = layer(torch.cat([x[:1], other]))
+    assert torch.equal(alone, crowd[:1])
+    assert same(before, state(layer))
+
+
+def test_train_output_of_a_sample_depends_on_the_others() -> None:
+    layer = trained()
+    x = draw((8, 4, 5), seed=7)
+    a, b = layer(x), layer(torch.cat([x[:1], 3 * x[1:]]))
+    assert not torch.allclose(a[:1], b[:1], atol=1e-2)
+
+
+def test_cumulative_average_is_weighted_by_count() -> None:
+    layer = sn.BatchNorm(2, momentum=None)
+    batches = [draw((n, 2, 3), seed=n) * n for n in (7, 2, 4)]
+    for batch in batches:
+        layer(batch)
+    everything = torch.cat(batches)
+    assert torch.allclose(layer.running_mean, everything.mean((0, 2)), atol=1e-6)
+    weights = torch.tensor([b.numel() / 2 for b in batches])
+    unbiased = torch.stack([b.transpose(0, 1).flatten(1).var(1) for b in batches])
+    assert torch.allclose(layer.running_var, (weights[:, None] * unbiased).sum(0) / weights.sum(), rtol=1e-5)
+
+
+def test_cumulative_average_goes_on_after_a_checkpoint() -> None:
+    """The count travels in the metadata; without it the batches so far count like the next one."""
+    batches = [draw((n, 2, 3), seed=n) for n in (7, 2, 4, 4)]
+    straight = sn.BatchNorm(2, momentum=None)
+    for batch in batches:
+        straight(batch)
+    half = sn.BatchNorm(2, momentum=None)
+    for batch in batches[:2]:
+        half(batch)
+    stored = io.BytesIO()
+    torch.save(nn.Sequential(half).state_dict(), stored)
+    stored.seek(0)
+    resumed = nn.Sequential(sn.BatchNorm(2, momentum=None))
+    resumed.load_state_dict(torch.load(stored))
+    for batch in batches[2:]:
+        resumed(batch)
+    assert torch.allclose(resumed[0].running_mean, straight.running_mean, atol=1e-7)
+    bare = sn.BatchNorm(2, momentum=None)
+    bare.load_state_dict(dict(half.state_dict()))  # keys alone, as safetensors keeps them
+    bare(batches[2])
+    want = (2 * half.running_mean + batches[2].mean((0, 2))) / 3
+    assert torch.allclose(bare.running_mean, want, atol=1e-6)
+
+
+@pytest.mark.parametrize("momentum", [-0.1, 1.1, float("nan")])
+def test_momentum_out_of_range(momentum: float) -> None:
+    with pytest.raises(OptionError, match="momentum"):
+        sn.BatchNorm(4, momentum=momentum)
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("fault", [float("nan"), float("inf")])
+def test_a_nonfinite_batch_is_left_out(fault: float, momentum: float | None) -> None:
+    layer = trained(momentum=momentum)
+    before, seen = state(layer), layer.num_elements_tracked.clone()
+    bad = draw((8, 4, 5), seed=9)
+    bad[3, 2, 1] = fault
+    with pytest.warns(StatisticsWarning, match="left out"):
+        layer(bad)
+    layer(bad)  # warns once
+    assert same(before, state(layer))
+    assert torch.equal(seen, layer.num_elements_tracked)
+    assert layer.num_batches_skipped == 2
+    layer(draw((8, 4, 5), seed=9))
+    assert layer.num_batches_tracked == 4
+
+
+def test_an_empty_batch_changes_nothing() -> None:
+    layer = trained()
+    before = state(layer)
+    x = torch.zeros(0, 4, 5, requires_grad=True)
+    y = layer(x)
+    y.sum().backward()
+    assert y.shape == (0, 4, 5)
+    assert same(before, state(layer))
+    assert layer.weight.grad.eq(0).all()
+    assert layer.eval()(x).shape == (0, 4, 5)
+
+
+def test_one_element_per_slab() -> None:
+    with pytest.raises(StatisticsError, match="more than one element"):
+        sn.BatchNorm(4)(draw((1, 4)))
+    layer = trained().eval()
+    assert layer(draw((1, 4))).isfinite().all()
+    instance = sn.InstanceNorm(4, affine=True)
+    nn.init.constant_(instance.bias, 0.3)
+    assert instance(draw((2, 4, 1))).eq(torch.tensor(0.3)).all()
+
+
+def test_train_mode_without_gradients_warns_once_and_names_the_layer() -> None:
+    model = nn.Sequential()
+    model.add_module("stem", nn.Conv1d(4, 4, 1))
+    model.add_module("block", nn.Sequential(sn.BatchNorm(4), nn.ReLU()))
+    with torch.no_grad(), pytest.warns(ModeWarning, match=r"block\.0 \(BatchNorm\)") as caught:
+        model(draw((8, 4, 5)))
+        model(draw((8, 4, 5)))
+    assert len(caught) == 1
+    assert "eval()" in str(caught[0].message)
+
+
+def test_no_mode_warning_where_there_is_nothing_wrong() -> None:
+    x = draw((8, 4, 5))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        layer = trained().eval()
+        with torch.no_grad():
+            sn.GroupNorm(2, 4)(x)
+            layer(x)
+
+
+def test_eval_before_training_warns_once() -> None:
+    layer = sn.BatchNorm(4).eval()
+    with pytest.warns(StatisticsWarning, match="before any training step"):
+        layer(draw((8, 4, 5)))
+    layer(draw((8, 4, 5)))
+    loaded = sn.BatchNorm(4).eval()
+    loaded.load_state_dict(trained().state_dict())
+    loaded(draw((8, 4, 5)))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_checkpointing_updates_once(reentrant: bool, momentum: float | None) -> None:
+    plain, saved = (nn.Sequential(nn.Linear(4, 4), sn.BatchNorm(4, momentum=momentum)) for _ in range(2))
+    saved.load_state_dict(plain.state_dict())
+    x = draw((8, 4)).requires_grad_()
+    plain(x).square().sum().backward()
+    checkpoint(saved, x, use_reentrant=reentrant).square().sum().backward()
+    assert same(state(plain), state(saved))
+    for a, b in zip(plain.parameters(), saved.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)
+
+
+@pytest.mark.parametrize("cast", ["half", "bfloat16"])
+def test_statistics_stay_float32(cast: str) -> None:
+    layer = trained()
+    before = state(layer)
+    getattr(layer, cast)()
+    assert layer.weight.dtype in (torch.float16, torch.bfloat16)
+    assert layer.running_mean.dtype == layer.running_var.dtype == torch.float32
+    assert torch.equal(layer.running_var, before["running_var"])  # no round trip through half
+    y = layer(draw((8, 4, 5), dtype=layer.weight.dtype))
+    assert y.dtype == layer.weight.dtype
+    layer.to(torch.float64)
+    assert layer.running_mean.dtype == torch.float64
+    assert sn.BatchNorm(4, dtype=layer.weight.dtype).running_mean.dtype == torch.float64
+    assert sn.BatchNorm(4, dtype=torch.float16).running_mean.dtype == torch.float32
+    lowered = {k: v.half() if v.is_floating_point() else v for k, v in state(trained()).items()}
+    assigned = sn.BatchNorm(4)
+    assigned.load_state_dict(lowered, assign=True)
+    assert assigned.running_var.dtype == torch.float32
+
+
+def test_old_checkpoint_without_counter() -> None:
+    old = state(trained())
+    del old["num_batches_tracked"]
+    layer = sn.BatchNorm(4)
+    with pytest.warns(StatisticsWarning, match="old checkpoint"):
+        layer.load_state_dict(old)
+    assert torch.equal(layer.running_mean, old["running_mean"])
+    assert layer.num_batches_tracked == 0
+    layer.eval()(draw((8, 4, 5)))  # and does not claim that it was never trained
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("running_var", -1.0), ("running_var", float("nan")), ("running_mean", float("inf"))],
+)
+def test_damaged_checkpoint(name: str, value: float) -> None:
+    damaged = {f"body.{key}": tensor for key, tensor in state(trained()).items()}
+    damaged[f"body.{name}"][2] = value
+    model = nn.ModuleDict({"body": sn.BatchNorm(4)})
+    with pytest.raises(StatisticsError, match=rf"body\.{name}"):
+        model.load_state_dict(damaged)
+
+
+def test_wrong_shape() -> None:
+    with pytest.raises(ShapeError, match=r"axis 1, c, has size 5"):
+        sn.BatchNorm(4)(draw((8, 5, 3)))
+
+
+def test_reset() -> None:
+    layer = trained()
+    layer.reset_parameters()
+    assert same(state(layer), state(sn.BatchNorm(4)))
+    assert layer.num_elements_tracked == 0
+
+
+def test_copies_are_whole_and_apart() -> None:
+    layer = trained(momentum=None, activation="relu")
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert same(state(layer), state(twin))
+        assert torch.equal(layer.num_elements_tracked, twin.num_elements_tracked)
+        before = state(layer)
+        twin(draw((8, 4, 5)))
+        assert same(before, state(layer))
+
+
+def test_running_statistics_of_any_pattern() -> None:
+    """Per channel and column over samples and rows; the sample axis never has running statistics."""
+    layer = sn.SlabNorm("n c h w -> w c", c=3, w=5, momentum=1.0)
+    x = draw((6, 3, 4, 5))
+    layer(x)
+    assert layer.running_mean.shape == (5, 3)
+    assert torch.allclose(layer.running_mean, x.mean((0, 2)).T, atol=1e-6)
+    assert torch.allclose(layer.running_var, x.transpose(1, 2).flatten(0, 1).var(0).T, atol=1e-6)
+    frozen = layer.eval()(x)
+    scale = (x.transpose(1, 2).flatten(0, 1).var(0) + 1e-5).rsqrt()
+    assert torch.allclose(frozen, (x - x.mean((0, 2))[:, None]) * scale[:, None], atol=1e-5)
+
+
+def test_rms_that_pools_samples_tracks_the_mean_square() -> None:
+    layer = sn.SlabNorm("n c -> c", c=3, center=False, momentum=1.0)
+    x = 5 + draw((64, 3))
+    y = layer(x)
+    assert layer.running_mean.eq(0).all()
+    assert torch.allclose(layer.running_var, x.square().mean(0), rtol=1e-5)
+    assert torch.allclose(layer.eval()(x), y, atol=1e-5)
