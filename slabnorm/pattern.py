@@ -12,8 +12,9 @@ keywords, as in einops. On the right `(g c)` makes one axis of the two again.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NoReturn
 
 from slabnorm.errors import PatternError, ShapeError
@@ -32,45 +33,37 @@ class Pattern:
         text: the text it was parsed from.
         left: the axes of the tensor, each a tuple of names.
         right: the axes of the statistics, each a tuple of names.
+        names: every name on the left, in order, brackets opened.
+        kept: the names on the right: the axes along which statistics differ.
+        sample: the first item, the sample axis.
+        pools_samples: whether statistics depend on the other samples, as in batch norm.
+        running: the axes of running statistics: the right side without the sample axis.
+        default_affine: where weight and bias vary unless told otherwise: the axis that contains `c`.
     """
 
     text: str
     left: tuple[Item, ...]
     right: tuple[Item, ...]
+    names: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    kept: frozenset[str] = field(init=False, repr=False, compare=False)
+    sample: Item = field(init=False, repr=False, compare=False)
+    pools_samples: bool = field(init=False, repr=False, compare=False)
+    running: tuple[Item, ...] = field(init=False, repr=False, compare=False)
+    default_affine: tuple[Item, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # Worked out here rather than on first use: torch.compile cannot enter cached_property's lock.
+        store = object.__setattr__
+        store(self, "names", tuple(name for item in self.left for name in item))
+        store(self, "kept", frozenset(name for item in self.right for name in item))
+        store(self, "sample", self.left[0])
+        store(self, "pools_samples", not self.kept.issuperset(self.sample))
+        running = (tuple(name for name in item if name not in self.sample) for item in self.right)
+        store(self, "running", tuple(item for item in running if item))
+        store(self, "default_affine", tuple(item for item in self.left if "c" in item))
 
     def __str__(self) -> str:
         return self.text
-
-    @cached_property
-    def names(self) -> tuple[str, ...]:
-        """Every name on the left, in order, brackets opened."""
-        return tuple(name for item in self.left for name in item)
-
-    @cached_property
-    def kept(self) -> frozenset[str]:
-        """The names on the right: the axes along which statistics differ."""
-        return frozenset(name for item in self.right for name in item)
-
-    @cached_property
-    def sample(self) -> Item:
-        """The first item: the sample axis."""
-        return self.left[0]
-
-    @cached_property
-    def pools_samples(self) -> bool:
-        """Whether statistics depend on the other samples, as in batch norm."""
-        return not self.kept.issuperset(self.sample)
-
-    @cached_property
-    def running(self) -> tuple[Item, ...]:
-        """The axes of running statistics: the right side without the sample axis."""
-        items = (tuple(name for name in item if name not in self.sample) for item in self.right)
-        return tuple(item for item in items if item)
-
-    @cached_property
-    def default_affine(self) -> tuple[Item, ...]:
-        """Where weight and bias vary unless told otherwise: the axis that contains `c`, or none."""
-        return tuple(item for item in self.left if "c" in item)
 
     def affine(self, text: str | None) -> tuple[Item, ...]:
         """Parse where weight and bias vary: "c h w", "(g c)", or "" for no weight and bias.
@@ -94,7 +87,7 @@ class Pattern:
                     f'"{self.text}" without the size of {name!r}',
                     f"add {name}=<size>",
                 )
-        return tuple(_product(sizes[name] for name in item) for item in items)
+        return tuple(product([sizes[name] for name in item]) for item in items)
 
     def check_sizes(self, sizes: dict[str, int]) -> None:
         """Raise PatternError unless every size is a positive integer of an axis on the left."""
@@ -148,7 +141,7 @@ class Pattern:
         self, item: Item, size: int, position: int, shape: tuple[int, ...], sizes: dict[str, int]
     ) -> list[int]:
         unknown = [name for name in item if name not in sizes]
-        known = _product(sizes[name] for name in item if name in sizes)
+        known = product([sizes[name] for name in item if name in sizes])
         bracket = item[0] if len(item) == 1 else f"({' '.join(item)})"
         if len(unknown) > 1:
             raise PatternError(
@@ -292,8 +285,9 @@ def _fail(text: str, at: int, rule: str, fix: str, length: int = 1) -> NoReturn:
     raise PatternError(rule, f"{text}\n       {' ' * at}{'^' * length}", fix)
 
 
-def _product(numbers: object) -> int:
-    product = 1
-    for number in numbers:  # type: ignore[attr-defined]
-        product *= number
-    return product
+def product(numbers: Iterable[int]) -> int:
+    """Return the product, 1 of nothing; unlike math.prod, torch.compile follows it with unknown sizes."""
+    result = 1
+    for number in numbers:
+        result *= number
+    return result

@@ -7,14 +7,14 @@ forms: *gathered*, the shape a user sees, and *spread*, which broadcasts against
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from slabnorm.pattern import ELLIPSIS, Item, Pattern
+from slabnorm.pattern import ELLIPSIS, Item, Pattern, product
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,11 @@ class Slab:
         kept: the axes of the statistics.
         affine: the axes of weight and bias; no dims where the call has neither.
         running: the axes of running statistics: kept without the sample axis.
+        pooled: the dims of the split tensor that a statistic pools over.
+        not_affine: the dims of the split tensor along which weight and bias are constant.
+        count: elements in a slab.
+        slabs: number of slabs.
+        numel: number of elements.
     """
 
     pattern: Pattern
@@ -61,31 +66,11 @@ class Slab:
     kept: Axes
     affine: Axes
     running: Axes
-
-    @cached_property
-    def pooled(self) -> tuple[int, ...]:
-        """The dims of the split tensor that a statistic pools over."""
-        return tuple(dim for dim in range(len(self.split)) if dim not in self.kept.dims)
-
-    @cached_property
-    def not_affine(self) -> tuple[int, ...]:
-        """The dims of the split tensor along which weight and bias are constant."""
-        return tuple(dim for dim in range(len(self.split)) if dim not in self.affine.dims)
-
-    @cached_property
-    def count(self) -> int:
-        """Elements in a slab."""
-        return math.prod(self.split[dim] for dim in self.pooled)
-
-    @cached_property
-    def slabs(self) -> int:
-        """Number of slabs."""
-        return math.prod(self.kept.shape)
-
-    @cached_property
-    def numel(self) -> int:
-        """Number of elements."""
-        return math.prod(self.split)
+    pooled: tuple[int, ...]
+    not_affine: tuple[int, ...]
+    count: int
+    slabs: int
+    numel: int
 
     def cells(self, dims: tuple[int, ...]) -> Cells | None:
         """Return how cells lie in memory when the dims of x are stored in this order, outermost first.
@@ -96,16 +81,6 @@ class Slab:
         if dims not in cache:
             cache[dims] = _find_cells(self, dims)
         return cache[dims]
-
-    @cached_property
-    def parts(self) -> tuple[int, ...]:
-        """How many dims of the split tensor each dim of x became."""
-        left = self.pattern.left
-        dots = len(self.split) - sum(len(item) for item in left if item != (ELLIPSIS,))
-        parts: list[int] = []
-        for item in left:
-            parts.extend([1] * dots if item == (ELLIPSIS,) else [len(item)])
-        return tuple(parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +102,7 @@ class Cells:
 
 
 def _find_cells(slab: Slab, dims: tuple[int, ...]) -> Cells | None:
-    starts = np.cumsum((0, *slab.parts))
+    starts = np.cumsum((0, *_parts(slab)))
     order = [part for dim in dims for part in range(starts[dim], starts[dim + 1])]
     cell_dims = set(slab.kept.dims) | set(slab.affine.dims)
     runs: list[list[int]] = []  # neighbouring dims of the same kind, as one loop
@@ -137,7 +112,7 @@ def _find_cells(slab: Slab, dims: tuple[int, ...]) -> Cells | None:
             kinds.append(dim in cell_dims)
             runs.append([])
         runs[-1].append(dim)
-    sizes = [math.prod(slab.split[dim] for dim in run) for run in runs]
+    sizes = [product(slab.split[dim] for dim in run) for run in runs]
     # Fill the four loops from the inside: I and O pool, C and A run over cells.
     loops, at = [1, 1, 1, 1], 3
     for kind, size in zip(reversed(kinds), reversed(sizes), strict=True):
@@ -154,9 +129,16 @@ def _find_cells(slab: Slab, dims: tuple[int, ...]) -> Cells | None:
                  _owners(slab, slab.affine, index))  # fmt: skip
 
 
+def _parts(slab: Slab) -> list[int]:
+    """Return how many dims of the split tensor each dim of x became."""
+    left = slab.pattern.left
+    dots = len(slab.split) - sum(len(item) for item in left if item != (ELLIPSIS,))
+    return [part for item in left for part in ([1] * dots if item == (ELLIPSIS,) else [len(item)])]
+
+
 def _owners(slab: Slab, axes: Axes, cell_dims: list[int]) -> np.ndarray:
     """Return, for every cell in memory order, its index in the gathered form of `axes`."""
-    numbers = np.arange(math.prod(axes.shape)).reshape([slab.split[dim] for dim in axes.dims])
+    numbers = np.arange(product(axes.shape)).reshape([slab.split[dim] for dim in axes.dims])
     order = [dim for dim in cell_dims if dim in axes.dims]
     numbers = numbers.transpose([axes.dims.index(dim) for dim in order])
     numbers = numbers.reshape([slab.split[dim] if dim in axes.dims else 1 for dim in cell_dims])
@@ -164,7 +146,6 @@ def _owners(slab: Slab, axes: Axes, cell_dims: list[int]) -> np.ndarray:
     return np.ascontiguousarray(full).reshape(-1)
 
 
-@lru_cache(maxsize=1024)
 def plan(
     pattern: Pattern, affine: tuple[Item, ...], shape: tuple[int, ...], sizes: tuple[tuple[str, int], ...]
 ) -> Slab:
@@ -185,21 +166,37 @@ def plan(
     >>> slab.split, slab.kept.shape, slab.affine.shape, slab.count
     ((2, 3, 2, 4, 4), (2, 3), (6,), 32)
     """
+    # torch.compile runs this once, while it compiles, perhaps with sizes that it does not know.
+    build = _plan if torch.compiler.is_compiling() else _cached_plan
+    return build(pattern, affine, shape, sizes)
+
+
+def _plan(
+    pattern: Pattern, affine: tuple[Item, ...], shape: tuple[int, ...], sizes: tuple[tuple[str, int], ...]
+) -> Slab:
     bound = pattern.bind(shape, dict(sizes))
     dims: dict[str, list[int]] = {}
     for dim, (name, _) in enumerate(bound):
         dims.setdefault(ELLIPSIS if name.startswith(ELLIPSIS) else name, []).append(dim)
-    split = tuple(size for _, size in bound)
+    split = tuple([size for _, size in bound])
 
     def axes(items: tuple[Item, ...]) -> Axes:
         joined: list[list[int]] = []
         for item in items:
             if item == (ELLIPSIS,):
-                joined.extend([dim] for dim in dims.get(ELLIPSIS, []))
+                joined.extend([[dim] for dim in dims.get(ELLIPSIS, [])])
             else:
                 joined.append([dim for name in item for dim in dims[name]])
-        flat = tuple(dim for part in joined for dim in part)
-        return Axes(flat, tuple(math.prod(split[dim] for dim in part) for part in joined), split)
+        flat = tuple([dim for part in joined for dim in part])
+        return Axes(flat, tuple([product([split[dim] for dim in part]) for part in joined]), split)
 
-    return Slab(pattern, split, axes(pattern.right), axes(affine), axes(pattern.running))
+    kept, varying, running = axes(pattern.right), axes(affine), axes(pattern.running)
+    pooled, not_affine = (
+        tuple([dim for dim in range(len(split)) if dim not in some.dims]) for some in (kept, varying)
+    )
+    count = product([split[dim] for dim in pooled])
+    slabs = product(kept.shape)
+    return Slab(pattern, split, kept, varying, running, pooled, not_affine, count, slabs, product(split))
 
+
+_cached_plan = lru_cache(maxsize=1024)(_plan)

@@ -25,6 +25,7 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from slabnorm.kernels import eager
 from slabnorm.slab import Slab
@@ -43,8 +44,13 @@ class Statistics:
 
 
 def traced() -> bool:
-    """Whether torch records this call (compile, export, torch.func) and needs plain torch operations."""
-    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+    """Whether torch records this call (compile, export, trace, torch.func, forward mode) and needs plain torch operations."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or forward_ad._current_level >= 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
 
 
 def backend(x: Tensor, slab: Slab) -> ModuleType:

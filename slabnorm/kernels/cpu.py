@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from typing import TYPE_CHECKING
 
 import numba
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from slabnorm.kernels import Statistics
 
 _state = {"forked": False, "omp": False}
+_local = threading.local()
 
 
 def _start() -> None:
@@ -123,10 +125,17 @@ def _open(x: Tensor, tensors: tuple[Tensor, ...], slab: Slab) -> tuple[Cells, li
     assert order is not None
     cells = slab.cells(order)
     assert cells is not None
-    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
-    if threads != numba.get_num_threads():
+    _use_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+    plain = order == tuple(range(x.ndim))
+    tensors = tuple(t.detach() if plain else t.detach().permute(order) for t in tensors)
+    return cells, [tensor.numpy().reshape(-1) for tensor in tensors]
+
+
+def _use_threads(threads: int) -> None:
+    # Numba keeps the number per Python thread; asking it takes longer than remembering.
+    if getattr(_local, "threads", None) != threads:
         numba.set_num_threads(threads)
-    return cells, [tensor.detach().permute(order).reshape(-1).numpy() for tensor in tensors]
+        _local.threads = threads
 
 
 def _like(dy: Tensor, x: Tensor) -> Tensor:
@@ -136,7 +145,9 @@ def _like(dy: Tensor, x: Tensor) -> Tensor:
 
 
 def _small(values: Tensor) -> np.ndarray:
-    return values.detach().to(torch.float64).reshape(-1).numpy()
+    if values.dtype not in (torch.float32, torch.float64):
+        values = values.double()
+    return values.detach().numpy().astype(np.float64, copy=False).reshape(-1)
 
 
 def _per_affine(values: Tensor | None, default: float, slab: Slab) -> np.ndarray:

@@ -19,6 +19,7 @@ import numpy as np
 from numba import prange
 
 _CHUNK = 16384  # elements in a piece, or less: 64 KiB of float32
+_ROWS = 2048  # rows in a piece, or less: a column is summed one by one, so rounding grows with its length
 
 
 def _compiled(**options: Any) -> Any:
@@ -102,7 +103,7 @@ def _cut(loops):  # type: ignore[no-untyped-def]
         chunks = (inner + _CHUNK - 1) // _CHUNK
         block = max(1, _CHUNK // inner)
         return (outer * pooled * cells + block - 1) // block * chunks, block, chunks
-    block = max(1, _CHUNK // cells)
+    block = min(_ROWS, max(1, _CHUNK // cells))
     return outer * ((pooled + block - 1) // block), block, 1
 
 

@@ -28,7 +28,7 @@ def name_of(layer: nn.Module) -> str:
 
 def recomputing() -> bool:
     """Whether this forward runs inside a backward, as activation checkpointing's second forward does."""
-    return torch._C._current_graph_task_id() != -1
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def checkpointing() -> bool:

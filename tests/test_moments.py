@@ -1,0 +1,151 @@
+"""Moments and their merge, against exact rationals."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import slabnorm as sn
+from slabnorm import Moments
+from slabnorm.errors import DtypeError, OptionError, ShapeError, StatisticsError
+from tests import laws
+from tests.cases import DISTRIBUTIONS, LAYOUTS, NORMS, Case, draw
+
+
+def of(values: list[float]) -> Moments:
+    return sn.moments(torch.tensor(values, dtype=torch.float64).reshape(-1, 1), "n c -> c")
+
+
+def exact(values: list[float]) -> tuple[Fraction, Fraction]:
+    numbers = [Fraction(value) for value in values]
+    mean = sum(numbers) / len(numbers)
+    return mean, sum((number - mean) ** 2 for number in numbers) / len(numbers)
+
+
+def close(got: torch.Tensor, want: Fraction, relative: float) -> bool:
+    return abs(Fraction(got.item()) - want) <= Fraction(relative) * abs(want)
+
+
+values = st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=60)
+
+
+@settings(deadline=None)
+@given(values, st.data())
+def test_merge_of_any_chunks_in_any_order(numbers: list[float], data: st.DataObject) -> None:
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(numbers)), max_size=5)))
+    chunks = [numbers[a:b] for a, b in zip([0, *cuts], [*cuts, len(numbers)], strict=True)]
+    parts = [of(chunk) if chunk else Moments.empty((1,)) for chunk in data.draw(st.permutations(chunks))]
+    while len(parts) > 1:  # any tree
+        i = data.draw(st.integers(0, len(parts) - 2))
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+    m = parts[0]
+    mean, var = exact(numbers)
+    assert m.count.item() == len(numbers)
+    assert m.min.item() == min(numbers)
+    assert m.max.item() == max(numbers)
+    assert abs(Fraction(m.mean.item()) - mean) <= Fraction(1e-15) * max(abs(Fraction(v)) for v in numbers)
+    scale = max(abs(Fraction(v)) for v in numbers) ** 2 * Fraction(1e-31)  # rounding of the mean pair
+    assert abs(Fraction(m.var().item()) - var) <= Fraction(1e-13) * var + scale
+
+
+@settings(deadline=None)
+@given(values, values, values)
+def test_associative_commutative_neutral(a: list[float], b: list[float], c: list[float]) -> None:
+    x, y, z = of(a), of(b), of(c)
+    largest = max(map(abs, a + b + c))
+    left, right, turned = (x + y) + z, x + (y + z), (y + z) + x
+    for other in (right, turned):
+        assert left.count == other.count
+        assert (left.mean - other.mean).abs() <= 1e-15 * largest
+        assert torch.allclose(left.var(), other.var(), rtol=1e-13, atol=1e-31 * largest**2)
+        assert torch.equal(left.min, other.min)
+        assert torch.equal(left.max, other.max)
+    for neutral in (Moments.empty() + x, x + Moments.empty((1,)), sum([x])):
+        for name in ("count", "mean", "m2", "min", "max", "mean_low", "m2_low"):
+            assert torch.equal(getattr(neutral, name), getattr(x, name))
+
+
+@pytest.mark.parametrize("size", [1, 3, 64, 1000])
+@pytest.mark.parametrize("kappa", [1e0, 1e6, 1e12])
+def test_fitting_gate(kappa: float, size: int) -> None:
+    """Variance to 1e-13 for kappa to 1e12, whatever the chunks and the order of merging."""
+    x = kappa + draw((6000,), dtype=torch.float64)
+    _, var = exact(x.tolist())
+    parts = [sn.moments(chunk[:, None], "n c -> c") for chunk in x.split(size)]
+    forward = sum(parts[1:], parts[0])
+    backward = sum(parts[-2::-1], parts[-1])
+    while len(parts) > 1:
+        parts = [sum(parts[i + 1 : i + 2], parts[i]) for i in range(0, len(parts), 2)]
+    for m in (forward, backward, parts[0]):
+        assert close(m.var(), var, 1e-13)
+
+
+def test_the_case_that_partial_fit_misses() -> None:
+    """1e15 + {0..6} in chunks of 64: the variance is exactly 4."""
+    x = 1e15 + torch.arange(7 * 64 * 5, dtype=torch.float64) % 7
+    parts = [sn.moments(chunk[:, None], "n c -> c") for chunk in x.split(64)]
+    assert sum(parts[1:], parts[0]).var().item() == 4.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", NORMS, ids=str)
+def test_moments_of_every_pattern(case: Case, layout: str, dtype: torch.dtype) -> None:
+    for name in DISTRIBUTIONS:
+        if name == "denormal" or (name.startswith("constant 3e38") and dtype == torch.bfloat16):
+            continue
+        x = LAYOUTS[layout](draw(case.shape, name, dtype))
+        m = sn.moments(x, case.pattern, **case.sizes)
+        wide = laws.long(x).reshape(case.split)
+        mean = wide.mean(case.pooled)
+        var = ((wide - wide.mean(case.pooled, keepdims=True)) ** 2).mean(case.pooled)
+        got_mean, got_var = laws.long(m.mean), laws.long(m.var())
+        if case.name.startswith("swapped"):
+            got_mean, got_var = got_mean.T, got_var.T
+        assert (abs(got_mean - mean) <= 1e-14 * abs(wide).max()).all()
+        # The variance of kappa: 16 digits less those that the mean takes.
+        kappa_squared = 1 + (mean**2 / var.clip(min=1e-300)).max() if var.max() > 0 else 0
+        digits = 1e-13 if kappa_squared < 1e26 else 1
+        assert (abs(got_var - var) <= digits * var).all()
+        assert m.min.max() == wide.min(case.pooled).max()
+        assert m.max.min() == wide.max(case.pooled).min()
+        assert (m.count == wide.size // got_mean.size).all()
+
+
+def test_ddof_and_std() -> None:
+    m = of([1.0, 2.0, 4.0])
+    assert close(m.var(1), exact([1.0, 2.0, 4.0])[1] * 3 / 2, 1e-15)
+    assert torch.equal(m.std(1), m.var(1).sqrt())
+    assert of([3.0]).var(1).isnan().all()
+    assert Moments.empty().var().isnan()
+    with pytest.raises(OptionError):
+        m.var(-1)
+
+
+def test_empty_input() -> None:
+    m = sn.moments(torch.zeros(0, 3), "n c -> c")
+    assert m.count.tolist() == [0, 0, 0]
+    assert m.min.tolist() == [float("inf")] * 3
+    assert torch.equal((m + of([1.0, 2.0])).mean, torch.full((3,), 1.5, dtype=torch.float64))
+
+
+def test_no_graph() -> None:
+    x = draw((4, 3)).requires_grad_()
+    assert not sn.moments(x, "n c -> c").mean.requires_grad
+
+
+def test_what_cannot_be() -> None:
+    with pytest.raises(StatisticsError):
+        Moments(torch.tensor(-1), torch.tensor(0.0), torch.tensor(0.0), torch.tensor(0.0), torch.tensor(0.0))
+    with pytest.raises(StatisticsError):
+        Moments(torch.tensor(1), torch.tensor(0.0), torch.tensor(-1.0), torch.tensor(0.0), torch.tensor(0.0))
+    with pytest.raises(ShapeError):
+        Moments(torch.tensor([1]), torch.tensor(0.0), torch.tensor(0.0), torch.tensor(0.0), torch.tensor(0.0))
+    with pytest.raises(ShapeError, match="slab by slab"):
+        Moments.empty((2,)) + Moments.empty((3,))
+    with pytest.raises(DtypeError):
+        sn.moments(torch.tensor([[1, 2]]), "n c -> c")
