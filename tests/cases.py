@@ -74,7 +74,9 @@ NORMS: list[Case] = [case for rank in (2, 3, 4, 5) for case in _of_rank(rank)] +
     Case("row-4d", "n c h w -> h", _X, _X, (0, 1, 3), (1,), {}),
     Case("column-4d", "n c h w -> w", _X, _X, (0, 1, 2), (1,), {}),
     Case("batch-rms-4d", "n c h w -> c", _X, _X, (0, 2, 3), (1,), {}, center=False),
-    Case("group-rms-4d", "n (g c) h w -> n g", _X, (4, 3, 2, 5, 7), (2, 3, 4), (1, 2), {"g": 3}, center=False),
+    Case(
+        "group-rms-4d", "n (g c) h w -> n g", _X, (4, 3, 2, 5, 7), (2, 3, 4), (1, 2), {"g": 3}, center=False
+    ),
     Case("swapped-4d", "n c h w -> w n", _X, _X, (1, 2), (1,), {}),
     Case("per-element-affine-4d", "n c h w -> c", _X, _X, (0, 2, 3), (3, 2), {}, affine="w h"),
     # One slab of 32768 elements, and runs longer than a piece of the CPU kernels.

@@ -196,11 +196,18 @@ def test_given_statistics_are_constants(case: Case) -> None:
     dx, dweight = torch.autograd.grad(y, (x, weight), dy)
     step = 1e-3
     moved = sn.normalize(
-        x.double() + step * dy, case.pattern, weight=weight.double(), mean=mean, var=2 * m.var(), **case.options
+        x.double() + step * dy,
+        case.pattern,
+        weight=weight.double(),
+        mean=mean,
+        var=2 * m.var(),
+        **case.options,
     )
     slope = ((moved - wide) / step * dy).sum()  # <J dy, dy> = <dy, J^T dy> of an affine map
     assert abs(slope - (dx * dy).sum()) <= 1e-4 * (dx * dy).abs().sum()
-    assert abs((dweight * weight).sum() - (y * dy).sum()) <= 1e-4 * (y * dy).abs().sum()  # y is linear in weight
+    assert (
+        abs((dweight * weight).sum() - (y * dy).sum()) <= 1e-4 * (y * dy).abs().sum()
+    )  # y is linear in weight
 
 
 @norms

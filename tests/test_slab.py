@@ -34,7 +34,11 @@ def test_planned_once() -> None:
     ],
 )
 def test_loops(
-    pattern: str, shape: tuple[int, ...], order: tuple[int, ...], sizes: dict[str, int], loops: tuple[int, ...]
+    pattern: str,
+    shape: tuple[int, ...],
+    order: tuple[int, ...],
+    sizes: dict[str, int],
+    loops: tuple[int, ...],
 ) -> None:
     cells = bind(pattern, shape, **sizes).cells(order)
     assert cells is not None
@@ -53,7 +57,7 @@ def test_cells_partition_the_tensor(case: Case, order: tuple[int, ...]) -> None:
     slab_ids = slab.kept.spread(slab_ids).expand(slab.split).reshape(case.shape)
     weights = torch.arange(int(np.prod(slab.affine.shape))).reshape(slab.affine.shape)
     weights = slab.affine.spread(weights).expand(slab.split).reshape(case.shape)
-    outer, pooled, inside, inner = cells.loops
+    outer, _, inside, _ = cells.loops
     cell = np.arange(outer * inside).reshape(outer, 1, inside, 1)
     cell = np.broadcast_to(cell, cells.loops).reshape(-1)
     for owner, wanted in ((cells.slab_of, slab_ids), (cells.affine_of, weights)):

@@ -44,7 +44,10 @@ class Statistics:
 
 
 def traced() -> bool:
-    """Whether torch records this call (compile, export, trace, torch.func, forward mode) and needs plain torch operations."""
+    """Whether torch records this call and needs plain torch operations.
+
+    It does in compile, export, trace, torch.func and forward mode.
+    """
     return (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()

@@ -30,7 +30,7 @@ def _start() -> None:
     # torch's OpenMP library is loaded by now and in the global scope, so Numba's `omp` layer binds
     # to it, and both share one pool. The other layers would add a pool of their own.
     try:
-        from numba.np.ufunc import omppool  # noqa: F401
+        from numba.np.ufunc import omppool  # type: ignore[attr-defined]  # noqa: F401
     except ImportError:
         return
     numba.config.THREADING_LAYER = "omp"

@@ -183,7 +183,11 @@ class _Trailing(SlabNorm):
     """What layer and RMS norm share: slabs over the last axes, weight of their shape."""
 
     def __init__(
-        self, normalized_shape: int | Sequence[int], eps: float | None, elementwise_affine: bool, **options: Any
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float | None,
+        elementwise_affine: bool,
+        **options: Any,
     ) -> None:
         shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
         if not shape:
@@ -191,17 +195,19 @@ class _Trailing(SlabNorm):
         # One axis is `c`, a token's features; several get numbers.
         names = ["c"] if len(shape) == 1 else [f"d{i}" for i in range(len(shape))]
         axes = " ".join(names)
+        sizes: dict[str, Any] = dict(zip(names, shape, strict=True))
         super().__init__(
             f"... {axes} -> ...", affine=axes if elementwise_affine else "", eps=eps,
-            **options, **dict(zip(names, shape, strict=True)),
+            **options, **sizes,
         )  # fmt: skip
         self.normalized_shape, self.elementwise_affine = shape, elementwise_affine
 
     def extra_repr(self) -> str:
         """Return the arguments as `torch.nn` writes them."""
-        return (
-            f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={self.elementwise_affine}"
-        ) + self._activation_repr()
+        parts = f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={self.elementwise_affine}"
+        if self.center:  # torch's RMS norm has no bias to speak of
+            parts += f", bias={self.bias is not None}"
+        return parts + self._activation_repr()
 
 
 class LayerNorm(_Trailing):
@@ -239,15 +245,14 @@ class LayerNorm(_Trailing):
         activation: str | None = None,
     ) -> None:
         super().__init__(
-            normalized_shape, eps, elementwise_affine, bias=bias, activation=activation, device=device, dtype=dtype
+            normalized_shape,
+            eps,
+            elementwise_affine,
+            bias=bias,
+            activation=activation,
+            device=device,
+            dtype=dtype,
         )
-
-    def extra_repr(self) -> str:
-        """Return the arguments as `torch.nn` writes them."""
-        return (
-            f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={self.elementwise_affine}, "
-            f"bias={self.bias is not None}"
-        ) + self._activation_repr()
 
 
 class RMSNorm(_Trailing):

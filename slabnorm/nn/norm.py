@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slabnorm.autograd import run
 from slabnorm.errors import PatternError
-from slabnorm.functional import check_eps, check_fits, check_input, run
+from slabnorm.functional import check_eps, check_fits, check_input
 from slabnorm.kernels import traced
 from slabnorm.kernels.activation import check_activation
 from slabnorm.nn.running import RunningStatistics
@@ -56,6 +57,9 @@ class SlabNorm(RunningStatistics):
     SlabNorm('n (g c) h w -> n g', g=2, c=4, eps=1e-05, activation='relu')
     """
 
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+
     def __init__(
         self,
         pattern: str | Pattern,
@@ -89,7 +93,9 @@ class SlabNorm(RunningStatistics):
             value = nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) if wanted else None
             self.register_parameter(name, value)
         tracks = self.pattern.pools_samples if track_running_stats is None else track_running_stats
-        running = self.pattern.sizes_of(self.pattern.running, sizes, "the running statistics") if tracks else None
+        running = (
+            self.pattern.sizes_of(self.pattern.running, sizes, "the running statistics") if tracks else None
+        )
         self._init_running(running, momentum, device, dtype)
         self._sizes = tuple(sorted(sizes.items()))
         self.reset_parameters()
@@ -115,9 +121,7 @@ class SlabNorm(RunningStatistics):
             self._warn_modes(self.pattern.pools_samples)
         eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
         given = self._running(slab)
-        y, found = run(
-            x, slab, self.weight, self.bias, eps, self.center, given, self.activation, residual
-        )
+        y, found = run(x, slab, self.weight, self.bias, eps, self.center, given, self.activation, residual)
         if self.training and found is not None:
             self._track(found, slab, self.center)
         return y

@@ -9,8 +9,8 @@ from warnings import warn
 import torch
 from torch import Tensor, nn
 
+from slabnorm.autograd import Found, Given
 from slabnorm.errors import ModeWarning, OptionError, StatisticsError, StatisticsWarning
-from slabnorm.functional import Found, Given
 from slabnorm.kernels import traced
 from slabnorm.nn.where import checkpointing, name_of, recomputing
 from slabnorm.slab import Slab
@@ -83,7 +83,10 @@ class RunningStatistics(nn.Module):
             return Given(self.running_mean, self.running_var)
         # The pattern keeps samples apart, the running statistics do not: all samples share them.
         split = torch.Size(slab.split[dim] if dim in slab.kept.dims else 1 for dim in range(len(slab.split)))
-        both = (slab.kept.gather(slab.running.spread(t).expand(split)) for t in (self.running_mean, self.running_var))
+        both = (
+            slab.kept.gather(slab.running.spread(t).expand(split))
+            for t in (self.running_mean, self.running_var)
+        )
         return Given(*both)
 
     def _track(self, found: Found, slab: Slab, center: bool) -> None:
@@ -131,7 +134,8 @@ class RunningStatistics(nn.Module):
                 "mode",
                 ModeWarning,
                 "a layer that pools samples runs in train mode while gradients are off, so its output "
-                "depends on the batch" + (", and it moves the running statistics" if self.track_running_stats else ""),
+                "depends on the batch"
+                + (", and it moves the running statistics" if self.track_running_stats else ""),
                 "call model.eval() before you evaluate",
             )
 
@@ -140,7 +144,9 @@ class RunningStatistics(nn.Module):
         assert self.running_mean is not None and self.running_var is not None
         if self.running_mean.device.type == "meta":
             return
-        if self.num_batches_tracked == 0 and bool((self.running_mean == 0).all() & (self.running_var == 1).all()):
+        if self.num_batches_tracked == 0 and bool(
+            (self.running_mean == 0).all() & (self.running_var == 1).all()
+        ):
             self._warn_once(
                 "untrained",
                 StatisticsWarning,
@@ -177,7 +183,11 @@ class RunningStatistics(nn.Module):
         key = prefix + "num_batches_tracked"
         if self.running_mean is not None:
             _check_loaded(state_dict, prefix)
-            if local_metadata.get("version", 1) < 2 and key not in state_dict and prefix + "running_mean" in state_dict:
+            if (
+                local_metadata.get("version", 1) < 2
+                and key not in state_dict
+                and prefix + "running_mean" in state_dict
+            ):
                 state_dict[key] = self.num_batches_tracked
                 warn(
                     f"{prefix[:-1] or type(self).__name__}: an old checkpoint without num_batches_tracked; "

@@ -24,7 +24,8 @@ PAIRS: dict[str, Pair] = {
         sn.BatchNorm(C, 1e-3, 0.3, False, dtype=d), TORCH_BATCH[r](C, 1e-3, 0.3, False, dtype=d)
     ),
     "batch-untracked": lambda r, d: (
-        sn.BatchNorm(C, track_running_stats=False, dtype=d), TORCH_BATCH[r](C, track_running_stats=False, dtype=d)
+        sn.BatchNorm(C, track_running_stats=False, dtype=d),
+        TORCH_BATCH[r](C, track_running_stats=False, dtype=d),
     ),
     "batch-average": lambda r, d: (
         sn.BatchNorm(C, momentum=None, dtype=d), TORCH_BATCH[r](C, momentum=None, dtype=d)

@@ -1,0 +1,57 @@
+"""The package as a whole: what it exports, what importing it costs, examples that run."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import slabnorm as sn
+
+ROOT = Path(sn.__file__).parent.parent
+MODULES = sorted(module.name for module in pkgutil.walk_packages([str(ROOT / "slabnorm")], "slabnorm."))
+
+
+def test_public_names() -> None:
+    assert sorted(sn.__all__) == sn.__all__
+    for name in sn.__all__:
+        assert getattr(sn, name).__doc__, f"{name} has no docstring"
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if not name.endswith("__main__")])
+def test_examples_run(name: str) -> None:
+    module = importlib.import_module(name)
+    result = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert result.failed == 0
+
+
+def test_readme_examples_run() -> None:
+    readme = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+
+
+def test_importing_is_light() -> None:
+    """`import slabnorm` loads torch and little else; nothing is compiled."""
+    code = (
+        "import sys, torch; before = set(sys.modules)\n"
+        "import slabnorm; after = set(sys.modules) - before\n"
+        "heavy = {'numba', 'llvmlite', 'sklearn', 'scipy', 'plotly', 'rich', 'typer', 'jinja2', 'PIL'}\n"
+        "print(sorted(heavy & {name.split('.')[0] for name in after}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_no_file_outgrows_a_head() -> None:
+    for path in (ROOT / "slabnorm").rglob("*.py"):
+        lines = len(path.read_text().splitlines())
+        assert lines <= 300, f"{path.relative_to(ROOT)} has {lines} lines: two subjects?"
