@@ -1,21 +1,42 @@
 """slabnorm: every normalisation is the same formula over a different slab."""
 
+from typing import TYPE_CHECKING, Any
+
 from slabnorm.errors import SlabError, SlabWarning
 from slabnorm.functional import moments, normalize
+from slabnorm.inputs import FixedScale, InputNorm, MinMax, ZScore, fit
 from slabnorm.moments import Moments
 from slabnorm.nn import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm, SlabNorm
+
+if TYPE_CHECKING:
+    from slabnorm.study import compare
 
 __version__ = "0.1.0"
 __all__ = [
     "BatchNorm",
+    "FixedScale",
     "GroupNorm",
+    "InputNorm",
     "InstanceNorm",
     "LayerNorm",
+    "MinMax",
     "Moments",
     "RMSNorm",
     "SlabError",
     "SlabNorm",
     "SlabWarning",
+    "ZScore",
+    "compare",
+    "fit",
     "moments",
     "normalize",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # What loads more than torch loads when it is used.
+    if name == "compare":
+        from slabnorm.study import compare
+
+        return compare
+    raise AttributeError(f"module 'slabnorm' has no attribute {name!r}")

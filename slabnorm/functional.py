@@ -13,7 +13,7 @@ from slabnorm.errors import DeviceError, DtypeError, OptionError, ShapeError, St
 from slabnorm.kernels import eager
 from slabnorm.kernels.activation import check_activation
 from slabnorm.moments import Moments
-from slabnorm.pattern import Pattern, parse
+from slabnorm.pattern import Pattern, parse, parse_uncached
 from slabnorm.slab import plan
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -159,7 +159,9 @@ def check_fits(name: str, tensor: Tensor, shape: tuple[int, ...], x: Tensor, pat
 
 
 def _as_pattern(pattern: str | Pattern) -> Pattern:
-    return pattern if isinstance(pattern, Pattern) else parse(pattern)
+    if isinstance(pattern, Pattern):
+        return pattern
+    return parse_uncached(pattern) if torch.compiler.is_compiling() else parse(pattern)
 
 
 def check_input(x: Tensor, name: str) -> None:

@@ -14,6 +14,11 @@ from torch import Tensor
 from slabnorm.errors import OptionError, ShapeError, StatisticsError
 
 
+def _tensor(values: object, dtype: torch.dtype) -> Tensor:
+    # as_tensor would move a tensor to torch's default device.
+    return values.to(dtype) if isinstance(values, Tensor) else torch.as_tensor(values, dtype=dtype)
+
+
 def two_sum(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Return the rounded sum of two tensors and its rounding error (Knuth, TAOCP 2, 4.2.2)."""
     total = a + b
@@ -64,12 +69,12 @@ class Moments:
 
     def __post_init__(self) -> None:
         store = object.__setattr__
-        store(self, "count", torch.as_tensor(self.count, dtype=torch.int64))
+        store(self, "count", _tensor(self.count, torch.int64))
         for name in ("mean", "m2", "min", "max"):
-            store(self, name, torch.as_tensor(getattr(self, name), dtype=torch.float64))
+            store(self, name, _tensor(getattr(self, name), torch.float64))
         for name, of in (("mean_low", self.mean), ("m2_low", self.m2)):
             low = getattr(self, name)
-            low = torch.zeros_like(of) if low is None else torch.as_tensor(low, dtype=torch.float64)
+            low = torch.zeros_like(of) if low is None else _tensor(low, torch.float64)
             store(self, name, low)
         shapes = {name: tuple(getattr(self, name).shape) for name in ("count", "mean", "m2", "min", "max")}
         if len(set(shapes.values())) > 1:

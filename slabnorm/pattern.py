@@ -161,7 +161,6 @@ class Pattern:
         return [sizes.get(name, size // known) for name in item]
 
 
-@lru_cache(maxsize=4096)
 def parse(text: str) -> Pattern:
     """Parse a pattern such as "n (g c) ... -> n g".
 
@@ -181,6 +180,11 @@ def parse(text: str) -> Pattern:
     """
     if not isinstance(text, str):
         raise PatternError("a pattern is text", repr(text), 'write it as "n c h w -> c"')
+    return _parse(text)
+
+
+def parse_uncached(text: str) -> Pattern:
+    """Parse without the cache; for torch.compile, which warns of caches and parses once anyway."""
     tokens = _tokenize(text)
     arrows = [at for kind, _, at in tokens if kind == "arrow"]
     if not arrows:
@@ -196,7 +200,9 @@ def parse(text: str) -> Pattern:
     return Pattern(text, tuple(item for item, _ in left), tuple(item for item, _ in right))
 
 
-@lru_cache(maxsize=4096)
+_parse = lru_cache(maxsize=4096)(parse_uncached)
+
+
 def _parse_affine(pattern: Pattern, text: str) -> tuple[Item, ...]:
     if not isinstance(text, str):
         raise PatternError("affine is text", repr(text), 'name the axes as in "c h w"; "" for none')

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -54,6 +56,16 @@ def test_compile_whole_graph(name: str, train: bool) -> None:
     assert close(x.grad, y.grad)
     for key, value in twin.state_dict().items():
         assert close(layer.state_dict()[key].double(), value.double())
+
+
+def test_compile_the_function() -> None:
+    torch._dynamo.reset()
+
+    def call(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return sn.normalize(x, "n (g c) h w -> n g", weight=weight, g=3, affine="(g c)", activation="relu")
+
+    weight = draw((6,), seed=1)
+    assert close(torch.compile(call, fullgraph=True, backend="aot_eager")(X, weight), call(X, weight))
 
 
 def test_compile_with_sizes_unknown() -> None:
@@ -163,6 +175,16 @@ def test_in_forked_workers() -> None:
     loader = DataLoader(_Normalising(), batch_size=4, num_workers=2, multiprocessing_context="fork")
     got = torch.cat(list(loader))
     assert (got - wanted).abs().max() <= 1e-6
+
+
+def test_torch_keeps_its_number_of_threads() -> None:
+    code = (
+        "import torch; torch.set_num_threads(1)\n"
+        "import slabnorm as sn; sn.normalize(torch.randn(8, 4, 64, 64), 'n c h w -> c')\n"
+        "print(torch.get_num_threads())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "1"
 
 
 def test_from_many_threads() -> None:

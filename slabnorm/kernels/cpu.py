@@ -134,7 +134,10 @@ def _open(x: Tensor, tensors: tuple[Tensor, ...], slab: Slab) -> tuple[Cells, li
 def _use_threads(threads: int) -> None:
     # Numba keeps the number per Python thread; asking it takes longer than remembering.
     if getattr(_local, "threads", None) != threads:
+        before = torch.get_num_threads()
         numba.set_num_threads(threads)
+        # The first call starts Numba's layer, which resizes the pool that torch shares.
+        torch.set_num_threads(before)
         _local.threads = threads
 
 

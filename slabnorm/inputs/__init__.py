@@ -1,0 +1,10 @@
+"""What goes into the network: statistics fitted once, on the training split, and frozen.
+
+source -> blocks -> chunks -> Moments -> merge in a tree -> scheme -> InputNorm
+"""
+
+from slabnorm.inputs.fit import fit
+from slabnorm.inputs.normalizer import InputNorm
+from slabnorm.inputs.schemes import FixedScale, MinMax, ZScore
+
+__all__ = ["FixedScale", "InputNorm", "MinMax", "ZScore", "fit"]

@@ -1,0 +1,147 @@
+"""Where fitted values lie in a tensor: a pattern and the shape of one sample, worked out once.
+
+Forward runs inside `torch.compile` and `torch.export`, which follow plain tuples of integers and
+little else; so everything that needs the pattern is decided here, beforehand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from slabnorm.errors import PatternError, ShapeError
+from slabnorm.pattern import ELLIPSIS, Pattern
+from slabnorm.slab import plan
+
+
+@dataclass(frozen=True)
+class Features:
+    """The features of a data set, and how their values broadcast against a batch.
+
+    Attributes:
+        pattern: the pattern.
+        shape: the shape of the statistics, which is the pattern's right side.
+        sample: the shape of the sample they were fitted on.
+        before: for every axis of a batch its only possible size, None where any will do; of a
+            pattern with a pooled `...`, the axes before it.
+        after: ... and those after it.
+        any_rank: whether a pooled `...` lets a batch have more or fewer axes than the fitted data.
+    """
+
+    pattern: Pattern
+    shape: tuple[int, ...]
+    sample: tuple[int, ...]
+    before: tuple[int | None, ...]
+    after: tuple[int | None, ...]
+    any_rank: bool
+    _opened: tuple[int, ...]  # one axis per kept name, in the right side's order
+    _order: tuple[int, ...]  # ... in the left side's order
+    _ones: tuple[int, ...]  # ... with size 1 for every name that is pooled
+    _full: tuple[int, ...]  # ... with brackets at full size
+
+    @classmethod
+    def of(cls, pattern: Pattern, sample: tuple[int, ...], sizes: tuple[tuple[str, int], ...]) -> Features:
+        """Bind a pattern to the shape of one sample.
+
+        Raises:
+            ShapeError: the shape does not fit the pattern.
+            PatternError: the sizes do not fit it, or it keeps or splits the sample axis.
+        """
+        shape = (1, *sample)
+        _check_sample_axis(pattern, shape)
+        slab = plan(pattern, (), shape, sizes)
+        kept, split = slab.kept.dims, slab.split
+        dots = len(shape) - len(pattern.left) + 1
+        axes = [item for item in pattern.left for _ in range(dots if item == (ELLIPSIS,) else 1)]
+        any_rank = ELLIPSIS in pattern.names and ELLIPSIS not in pattern.kept
+        start, stop = len(shape), len(shape)
+        if any_rank:
+            start = pattern.left.index((ELLIPSIS,))
+            stop = start + dots
+        # An axis of which a part is kept has one possible size; all others are free.
+        fixed: list[int | None] = []
+        ones: list[int] = []
+        full: list[int] = []
+        first = 0
+        for dim, item in enumerate(axes):
+            parts = range(first, first + len(item))
+            first += len(item)
+            holds = any(part in kept for part in parts)
+            fixed.append(shape[dim] if holds else None)
+            if not start <= dim < stop:
+                ones.extend(split[part] if part in kept else 1 for part in parts)
+                full.extend(split[part] if holds else 1 for part in parts)
+        opened = tuple(split[dim] for dim in kept)
+        order = tuple(sorted(range(len(kept)), key=kept.__getitem__))
+        before, after = tuple(fixed[:start]), tuple(fixed[stop:])
+        return cls(
+            pattern, slab.kept.shape, tuple(sample), before, after, any_rank,
+            opened, order, tuple(ones), tuple(full),
+        )  # fmt: skip
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raise ShapeError unless a batch of this shape has these features."""
+        least = len(self.before) + len(self.after)
+        fits = len(shape) >= least if self.any_rank else len(shape) == least
+        if fits:
+            end = len(shape) - len(self.after)
+            fits = _match(shape[: len(self.before)], self.before) and _match(shape[end:], self.after)
+        if not fits:
+            middle = ["..."] if self.any_rank else []
+            takes = [*map(_size, self.before), *middle, *map(_size, self.after)]
+            raise ShapeError(
+                f'this InputNorm was fitted with "{self.pattern}" on samples of shape {self.sample}',
+                f"a batch of shape {tuple(shape)}; it takes ({', '.join(takes)})",
+                "give a batch of such samples, first axis the samples: x[None] for a single one",
+            )
+
+    def spread(self, values: Tensor, rank: int) -> Tensor:
+        """Turn a tensor of `shape` into one that broadcasts against a batch of this rank."""
+        free = rank - len(self.before) - len(self.after)
+        joined = [size or 1 for size in self.before] + [1] * free + [size or 1 for size in self.after]
+        opened = values.reshape(self._opened).permute(self._order).reshape(self._ones)
+        return opened.expand(self._full).reshape(joined)
+
+    def place(self, index: tuple[int, ...]) -> str:
+        """Return an index into a batch as text, such as "row 17, c=2, h=0"."""
+        names: list[str] = []
+        spare = len(index) - len(self.pattern.left) + 1
+        for position, item in enumerate(self.pattern.left):
+            if item == (ELLIPSIS,):
+                names.extend(f"axis {position + i}" for i in range(spare))
+            else:
+                names.append(item[0] if len(item) == 1 else f"({' '.join(item)})")
+        inside = [f", {name}={at}" for name, at in zip(names[1:], index[1:], strict=True)]
+        return f"row {index[0]}{''.join(inside)}"
+
+
+def _match(shape: tuple[int, ...], sizes: tuple[int | None, ...]) -> bool:
+    return all(size is None or size == given for given, size in zip(shape, sizes, strict=True))
+
+
+def _size(size: int | None) -> str:
+    return "any" if size is None else str(size)
+
+
+def _check_sample_axis(pattern: Pattern, shape: tuple[int, ...]) -> None:
+    """Raise PatternError unless the first axis is the samples, undivided, and pooled."""
+    item = pattern.sample
+    if not pattern.pools_samples:
+        raise PatternError(
+            "fitted statistics pool the samples: a new sample has none of its own to look up",
+            f'"{pattern}", which keeps the sample axis {item[0]!r} on the right',
+            f"leave {item[0]!r} out on the right, or normalise within the network, as by slabnorm.SlabNorm",
+        )
+    if len(item) > 1:
+        raise PatternError(
+            "the sample axis of a fit is not split: data arrive in pieces of any length",
+            f'"{pattern}"',
+            "name the first axis alone, as `n`; reshape the data where it holds two things",
+        )
+    if item == (ELLIPSIS,) and len(shape) < len(pattern.left):
+        raise PatternError(
+            "the first axis of the data is the samples, and is pooled",
+            f'"{pattern}" for samples of shape {shape[1:]}, where `...` stands for no axis',
+            "name the sample axis, as in `n c -> c`",
+        )

@@ -1,0 +1,304 @@
+"""InputNorm: fitted statistics as a frozen layer, raw data in, normalised data out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slabnorm.errors import DtypeError, ShapeError, StatisticsError
+from slabnorm.inputs.record import Record
+from slabnorm.inputs.schemes import Scheme
+from slabnorm.moments import Moments
+from slabnorm.pattern import Pattern, parse
+
+_MOMENTS = ("count", "mean", "m2", "min", "max", "mean_low", "m2_low")
+_AFFINE = ("shift", "shift_low", "scale")
+# Integers that float32 holds without rounding, and floats that are worked on in it.
+_NARROW = frozenset(
+    (
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+        torch.uint8,
+        torch.int8,
+        torch.int16,
+        torch.uint16,
+        torch.bool,
+    )
+)
+_KEPT = frozenset((torch.float64, torch.float16, torch.bfloat16))
+
+
+class InputNorm(nn.Module):
+    """Normalise raw inputs with statistics fitted on the training split; make one with `slabnorm.fit`.
+
+        forward:  y = ((x - shift) - shift_low) / scale * span + low
+        inverse:  x = (y - low) / span * scale + shift_low + shift
+
+    One shift and scale per feature, the right side of the pattern. Nothing here is trained, and train
+    and eval mode are the same.
+
+    dtypes: float64, float16 and bfloat16 come out as they went in; float32 and all integers and bool
+    come out as float32. float16 and bfloat16 are worked on in float32 and rounded once; float64 and
+    integers of 32 and 64 bits in float64.
+
+    Accuracy: float32 is within 1e-6 * max(1, abs(y)) of the float64 result however large the offset,
+    because the shift is subtracted as two float32 numbers. `inverse(forward(x))` is x within 4 units in
+    the last place of the largest of abs(x), abs(shift) and scale of its feature, for output ranges that
+    are not narrow beside their distance from 0.
+
+    All statistics are float64 buffers. They travel in the `state_dict`, follow `.to(device)`, and stay
+    float64 under `.half()`, `.bfloat16()` and `.to(dtype)`.
+
+    Args:
+        record: how the statistics were fitted.
+        moments: the statistics, of the shape of the pattern's right side.
+        nan_count: NaN left out of them, per feature; None for none.
+
+    Attributes:
+        record: scheme, pattern, split, dtype, samples and more; see Record.
+        shift, shift_low, scale: buffers of the formula above.
+        nan_count: buffer, NaN left out when fitting, per feature.
+
+    Raises:
+        ShapeError: the moments do not have the shape of the pattern's right side.
+        StatisticsError: a feature's scale is not a positive float64.
+
+    >>> from slabnorm.inputs import fit
+    >>> norm = fit(torch.tensor([[1.0, 10.0], [3.0, 30.0]]), "zscore", split="train")
+    >>> norm
+    InputNorm(ZScore(ddof=0, eps=0.0), 'n c -> c', split='train', samples=2, mean=2..20, std=1..10)
+    >>> norm(torch.tensor([[4, 40]]))
+    tensor([[2., 2.]])
+    >>> norm.inverse(torch.tensor([[2.0, 2.0]]))
+    tensor([[ 4., 40.]])
+    """
+
+    shift: Tensor
+    shift_low: Tensor
+    scale: Tensor
+    nan_count: Tensor
+
+    def __init__(self, record: Record, moments: Moments, nan_count: Tensor | None = None) -> None:
+        super().__init__()
+        self._describe(record)
+        if moments.shape != self._features.shape:
+            raise ShapeError(
+                f'moments for "{record.pattern}" have shape {self._features.shape}',
+                str(moments.shape),
+                "take them with the same pattern and sizes",
+            )
+        affine = record.scheme.affine(moments)
+        for name in _AFFINE:
+            self.register_buffer(name, getattr(affine, name))
+        for name in _MOMENTS:
+            # A copy: load_state_dict writes into it.
+            self.register_buffer(f"moments_{name}", getattr(moments, name).clone())
+        missing = torch.zeros_like(moments.count) if nan_count is None else nan_count.clone()
+        self.register_buffer("nan_count", missing)
+        self._note_range()
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any], prefix: str = "") -> InputNorm:
+        """Return the InputNorm whose `state_dict` this is, or is part of under a prefix such as "norm.".
+
+        Raises:
+            StatisticsError: an entry is missing or damaged.
+        """
+        missing = [key for key in ("_extra_state", *(f"moments_{name}" for name in _MOMENTS))
+                   if prefix + key not in state]  # fmt: skip
+        if missing:
+            raise StatisticsError(
+                "the state_dict of an InputNorm holds its record and its moments",
+                f"no {prefix + missing[0]!r}",
+                "give the prefix under which the InputNorm lies, such as 'norm.'",
+            )
+        record = Record.from_tensor(state[prefix + "_extra_state"])
+        moments = Moments(*(state[f"{prefix}moments_{name}"].cpu().clone() for name in _MOMENTS))
+        norm = cls(record, moments)
+        inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        norm.load_state_dict({key: inside[key] for key in norm.state_dict() if key in inside})
+        return norm
+
+    @property
+    def scheme(self) -> Scheme:
+        """The scheme that turned the moments into shift and scale."""
+        return self.record.scheme
+
+    @property
+    def pattern(self) -> Pattern:
+        """The pattern that says what a feature is."""
+        return parse(self.record.pattern)
+
+    @property
+    def split(self) -> str:
+        """The name of the split that the statistics come from."""
+        return self.record.split
+
+    @property
+    def samples(self) -> int:
+        """Number of samples that the statistics come from."""
+        return self.record.samples
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of the fitted data, such as "uint8"."""
+        return self.record.dtype
+
+    @property
+    def moments(self) -> Moments:
+        """The fitted statistics."""
+        return Moments(*(getattr(self, f"moments_{name}") for name in _MOMENTS))
+
+    @property
+    def count(self) -> Tensor:
+        """Number of values behind each feature's statistics."""
+        return self.moments.count
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normalised batch, of x's shape and memory format.
+
+        Raises:
+            ShapeError: the batch does not have the fitted features.
+            DtypeError: x is complex or sparse.
+        """
+        work, out = self._dtypes(x)
+        shift, low, scale = self._values(work, x.dim())
+        # In place on the fresh difference: a third of the memory traffic of separate results
+        # (55 ms against 138 ms for 64 x 3 x 224 x 224 on 2 cores; in float64 throughout: 197 ms).
+        y = (x.to(work) - shift).sub_(low).div_(scale)
+        if self._target != (1.0, 0.0):
+            y = y.mul_(self._target[0]).add_(self._target[1])
+        return y.to(out)
+
+    def inverse(self, y: Tensor) -> Tensor:
+        """Return the batch that `forward` maps to y: in the units of the data, as floats.
+
+        Raises:
+            ShapeError: the batch does not have the fitted features.
+            DtypeError: y is complex or sparse.
+        """
+        work, out = self._dtypes(y)
+        shift, low, scale = self._values(work, y.dim())
+        x = (y.to(work) - self._target[1]).div_(self._target[0]).mul_(scale).add_(low).add_(shift)
+        return x.to(out)
+
+    def extra_repr(self) -> str:
+        """Say in one line what was fitted, on what, and what came out."""
+        m = self.moments
+        if m.mean.is_meta:
+            return f"{self.scheme}, {self.record.pattern!r}, split={self.split!r}, without values"
+        parts = [
+            str(self.scheme),
+            repr(self.record.pattern),
+            f"split={self.split!r}",
+            f"samples={self.samples}",
+            f"mean={_ends(m.mean)}",
+            f"std={_ends(m.std())}",
+        ]
+        parts += [f"{name}={size}" for name, size in self.record.sizes.items()]
+        constant, missing = int((m.min == m.max).sum()), int(self.nan_count.sum())
+        parts += [f"constant={constant}"] if constant else []
+        parts += [f"nan={missing}"] if missing else []
+        return ", ".join(parts + (["leak=True"] if self.record.leak else []))
+
+    def get_extra_state(self) -> Tensor:
+        """Return the record for the state_dict."""
+        return self.record.to_tensor()
+
+    def set_extra_state(self, state: Any) -> None:
+        """Take the record from a state_dict."""
+        self._describe(Record.from_tensor(state))
+
+    def _describe(self, record: Record) -> None:
+        self.record = record
+        self._features = record.features()
+        self._target = record.scheme.target
+
+    def _note_range(self) -> None:
+        """Note whether float32 holds shift and scale with room to spare; known here, not per call."""
+        if self.scale.is_meta:
+            self._narrow = True
+            return
+        largest = max(float(self.shift.abs().max()), float(self.scale.max()))
+        self._narrow = largest < 1e30 and float(self.scale.min()) > 1e-30
+
+    def _dtypes(self, x: Tensor) -> tuple[torch.dtype, torch.dtype]:
+        """Check a batch; return the dtype to work in, and that to return."""
+        if not isinstance(x, Tensor) or x.is_complex() or x.layout != torch.strided:
+            got = f"{x.dtype}, {x.layout}" if isinstance(x, Tensor) else type(x).__name__
+            raise DtypeError(
+                "a batch is a dense tensor of real numbers", got, "convert it, as with torch.as_tensor"
+            )
+        self._features.check(x.shape)
+        work = torch.float32 if self._narrow and x.dtype in _NARROW else torch.float64
+        return work, x.dtype if x.dtype in _KEPT else torch.float32
+
+    def _values(self, work: torch.dtype, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return shift, the rest of the shift, and scale, ready to meet a batch of this rank."""
+        shift = self.shift.to(work)
+        low = (self.shift - shift.double() + self.shift_low).to(work)
+        spread = self._features.spread
+        return spread(shift, rank), spread(low, rank), spread(self.scale.to(work), rank)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> InputNorm:
+        """Let statistics follow a device, but no cast."""
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, old in before.items():
+            new = self._buffers[name]
+            if old is not None and new is not None and new.dtype != old.dtype:
+                self._buffers[name] = old.to(new.device)
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Check everything before anything changes."""
+        given = {name: state_dict[prefix + name] for name in self._buffers if prefix + name in state_dict}
+        for name, value in given.items():
+            old = self._buffers[name]
+            if old is not None and (not isinstance(value, Tensor) or value.shape != old.shape):
+                raise ShapeError(
+                    f'{prefix}{name} has shape {tuple(old.shape)} for "{self.record.pattern}"',
+                    str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__,
+                    "load statistics of the same features, or use InputNorm.from_state_dict",
+                )
+        _check_values(given, prefix)
+        for name, value in given.items():
+            # assign=True would take a checkpoint's half precision over as it is.
+            state_dict[prefix + name] = value.to(getattr(self, name).dtype)
+        extra = state_dict.get(prefix + "_extra_state")
+        if extra is not None:
+            record = Record.from_tensor(extra)
+            if record.pattern != self.record.pattern or record.sizes != self.record.sizes:
+                raise StatisticsError(
+                    f'these statistics are for "{self.record.pattern}"',
+                    f'a state_dict for "{record.pattern}"',
+                    "use InputNorm.from_state_dict, which takes the pattern from there",
+                )
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        self._note_range()
+
+
+def _check_values(given: dict[str, Tensor], prefix: str) -> None:
+    """Raise StatisticsError unless shift and scale can normalise, and the moments can be."""
+    for name in _AFFINE:
+        if name in given and given[name].device.type != "meta":
+            wide = given[name].double()
+            bad = ~torch.isfinite(wide) | ((wide <= 0) & (name == "scale"))
+            if bool(bad.any()):
+                raise StatisticsError(
+                    "shift and scale are finite, and the scale positive",
+                    f"{prefix}{name} holds {wide[bad][0].item()}",
+                    "the file is damaged, or a training run diverged: fit again",
+                )
+    if all(f"moments_{name}" in given for name in _MOMENTS):
+        Moments(*(given[f"moments_{name}"] for name in _MOMENTS))
+
+
+def _ends(values: Tensor) -> str:
+    """Return the range of values as text: "0.1..2.5", or one number."""
+    low, high = f"{float(values.min()):.6g}", f"{float(values.max()):.6g}"
+    return low if low == high else f"{low}..{high}"

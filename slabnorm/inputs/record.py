@@ -1,0 +1,77 @@
+"""What a fit was, beside its numbers: a plain record that travels in the state_dict as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slabnorm.errors import SlabError, StatisticsError
+from slabnorm.inputs.features import Features
+from slabnorm.inputs.schemes import Scheme, from_plain, to_plain
+from slabnorm.pattern import parse
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Record:
+    """How an InputNorm came to be.
+
+    Attributes:
+        scheme: from Moments to shift and scale.
+        pattern: the text of the pattern.
+        sizes: the sizes of split axes.
+        sample: the shape of one sample.
+        dtype: the data's dtype, such as "uint8".
+        split: the split's name as given to `fit`.
+        leak: whether `fit` was told to take held-out data.
+        nan: the NaN policy, "raise" or "omit".
+        samples: number of samples read.
+    """
+
+    scheme: Scheme
+    pattern: str
+    sample: tuple[int, ...]
+    dtype: str
+    split: str
+    samples: int
+    nan: str = "raise"
+    leak: bool = False
+    sizes: dict[str, int] = field(default_factory=dict)
+
+    def features(self) -> Features:
+        """Return where the fitted values lie in a batch."""
+        return Features.of(parse(self.pattern), self.sample, tuple(sorted(self.sizes.items())))
+
+    def to_tensor(self) -> Tensor:
+        """Return the record as JSON in a uint8 tensor."""
+        # A tensor, not a dict or a str: safetensors and torch.load(weights_only=True) take it as it is.
+        plain = {"version": VERSION, **asdict(self), "scheme": to_plain(self.scheme)}
+        text = json.dumps(plain, sort_keys=True, allow_nan=False)
+        return torch.tensor(list(text.encode()), dtype=torch.uint8)
+
+    @classmethod
+    def from_tensor(cls, tensor: Any) -> Record:
+        """Return the record that `to_tensor` wrote.
+
+        Raises:
+            StatisticsError: it is damaged, or of another version.
+        """
+        try:
+            plain = json.loads(bytes(tensor.cpu().to(torch.uint8).tolist()).decode())
+            version = plain.pop("version")
+            if version != VERSION:
+                raise ValueError(f"version {version!r}, this slabnorm reads {VERSION}")
+            plain["scheme"] = from_plain(plain["scheme"])
+            plain["sample"] = tuple(plain["sample"])
+            record = cls(**plain)
+            record.features()  # the pattern must fit the sample
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError, SlabError) as error:
+            raise StatisticsError(
+                "the extra state of an InputNorm is the record that slabnorm wrote", f"{error}", "fit again"
+            ) from error
+        return record

@@ -1,0 +1,118 @@
+"""What a source is: a name, blocks of samples in order, and what it says about its split.
+
+To read a new kind of data, write a class with these four in a file of its own, and add it to
+`open_source`. A source checks what only it can know (files, containers); the values it passes on
+are checked by chunks.py, so every source gets the same rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slabnorm.errors import DataError
+from slabnorm.inputs.split import Hint
+
+Block = np.ndarray | Tensor  # samples along the first axis; any strides, byte order or device
+
+BLOCK_BYTES = 8 << 20  # what a source reads at once where it can choose
+
+
+class Source(Protocol):
+    """A data set that can be read once, from the first sample to the last.
+
+    Attributes:
+        name: how messages call it: "train.npy", "array", "MNIST".
+        unit: how they call one block: "batch", "item".
+        hints: what it says about its split.
+    """
+
+    name: str
+    unit: str
+    hints: tuple[Hint, ...]
+
+    def blocks(self) -> Iterator[Block]:
+        """Yield the samples in order, in blocks of any length."""
+        ...
+
+
+def as_block(value: Any, where: str) -> Block:
+    """Return a value as an array or tensor of real numbers, without copying one.
+
+    Takes tensors, NumPy arrays and scalars, Python numbers, and whatever offers itself as an array
+    (a PIL image, a pandas frame).
+
+    Raises:
+        DataError: it is none of these, or holds no real numbers of at most 64 bits; names `where`.
+    """
+    if isinstance(value, Tensor):
+        return _check_tensor(value.detach(), where)
+    if isinstance(value, np.ma.MaskedArray):
+        raise DataError(
+            "a masked array hides values",
+            where,
+            'fill it, as with .filled(np.nan), and say nan="omit"',
+        )
+    if getattr(value, "mode", None) in ("P", "PA") and hasattr(value, "convert"):
+        raise DataError(
+            "a palette image holds colour numbers, not intensities", where, 'image.convert("RGB")'
+        )
+    offers = hasattr(value, "__array__") or hasattr(value, "__array_interface__")
+    if not offers and not isinstance(value, bool | int | float):
+        raise DataError(
+            "samples are tensors, arrays or numbers",
+            f"{where} is {_a(value)}",
+            "convert it, as with torch.as_tensor or numpy.asarray",
+        )
+    return check_array(np.asarray(value), where)
+
+
+def check_array(array: np.ndarray, where: str) -> np.ndarray:
+    """Return the array; raise DataError unless its dtype is bool, integer or float of at most 64 bits."""
+    kind, size = array.dtype.kind, array.dtype.itemsize
+    if kind in "bui" or (kind == "f" and size <= 8):
+        return array
+    fixes = {
+        "O": "object arrays hold Python objects: stack them to numbers, as with np.stack(list(x))",
+        "c": "normalise real and imaginary parts as two features, as from .view(float)",
+        "f": "convert it with .astype(numpy.float64), and mind the digits this loses",
+        "V": "take one field of a structured array, as x['field'], or join them as columns",
+        "M": "convert times to numbers, as with .astype('int64'), and choose the unit",
+        "m": "convert times to numbers, as with .astype('int64'), and choose the unit",
+    }
+    raise DataError(
+        "data are bool, integers, or floats of at most 64 bits",
+        f"{where} of dtype {array.dtype}",
+        fixes.get(kind, "convert it to numbers"),
+    )
+
+
+def dtype_name(block: Block) -> str:
+    """Return the dtype's name, the same for an array and for a tensor: "uint8", "bfloat16"."""
+    if isinstance(block, Tensor):
+        return str(block.dtype).removeprefix("torch.")
+    return block.dtype.newbyteorder("=").name
+
+
+def _check_tensor(tensor: Tensor, where: str) -> Tensor:
+    problem = fix = ""
+    if tensor.layout != torch.strided or tensor.is_nested:
+        problem, fix = f"layout {tensor.layout}", "convert it with .to_dense(), or pad it"
+    elif tensor.is_quantized:
+        problem, fix = f"dtype {tensor.dtype}", "convert it with .dequantize()"
+    elif tensor.is_complex():
+        problem, fix = f"dtype {tensor.dtype}", "normalise real and imaginary parts: torch.view_as_real(x)"
+    elif tensor.device.type == "meta":
+        problem, fix = "device meta, which has shapes and no values", "give a tensor with values"
+    if problem:
+        raise DataError("data are dense real numbers", f"{where} of {problem}", fix)
+    return tensor
+
+
+def _a(value: Any) -> str:
+    name = type(value).__name__
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"

@@ -1,0 +1,160 @@
+"""`.npy` and `.npz` files, streamed: a few rows at a time, whatever the size of the file.
+
+Read, not memory-mapped: a map of a file that shrinks meanwhile ends the process with SIGBUS, a read
+ends in an error. Only arrays in Fortran order, whose rows are scattered, are mapped (`.npy`) or
+loaded whole (`.npz`).
+"""
+
+from __future__ import annotations
+
+import math
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tokenize import TokenError
+from typing import IO
+
+import numpy as np
+
+from slabnorm.errors import DataError
+from slabnorm.inputs.sources.base import BLOCK_BYTES, Block, check_array
+from slabnorm.inputs.sources.samples import pick
+from slabnorm.inputs.split import Hint, file_hints, held_out
+
+# What numpy lets through from its reading of a header as Python text.
+_BROKEN = (ValueError, SyntaxError, EOFError, RecursionError, MemoryError, TypeError, TokenError)
+_BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
+
+
+class NpySource:
+    """One `.npy` file."""
+
+    unit = "rows"
+
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)
+        self.hints = file_hints(path)
+        self._path = path
+
+    def blocks(self) -> Iterator[Block]:
+        """Yield a few rows at a time."""
+        try:
+            with open(self._path, "rb") as file:
+                header = _read_header(file, self.name)
+                _check_size(header, self._path.stat().st_size - file.tell(), self.name)
+                if not header.fortran:
+                    yield from _rows(file, header, self.name)
+                    return
+            yield np.load(self._path, mmap_mode="r", allow_pickle=False)
+        except OSError as error:
+            raise _unreadable(self.name, error) from error
+
+
+class NpzSource:
+    """One array of an `.npz` file: that named by `key`, else `x`, else the only one."""
+
+    unit = "rows"
+
+    def __init__(self, path: Path, key: str | None) -> None:
+        self._path = path
+        with self._open() as archive:
+            members = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+        self._key = pick(members, key, str(path))
+        self.name = f"{path}[{self._key!r}]"
+        word = held_out(self._key)
+        self.hints = (
+            *file_hints(path),
+            *((Hint(f"the array {self._key!r} of {path}", word),) if word else ()),
+        )
+
+    def blocks(self) -> Iterator[Block]:
+        """Yield a few rows at a time."""
+        with self._open() as archive:
+            try:
+                info = archive.getinfo(f"{self._key}.npy")
+                with archive.open(info) as file:
+                    header = _read_header(file, self.name)
+                    _check_size(header, info.file_size - file.tell(), self.name)
+                    if header.fortran:
+                        data = np.frombuffer(file.read(), header.dtype)
+                        yield data.reshape(header.shape, order="F")
+                    else:
+                        yield from _rows(file, header, self.name)
+            except _BROKEN_ZIP as error:
+                raise DataError(
+                    "an npz file is a zip archive without damage",
+                    f"{self.name}: {error}",
+                    "write the file again",
+                ) from error
+            except OSError as error:
+                raise _unreadable(self.name, error) from error
+
+    def _open(self) -> zipfile.ZipFile:
+        try:
+            return zipfile.ZipFile(self._path)
+        except zipfile.BadZipFile as error:
+            raise DataError(
+                "an npz file is a whole zip archive", f"{self._path}: {error}", "write the file again"
+            ) from error
+        except OSError as error:
+            raise _unreadable(str(self._path), error) from error
+
+
+@dataclass(frozen=True)
+class _Header:
+    shape: tuple[int, ...]
+    fortran: bool
+    dtype: np.dtype
+
+
+def _read_header(file: IO[bytes], name: str) -> _Header:
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    try:
+        version = np.lib.format.read_magic(file)
+        # Version 3.0 exists for field names of structured arrays, which are refused anyway.
+        if version not in readers:
+            raise ValueError(f"format version {version[0]}.{version[1]}")
+        header = _Header(*readers[version](file))
+    except _BROKEN as error:
+        raise DataError(
+            "an npy file begins with a whole header", f"{name}: {error}", "write it again with numpy.save"
+        ) from error
+    if any(size < 0 for size in header.shape):
+        raise DataError("sizes in an npy header are not negative", f"{name}: shape {header.shape}")
+    check_array(np.empty(0, header.dtype), name)
+    return header
+
+
+def _check_size(header: _Header, held: int, name: str) -> None:
+    said = math.prod(header.shape) * header.dtype.itemsize
+    if said != held:
+        raise DataError(
+            "an npy file holds as much data as its header says",
+            f"{name}: shape {header.shape} of {header.dtype} are {said} bytes, the file has {held}",
+            "the file is truncated: write it again" if held < said else "keep one array per file",
+        )
+
+
+def _rows(file: IO[bytes], header: _Header, name: str) -> Iterator[np.ndarray]:
+    if not header.shape:
+        yield np.frombuffer(file.read(), header.dtype).reshape(())
+        return
+    count, *rest = header.shape
+    row = math.prod(rest) * header.dtype.itemsize
+    rows = max(1, BLOCK_BYTES // max(1, row))
+    for start in range(0, max(1, count), rows):
+        wanted = min(rows, count - start)
+        data = file.read(wanted * row)
+        if len(data) < wanted * row:
+            raise DataError(
+                "an npy file does not shrink while it is read",
+                f"{name}: row {start} and after are missing",
+                "write the file again",
+            )
+        yield np.frombuffer(data, header.dtype).reshape(wanted, *rest)
+
+
+def _unreadable(name: str, error: OSError) -> DataError:
+    return DataError("a data file can be read", f"{name}: {error.strerror or error}", "check path and rights")

@@ -1,0 +1,198 @@
+"""`.npy` and `.npz`: streamed, and every kind of damage named with its file."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+from slabnorm.errors import DataError
+from slabnorm.inputs import fit
+
+DATA = np.random.default_rng(5).standard_normal((500, 3))
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr("slabnorm.inputs.sources.npy.BLOCK_BYTES", 1000)  # 41 rows at a time
+
+
+def same(norm, data):
+    expected = fit(np.ascontiguousarray(data), split="train").state_dict()
+    return all(torch.equal(value, expected[key]) for key, value in norm.state_dict().items())
+
+
+ARRAYS = {
+    "float64": DATA,
+    "float32": DATA.astype("f4"),
+    "float16": DATA.astype("f2"),
+    "big-endian": DATA.astype(">f8"),
+    "fortran": np.asfortranarray(DATA),
+    "uint8": (DATA * 10).astype("u1"),
+    "bool": DATA > 0,
+    "1-d": DATA[:, 0],
+    "images": DATA.reshape(5, 5, 4, 15),
+    "one row": DATA[:1] * np.array([1, 1, 1]),
+}
+
+
+@pytest.mark.parametrize("kind", ARRAYS)
+@pytest.mark.parametrize("suffix", ["npy", "npz", "compressed.npz"])
+@pytest.mark.filterwarnings("ignore::slabnorm.errors.DataWarning")
+def test_a_file_gives_the_bits_of_its_array(kind, suffix, tmp_path):
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "npy":
+        np.save(path, ARRAYS[kind])
+    else:
+        (np.savez_compressed if "compressed" in suffix else np.savez)(path, x=ARRAYS[kind], y=np.arange(3))
+    assert same(fit(path, split="train"), ARRAYS[kind])
+    assert same(fit(str(path), split="train"), ARRAYS[kind])
+
+
+def test_header_version_2(tmp_path):
+    with open(tmp_path / "a.npy", "wb") as file:
+        np.lib.format.write_array(file, DATA, version=(2, 0))
+    assert same(fit(tmp_path / "a.npy", split="train"), DATA)
+
+
+def test_memory_maps_and_open_archives(tmp_path):
+    np.save(tmp_path / "a.npy", DATA)
+    np.savez(tmp_path / "a.npz", DATA)
+    assert same(fit(np.load(tmp_path / "a.npy", mmap_mode="r"), split="train"), DATA)
+    with np.load(tmp_path / "a.npz") as archive:
+        assert same(fit(archive, split="train"), DATA)
+    assert same(fit(tmp_path / "a.npz", split="train"), DATA)  # its only array, arr_0
+
+
+def test_which_array_of_an_archive(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, a=DATA, b=-DATA)
+    with pytest.raises(DataError, match=r"a\.npz holds 'a', 'b'(.|\n)*key='a'"):
+        fit(path, split="train")
+    with pytest.raises(DataError, match=r"key='c', but .*a\.npz holds 'a', 'b'"):
+        fit(path, split="train", key="c")
+    assert same(fit(path, split="train", key="b"), -DATA)
+    np.savez(path, DATA, DATA)
+    with pytest.raises(DataError, match="holds 'arr_0', 'arr_1'"):
+        fit(path, split="train")
+    np.savez(path)
+    with pytest.raises(DataError, match="no entries"):
+        fit(path, split="train")
+
+
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def header(text: str) -> bytes:
+    text = text.ljust(118) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
+def says(shape: str) -> str:
+    return f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}"
+
+
+WHOLE = npy(DATA)
+DAMAGED = {
+    "empty": (b"", "whole header"),
+    "magic only": (WHOLE[:6], "whole header"),
+    "half a header": (WHOLE[:60], "whole header"),
+    "truncated": (WHOLE[:-1], "truncated"),
+    "header alone": (WHOLE[:128], "the file has 0"),
+    "one byte too many": (WHOLE + b"\0", "one array per file"),
+    "two arrays": (WHOLE + WHOLE, "one array per file"),
+    "text": (b"1,2,3\n4,5,6\n", "magic"),
+    "unknown version": (b"\x93NUMPY\x09\x00" + WHOLE[8:], "version|format"),
+    "larger than the file": (header(says("(1000000000, 3)")), "the file has 0"),
+    "a shape of 2^62": (header(says(f"({2**62}, {2**62})")), "the file has 0"),
+    "negative": (header(says("(-1, 3)")), "not negative"),
+    "no python": (header("{'descr': '<f8', 'fortran_order"), "whole header"),
+    "a call": (header("__import__('os').abort()"), "whole header"),
+    "deep": (header("(" * 100), "whole header"),
+    "no such dtype": (header(says("(1,)").replace("<f8", "nope")), "whole header"),
+    "a header of 60 kB": (b"\x93NUMPY\x01\x00\xff\xff" + b"{" + b" " * 65534, "whole header"),
+    "objects": (npy(np.array([None, 1])), "dtype object"),
+    "complex": (npy(DATA.astype(complex)), "dtype complex128"),
+    "structured": (npy(np.zeros(3, [("a", "f4")])), "take one field"),
+    "version 3": (b"\x93NUMPY\x03" + npy(np.zeros(3, [("a", "f4")]))[7:], "version 3.0"),
+    "text array": (npy(np.array(["a"])), "dtype <U1"),
+    "0-d": (npy(np.array(1.0)), "single number"),
+    "no samples": (npy(DATA[:0]), "is empty"),
+    "no features": (npy(DATA[:, :0]), r"shape \(0,\)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_damaged_files_are_named(kind, tmp_path):
+    content, words = DAMAGED[kind]
+    path = tmp_path / "part-7.npy"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=words) as caught:
+        fit(path, split="train")
+    assert "part-7.npy" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_damaged_arrays_in_archives_are_named(kind, tmp_path):
+    content, words = DAMAGED[kind]
+    path = tmp_path / "part-7.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.npy", content)
+    with pytest.raises(DataError, match=words) as caught:
+        fit(path, split="train")
+    assert "part-7.npz['x']" in str(caught.value)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_damaged_archives(compressed, tmp_path):
+    path = tmp_path / "a.npz"
+    (np.savez_compressed if compressed else np.savez)(path, x=DATA)
+    whole = path.read_bytes()
+    for cut in (0, 10, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(DataError, match=r"a\.npz"):
+            fit(path, split="train")
+    for place in (300, len(whole) // 2, len(whole) - 200):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        with pytest.raises(DataError, match=r"a\.npz"):
+            fit(path, split="train")
+
+
+def test_paths_that_lead_nowhere(tmp_path):
+    for path, words in [
+        (tmp_path / "none.npy", "no file"),
+        (tmp_path / "none.npz", "no file"),
+        (tmp_path, "folder"),
+        ("", "folder|no file"),
+        ("a" * 5000 + ".npy", "too long"),
+    ]:
+        with pytest.raises(DataError, match=words):
+            fit(path, split="train")
+    other = tmp_path / "a.parquet"
+    other.write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"ends in \.npy or \.npz"):
+        fit(other, split="train")
+    np.save(tmp_path / "a.npy", DATA)
+    with pytest.raises(DataError, match="key="):
+        fit(tmp_path / "a.npy", split="train", key="x")
+
+
+def test_a_file_that_shrinks_while_it_is_read(tmp_path, monkeypatch):
+    from slabnorm.inputs.sources.npy import NpySource
+
+    path = tmp_path / "a.npy"
+    np.save(path, DATA)
+    blocks = NpySource(path).blocks()
+    next(blocks)
+    with open(path, "r+b") as file:
+        file.truncate(600)
+    with pytest.raises(DataError, match="shrink"):
+        list(blocks)
+    with pytest.raises(DataError, match="truncated"):
+        fit(path, split="train")
