@@ -224,12 +224,7 @@ def _tokenize(text: str) -> list[tuple[str, str, int]]:
             bad = at + len(text[at:]) - len(text[at:].lstrip())
             fixes = {".": "write '...', three dots", "…": "write '...', three dots", "-": "write '->'"}
             if text[bad].isdigit():
-                _fail(
-                    text,
-                    bad,
-                    "a name does not begin with a digit",
-                    "name the axis and give its size as a keyword",
-                )
+                _fail(text, bad, "a name does not begin with a digit", "name the axis; sizes are keywords")
             fix = fixes.get(text[bad], "use names, '(', ')', '...' and '->'")
             _fail(text, bad, f"{text[bad]!r} has no meaning in a pattern", fix)
         kind = str(match.lastgroup)

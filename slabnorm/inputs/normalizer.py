@@ -17,18 +17,9 @@ from slabnorm.pattern import Pattern, parse
 _MOMENTS = ("count", "mean", "m2", "min", "max", "mean_low", "m2_low")
 _AFFINE = ("shift", "shift_low", "scale")
 # Integers that float32 holds without rounding, and floats that are worked on in it.
-_NARROW = frozenset(
-    (
-        torch.float32,
-        torch.float16,
-        torch.bfloat16,
-        torch.uint8,
-        torch.int8,
-        torch.int16,
-        torch.uint16,
-        torch.bool,
-    )
-)
+_NARROW = frozenset({torch.float32, torch.float16, torch.bfloat16, torch.bool} | {
+    torch.uint8, torch.int8, torch.int16, torch.uint16
+})  # fmt: skip
 _KEPT = frozenset((torch.float64, torch.float16, torch.bfloat16))
 
 
