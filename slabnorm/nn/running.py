@@ -95,36 +95,40 @@ class RunningStatistics(nn.Module):
             return
         mean, var = _of_batch(found, slab, center)
         finite = (mean.sum() + var.sum()).isfinite()
-        # Elsewhere than on a CPU, reading it would wait for the device.
-        if not traced() and mean.device.type == "cpu" and not finite:
+        if traced() or mean.device.type != "cpu":
+            # Reading it would wait for the device: both outcomes are computed, one is kept.
+            self._enter(mean, var, slab.numel // mean.numel(), finite)
+        elif finite:
+            self._enter(mean, var, slab.numel // mean.numel(), None)
+        else:
+            self.num_batches_skipped += 1  # type: ignore[operator]
             self._warn_once(
                 "nonfinite",
                 StatisticsWarning,
                 "a batch with NaN or inf was left out of the running statistics",
                 "look for the layer or the data that made it; `num_batches_skipped` counts them",
             )
-        ones = finite.to(torch.int64)
-        assert self.num_batches_tracked is not None and self.num_batches_skipped is not None
-        with torch.no_grad():
-            factor = self._factor(slab.numel // mean.numel(), ones)
-            for running, batch in ((self.running_mean, mean), (self.running_var, var)):
-                running.lerp_(torch.where(finite, batch.to(running.dtype), running), factor)
-            self.num_batches_tracked += ones
-            self.num_batches_skipped += 1 - ones
 
-    def _factor(self, count: int, ones: Tensor) -> Tensor | float:
-        """Return the weight of the new batch; remember its count."""
-        assert self.num_elements_tracked is not None and self.num_batches_tracked is not None
-        before = self.num_elements_tracked
+    @torch.no_grad()
+    def _enter(self, mean: Tensor, var: Tensor, count: int, finite: Tensor | None) -> None:
+        """Let a batch enter, if `finite` is true or None."""
+        ones = 1 if finite is None else finite.to(torch.int64)
+        tracked, seen = self.num_batches_tracked, self.num_elements_tracked
+        assert tracked is not None and seen is not None
+        factor: Tensor | float = self.momentum if self.momentum is not None else 0.0
         if self.momentum is None:
             # A checkpoint without the count: take its batches to have been like this one.
-            unknown = (before == 0) & (self.num_batches_tracked > 0)
-            before = torch.where(unknown, self.num_batches_tracked * count, before)
-        total = before + count * ones
-        self.num_elements_tracked.copy_(total)
-        if self.momentum is not None:
-            return self.momentum
-        return (count / total.clamp(min=1).double()).to(self.running_mean.dtype)  # type: ignore[union-attr]
+            seen.copy_(torch.where((seen == 0) & (tracked > 0), tracked * count, seen))
+            factor = count / (seen + count).double()
+        for running, batch in ((self.running_mean, mean), (self.running_var, var)):
+            assert running is not None
+            batch = batch.to(running.dtype)
+            batch = batch if finite is None else torch.where(finite, batch, running)
+            running.lerp_(batch, factor.to(running.dtype) if isinstance(factor, Tensor) else factor)
+        seen += count * ones
+        tracked += ones
+        if finite is not None:
+            self.num_batches_skipped += 1 - ones  # type: ignore[operator]
 
     def _warn_modes(self, pools_samples: bool) -> None:
         if self.training and pools_samples and not torch.is_grad_enabled() and "mode" not in self._warned:
