@@ -101,7 +101,9 @@ class RunningStatistics(nn.Module):
         elif finite:
             self._enter(mean, var, slab.numel // mean.numel(), None)
         else:
-            self.num_batches_skipped += 1  # type: ignore[operator]
+            skipped = self.num_batches_skipped
+            assert skipped is not None
+            skipped += 1
             self._warn_once(
                 "nonfinite",
                 StatisticsWarning,
@@ -127,8 +129,8 @@ class RunningStatistics(nn.Module):
             running.lerp_(batch, factor.to(running.dtype) if isinstance(factor, Tensor) else factor)
         seen += count * ones
         tracked += ones
-        if finite is not None:
-            self.num_batches_skipped += 1 - ones  # type: ignore[operator]
+        if finite is not None and self.num_batches_skipped is not None:
+            self.num_batches_skipped.add_(1 - ones)
 
     def _warn_modes(self, pools_samples: bool) -> None:
         if self.training and pools_samples and not torch.is_grad_enabled() and "mode" not in self._warned:

@@ -1,0 +1,1 @@
+"""Plain records in; terminal tables, figures and one self-contained HTML file out."""

@@ -1,0 +1,44 @@
+"""Names as people read them, and other people's names made safe to show."""
+
+from __future__ import annotations
+
+NORM_LABELS = {
+    "none": "no norm",
+    "batch": "batch norm",
+    "layer": "layer norm",
+    "instance": "instance norm",
+    "group": "group norm",
+}
+SCHEME_LABELS = {"raw": "raw", "fixed": "fixed", "minmax": "min-max", "zscore": "z-score"}
+
+
+def printable(text: object, limit: int = 200) -> str:
+    """Return `text` without what a terminal or a page could act on: controls, bidi marks, lone surrogates.
+
+    Each such character becomes its escape (`\\x1b`). HTML and Rich markup stay as they are; the
+    place that writes them escapes them.
+
+    Args:
+        text: a name that came from outside.
+        limit: the longest result, in characters; a longer one ends in an ellipsis.
+    """
+    raw = str(text)
+    shown = raw if len(raw) <= limit else raw[: limit - 1] + "…"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in shown)
+
+
+def norm_label(norm: str) -> str:
+    """Return a norm's name in words; a pattern is quoted as it was given."""
+    return NORM_LABELS.get(norm) or f"“{printable(norm, 60)}”"
+
+
+def scheme_label(scheme: str) -> str:
+    """Return an input scheme's name in words."""
+    return SCHEME_LABELS.get(scheme, printable(scheme, 60))
+
+
+def listing(words: list[str], last: str = "and") -> str:
+    """Return `a, b and c`."""
+    if len(words) < 2:
+        return "".join(words)
+    return f"{', '.join(words[:-1])} {last} {words[-1]}"

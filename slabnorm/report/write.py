@@ -1,0 +1,71 @@
+"""Files written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+from slabnorm.errors import OptionError
+from slabnorm.report.names import printable
+
+
+def check_writable(path: Path) -> None:
+    """Raise OptionError unless a file can be written at `path`; ask before the work, not after it.
+
+    Raises:
+        OptionError: the folder does not exist or takes no files, or `path` is no regular file.
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        raise OptionError(
+            "an output is a regular file", printable(path), "name a file, not a folder or device"
+        )
+    if target.exists() and not os.access(target, os.W_OK):
+        raise OptionError("an output can be written", f"{printable(path)} is read-only", "name another file")
+    try:
+        probe = open_beside(target)
+        os.close(probe[0])
+        os.unlink(probe[1])
+    except OSError as error:
+        raise OptionError(
+            "an output can be written",
+            f"{printable(path)}: {error.strerror or error}",
+            "name a file in a folder that exists and that you may write to",
+        ) from error
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write `text` to a new file beside `path` and move it there; on any failure the old file stays.
+
+    Args:
+        path: a symbolic link is followed, not replaced.
+        text: written as UTF-8.
+
+    Raises:
+        OptionError: the disk is full, or the folder is gone.
+    """
+    target = Path(os.path.realpath(path))
+    try:
+        descriptor, beside = open_beside(target)
+        try:
+            with open(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, target)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise OptionError(
+            "an output can be written",
+            f"{printable(path)}: {error.strerror or error}",
+            "free space, or move it",
+        ) from error
+
+
+def open_beside(target: Path) -> tuple[int, Path]:
+    """Open a new file in the folder of `target`, with the permissions any new file gets."""
+    beside = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}")
+    return os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666), beside

@@ -1,0 +1,240 @@
+"""compare(): the same network under each norm, at each batch size, over paired seeds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import nn
+
+from slabnorm.errors import ModelError, SlabError
+from slabnorm.report.names import norm_label, printable, scheme_label
+from slabnorm.report.records import DataRecord, RunRecord, SchemeRecord, StudyRecord
+from slabnorm.study import method
+from slabnorm.study.data import Dataset
+from slabnorm.study.layers import NORMS
+from slabnorm.study.models import Build, find_build
+from slabnorm.study.options import BATCH_SIZES, SEEDS, Options, as_tuple
+from slabnorm.study.read import read_data
+from slabnorm.study.scaling import SCHEMES, describe, fit_inputs
+from slabnorm.study.statistics import cell, curve
+from slabnorm.study.train import Bench, Rules, Run
+from slabnorm.study.trial import try_model
+from slabnorm.study.verdict import inputs_verdict, verdict
+from slabnorm.study.workers import portable, run_apart, run_here
+
+
+def compare(
+    build_model: str | Build = "conv",
+    data: Any = "digits",
+    *,
+    norms: Iterable[str] = NORMS,
+    batch_sizes: Iterable[int] = BATCH_SIZES,
+    seeds: int = SEEDS,
+    epochs: int = Rules.epochs,
+    scheme: str = "zscore",
+    schemes: Iterable[str] = SCHEMES,
+    target: float = Rules.target,
+    learning_rate: float = Rules.learning_rate,
+    workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> StudyRecord:
+    """Train one network under each norm and batch size, over paired seeds, and return what was found.
+
+    Runs of one seed have the same initial weights and see the samples in the same order, whatever
+    their norm. Input statistics come from the training split only; test accuracy is taken in eval mode.
+
+    Args:
+        build_model: "conv", "mlp", "package.module:build", or a function `build(norm)` that returns a
+            network, where `norm(channels)` makes a layer.
+        data: "digits", a pair (x, y), an `.npz` file, or a folder with one folder of images per class.
+        norms: of "none", "batch", "layer", "instance", "group", and patterns such as "n c ... -> n c".
+        batch_sizes: samples per step.
+        seeds: how many paired seeds.
+        epochs: passes over the training split, the same for every run.
+        scheme: "raw", "fixed", "minmax" or "zscore", for the comparison of norms.
+        schemes: what to compare for the inputs, with the first norm and the middle batch size; () for none.
+        target: the validation accuracy to count steps to, a share.
+        learning_rate: for batch size 128; scaled linearly with the batch size.
+        workers: processes. With more than 1 a script needs the usual `if __name__ == "__main__":`.
+        progress: called with steps done since the last call, and steps in all.
+
+    Raises:
+        OptionError: an option out of range.
+        DataError: data that cannot be read or used.
+        ModelError: a model that cannot be imported, built or run.
+        PatternError: a norm that is a malformed pattern.
+
+    >>> import slabnorm as sn
+    >>> study = sn.compare("mlp", norms=["none"], batch_sizes=[128], seeds=2, epochs=1, schemes=())
+    >>> [cell.runs for cell in study.cells]
+    [2]
+    """
+    began = time.perf_counter()
+    rules = Rules(epochs=epochs, target=target, learning_rate=learning_rate)
+    options = Options(as_tuple(norms), tuple(batch_sizes), seeds, scheme, as_tuple(schemes), rules, workers)
+    dataset = read_data(data)
+    options.check_against(dataset)
+    name, build = find_build(build_model, dataset)
+    bench, scheme_records, notes = prepare(build, dataset, options)
+    parameters = try_model(bench, options.norms, options.scheme, options.batch_sizes)
+    norm_runs, input_runs = options.plan()
+    input_runs = [run for run in input_runs if run.scheme in bench.layers]
+    records, apart = run_all(bench, [*norm_runs, *input_runs], options.workers, progress)
+    return assemble(
+        options=options,
+        bench=bench,
+        schemes=scheme_records,
+        model=name,
+        parameters=parameters,
+        norm_runs=[records[run] for run in norm_runs],
+        input_runs=[records[run] for run in input_runs],
+        notes=notes,
+        processes=apart,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def prepare(
+    build: Build, data: Dataset, options: Options
+) -> tuple[Bench, tuple[SchemeRecord, ...], tuple[str, ...]]:
+    """Fit every input scheme on the training split; one that does not fit the data is left out, and said.
+
+    Raises:
+        SlabError: the scheme for the comparison of norms does not fit the data.
+    """
+    layers: dict[str, nn.Module] = {}
+    records, notes = [], []
+    for scheme in dict.fromkeys((*options.schemes, options.scheme)):
+        try:
+            layers[scheme], said = fit_inputs(data, scheme)
+        except SlabError as error:
+            if scheme == options.scheme:
+                raise
+            records.append(SchemeRecord(scheme, "left out", printable(error.rule)))
+            notes.append(f"inputs, {scheme_label(scheme)}: left out. {printable(error.rule)}")
+            continue
+        records.append(SchemeRecord(scheme, describe(layers[scheme])))
+        notes.extend(f"inputs, {scheme_label(scheme)}: {printable(text)}" for text in said)
+    bench = Bench(build, data, layers, options.rules)
+    if {"fixed", "minmax"} <= set(layers) and torch.equal(bench.inputs("fixed"), bench.inputs("minmax")):
+        notes.append(
+            "inputs: fixed and min-max are the same map here: the training split fills the known range"
+        )
+    return bench, tuple(records), tuple(notes)
+
+
+def run_all(
+    bench: Bench, runs: list[Run], workers: int, progress: Callable[[int, int], None] | None
+) -> tuple[dict[Run, RunRecord], int]:
+    """Do every run once, and return the records and the number of processes they ran in."""
+    samples = len(bench.data.split.train)
+
+    def steps(run: Run) -> int:
+        return -(-samples // run.batch_size) * bench.rules.epochs
+
+    # Longest first; the sort is stable and the records are looked up by run, so arrival does not matter.
+    every = sorted(dict.fromkeys(runs), key=steps, reverse=True)
+    total = sum(steps(run) for run in every)
+
+    def report(done: int) -> None:
+        if progress is not None:
+            progress(done, total)
+
+    report(0)
+    payload = portable(bench) if workers > 1 and len(every) > 1 else None
+    if payload is None:
+        return run_here(bench, every, report), 1
+    workers = min(workers, len(every))
+    return run_apart(payload, every, workers, report), workers
+
+
+def assemble(
+    *,
+    options: Options,
+    bench: Bench,
+    schemes: tuple[SchemeRecord, ...],
+    model: str,
+    parameters: int,
+    norm_runs: list[RunRecord],
+    input_runs: list[RunRecord],
+    notes: tuple[str, ...],
+    processes: int,
+    seconds: float,
+) -> StudyRecord:
+    """Return the study's record of runs and what follows from them.
+
+    Raises:
+        ModelError: every run failed.
+    """
+    if all(run.status == "failed" for run in norm_runs):
+        raise ModelError("at least one run succeeds", f"all {len(norm_runs)} failed: {norm_runs[0].reason}")
+    data, samples = bench.data, len(bench.data.split.test)
+    words, differences = verdict(norm_runs, samples)
+    input_words, input_differences = inputs_verdict(input_runs, samples)
+    cells, inputs = by_cell(norm_runs), by_cell(input_runs)
+    return StudyRecord(
+        verdict=words,
+        inputs_verdict=input_words,
+        data=describe_data(data),
+        model=model,
+        parameters=parameters,
+        norms=options.norms,
+        batch_sizes=options.batch_sizes,
+        seeds=tuple(range(options.seeds)),
+        epochs=options.rules.epochs,
+        target=options.rules.target,
+        scheme=options.scheme,
+        schemes=schemes,
+        inputs_norm=options.inputs_norm,
+        inputs_batch_size=options.inputs_batch_size,
+        cells=tuple(cell(runs, 1 / samples) for runs in cells),
+        inputs=tuple(cell(runs, 1 / samples) for runs in inputs),
+        curves=tuple(c for runs in cells if (c := curve(runs)) is not None),
+        inputs_curves=tuple(c for runs in inputs if (c := curve(runs)) is not None),
+        differences=differences + input_differences,
+        method=method.describe(options, data, processes),
+        notes=data.notes + notes + run_notes([*norm_runs, *input_runs]),
+        runs=tuple(dict.fromkeys([*norm_runs, *input_runs])),
+        seconds=seconds,
+    )
+
+
+def describe_data(data: Dataset) -> DataRecord:
+    """Return what a report says of a data set."""
+    split = data.split
+    return DataRecord(
+        name=data.name,
+        samples=len(data.y),
+        shape=tuple(int(size) for size in data.sample_shape),
+        classes=data.classes,
+        train=len(split.train),
+        validation=len(split.validation),
+        test=len(split.test),
+        axes=data.axes,
+        raw_range=(float(data.x.min()), float(data.x.max())),
+    )
+
+
+def by_cell(runs: list[RunRecord]) -> list[list[RunRecord]]:
+    """Return runs, which come seed by seed, in lists that differ in the seed alone."""
+    return [list(group) for _, group in groupby(runs, lambda run: (run.scheme, run.norm, run.batch_size))]
+
+
+def run_notes(runs: list[RunRecord]) -> tuple[str, ...]:
+    """Return what a reader must know of the runs: pairing that did not hold, failures, warnings."""
+    notes: dict[str, None] = {}
+    for seed in dict.fromkeys(run.seed for run in runs):
+        weights = {run.weights for run in runs if run.seed == seed and run.weights}
+        if len(weights) > 1:
+            notes["Initial weights differ between norms: build(norm) draws its weights otherwise."] = None
+    for run in runs:
+        where = f"{norm_label(run.norm)}, batch size {run.batch_size}, {scheme_label(run.scheme)} inputs"
+        if run.status != "done":
+            notes[f"{where}: {run.status}. {run.reason}"] = None
+        for text in run.notes:
+            notes[f"{where}: {text}"] = None
+    return tuple(notes)

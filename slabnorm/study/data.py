@@ -1,0 +1,203 @@
+"""A labelled data set in memory, checked, and its stratified split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slabnorm.errors import DataError
+from slabnorm.report.names import printable
+
+SPLIT_SEED = 0
+SHARES = (0.6, 0.2, 0.2)
+SMALLEST_CLASS = 5
+
+
+@dataclass(frozen=True)
+class Split:
+    """Three disjoint sets of sample numbers that together are all samples."""
+
+    train: NDArray[np.int64]
+    validation: NDArray[np.int64]
+    test: NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Samples and their classes.
+
+    Args:
+        x: (n, features), or (n, channels, height, width); raw values as they were stored.
+        y: (n,) class numbers from 0.
+        classes: the classes' names, in the order of the numbers.
+        name: what to call the data set.
+        axes: how the axes of the source were read, one sentence.
+        notes: what was left out or converted on the way.
+        value_range: the smallest and largest value there can be, where that is known beforehand.
+    """
+
+    x: NDArray[Any]
+    y: NDArray[np.int64]
+    classes: tuple[str, ...]
+    name: str
+    axes: str
+    notes: tuple[str, ...] = ()
+    value_range: tuple[float, float] | None = None
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """The shape of one sample: (features,) or (channels, height, width)."""
+        return self.x.shape[1:]
+
+    @property
+    def pattern(self) -> str:
+        """The slab of the input statistics: per feature, or per channel of an image."""
+        return "n f -> f" if self.x.ndim == 2 else "n c h w -> c"
+
+    @cached_property
+    def split(self) -> Split:
+        """60 % train, 20 % validation and 20 % test, stratified by class, from a fixed seed."""
+        from sklearn.model_selection import train_test_split
+
+        every = np.arange(len(self.y))
+        train, rest = train_test_split(
+            every, test_size=SHARES[1] + SHARES[2], stratify=self.y, random_state=SPLIT_SEED
+        )
+        validation, test = train_test_split(
+            rest,
+            test_size=SHARES[2] / (SHARES[1] + SHARES[2]),
+            stratify=self.y[rest],
+            random_state=SPLIT_SEED,
+        )
+        return Split(train, validation, test)
+
+
+def from_arrays(x: Any, y: Any, name: str = "arrays", notes: tuple[str, ...] = ()) -> Dataset:
+    """Return a checked data set of arrays or CPU tensors.
+
+    The axes are read by one rule. (n, features) is a table. (n, height, width) are images of one
+    channel. Of four axes, the channels are the shorter of the second and the last; the second on a tie.
+
+    Args:
+        x: (n, features), (n, h, w), (n, c, h, w) or (n, h, w, c); integers, booleans or real numbers.
+        y: n labels of any kind that can be sorted: numbers, text.
+        name: what to call the data set.
+
+    Raises:
+        DataError: lengths that differ, a wrong number of axes, object arrays, complex numbers, a value
+            that is not finite, a single class, or a class too small to be split.
+    """
+    x, y = as_array(x, "x", name), as_array(y, "y", name)
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    check_kinds(x, y, name)
+    x, axes = read_axes(x, name)
+    values, numbers = np.unique(y, return_inverse=True)
+    check_classes(values, np.bincount(numbers), name)
+    classes = tuple(printable(value.item()) for value in values)
+    return Dataset(x, numbers.astype(np.int64), classes, printable(name), axes, notes)
+
+
+def as_array(values: Any, which: str, name: str) -> NDArray[Any]:
+    """Return an array that torch can take: this machine's byte order, and no wider than it knows.
+
+    Raises:
+        DataError: nested lists of different lengths, or a tensor that is no plain CPU tensor.
+    """
+    try:
+        array = np.asarray(values)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise DataError(
+            "x and y are arrays", f"{printable(name)}: {which}: {printable(error)}", "give numpy arrays"
+        ) from error
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        return array.astype(np.float64)
+    if array.dtype.kind == "u" and array.dtype.itemsize > 2:
+        return array.astype(np.int64 if array.dtype.itemsize < 8 else np.float64)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def check_kinds(x: NDArray[Any], y: NDArray[Any], name: str) -> None:
+    """Raise DataError unless `x` holds finite real numbers and `y` one label for each of its samples."""
+    where = printable(name)
+    if x.dtype.kind not in "biuf":
+        raise DataError(
+            "x holds integers, booleans or real numbers", f"{where}: x of {x.dtype}", "convert x to numbers"
+        )
+    if y.dtype.kind not in "biufUS" or y.ndim != 1:
+        raise DataError(
+            "y is one axis of labels: integers, numbers or text",
+            f"{where}: y of {y.dtype} with shape {y.shape}",
+            "give one label for each sample; not one-hot",
+        )
+    if x.ndim == 0 or len(x) != len(y):
+        raise DataError(
+            "x and y have one entry for each sample",
+            f"{where}: x has shape {x.shape}, y {y.shape}",
+            "check which axis of x is the samples: it is the first",
+        )
+    if x.size == 0:
+        raise DataError("a data set holds samples", f"{where}: x has shape {x.shape}", "give some")
+    for label, array in (("x", x), ("y", y)):
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            first = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+            count = int((~np.isfinite(array)).sum())
+            raise DataError(
+                "the data is finite",
+                f"{where}: {count} NaN or infinite values in {label}, the first at {label}{list(first)}",
+                "drop or impute these samples before the study",
+            )
+
+
+def read_axes(x: NDArray[Any], name: str) -> tuple[NDArray[Any], str]:
+    """Return `x` as (n, features) or (n, channels, height, width), and how it was read.
+
+    Raises:
+        DataError: not two, three or four axes.
+    """
+    shape = tuple(int(size) for size in x.shape)
+    if x.ndim == 2:
+        return x, f"{shape} read as (samples, features)"
+    if x.ndim == 3:
+        return x[:, None], f"{shape} read as (samples, height, width), one channel"
+    if x.ndim == 4 and shape[1] <= shape[3]:
+        return x, f"{shape} read as (samples, channels, height, width): the second axis is not the longer"
+    if x.ndim == 4:
+        moved = np.ascontiguousarray(np.moveaxis(x, 3, 1))
+        return moved, f"{shape} read as (samples, height, width, channels): the last axis is the shorter"
+    raise DataError(
+        "x has two axes (a table), three or four (images)",
+        f"{printable(name)}: x has shape {shape}",
+        "reshape x to (samples, features) or (samples, channels, height, width)",
+    )
+
+
+def check_classes(values: NDArray[Any], counts: NDArray[Any], name: str) -> None:
+    """Raise DataError for a single class, or for a class with too few samples to be split in three."""
+    where = printable(name)
+    if len(values) < 2:
+        raise DataError(
+            "a comparison needs two classes or more",
+            f"{where}: one class only, {printable(values[0].item())!r}",
+            "give samples of another class",
+        )
+    small = int(counts.argmin())
+    if counts[small] < SMALLEST_CLASS:
+        raise DataError(
+            f"every class has {SMALLEST_CLASS} samples or more, to be split into train, validation and test",
+            f"{where}: class {printable(values[small].item())!r} has {counts[small]} ({len(values)} classes)",
+            "add samples, merge classes, or check that y holds classes and not measurements",
+        )
+
+
+def digits() -> Dataset:
+    """Return scikit-learn's handwritten digits: 1797 images of 8x8, raw values 0 to 16, 10 classes."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    data = from_arrays(bunch.images, bunch.target, "scikit-learn digits")
+    return replace(data, value_range=(0.0, 16.0))

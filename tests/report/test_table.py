@@ -1,0 +1,78 @@
+"""The study in a terminal."""
+
+import io
+
+import pytest
+
+from slabnorm.report import numbers
+from slabnorm.report.names import listing, norm_label, printable
+from slabnorm.report.records import Interval
+from slabnorm.report.table import Terminal, print_study
+from tests.report.studies import EVIL, cell, study
+
+GAP = "\N{MINUS SIGN}1.2 ± 1.8"
+
+
+def printed(record, width=80):
+    out = io.StringIO()
+    print_study(record, Terminal(file=out, width=width, markup=False))
+    return out.getvalue()
+
+
+def test_the_default_study_fits_80_columns_without_folding():
+    text = printed(study(norms=("none", "batch", "layer", "instance", "group")))
+    rows = [line for line in text.splitlines() if "97.0 [95.0, 98.0]" in line]
+    assert len(rows) == 11
+    assert all("120" in row and GAP in row and len(row) <= 80 for row in rows)
+    assert text.index("The verdict") < text.index("test accuracy")
+
+
+def test_markup_in_names_is_text():
+    assert EVIL in printed(study(name=EVIL), width=400)
+
+
+def test_failures_are_marked_in_a_column_of_their_own():
+    failed = cell(
+        "batch", 2, accuracy=None, gap=None, steps_to_target=None, seconds_per_step=None, reached=0, failed=3
+    )
+    text = printed(study(cells=(failed, cell("none", 2, reached=1))), width=120)
+    assert "3 of 3 failed" in text
+    assert "120 (1 of 3)" in text
+
+
+def test_many_notes_are_cut_and_counted():
+    text = printed(study(notes=tuple(f"note {i}" for i in range(30))))
+    assert "and 22 notes more" in text
+    assert "note 8" not in text
+
+
+def test_numbers_read_well():
+    assert numbers.accuracy(Interval(0.974, None, None, 1)) == "97.4%"
+    assert numbers.points(Interval(0.012, 0.0, 0.024, 3)) == "+1.2 ± 1.2"
+    assert numbers.points(Interval(-0.0001, None, None, 1)) == "0.0"
+    assert numbers.milliseconds(0.0123456) == "12.3"
+    assert numbers.level(0.925) == "92.5%"
+    assert numbers.steps(cell(steps_to_target=None, reached=0)) == "never (0 of 3)"
+    assert numbers.steps(cell(steps_to_target=1234.0)) == "1,234"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain ü 漢", "plain ü 漢"),
+        ("\x1b[2J", "\\x1b[2J"),
+        ("a\u202eb", "a\\u202eb"),
+        ("\udcff", "\\udcff"),
+        ("x" * 300, "x" * 199 + "…"),
+    ],
+)
+def test_printable_leaves_nothing_to_act_on(text, shown):
+    assert printable(text) == shown
+    printable(text).encode("utf-8")
+
+
+def test_names_in_words():
+    assert norm_label("none") == "no norm"
+    assert norm_label("n c -> n") == "“n c -> n”"
+    assert listing(["a"]) == "a"
+    assert listing(["a", "b", "c"], "or") == "a, b or c"

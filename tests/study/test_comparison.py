@@ -1,0 +1,208 @@
+"""compare() as a whole, on little data."""
+
+import json
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from slabnorm.errors import DataError, ModelError, OptionError, PatternError, SlabError
+from slabnorm.study import compare
+from slabnorm.study.data import from_arrays
+from slabnorm.study.scaling import fit_inputs
+from slabnorm.study.train import Rules
+from slabnorm.study.workers import portable
+from tests.study.small import few_digits, greedy, table, tiny
+
+QUICK = {"norms": ["none", "batch"], "batch_sizes": [4, 16], "seeds": 2, "epochs": 1}
+
+
+def measured(study):
+    """What must not depend on the machine's mood: all but the times."""
+    return [replace(run, seconds_per_step=None) for run in study.runs]
+
+
+@pytest.fixture(scope="module")
+def study():
+    return compare(tiny, table(), **QUICK)
+
+
+def test_every_run_is_there_once_and_cells_follow(study):
+    assert len(study.runs) == 2 * 2 * 2 + 3 * 2 - 2
+    assert [(c.norm, c.batch_size) for c in study.cells] == [
+        ("none", 4),
+        ("none", 16),
+        ("batch", 4),
+        ("batch", 16),
+    ]
+    assert [c.scheme for c in study.inputs] == ["raw", "minmax", "zscore"]
+    assert {c.norm for c in study.inputs} == {"none"}
+    assert {c.batch_size for c in study.inputs} == {16}
+    assert study.verdict.startswith("At batch size 4,")
+    assert study.inputs_verdict.startswith("For the inputs")
+
+
+def test_a_scheme_that_does_not_fit_is_left_out_and_said(study):
+    assert any("inputs, fixed: left out" in note for note in study.notes)
+    with pytest.raises(OptionError, match="fixed"):
+        compare(tiny, table(), **QUICK, scheme="fixed")
+
+
+def test_records_are_plain_json(study):
+    text = json.dumps(study.as_dict(), allow_nan=False)
+    assert json.loads(text)["cells"][0]["norm"] == "none"
+
+
+def test_two_workers_measure_what_one_does(study):
+    both = compare(tiny, table(), **QUICK, workers=2)
+    assert measured(both) == measured(study)
+    assert both.verdict == study.verdict
+    assert "Processes at a time: 2" in dict(both.method)["Time per step"]
+
+
+def test_progress_counts_to_the_end():
+    calls = []
+    compare(tiny, table(), **QUICK, progress=lambda done, total: calls.append((done, total)))
+    assert sum(done for done, _ in calls) == calls[0][1]
+
+
+def test_what_cannot_travel_runs_here():
+    data = from_arrays(*table())
+    local = compare(lambda norm: tiny(norm), data, **QUICK, workers=2, schemes=())
+    assert "Processes at a time: 1" in dict(local.method)["Time per step"]
+    assert len(local.runs) == 8
+
+
+def test_a_function_of_main_is_not_sent_to_workers(monkeypatch):
+    from slabnorm.study.train import Bench
+
+    def build(norm):
+        return tiny(norm)
+
+    build.__module__ = "__main__"
+    build.__qualname__ = "build"
+    monkeypatch.setattr(sys.modules["__main__"], "build", build, raising=False)
+    assert portable(Bench(build, from_arrays(*table()), {}, Rules())) is None
+    assert portable(Bench(tiny, from_arrays(*table()), {}, Rules())) is not None
+
+
+def killer(norm):
+    import multiprocessing
+    import os
+
+    if multiprocessing.parent_process() is not None:
+        os._exit(3)
+    return tiny(norm)
+
+
+def test_a_worker_that_dies_is_an_error_and_not_a_hang():
+    with pytest.raises(SlabError, match="a worker process died"):
+        compare(killer, table(), **QUICK, workers=2)
+
+
+class Interrupt:
+    """A progress callback that stops the study after some steps, as Ctrl-C does."""
+
+    def __init__(self):
+        self.steps = 0
+
+    def __call__(self, done, total):
+        self.steps += done
+        if self.steps > 3:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_interrupt_ends_the_study_and_its_workers(workers):
+    import multiprocessing
+
+    with pytest.raises(KeyboardInterrupt):
+        compare(tiny, table(), **{**QUICK, "epochs": 400}, workers=workers, progress=Interrupt())
+    assert multiprocessing.active_children() == []
+
+
+def test_statistics_come_from_the_training_split_alone():
+    x, y = table()
+    data = from_arrays(x, y)
+    layer, _ = fit_inputs(data, "zscore")
+    train = x[data.split.train].astype(np.float64)
+    assert np.allclose(layer.moments.mean, train.mean(0), rtol=1e-12)
+    changed = x.copy()
+    changed[np.concatenate([data.split.validation, data.split.test])] += 1000
+    other, _ = fit_inputs(from_arrays(changed, y), "zscore")
+    probe = torch.randn(4, 3)
+    assert torch.equal(layer(probe), other(probe))
+
+
+def test_digits_know_their_range_and_uint8_has_one():
+    data = few_digits()
+    assert (
+        fit_inputs(replace(data, value_range=(0.0, 16.0)), "fixed")[0](torch.full((1, 1, 8, 8), 16.0)).max()
+        == 1
+    )
+    pixels = from_arrays(np.arange(120, dtype=np.uint8).reshape(60, 2), np.arange(60) % 2)
+    assert fit_inputs(pixels, "fixed")[0](torch.full((1, 2), 255.0)).max() == 1
+
+
+def test_pairing_that_does_not_hold_is_said(study):
+    assert not any("Initial weights differ" in note for note in study.notes)
+    unpaired = compare(greedy, table(), **QUICK, schemes=())
+    assert any("Initial weights differ" in note for note in unpaired.notes)
+
+
+def test_batch_norm_on_single_samples_fails_its_cell_and_not_the_study():
+    study = compare(
+        tiny, table(), norms=["batch", "layer"], batch_sizes=[1, 8], seeds=2, epochs=1, schemes=()
+    )
+    cells = {(c.norm, c.batch_size): c for c in study.cells}
+    assert cells["batch", 1].failed == 2
+    assert cells["batch", 1].reason
+    assert cells["batch", 8].accuracy is not None
+    assert "batch norm failed there" in study.verdict
+    with pytest.raises(ModelError, match="all 2 failed"):
+        compare(tiny, table(), norms=["batch"], batch_sizes=[1], seeds=2, epochs=1, schemes=())
+
+
+def test_a_pattern_is_a_norm():
+    study = compare(
+        tiny, table(), norms=["n c -> n", "layer"], batch_sizes=[8], seeds=1, epochs=1, schemes=()
+    )
+    ours, named = study.runs
+    assert ours.curve == named.curve
+    assert "“n c -> n”" in study.verdict
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ({"norms": []}, "needs a norm"),
+        ({"norms": ["batch", "batch"]}, "given once"),
+        ({"norms": "bath"}, "a norm is none"),
+        ({"batch_sizes": []}, "needs a batch size"),
+        ({"batch_sizes": [0]}, "1 or more"),
+        ({"batch_sizes": [2.0]}, "an integer"),
+        ({"batch_sizes": [True]}, "an integer"),
+        ({"batch_sizes": [37]}, "no larger than the training split"),
+        ({"seeds": 0}, "number of seeds"),
+        ({"epochs": 0}, "number of epochs"),
+        ({"workers": 0}, "number of workers"),
+        ({"scheme": "z"}, "an input scheme is raw"),
+        ({"schemes": ["raw", "raw"]}, "given once"),
+        ({"target": 0.0}, "lies above 0"),
+        ({"target": float("nan")}, "lies above 0"),
+        ({"learning_rate": -1.0}, "learning rate"),
+        ({"learning_rate": float("inf")}, "learning rate"),
+    ],
+)
+def test_options_out_of_range_are_refused(option, says):
+    with pytest.raises(OptionError, match=says):
+        compare(tiny, table(), **{**QUICK, **option})
+
+
+def test_what_cannot_be_read_or_parsed_is_refused():
+    with pytest.raises(DataError):
+        compare(tiny, "nosuchfile.npz")
+    with pytest.raises(PatternError):
+        compare(tiny, table(), norms=["n c -> (c"])
