@@ -10,23 +10,10 @@ from torch import Tensor
 
 from slabnorm import kernels
 from slabnorm.errors import StatisticsError
-from slabnorm.kernels import Statistics, eager
+from slabnorm.kernels import eager
 from slabnorm.kernels.activation import ACTIVATIONS
+from slabnorm.kernels.statistics import Found, Given, Statistics
 from slabnorm.slab import Slab
-
-
-class Given(NamedTuple):
-    """Statistics that come from elsewhere, gathered: running, fitted, or merged over processes."""
-
-    mean: Tensor
-    var: Tensor
-
-
-class Found(NamedTuple):
-    """Statistics of the slabs themselves, gathered, without a graph: mean and sum of squared deviations."""
-
-    mean: Tensor
-    m2: Tensor
 
 
 def run(
@@ -45,7 +32,7 @@ def run(
         raise StatisticsError(
             "statistics over samples need more than one element per slab",
             f'shape {tuple(x.shape)} for "{slab.pattern}": 1 element per slab',
-            "use a larger batch, call eval(), or a norm that does not pool samples",
+            "use a larger batch, running statistics (eval mode), or a norm that does not pool samples",
         )
     # Half precision rounds once, after the activation.
     narrow = x.dtype in (torch.float16, torch.bfloat16)
@@ -74,25 +61,13 @@ def _with_kernel(
     given: Given | None,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Found | None]:
-    backend = kernels.backend(x, slab)
-    with torch.no_grad():
-        if given is None:
-            mean, low, m2 = backend.statistics(x.detach(), slab)
-            found, var = Found(mean, m2), m2 / slab.count
-            if not center:
-                # mean(x^2) = var + mean^2; both terms are positive, so nothing cancels.
-                var, mean, low = var + mean.square(), torch.zeros_like(mean), None
-        else:
-            mean, low, var, found = given.mean.double(), None, given.var.double(), None
-        if eps == 0:
-            _check_spread(var, slab)
-        stats = Statistics(mean, low, (var + eps).rsqrt())
-    call = _Call(backend, slab, eps, center, given is None, dtype)
-    return _Normalize.apply(x, weight, bias, stats, call), found
+    call = _Call(kernels.backend(x, slab), slab, eps, center, given, dtype)
+    y, mean, m2 = _Normalize.apply(x, weight, bias, call)
+    return y, None if mean is None else Found(mean, m2)
 
 
-def _check_spread(var: Tensor, slab: Slab) -> None:
-    constant = (var == 0).nonzero()
+def _check_spread(rstd: Tensor, slab: Slab) -> None:
+    constant = rstd.isinf().nonzero()
     if len(constant):
         raise StatisticsError(
             "eps=0 needs a spread in every slab",
@@ -136,58 +111,58 @@ class _Call(NamedTuple):
     slab: Slab
     eps: float
     center: bool
-    own: bool  # whether the statistics are the slab's own, so that gradient flows through them
+    given: Given | None
     dtype: torch.dtype
 
 
 class _Normalize(torch.autograd.Function):
-    """One norm in the graph: x, weight and bias are saved, nothing of the output."""
+    """One norm in the graph: x, weight and bias are saved, nothing of the output's size.
+
+    Returns y, and mean and m2 as found in the data, or None and None.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, stats: Statistics, call: _Call
-    ) -> Tensor:
-        ctx.save_for_backward(x, weight, bias, stats.mean, stats.low, stats.rstd)
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, call: _Call
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        options = call.slab, weight, bias, call.eps, call.center, call.given, call.dtype
+        y, ctx.stats, found = call.backend.forward(x, *options)
+        if call.eps == 0:
+            _check_spread(ctx.stats.rstd, call.slab)
+        ctx.save_for_backward(x, weight, bias)
         ctx.call = call
-        return call.backend.apply(x, call.slab, stats, weight, bias, call.dtype)
+        ctx.set_materialize_grads(False)
+        if found is None:
+            return y, None, None
+        ctx.mark_non_differentiable(*found)
+        return y, *found
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        (dy,) = upstream
-        x, weight, bias, mean, low, rstd = ctx.saved_tensors
-        stats = Statistics(mean, low, rstd)
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        dy = upstream[0]
+        if dy is None:
+            return None, None, None, None
         if torch.is_grad_enabled():  # create_graph: the gradient itself is to be differentiated
-            return *_differentiable(dy, x, weight, bias, stats, ctx), None, None
-        return *_gradients(dy, x, weight, bias, stats, ctx), None, None
+            return *_differentiable(dy, ctx), None
+        x, weight, bias = ctx.saved_tensors
+        need_x, need_weight, need_bias, _ = ctx.needs_input_grad
+        call: _Call = ctx.call
+        dx, dweight, dbias = kernels.backward_backend(dy, call.backend).backward(
+            dy, x, call.slab, weight, ctx.stats, call.given is None, call.center, need_x
+        )
+        dweight = dweight.to(weight.dtype) if need_weight else None
+        return dx, dweight, dbias.to(bias.dtype) if need_bias else None, None
 
 
-def _gradients(
-    dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, stats: Statistics, ctx: Any
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+def _differentiable(dy: Tensor, ctx: Any) -> tuple[Tensor | None, ...]:
+    """Differentiate the plain formula again, with a graph."""
     call: _Call = ctx.call
-    backend, slab = call.backend, call.slab
-    need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
-    dx = dweight = dbias = c1 = c2 = None
-    if call.own or need_weight or need_bias:
-        s1, s2, sum_weight, sum_bias = backend.sums(dy, x, slab, stats, weight)
-        if call.own:
-            c1, c2 = (s1 / slab.count if call.center else None), s2 / slab.count
-        dweight = sum_weight.to(weight.dtype) if need_weight and weight is not None else None
-        dbias = sum_bias.to(bias.dtype) if need_bias and bias is not None else None
-    if need_x:
-        dx = backend.gradient(dy, x, slab, stats, weight, c1, c2)
-    return dx, dweight, dbias
-
-
-def _differentiable(
-    dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, stats: Statistics, ctx: Any
-) -> tuple[Tensor | None, ...]:
-    call: _Call = ctx.call
-    found_for = zip((x, weight, bias), ctx.needs_input_grad, strict=False)
-    inputs = [tensor for tensor, needed in found_for if needed and tensor is not None]
-    if call.own:
+    x, weight, bias = ctx.saved_tensors
+    needed = ctx.needs_input_grad[:3]
+    inputs = [tensor for tensor, wanted in zip((x, weight, bias), needed, strict=True) if wanted]
+    if call.given is None:
         y = eager.formula(x, call.slab, weight, bias, call.eps, call.center, call.dtype)
     else:
-        y = eager.apply(x, call.slab, stats, weight, bias, call.dtype)
+        y = eager.apply(x, call.slab, ctx.stats, weight, bias, call.dtype)
     found = iter(torch.autograd.grad(y, inputs, dy, create_graph=True))
-    return tuple(next(found) if needed else None for needed in ctx.needs_input_grad[:3])
+    return tuple(next(found) if wanted else None for wanted in needed)

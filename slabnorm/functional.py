@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 import torch
 from torch import Tensor
 
 from slabnorm import kernels
-from slabnorm.autograd import Given, run
+from slabnorm.autograd import run
 from slabnorm.errors import DeviceError, DtypeError, OptionError, ShapeError, StatisticsError
 from slabnorm.kernels import eager
 from slabnorm.kernels.activation import check_activation
+from slabnorm.kernels.statistics import Given
 from slabnorm.moments import Moments
 from slabnorm.pattern import Pattern, parse, parse_uncached
 from slabnorm.slab import plan
@@ -19,7 +21,7 @@ from slabnorm.slab import plan
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def moments(x: Tensor, pattern: str | Pattern, **sizes: int) -> Moments:
+def moments(x: Tensor, pattern: str | Pattern, /, **sizes: int) -> Moments:
     """Return count, mean, squared deviations, minimum and maximum of every slab of a tensor.
 
     Statistics are taken in float64: shifted by an element of the slab, then by the mean.
@@ -45,7 +47,7 @@ def moments(x: Tensor, pattern: str | Pattern, **sizes: int) -> Moments:
     check_input(x, "x")
     slab = plan(pattern, (), tuple(x.shape), tuple(sorted(sizes.items())))
     if slab.count == 0 or slab.slabs == 0:
-        return Moments.empty(slab.kept.shape)
+        return Moments.empty(slab.kept.shape, x.device)
     with torch.no_grad():
         x = x.detach()
         mean, low, m2 = kernels.backend(x, slab).statistics(x, slab)
@@ -56,6 +58,7 @@ def moments(x: Tensor, pattern: str | Pattern, **sizes: int) -> Moments:
 def normalize(
     x: Tensor,
     pattern: str | Pattern,
+    /,
     *,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
@@ -133,9 +136,9 @@ def normalize(
     return run(x, slab, weight, bias, eps, center, given, activation, residual)[0]
 
 
-def check_eps(eps: float) -> None:
+def check_eps(eps: object) -> None:
     """Raise OptionError unless eps is a finite number, 0 or more."""
-    if not isinstance(eps, (int, float)) or not math.isfinite(eps) or eps < 0:
+    if not isinstance(eps, Real) or not 0 <= float(eps) < math.inf:  # NaN is neither
         raise OptionError("eps is a finite number, 0 or more", repr(eps), "1e-5 is the usual one")
 
 
@@ -168,8 +171,9 @@ def check_input(x: Tensor, name: str) -> None:
     """Raise DtypeError unless x is a dense tensor of a floating-point dtype that slabnorm computes in."""
     if not isinstance(x, Tensor):
         raise DtypeError(f"{name} is a torch tensor", type(x).__name__, "convert it with torch.as_tensor")
-    if x.layout != torch.strided:
-        raise DtypeError(f"{name} is a strided tensor", str(x.layout), "convert it with .to_dense()")
+    if x.layout != torch.strided or x.is_nested:
+        got = "a nested tensor" if x.is_nested else str(x.layout)
+        raise DtypeError(f"{name} is a strided tensor", got, "convert it, as with .to_dense()")
     if x.dtype not in _FLOATS:
         raise DtypeError(
             f"{name} is float32, float64, bfloat16 or float16", str(x.dtype), "convert it, as with .float()"
@@ -186,4 +190,5 @@ def _given(mean: Tensor | None, var: Tensor | None, center: bool, pattern: Patte
         raise StatisticsError(
             "a variance is never negative", f'{var.min().item()} for "{pattern}"', "give variances, not logs"
         )
-    return Given(torch.zeros_like(var) if mean is None or not center else mean, var)
+    mean = torch.zeros_like(var) if mean is None or not center else mean
+    return Given(mean.detach(), var.detach())

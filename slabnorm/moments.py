@@ -7,6 +7,7 @@ processes (merge over ranks) and of one slab inside a kernel (merge over tiles) 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,16 +90,18 @@ class Moments:
             )
 
     @classmethod
-    def empty(cls, shape: tuple[int, ...] = ()) -> Moments:
+    def empty(cls, shape: tuple[int, ...] = (), device: Any = None) -> Moments:
         """Return the moments of no elements, the neutral element of `merge`.
+
+        Without a shape they merge with moments of any shape, and of any device.
 
         >>> from slabnorm import Moments
         >>> Moments.empty().count
         tensor(0)
         """
-        zero = torch.zeros(shape, dtype=torch.float64)
-        inf = torch.full(shape, float("inf"), dtype=torch.float64)
-        return cls(torch.zeros(shape, dtype=torch.int64), zero, zero.clone(), inf, -inf)
+        zero = torch.zeros(shape, dtype=torch.float64, device=device)
+        inf = torch.full(shape, float("inf"), dtype=torch.float64, device=device)
+        return cls(zero.to(torch.int64), zero, zero.clone(), inf, -inf)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -124,7 +127,7 @@ class Moments:
                 f"shapes {self.shape} and {other.shape}",
                 "take both with the same pattern and sizes",
             ) from None
-        a, b = self._expand(shape), other._expand(shape)
+        a, b = self._expand(shape, other), other._expand(shape, self)
         count = a.count + b.count
         na, nb = a.count.double(), b.count.double()
         share = nb / count.clamp(min=1)
@@ -145,7 +148,8 @@ class Moments:
         ]
         return Moments(count, *kept)
 
-    __add__ = merge
+    def __add__(self, other: object) -> Moments:
+        return self.merge(other) if isinstance(other, Moments) else NotImplemented
 
     def __radd__(self, other: object) -> Moments:
         # sum() starts with 0.
@@ -172,7 +176,9 @@ class Moments:
     def _values(self) -> tuple[Tensor, ...]:
         return self.mean, self.m2, self.min, self.max, self.mean_low, self.m2_low
 
-    def _expand(self, shape: torch.Size) -> Moments:
+    def _expand(self, shape: torch.Size, other: Moments) -> Moments:
         if self.mean.shape == shape:
             return self
-        return Moments(self.count.expand(shape), *(value.expand(shape) for value in self._values()))
+        # A scalar on the CPU, such as the neutral element, meets tensors of any device.
+        device = other.mean.device if self.mean.ndim == 0 else self.mean.device
+        return Moments(*(value.to(device).expand(shape) for value in (self.count, *self._values())))

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slabnorm.pattern import ELLIPSIS, Item, Pattern, product
+from slabnorm.parser import ELLIPSIS, Item
+from slabnorm.pattern import Pattern, product
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def _owners(slab: Slab, axes: Axes, cell_dims: list[int]) -> np.ndarray:
     numbers = numbers.transpose([axes.dims.index(dim) for dim in order])
     numbers = numbers.reshape([slab.split[dim] if dim in axes.dims else 1 for dim in cell_dims])
     full = np.broadcast_to(numbers, [slab.split[dim] for dim in cell_dims])
-    return np.ascontiguousarray(full).reshape(-1)
+    return np.ascontiguousarray(full, dtype=np.int32).reshape(-1)
 
 
 def plan(
@@ -199,4 +200,4 @@ def _plan(
     return Slab(pattern, split, kept, varying, running, pooled, not_affine, count, slabs, product(split))
 
 
-_cached_plan = lru_cache(maxsize=1024)(_plan)
+_cached_plan = lru_cache(maxsize=256)(_plan)

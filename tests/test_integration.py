@@ -85,7 +85,10 @@ def test_export(name: str, train: bool) -> None:
     assert close(program.module()(X), layer(X))
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+JIT = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own
+
+
+@JIT
 @layers
 def test_function_transforms(name: str) -> None:
     layer = fresh(name, False)
@@ -185,6 +188,100 @@ def test_torch_keeps_its_number_of_threads() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "1"
+
+
+def test_when_numba_runs_on_other_threads() -> None:
+    """Layers that cannot be called from several threads at once: slabnorm leaves Numba alone then."""
+    code = (
+        "import numpy as np, numba, torch\n"
+        "numba.config.THREADING_LAYER = 'workqueue'\n"
+        "@numba.njit(parallel=True)\n"
+        "def mine(x):\n"
+        "    s = 0.0\n"
+        "    for i in numba.prange(x.size): s += x[i]\n"
+        "    return s\n"
+        "mine(np.ones(1000))\n"
+        "import slabnorm as sn\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "x = torch.randn(4, 8, 64, 64)\n"
+        "with ThreadPoolExecutor(4) as pool:\n"
+        "    ys = list(pool.map(lambda _: sn.normalize(x, 'n c h w -> c'), range(16)))\n"
+        "assert all(torch.equal(y, ys[0]) for y in ys)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_batched_gradients() -> None:
+    """As jacobian(vectorize=True) asks for them: the upstream gradient is a tensor of tensors."""
+    for dtype in (torch.float32, torch.float64):
+        x = draw((3, 4, 5), dtype=dtype).requires_grad_()
+        y = sn.normalize(x, "n c t -> c")
+        dys = draw((2, 3, 4, 5), dtype=dtype, seed=1)
+        (batched,) = torch.autograd.grad(y, x, dys, is_grads_batched=True, retain_graph=True)
+        for dy, dx in zip(dys, batched, strict=True):
+            assert close(dx, torch.autograd.grad(y, x, dy, retain_graph=True)[0])
+
+
+def test_lazily_negated_tensors() -> None:
+    z = torch.view_as_complex(draw((3, 4, 6, 2)))
+    x, weight = z.conj().imag, torch.view_as_complex(draw((6, 2), seed=1)).conj().imag
+    assert x.is_neg()
+    want = sn.normalize(x.resolve_neg(), "n t c -> c", weight=weight.resolve_neg())
+    assert close(sn.normalize(x, "n t c -> c", weight=weight), want)
+
+
+def test_fake_tensors() -> None:
+    from torch._subclasses import FakeTensorMode
+
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        x = mode.from_tensor(X)
+        layer = sn.BatchNorm(6)
+        assert layer(x).shape == X.shape
+        assert layer.eval()(x).shape == X.shape
+
+
+@JIT
+def test_forward_mode() -> None:
+    from torch.autograd import forward_ad
+
+    tangent = draw(X.shape, seed=5)
+    layer = sn.GroupNorm(3, 6)
+    with forward_ad.dual_level():
+        slope = forward_ad.unpack_dual(layer(forward_ad.make_dual(X, tangent))).tangent
+    assert close(slope, torch.func.jvp(layer, (X,), (tangent,))[1])
+
+
+def test_given_statistics_are_constants_in_transforms_too() -> None:
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3))
+        return (sn.normalize(x, "n c h w -> c", mean=mean, var=var) ** 3).sum()
+
+    x = X.clone().requires_grad_()
+    assert close(torch.func.grad(loss)(X), torch.autograd.grad(loss(x), x)[0])
+
+
+def test_compile_with_eps_and_sizes_unknown() -> None:
+    torch._dynamo.reset()
+
+    def call(x: torch.Tensor, eps: float) -> torch.Tensor:
+        return sn.normalize(x, "n c h w -> c", eps=eps)
+
+    compiled = torch.compile(call, fullgraph=True, dynamic=True, backend="aot_eager")
+    for eps in (1e-5, 1e-3):
+        assert close(compiled(X, eps), call(X, eps))
+
+
+@pytest.mark.parametrize("name", [*LAYERS, "instance-tracked"])
+def test_export_with_any_batch(name: str) -> None:
+    if name == "instance-tracked":
+        layer = sn.InstanceNorm(6, track_running_stats=True)
+        layer(X)
+        layer.eval()
+    else:
+        layer = fresh(name, False)
+    batch = torch.export.Dim("batch", min=2, max=64)
+    program = torch.export.export(layer, (X,), dynamic_shapes=({0: batch},))
+    assert close(program.module()(X[:3]), layer(X[:3]))
 
 
 def test_from_many_threads() -> None:

@@ -23,6 +23,10 @@ from tests.cases import draw
 X = draw((2, 6, 4))
 
 
+def _nested() -> torch.Tensor:
+    return torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(4, 3)], layout=torch.jagged)
+
+
 @pytest.mark.parametrize(
     ("kind", "says", "call"),
     [
@@ -66,7 +70,14 @@ X = draw((2, 6, 4))
         (PatternError, 'affine=""', lambda: sn.SlabNorm("n d t -> n")),
         (OptionError, "4 groups for 6", lambda: sn.GroupNorm(4, 6)),
         (OptionError, "0 groups", lambda: sn.GroupNorm(0, 6)),
-        (OptionError, "at least one axis", lambda: sn.LayerNorm(())),
+        (OptionError, "sizes of the last axes", lambda: sn.LayerNorm(())),
+        (OptionError, "sizes of the last axes", lambda: sn.LayerNorm(6.0)),
+        (OptionError, "'2' groups", lambda: sn.GroupNorm("2", 6)),
+        (OptionError, "positive integers", lambda: sn.GroupNorm(2, -6)),
+        (OptionError, "momentum", lambda: sn.BatchNorm(6, momentum="0.1")),
+        (OptionError, "activation", lambda: sn.normalize(X, "n c t -> c", activation=["relu"])),
+        (PatternError, "x=6", lambda: sn.normalize(X, "n c t -> c", x=6)),
+        (DtypeError, "nested", lambda: sn.normalize(_nested(), "n c t -> c")),
         (PatternError, "positive integer", lambda: sn.BatchNorm(0)),
         (ShapeError, "at least 2 axes", lambda: sn.BatchNorm(6)(draw((6,)))),
         (ShapeError, "which is not 6", lambda: sn.LayerNorm(6)(draw((2, 5)))),

@@ -36,7 +36,7 @@ def test_space_has_no_meaning(text: str) -> None:
 
 def test_parsed_once() -> None:
     assert parse("n c h w -> c") is parse("n c h w -> c")
-    assert pickle.loads(pickle.dumps(parse("n c -> c"))) == parse("n c -> c")
+    assert pickle.loads(pickle.dumps(parse("n c -> c"))) is parse("n c -> c")
 
 
 # text, the marked place, what the message says

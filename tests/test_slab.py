@@ -96,7 +96,7 @@ def test_offsets_of_the_last_piece_are_64_bit() -> None:
     page = np.ones(1, dtype=np.float32)
     wide = np.lib.stride_tricks.as_strided(page, (2**31 + 2**14,), (0,))
     shape = (1, 2, 1, 2**30 + 2**13)
-    pieces, _, chunks = loops._cut(shape)
+    pieces, _, chunks = loops.cut(shape)
     parts = np.zeros((2, 2 * chunks))
-    loops._reduce_piece.py_func(pieces - 1, wide, None, np.zeros(1), shape, parts)
+    loops.reduce_piece.py_func(pieces - 1, wide, None, np.zeros(1), shape, parts)
     assert parts[0, -1] == shape[3] - (chunks - 1) * loops._CHUNK

@@ -1,16 +1,13 @@
 """The kernels and the one table that says which of them runs a call.
 
-Every backend is a module with the same five functions over a Slab:
+Every backend is a module with the same four functions over a Slab:
 
-    takes(x, slab)                                                 whether it can run this call
-    statistics(x, slab)                                            -> mean, low, m2
-    apply(x, slab, stats, weight, bias, dtype)                     -> y
-    sums(dy, x, slab, stats, weight)                               -> s1, s2, dweight, dbias
-    gradient(dy, x, slab, stats, weight, c1, c2)                   -> dx
+    takes(x, slab)                                                   whether it can run this call
+    statistics(x, slab)                                              -> mean, low, m2
+    forward(x, slab, weight, bias, eps, center, given, dtype)        -> y, Statistics, Found or None
+    backward(dy, x, slab, weight, stats, own, center, need_x)        -> dx, dweight, dbias
 
-`statistics` is reduce and merge; statistics of several processes merge between it and `apply`, and
-the slab sums s1 and s2 between `sums` and `gradient`. All small tensors are float64 and gathered
-(see slab.py).
+Inside, forward is reduce, merge, apply; and backward the same three.
 
 | backend | runs |
 |---|---|
@@ -20,7 +17,7 @@ the slab sums s1 and s2 between `sums` and `gradient`. All small tensors are flo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
 from types import ModuleType
 
 import torch
@@ -29,18 +26,6 @@ from torch.autograd import forward_ad
 
 from slabnorm.kernels import eager
 from slabnorm.slab import Slab
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """What a slab is normalised with: y = ((x - mean) - low) * rstd.
-
-    `low` is what float64 could not hold of the mean, None where it is nothing.
-    """
-
-    mean: Tensor
-    low: Tensor | None
-    rstd: Tensor
 
 
 def traced() -> bool:
@@ -56,9 +41,36 @@ def traced() -> bool:
     )
 
 
+def backward_backend(dy: Tensor, forward: ModuleType) -> ModuleType:
+    """Return the backend that runs a backward: the forward's, unless dy is not plain memory."""
+    return forward if _plain(dy) else eager
+
+
+def _plain(x: Tensor) -> bool:
+    # Batched gradients arrive as tensors of tensors (torch.func, or is_grads_batched); a lazily negated
+    # tensor shares its memory with the original.
+    return (
+        type(x) in (Tensor, torch.nn.Parameter)
+        and not x.is_neg()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+        and not torch._C._functorch.is_legacy_batchedtensor(x)
+    )
+
+
+def _after_fork() -> None:
+    # GNU OpenMP cannot start threads in a forked child whose parent has used it: Numba would end the process.
+    global _forked
+    _forked = True
+
+
+_forked = False
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 def backend(x: Tensor, slab: Slab) -> ModuleType:
     """Return the backend that runs a call: the first of the table that takes it."""
-    if x.device.type == "cpu" and x.dtype == torch.float32 and type(x) in (Tensor, torch.nn.Parameter):
+    if x.device.type == "cpu" and x.dtype == torch.float32 and _plain(x) and not _forked:
         from slabnorm.kernels import cpu  # loads Numba: on first use, not with `import slabnorm`
 
         if cpu.takes(x, slab):

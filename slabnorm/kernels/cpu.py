@@ -1,4 +1,4 @@
-"""Numba on the CPU: the plumbing between tensors and the loops of loops.py.
+"""Numba on the CPU: the plumbing between tensors and the kernels of merge.py and loops.py.
 
 Kernels see the flat memory of a tensor and the four loops (A, O, C, I) in which its cells lie there
 (Cells in slab.py); views, thread counts and small tensors are settled here.
@@ -7,49 +7,43 @@ Kernels see the flat memory of a tensor and the four loops (A, O, C, I) in which
 from __future__ import annotations
 
 import math
-import os
 import threading
-from typing import TYPE_CHECKING
+from functools import cache
 
 import numba
 import numpy as np
 import torch
 from torch import Tensor
 
-from slabnorm.kernels import loops
+from slabnorm.kernels import merge
+from slabnorm.kernels.statistics import Found, Given, Statistics
 from slabnorm.slab import Axes, Cells, Slab
 
-if TYPE_CHECKING:
-    from slabnorm.kernels import Statistics
-
-_state = {"forked": False, "omp": False}
 _local = threading.local()
 
 
-def _start() -> None:
-    # torch's OpenMP library is loaded by now and in the global scope, so Numba's `omp` layer binds
-    # to it, and both share one pool. The other layers would add a pool of their own.
+@cache
+def _threads_are_shared() -> bool:
+    """Start Numba's threads, and return whether they can be used from several Python threads at once.
+
+    torch's OpenMP library is loaded by now and in the global scope, so Numba's `omp` layer binds to it,
+    and both share one pool. Numba keeps the layer that it was first started with, perhaps by the user.
+    """
+    if numba.config.THREADING_LAYER == "default":
+        numba.config.THREADING_LAYER = "omp"
+    before = torch.get_num_threads()
     try:
-        from numba.np.ufunc import omppool  # type: ignore[attr-defined]  # noqa: F401
-    except ImportError:
-        return
-    numba.config.THREADING_LAYER = "omp"
-    _state["omp"] = True
-
-
-def _after_fork() -> None:
-    # GNU OpenMP cannot start threads in a forked child: Numba would abort the process.
-    _state["forked"] = True
-
-
-_start()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+        numba.set_num_threads(1)  # starts the layer, which resizes the pool that torch shares
+        return numba.threading_layer() in ("omp", "tbb")
+    except ValueError:  # there is no such layer on this machine
+        return False
+    finally:
+        torch.set_num_threads(before)
 
 
 def takes(x: Tensor, slab: Slab) -> bool:
     """Take float32 tensors whose memory is dense and lies in cells of more than one element."""
-    if _state["forked"] or not _state["omp"] or slab.numel == 0:
+    if slab.numel == 0 or not _threads_are_shared():
         return False
     order = _order(x)
     return order is not None and slab.cells(order) is not None
@@ -58,56 +52,55 @@ def takes(x: Tensor, slab: Slab) -> bool:
 def statistics(x: Tensor, slab: Slab) -> tuple[Tensor, Tensor | None, Tensor]:
     """Return mean, None, and the sum of squared deviations of every slab."""
     cells, (flat,) = _open(x, (x,), slab)
-    mean, m2 = loops.statistics(flat, cells.loops, cells.slab_of, slab.slabs)
+    mean, m2 = merge.statistics(flat, cells.loops, cells.slab_of, slab.slabs, True)
     return _gathered(mean, slab.kept), None, _gathered(m2, slab.kept)
 
 
-def apply(
-    x: Tensor, slab: Slab, stats: Statistics, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype
-) -> Tensor:
-    """Return y = (x - mean) * rstd * weight + bias."""
+def forward(
+    x: Tensor,
+    slab: Slab,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    center: bool,
+    given: Given | None,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Statistics, Found | None]:
+    """Return y, the statistics it was normalised with, and those found unless they were given."""
     y = torch.empty_like(x)
     cells, (flat, out) = _open(x, (x, y), slab)
-    mean, rstd = _small(stats.mean), _small(stats.rstd)
+    where = cells.loops, cells.slab_of, cells.affine_of
     weights, biases = _per_affine(weight, 1.0, slab), _per_affine(bias, 0.0, slab)
-    loops.apply(flat, out, cells.loops, cells.slab_of, cells.affine_of, mean, rstd, weights, biases)
-    return y.to(dtype)
+    if given is None:
+        mean, m2, shift, rstd = merge.forward(flat, out, *where, slab.slabs, weights, biases, eps, center)
+        found = Found(_gathered(mean, slab.kept), _gathered(m2, slab.kept))
+    else:
+        # A copy: running statistics may move on before the backward.
+        shift, rstd, found = _small(given.mean).copy(), 1 / np.sqrt(_small(given.var) + eps), None
+        merge.apply(flat, out, *where, shift, rstd, weights, biases)
+    stats = Statistics(_gathered(shift, slab.kept), None, _gathered(rstd, slab.kept))
+    return y.to(dtype), stats, found
 
 
-def sums(
-    dy: Tensor, x: Tensor, slab: Slab, stats: Statistics, weight: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return s1, s2 per slab and dweight, dbias; see eager.sums."""
-    cells, (flat, upstream) = _open(x, (x, _like(dy, x)), slab)
-    s1, s2, dweight, dbias = loops.sums(
-        upstream, flat, cells.loops, cells.slab_of, cells.affine_of, _small(stats.mean), _small(stats.rstd),
-        _per_affine(weight, 1.0, slab),
-    )  # fmt: skip
-    kept, affine = slab.kept, slab.affine
-    return _gathered(s1, kept), _gathered(s2, kept), _gathered(dweight, affine), _gathered(dbias, affine)
-
-
-def gradient(
+def backward(
     dy: Tensor,
     x: Tensor,
     slab: Slab,
-    stats: Statistics,
     weight: Tensor | None,
-    c1: Tensor | None,
-    c2: Tensor | None,
-) -> Tensor:
-    """Return dx = rstd * (weight * dy - c1 - z * c2); without c1 and c2, of statistics held fixed."""
-    dx = torch.empty_like(x)
-    cells, (flat, upstream, out) = _open(x, (x, _like(dy, x), dx), slab)
-    mean, rstd, weights = _small(stats.mean), _small(stats.rstd), _per_affine(weight, 1.0, slab)
-    where = cells.loops, cells.slab_of, cells.affine_of
-    if c1 is None and c2 is None:
-        # rstd * weight * dy: apply, around nothing; x is not read.
-        loops.apply(upstream, out, *where, np.zeros_like(mean), rstd, weights, np.zeros_like(weights))
-    else:
-        means = [np.zeros_like(mean) if c is None else _small(c) for c in (c1, c2)]
-        loops.gradient(upstream, flat, out, *where, mean, rstd, weights, *means)
-    return dx
+    stats: Statistics,
+    own: bool,
+    center: bool,
+    need_x: bool,
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Return the gradients of x (None unless it is needed), weight and bias."""
+    dx = torch.empty_like(x) if need_x else None
+    # Where x needs no gradient, out is not written; any array will do.
+    cells, (flat, upstream, out) = _open(x, (x, _like(dy, x), x if dx is None else dx), slab)
+    dweight, dbias = merge.backward(
+        upstream, flat, out, cells.loops, cells.slab_of, cells.affine_of, _small(stats.mean),
+        _small(stats.rstd), _per_affine(weight, 1.0, slab), own, center, need_x,
+    )  # fmt: skip
+    return dx, _gathered(dweight, slab.affine), _gathered(dbias, slab.affine)
 
 
 def _order(x: Tensor) -> tuple[int, ...] | None:
@@ -134,10 +127,7 @@ def _open(x: Tensor, tensors: tuple[Tensor, ...], slab: Slab) -> tuple[Cells, li
 def _use_threads(threads: int) -> None:
     # Numba keeps the number per Python thread; asking it takes longer than remembering.
     if getattr(_local, "threads", None) != threads:
-        before = torch.get_num_threads()
         numba.set_num_threads(threads)
-        # The first call starts Numba's layer, which resizes the pool that torch shares.
-        torch.set_num_threads(before)
         _local.threads = threads
 
 
@@ -150,7 +140,7 @@ def _like(dy: Tensor, x: Tensor) -> Tensor:
 def _small(values: Tensor) -> np.ndarray:
     if values.dtype not in (torch.float32, torch.float64):
         values = values.double()
-    return values.detach().numpy().astype(np.float64, copy=False).reshape(-1)
+    return values.detach().resolve_neg().numpy().astype(np.float64, copy=False).reshape(-1)
 
 
 def _per_affine(values: Tensor | None, default: float, slab: Slab) -> np.ndarray:
@@ -158,4 +148,5 @@ def _per_affine(values: Tensor | None, default: float, slab: Slab) -> np.ndarray
 
 
 def _gathered(values: np.ndarray, axes: Axes) -> Tensor:
-    return torch.from_numpy(values).view(axes.shape)
+    gathered = torch.from_numpy(values)
+    return gathered if len(axes.shape) == 1 else gathered.view(axes.shape)

@@ -6,15 +6,11 @@ and every double backward.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
+from slabnorm.kernels.statistics import Found, Given, Statistics
 from slabnorm.slab import Slab
-
-if TYPE_CHECKING:
-    from slabnorm.kernels import Statistics
 
 
 def takes(x: Tensor, slab: Slab) -> bool:
@@ -41,42 +37,60 @@ def apply(
     return y.to(dtype).reshape(x.shape)
 
 
-def sums(
-    dy: Tensor, x: Tensor, slab: Slab, stats: Statistics, weight: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the sums that the backward needs.
+def forward(
+    x: Tensor,
+    slab: Slab,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    center: bool,
+    given: Given | None,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Statistics, Found | None]:
+    """Return y, the statistics it was normalised with, and those found unless they were given."""
+    if given is None:
+        mean, low, m2 = statistics(x, slab)
+        found, var = Found(mean, m2), m2 / slab.count
+        if not center:
+            # mean(x^2) = var + mean^2; both terms are positive, so nothing cancels.
+            var, mean, low = var + mean.square(), torch.zeros_like(mean), None
+    else:
+        # A copy: running statistics may move on before the backward.
+        mean, low = given.mean.to(torch.float64, copy=True), None
+        var, found = given.var.double(), None
+    stats = Statistics(mean, low, (var + eps).rsqrt())
+    return apply(x, slab, stats, weight, bias, dtype), stats, found
 
-    With z = (x - mean) * rstd: per slab s1 = sum(weight * dy) and s2 = sum(weight * dy * z), per element
-    of the affine axes dweight = sum(dy * z) and dbias = sum(dy).
-    """
-    z, g = _normalised(x, slab, stats), _wide(dy, slab)
-    gz = g * z
-    dweight, dbias = (slab.affine.gather(_sum(t, slab.not_affine)) for t in (gz, g))
-    if weight is not None:
-        scale = slab.affine.spread(weight.double())
-        g, gz = g * scale, gz * scale
-    s1, s2 = (slab.kept.gather(_sum(t, slab.pooled)) for t in (g, gz))
-    return s1, s2, dweight, dbias
 
-
-def gradient(
+def backward(
     dy: Tensor,
     x: Tensor,
     slab: Slab,
-    stats: Statistics,
     weight: Tensor | None,
-    c1: Tensor | None,
-    c2: Tensor | None,
-) -> Tensor:
-    """Return dx = rstd * (weight * dy - c1 - z * c2); without c1 and c2, of statistics held fixed."""
-    g = _wide(dy, slab)
+    stats: Statistics,
+    own: bool,
+    center: bool,
+    need_x: bool,
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Return the gradients of x (None unless it is needed), weight and bias.
+
+    With z = (x - mean) * rstd and g = weight * dy, and means over the slab:
+
+        dx = rstd * (g - mean(g) - z * mean(g * z))      dweight = sum(dy * z)      dbias = sum(dy)
+
+    Without `own` the statistics are constants, and dx = rstd * g; without `center` mean(g) is left out.
+    """
+    z, g = _normalised(x, slab, stats), _wide(dy, slab)
+    dweight, dbias = (slab.affine.gather(_sum(t, slab.not_affine)) for t in (g * z, g))
+    if not need_x:
+        return None, dweight, dbias
     if weight is not None:
         g = g * slab.affine.spread(weight.double())
-    if c1 is not None:
-        g = g - slab.kept.spread(c1)
-    if c2 is not None:
-        g = g - _normalised(x, slab, stats) * slab.kept.spread(c2)
-    return (g * slab.kept.spread(stats.rstd)).to(x.dtype).reshape(x.shape)
+    if own:
+        g_mean = _sum(g, slab.pooled) / slab.count if center else 0.0
+        g = g - g_mean - z * (_sum(g * z, slab.pooled) / slab.count)
+    dx = (g * slab.kept.spread(stats.rstd)).to(x.dtype).reshape(x.shape)
+    return dx, dweight, dbias
 
 
 def formula(

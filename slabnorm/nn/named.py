@@ -1,13 +1,14 @@
-"""The five names, each a pattern over SlabNorm.
+"""Batch, instance and group norm: channels on the second axis, each a pattern over SlabNorm.
 
-They take the arguments, keep the attributes and read and write the state_dict keys of their
-namesakes in `torch.nn`, for any number of spatial axes, so that a checkpoint loads in both directions.
-`activation=` is theirs in addition.
+Like layer and RMS norm in tokens.py they take the arguments, keep the attributes and read and write the
+state_dict keys of their namesakes in `torch.nn`, for any number of spatial axes, so that a checkpoint
+loads in both directions. `activation=` is theirs in addition. They are no subclasses of torch's layers:
+what asks for those by type, such as `torch.optim.swa_utils.update_bn`, passes them by.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -159,12 +160,7 @@ class GroupNorm(SlabNorm):
         bias: bool = True,
         activation: str | None = None,
     ) -> None:
-        if num_groups < 1 or num_channels < 1 or num_channels % num_groups:
-            raise OptionError(
-                "the number of groups divides the number of channels",
-                f"{num_groups} groups for {num_channels} channels",
-                f"use one of {', '.join(map(str, _divisors(num_channels)))} groups",
-            )
+        _check_groups(num_groups, num_channels)
         super().__init__(
             "n (g c) ... -> n g", affine=None if affine else "", bias=bias, eps=eps, activation=activation,
             device=device, dtype=dtype, g=num_groups, c=num_channels // num_groups,
@@ -179,120 +175,12 @@ class GroupNorm(SlabNorm):
         ) + self._activation_repr()
 
 
-class _Trailing(SlabNorm):
-    """What layer and RMS norm share: slabs over the last axes, weight of their shape."""
-
-    def __init__(
-        self,
-        normalized_shape: int | Sequence[int],
-        eps: float | None,
-        elementwise_affine: bool,
-        **options: Any,
-    ) -> None:
-        shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
-        if not shape:
-            raise OptionError("normalized_shape has at least one axis", repr(normalized_shape), "give a size")
-        # One axis is `c`, a token's features; several get numbers.
-        names = ["c"] if len(shape) == 1 else [f"d{i}" for i in range(len(shape))]
-        axes = " ".join(names)
-        sizes: dict[str, Any] = dict(zip(names, shape, strict=True))
-        super().__init__(
-            f"... {axes} -> ...", affine=axes if elementwise_affine else "", eps=eps,
-            **options, **sizes,
-        )  # fmt: skip
-        self.normalized_shape, self.elementwise_affine = shape, elementwise_affine
-
-    def extra_repr(self) -> str:
-        """Return the arguments as `torch.nn` writes them."""
-        parts = f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={self.elementwise_affine}"
-        if self.center:  # torch's RMS norm has no bias to speak of
-            parts += f", bias={self.bias is not None}"
-        return parts + self._activation_repr()
-
-
-class LayerNorm(_Trailing):
-    """Layer norm, `... c -> ...`: one mean and variance per token, over its features.
-
-        y = weight * (x - mean) / sqrt(var + eps) + bias
-
-    Drop-in for `torch.nn.LayerNorm`: statistics over the last axes, weight and bias of their shape.
-    For a whole sample of an image, with weight per channel, use `SlabNorm("n c ... -> n", c=channels)`.
-
-    Args:
-        normalized_shape: the sizes of the last axes, or one size.
-        eps, elementwise_affine, bias, device, dtype: as in `torch.nn.LayerNorm`.
-        activation: applied last.
-
-    Raises:
-        As in `SlabNorm`.
-
-    Ba, Kiros and Hinton, "Layer Normalization" (2016), https://arxiv.org/abs/1607.06450
-
-    >>> import slabnorm as sn, torch
-    >>> sn.LayerNorm(16)(torch.randn(2, 5, 16)).shape
-    torch.Size([2, 5, 16])
-    """
-
-    def __init__(
-        self,
-        normalized_shape: int | Sequence[int],
-        eps: float = 1e-5,
-        elementwise_affine: bool = True,
-        bias: bool = True,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-        *,
-        activation: str | None = None,
-    ) -> None:
-        super().__init__(
-            normalized_shape,
-            eps,
-            elementwise_affine,
-            bias=bias,
-            activation=activation,
-            device=device,
-            dtype=dtype,
-        )
-
-
-class RMSNorm(_Trailing):
-    """RMS norm, `... c -> ...` without centring: one mean square per token, over its features.
-
-        y = weight * x / sqrt(mean(x^2) + eps)
-
-    Drop-in for `torch.nn.RMSNorm`.
-
-    Args:
-        normalized_shape: the sizes of the last axes, or one size.
-        eps: added to the mean square; None: the input dtype's epsilon.
-        elementwise_affine, device, dtype: as in `torch.nn.RMSNorm`.
-        activation: applied last.
-
-    Raises:
-        As in `SlabNorm`.
-
-    Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019), https://arxiv.org/abs/1910.07467
-
-    >>> import slabnorm as sn, torch
-    >>> sn.RMSNorm(2, eps=0.0)(torch.tensor([[3.0, 4.0]])).round(decimals=4)
-    tensor([[0.8485, 1.1314]], grad_fn=<RoundBackward1>)
-    """
-
-    def __init__(
-        self,
-        normalized_shape: int | Sequence[int],
-        eps: float | None = None,
-        elementwise_affine: bool = True,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-        *,
-        activation: str | None = None,
-    ) -> None:
-        super().__init__(
-            normalized_shape, eps, elementwise_affine, bias=False, center=False, activation=activation,
-            device=device, dtype=dtype,
-        )  # fmt: skip
-
-
-def _divisors(number: int) -> list[int]:
-    return [divisor for divisor in range(1, number + 1) if number % divisor == 0][:12]
+def _check_groups(groups: Any, channels: Any) -> None:
+    fix = "give positive integers"
+    if isinstance(groups, Integral) and isinstance(channels, Integral) and groups > 0 and channels > 0:  # type: ignore[operator]
+        if channels % groups == 0:
+            return
+        divisors = [str(number) for number in range(1, int(channels) + 1) if channels % number == 0]
+        fix = f"use one of {', '.join(divisors[:12])} groups"
+    got = f"{groups!r} groups for {channels!r} channels"
+    raise OptionError("the number of groups divides the number of channels", got, fix)

@@ -30,7 +30,8 @@ class SlabNorm(RunningStatistics):
         pattern: every axis of the input, "->", the axes that keep statistics of their own.
         affine: the axes of weight and bias; by default the axis that contains `c`; "" for none.
         bias: False leaves the bias out.
-        eps: added to the variance, in squared units of the input; None: the input dtype's epsilon.
+        eps: added to the variance, in squared units of the input; None: the epsilon of float32, or of
+            float64 for float64 input.
         momentum: the weight of the new batch in the running statistics, 0 to 1; None: the average of
             all batches, weighted by their counts.
         center: False leaves the mean where it is (RMS norm).
@@ -117,13 +118,15 @@ class SlabNorm(RunningStatistics):
                 check_fits(name, tensor, slab.affine.shape, x, self.pattern)
         if residual is not None:
             check_fits("residual", residual, tuple(x.shape), x, self.pattern)
-        if not traced():
+        # Warnings read values, which a traced or fake tensor does not have.
+        observed = not traced() and type(x) in (Tensor, nn.Parameter)
+        if observed:
             self._warn_modes(self.pattern.pools_samples)
-        eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
-        given = self._running(slab)
+        eps = _epsilon(x.dtype) if self.eps is None else self.eps
+        given = self._running(slab, observed)
         y, found = run(x, slab, self.weight, self.bias, eps, self.center, given, self.activation, residual)
         if self.training and found is not None:
-            self._track(found, slab, self.center)
+            self._track(found, slab, self.center, observed)
         return y
 
     def extra_repr(self) -> str:
@@ -138,3 +141,8 @@ class SlabNorm(RunningStatistics):
 
     def _activation_repr(self) -> str:
         return f", activation={self.activation!r}" if self.activation else ""
+
+
+def _epsilon(dtype: torch.dtype) -> float:
+    # As torch's RMS norm has it: the epsilon of the type computed in, which is float32 for half precision.
+    return torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps

@@ -1,41 +1,60 @@
-"""Where a layer is: its name in the model that is running, and whether autograd is recomputing it."""
+"""Where a layer runs: its name in the model, the user's line, and whether autograd is recomputing it."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from types import FrameType
 
 import torch
 from torch import nn
 
 
-def name_of(layer: nn.Module) -> str:
-    """Return a layer's name in the outermost module whose forward is running, such as `encoder.3.norm`.
+def root_of(layer: nn.Module) -> nn.Module:
+    """Return the outermost module whose forward is running and that holds this layer.
 
-    A layer does not know its own name. The calls on the stack do; reading them takes a
-    millisecond, so this is for warnings and errors.
+    A layer does not know its own model. The calls on the stack do; reading them takes a
+    millisecond, so this is for warnings.
     """
-    root: nn.Module | None = None
-    frame = sys._getframe(1)
-    while frame is not None:
+    root = layer
+    for frame in _frames():
         owner = frame.f_locals.get("self")
         if isinstance(owner, nn.Module) and any(module is layer for module in owner.modules()):
             root = owner
-        frame = frame.f_back  # type: ignore[assignment]
-    found = next((name for name, module in root.named_modules() if module is layer), "") if root else ""
+    return root
+
+
+def name_of(layer: nn.Module, root: nn.Module) -> str:
+    """Return a layer's name in a module, such as `encoder.3.norm (BatchNorm)`."""
+    name = next((name for name, module in root.named_modules() if module is layer), "")
     kind = type(layer).__name__
-    return f"{found} ({kind})" if found else kind
+    return f"{name} ({kind})" if name else kind
+
+
+def user_level() -> int:
+    """Return the `stacklevel` with which a warning of the calling function points at the user's line."""
+    for level, frame in enumerate(_frames()):
+        module = str(frame.f_globals.get("__name__", ""))
+        if module.partition(".")[0] not in ("slabnorm", "torch"):
+            return level
+    return 1
 
 
 def recomputing() -> bool:
-    """Whether this forward runs inside a backward, as activation checkpointing's second forward does."""
+    """Whether this forward runs inside a backward, as activation checkpointing's second forward does.
+
+    Under torch.compile this cannot be seen; `torch.compile(checkpoint(...))` is handled by the compiler.
+    """
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def checkpointing() -> bool:
     """Whether activation checkpointing is on the stack: its reentrant kind turns gradients off at first."""
-    frame = sys._getframe(1)
+    return any(frame.f_globals.get("__name__") == "torch.utils.checkpoint" for frame in _frames())
+
+
+def _frames() -> Iterator[FrameType]:
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        if frame.f_globals.get("__name__") == "torch.utils.checkpoint":
-            return True
-        frame = frame.f_back  # type: ignore[assignment]
-    return False
+        yield frame
+        frame = frame.f_back

@@ -50,6 +50,7 @@ class RunRecord:
     Args:
         scheme, norm, batch_size, seed: which run it is.
         status: "done", "diverged" (a loss that is not finite ended the training) or "failed".
+        rate: multiple of the study's learning rate.
         reason: why, for a run that is not "done".
         test_accuracy: in eval mode, of the weights at the end, 0 to 1; None where the run failed.
         gap: train-mode minus eval-mode accuracy on the same test samples.
@@ -66,6 +67,7 @@ class RunRecord:
     batch_size: int
     seed: int
     status: str
+    rate: float = 1.0
     reason: str = ""
     test_accuracy: float | None = None
     gap: float | None = None
@@ -135,11 +137,18 @@ class DifferenceRecord:
 
 @dataclass(frozen=True)
 class SchemeRecord:
-    """One input scheme: its name, and what it does to the raw values in words."""
+    """One input scheme: its name, and what it does to the raw values in words.
+
+    Args:
+        name, text: the scheme, and what it does.
+        reason: why it was left out.
+        rate: the multiple of the study's learning rate it was compared at; None where it was not.
+    """
 
     name: str
     text: str
     reason: str = ""
+    rate: float | None = None
 
 
 @dataclass(frozen=True)

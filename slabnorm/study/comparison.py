@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -18,6 +19,7 @@ from slabnorm.study.data import Dataset
 from slabnorm.study.layers import NORMS
 from slabnorm.study.models import Build, find_build
 from slabnorm.study.options import BATCH_SIZES, SEEDS, Options, as_tuple
+from slabnorm.study.rates import best_rates
 from slabnorm.study.read import read_data
 from slabnorm.study.scaling import SCHEMES, describe, fit_inputs
 from slabnorm.study.statistics import cell, curve
@@ -91,7 +93,7 @@ def compare(
         model=name,
         parameters=parameters,
         norm_runs=[records[run] for run in norm_runs],
-        input_runs=[records[run] for run in input_runs],
+        input_tries=[records[run] for run in input_runs],
         notes=notes,
         processes=apart,
         seconds=time.perf_counter() - began,
@@ -160,7 +162,7 @@ def assemble(
     model: str,
     parameters: int,
     norm_runs: list[RunRecord],
-    input_runs: list[RunRecord],
+    input_tries: list[RunRecord],
     notes: tuple[str, ...],
     processes: int,
     seconds: float,
@@ -174,6 +176,8 @@ def assemble(
         raise ModelError("at least one run succeeds", f"all {len(norm_runs)} failed: {norm_runs[0].reason}")
     data, samples = bench.data, len(bench.data.split.test)
     words, differences = verdict(norm_runs, samples)
+    rates = best_rates(input_tries)
+    input_runs = [run for run in input_tries if run.rate == rates[run.scheme]]
     input_words, input_differences = inputs_verdict(input_runs, samples)
     cells, inputs = by_cell(norm_runs), by_cell(input_runs)
     return StudyRecord(
@@ -188,7 +192,7 @@ def assemble(
         epochs=options.rules.epochs,
         target=options.rules.target,
         scheme=options.scheme,
-        schemes=schemes,
+        schemes=tuple(replace(scheme, rate=rates.get(scheme.name)) for scheme in schemes),
         inputs_norm=options.inputs_norm,
         inputs_batch_size=options.inputs_batch_size,
         cells=tuple(cell(runs, 1 / samples) for runs in cells),
@@ -198,7 +202,7 @@ def assemble(
         differences=differences + input_differences,
         method=method.describe(options, data, processes),
         notes=data.notes + notes + run_notes([*norm_runs, *input_runs]),
-        runs=tuple(dict.fromkeys([*norm_runs, *input_runs])),
+        runs=tuple(dict.fromkeys([*norm_runs, *input_tries])),
         seconds=seconds,
     )
 

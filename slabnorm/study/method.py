@@ -7,11 +7,12 @@ import platform
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 
-from slabnorm.report.names import norm_label, scheme_label
+from slabnorm.report.names import listing, norm_label, scheme_label
 from slabnorm.report.numbers import level
 from slabnorm.study.data import SHARES, SPLIT_SEED, Dataset
 from slabnorm.study.layers import MOST_GROUPS
 from slabnorm.study.options import Options
+from slabnorm.study.rates import RATES
 from slabnorm.study.train import LOOKS_PER_EPOCH, WARM_UP
 
 PACKAGES = ("torch", "numpy", "numba", "scikit-learn", "scipy")
@@ -92,7 +93,9 @@ def measures(options: Options, data: Dataset, processes: int) -> tuple[tuple[str
         (
             "Inputs",
             f"Compared with {norm_label(options.inputs_norm)} at batch size {options.inputs_batch_size}; "
-            f"norms are compared on {scheme_label(options.scheme)} inputs.",
+            f"norms are compared on {scheme_label(options.scheme)} inputs. Each scheme trains at "
+            f"{listing([f'{rate:g}' for rate in RATES])} times the learning rate, and stands there with the "
+            "rate of the highest mean validation accuracy at the end.",
         ),
     )
 

@@ -9,6 +9,7 @@ from slabnorm.errors import OptionError
 from slabnorm.report.names import printable
 from slabnorm.study.data import Dataset
 from slabnorm.study.layers import NORMS, check_norm
+from slabnorm.study.rates import RATES
 from slabnorm.study.scaling import SCHEMES, check_scheme
 from slabnorm.study.train import Rules, Run
 
@@ -96,9 +97,8 @@ class Options:
         """Return the runs that compare norms, and those that compare input schemes; they may overlap."""
         seeds = range(self.seeds)
         norms = [Run(self.scheme, n, b, s) for n in self.norms for b in self.batch_sizes for s in seeds]
-        inputs = [
-            Run(scheme, self.inputs_norm, self.inputs_batch_size, s) for scheme in self.schemes for s in seeds
-        ]
+        norm, size = self.inputs_norm, self.inputs_batch_size
+        inputs = [Run(c, norm, size, s, rate) for c in self.schemes for rate in RATES for s in seeds]
         return norms, inputs
 
 

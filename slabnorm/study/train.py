@@ -32,12 +32,13 @@ WARM_UP = 10
 
 @dataclass(frozen=True)
 class Run:
-    """Which run: the input scheme, the norm, the batch size and the seed."""
+    """Which run: the input scheme, the norm, the batch size, the seed, and the learning rate's multiple."""
 
     scheme: str
     norm: str
     batch_size: int
     seed: int
+    rate: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Rules:
         momentum: of SGD.
     """
 
-    epochs: int = 5
+    epochs: int = 4
     target: float = 0.9
     learning_rate: float = 0.1
     reference_batch: int = 128
@@ -215,7 +216,7 @@ class Training:
     def step(self, part: Tensor, steps: int) -> float:
         """Take one optimiser step, timed, and return the loss before it."""
         for group in self.optimiser.param_groups:
-            group["lr"] = self.rules.rate(len(self.times), steps, self.run.batch_size)
+            group["lr"] = self.run.rate * self.rules.rate(len(self.times), steps, self.run.batch_size)
         x, y = self.x[part], self.y[part]
         began = time.perf_counter()
         self.optimiser.zero_grad()

@@ -110,6 +110,14 @@ def _same_state(a: nn.Module, b: nn.Module, bound: float) -> None:
         assert (value - theirs[key]).abs().max() <= bound
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_rms_norm_of_small_half_precision(dtype: torch.dtype) -> None:
+    """eps=None is the epsilon of float32: at 1e-2 that of half precision would drown the data."""
+    x = (1e-2 * draw((64, 8))).to(dtype)
+    ours, theirs = sn.RMSNorm(8, dtype=dtype)(x), nn.RMSNorm(8, dtype=dtype)(x)
+    assert (ours.float() - theirs.float()).abs().max() <= 4 * torch.finfo(dtype).eps
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("rank", [4, 5])
 @pytest.mark.parametrize("name", PAIRS)

@@ -259,3 +259,87 @@ def test_rms_that_pools_samples_tracks_the_mean_square() -> None:
     assert layer.running_mean.eq(0).all()
     assert torch.allclose(layer.running_var, x.square().mean(0), rtol=1e-5)
     assert torch.allclose(layer.eval()(x), y, atol=1e-5)
+
+
+def test_a_batch_too_large_for_the_running_dtype_is_left_out() -> None:
+    layer = trained()
+    before = state(layer)
+    with pytest.warns(StatisticsWarning, match="float32"):
+        layer(1e25 * draw((8, 4, 5)))
+    assert same(before, state(layer))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_statistics_may_move_on_before_the_backward(dtype: torch.dtype) -> None:
+    layer = trained(dtype=dtype).eval()
+    x = draw((8, 4, 5), dtype=dtype).requires_grad_()
+    dy = draw((8, 4, 5), dtype=dtype, seed=1)
+    want = torch.autograd.grad(layer(x), (x, layer.weight), dy)
+    y = layer(x)
+    layer.train()(5 * x)
+    for a, b in zip(torch.autograd.grad(y, (x, layer.weight), dy), want, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_tracking_can_be_switched_off() -> None:
+    layer = trained()
+    before = state(layer)
+    layer.track_running_stats = False
+    layer(3 + draw((8, 4, 5)))
+    assert same(before, state(layer))
+    uncounted = trained()
+    uncounted.num_batches_tracked = None
+    uncounted(draw((8, 4, 5)))
+    assert not torch.equal(uncounted.running_mean, before["running_mean"])
+
+
+def test_from_the_meta_device() -> None:
+    stored = state(trained(momentum=None))
+    with torch.device("meta"):
+        layer = sn.BatchNorm(4, momentum=None)
+    layer.state_dict()
+    layer.load_state_dict(stored, assign=True)
+    layer.to("cpu")(draw((8, 4, 5)))
+    assert layer.num_batches_tracked == 4
+    emptied = sn.BatchNorm(4, device="meta").to_empty(device="cpu")
+    emptied.load_state_dict(stored)
+    assert emptied.num_batches_skipped == 0
+
+
+def test_an_old_checkpoint_into_a_trained_layer_counts_anew() -> None:
+    old = state(trained())
+    del old["num_batches_tracked"]
+    layer = trained()
+    with pytest.warns(StatisticsWarning, match="counts? of batches starts anew"):
+        layer.load_state_dict(old)
+    assert layer.num_batches_tracked == 0
+
+
+def test_running_statistics_follow_the_default_dtype() -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert sn.BatchNorm(4).running_mean.dtype == nn.BatchNorm1d(4).running_mean.dtype == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_one_warning_for_a_whole_model() -> None:
+    model = nn.Sequential(*(sn.BatchNorm(4) for _ in range(5)))
+    with torch.no_grad():
+        with pytest.warns(ModeWarning, match=r"0 \(BatchNorm\)") as caught:
+            model(draw((8, 4, 5)))
+        assert len(caught) == 1
+        assert caught[0].filename == __file__
+    bad = torch.full((8, 4, 5), float("nan"))
+    with pytest.warns(StatisticsWarning) as caught:
+        model(bad)
+    assert len(caught) == 1
+    assert [int(layer.num_batches_skipped) for layer in model] == [1] * 5
+
+
+def test_a_reset_layer_is_untrained_again() -> None:
+    layer = trained().eval()
+    layer(draw((8, 4, 5)))
+    layer.reset_running_stats()
+    with pytest.warns(StatisticsWarning, match="before any training step"):
+        layer(draw((8, 4, 5)))
