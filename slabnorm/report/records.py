@@ -50,7 +50,6 @@ class RunRecord:
     Args:
         scheme, norm, batch_size, seed: which run it is.
         status: "done", "diverged" (a loss that is not finite ended the training) or "failed".
-        rate: multiple of the study's learning rate.
         reason: why, for a run that is not "done".
         test_accuracy: in eval mode, of the weights at the end, 0 to 1; None where the run failed.
         gap: train-mode minus eval-mode accuracy on the same test samples.
@@ -60,6 +59,7 @@ class RunRecord:
         curve: the looks at the validation split.
         weights: a fingerprint of the initial weights outside the norm layers; equal in paired runs.
         notes: slabnorm's warnings during the run, once each.
+        rate: multiple of the study's learning rate.
     """
 
     scheme: str
@@ -67,7 +67,6 @@ class RunRecord:
     batch_size: int
     seed: int
     status: str
-    rate: float = 1.0
     reason: str = ""
     test_accuracy: float | None = None
     gap: float | None = None
@@ -77,6 +76,7 @@ class RunRecord:
     curve: tuple[CurvePoint, ...] = ()
     weights: str = ""
     notes: tuple[str, ...] = ()
+    rate: float = 1.0
 
 
 @dataclass(frozen=True)
