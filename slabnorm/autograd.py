@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from slabnorm import kernels
 from slabnorm.errors import StatisticsError
 from slabnorm.kernels import eager
 from slabnorm.kernels.activation import ACTIVATIONS
-from slabnorm.kernels.statistics import Found, Given, Statistics
+from slabnorm.kernels.call import Call, Found, Given, Statistics
 from slabnorm.slab import Slab
 
 
@@ -37,33 +37,19 @@ def run(
     # Half precision rounds once, after the activation.
     narrow = x.dtype in (torch.float16, torch.bfloat16)
     dtype = torch.float32 if narrow and (activation or residual is not None) else x.dtype
-    found = None
+    call, found = Call(slab, eps, center, given, dtype), None
     if slab.numel == 0:
         y = _empty(x, slab, weight, bias).to(dtype)
     elif kernels.traced() or x.device.type == "meta":
-        y, found = _traced(x, slab, weight, bias, eps, center, given, dtype)
+        y, found = _traced(x, weight, bias, call)
     else:
-        y, found = _with_kernel(x, slab, weight, bias, eps, center, given, dtype)
+        y, mean, m2 = _Normalize.apply(x, weight, bias, call, kernels.backend(x, slab))
+        found = None if mean is None else Found(mean, m2)
     if residual is not None:
         y = y + residual
     if activation is not None:
         y = ACTIVATIONS[activation](y)
     return y.to(x.dtype), found
-
-
-def _with_kernel(
-    x: Tensor,
-    slab: Slab,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    center: bool,
-    given: Given | None,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Found | None]:
-    call = _Call(kernels.backend(x, slab), slab, eps, center, given, dtype)
-    y, mean, m2 = _Normalize.apply(x, weight, bias, call)
-    return y, None if mean is None else Found(mean, m2)
 
 
 def _check_spread(rstd: Tensor, slab: Slab) -> None:
@@ -76,22 +62,13 @@ def _check_spread(rstd: Tensor, slab: Slab) -> None:
         )
 
 
-def _traced(
-    x: Tensor,
-    slab: Slab,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    center: bool,
-    given: Given | None,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Found | None]:
+def _traced(x: Tensor, weight: Tensor | None, bias: Tensor | None, call: Call) -> tuple[Tensor, Found | None]:
     """Run as plain torch operations, which compile, export and torch.func can follow."""
-    if given is None:
-        mean, _, m2 = eager.statistics(x.detach(), slab)
-        return eager.formula(x, slab, weight, bias, eps, center, dtype), Found(mean, m2)
-    stats = Statistics(given.mean.double(), None, (given.var.double() + eps).rsqrt())
-    return eager.apply(x, slab, stats, weight, bias, dtype), None
+    if call.given is None:
+        mean, _, m2 = eager.statistics(x.detach(), call.slab)
+        return eager.formula(x, weight, bias, call), Found(mean, m2)
+    stats = Statistics(call.given.mean.double(), None, (call.given.var.double() + call.eps).rsqrt())
+    return eager.apply(x, weight, bias, stats, call), None
 
 
 def _empty(x: Tensor, slab: Slab, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -104,17 +81,6 @@ def _empty(x: Tensor, slab: Slab, weight: Tensor | None, bias: Tensor | None) ->
     return y.reshape(x.shape)
 
 
-class _Call(NamedTuple):
-    """What one call is, beside its tensors."""
-
-    backend: ModuleType
-    slab: Slab
-    eps: float
-    center: bool
-    given: Given | None
-    dtype: torch.dtype
-
-
 class _Normalize(torch.autograd.Function):
     """One norm in the graph: x, weight and bias are saved, nothing of the output's size.
 
@@ -123,14 +89,13 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, call: _Call
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, call: Call, backend: ModuleType
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        options = call.slab, weight, bias, call.eps, call.center, call.given, call.dtype
-        y, ctx.stats, found = call.backend.forward(x, *options)
+        y, ctx.stats, found = backend.forward(x, weight, bias, call)
         if call.eps == 0:
             _check_spread(ctx.stats.rstd, call.slab)
         ctx.save_for_backward(x, weight, bias)
-        ctx.call = call
+        ctx.call, ctx.backend = call, backend
         ctx.set_materialize_grads(False)
         if found is None:
             return y, None, None
@@ -141,28 +106,26 @@ class _Normalize(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         dy = upstream[0]
         if dy is None:
-            return None, None, None, None
+            return None, None, None, None, None
         if torch.is_grad_enabled():  # create_graph: the gradient itself is to be differentiated
-            return *_differentiable(dy, ctx), None
+            return *_differentiable(dy, ctx), None, None
         x, weight, bias = ctx.saved_tensors
-        need_x, need_weight, need_bias, _ = ctx.needs_input_grad
-        call: _Call = ctx.call
-        dx, dweight, dbias = kernels.backward_backend(dy, call.backend).backward(
-            dy, x, call.slab, weight, ctx.stats, call.given is None, call.center, need_x
-        )
+        need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
+        backend = kernels.backward_backend(dy, ctx.backend)
+        dx, dweight, dbias = backend.backward(dy, x, weight, ctx.stats, ctx.call, need_x)
         dweight = dweight.to(weight.dtype) if need_weight else None
-        return dx, dweight, dbias.to(bias.dtype) if need_bias else None, None
+        return dx, dweight, dbias.to(bias.dtype) if need_bias else None, None, None
 
 
 def _differentiable(dy: Tensor, ctx: Any) -> tuple[Tensor | None, ...]:
     """Differentiate the plain formula again, with a graph."""
-    call: _Call = ctx.call
+    call: Call = ctx.call
     x, weight, bias = ctx.saved_tensors
     needed = ctx.needs_input_grad[:3]
     inputs = [tensor for tensor, wanted in zip((x, weight, bias), needed, strict=True) if wanted]
     if call.given is None:
-        y = eager.formula(x, call.slab, weight, bias, call.eps, call.center, call.dtype)
+        y = eager.formula(x, weight, bias, call)
     else:
-        y = eager.apply(x, call.slab, ctx.stats, weight, bias, call.dtype)
+        y = eager.apply(x, weight, bias, ctx.stats, call)
     found = iter(torch.autograd.grad(y, inputs, dy, create_graph=True))
     return tuple(next(found) if wanted else None for wanted in needed)

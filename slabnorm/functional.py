@@ -13,7 +13,7 @@ from slabnorm.autograd import run
 from slabnorm.errors import DeviceError, DtypeError, OptionError, ShapeError, StatisticsError
 from slabnorm.kernels import eager
 from slabnorm.kernels.activation import check_activation
-from slabnorm.kernels.statistics import Given
+from slabnorm.kernels.call import Given
 from slabnorm.moments import Moments
 from slabnorm.pattern import Pattern, parse, parse_uncached
 from slabnorm.slab import plan

@@ -4,8 +4,8 @@ Every backend is a module with the same four functions over a Slab:
 
     takes(x, slab)                                                   whether it can run this call
     statistics(x, slab)                                              -> mean, low, m2
-    forward(x, slab, weight, bias, eps, center, given, dtype)        -> y, Statistics, Found or None
-    backward(dy, x, slab, weight, stats, own, center, need_x)        -> dx, dweight, dbias
+    forward(x, weight, bias, call)                                   -> y, Statistics, Found or None
+    backward(dy, x, weight, stats, call, need_x)                     -> dx, dweight, dbias
 
 Inside, forward is reduce, merge, apply; and backward the same three.
 

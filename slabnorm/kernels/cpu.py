@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from slabnorm.kernels import merge
-from slabnorm.kernels.statistics import Found, Given, Statistics
+from slabnorm.kernels.call import Call, Found, Statistics
 from slabnorm.slab import Axes, Cells, Slab
 
 _local = threading.local()
@@ -57,48 +57,36 @@ def statistics(x: Tensor, slab: Slab) -> tuple[Tensor, Tensor | None, Tensor]:
 
 
 def forward(
-    x: Tensor,
-    slab: Slab,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    center: bool,
-    given: Given | None,
-    dtype: torch.dtype,
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, call: Call
 ) -> tuple[Tensor, Statistics, Found | None]:
     """Return y, the statistics it was normalised with, and those found unless they were given."""
-    y = torch.empty_like(x)
+    slab, y = call.slab, torch.empty_like(x)
     cells, (flat, out) = _open(x, (x, y), slab)
     where = cells.loops, cells.slab_of, cells.affine_of
     weights, biases = _per_affine(weight, 1.0, slab), _per_affine(bias, 0.0, slab)
-    if given is None:
-        mean, m2, shift, rstd = merge.forward(flat, out, *where, slab.slabs, weights, biases, eps, center)
+    if call.given is None:
+        options = slab.slabs, weights, biases, call.eps, call.center
+        mean, m2, shift, rstd = merge.forward(flat, out, *where, *options)
         found = Found(_gathered(mean, slab.kept), _gathered(m2, slab.kept))
     else:
         # A copy: running statistics may move on before the backward.
-        shift, rstd, found = _small(given.mean).copy(), 1 / np.sqrt(_small(given.var) + eps), None
+        shift, rstd = _small(call.given.mean).copy(), 1 / np.sqrt(_small(call.given.var) + call.eps)
+        found = None
         merge.apply(flat, out, *where, shift, rstd, weights, biases)
     stats = Statistics(_gathered(shift, slab.kept), None, _gathered(rstd, slab.kept))
-    return y.to(dtype), stats, found
+    return y.to(call.dtype), stats, found
 
 
 def backward(
-    dy: Tensor,
-    x: Tensor,
-    slab: Slab,
-    weight: Tensor | None,
-    stats: Statistics,
-    own: bool,
-    center: bool,
-    need_x: bool,
+    dy: Tensor, x: Tensor, weight: Tensor | None, stats: Statistics, call: Call, need_x: bool
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """Return the gradients of x (None unless it is needed), weight and bias."""
-    dx = torch.empty_like(x) if need_x else None
+    slab, dx = call.slab, torch.empty_like(x) if need_x else None
     # Where x needs no gradient, out is not written; any array will do.
     cells, (flat, upstream, out) = _open(x, (x, _like(dy, x), x if dx is None else dx), slab)
     dweight, dbias = merge.backward(
         upstream, flat, out, cells.loops, cells.slab_of, cells.affine_of, _small(stats.mean),
-        _small(stats.rstd), _per_affine(weight, 1.0, slab), own, center, need_x,
+        _small(stats.rstd), _per_affine(weight, 1.0, slab), call.given is None, call.center, need_x,
     )  # fmt: skip
     return dx, _gathered(dweight, slab.affine), _gathered(dbias, slab.affine)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from slabnorm.kernels.statistics import Found, Given, Statistics
+from slabnorm.kernels.call import Call, Found, Statistics
 from slabnorm.slab import Slab
 
 
@@ -25,52 +25,37 @@ def statistics(x: Tensor, slab: Slab) -> tuple[Tensor, Tensor | None, Tensor]:
     return gather(mean), gather(low), gather(m2)
 
 
-def apply(
-    x: Tensor, slab: Slab, stats: Statistics, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype
-) -> Tensor:
-    """Return y = ((x - mean) - low) * rstd * weight + bias in the given dtype."""
+def apply(x: Tensor, weight: Tensor | None, bias: Tensor | None, stats: Statistics, call: Call) -> Tensor:
+    """Return y = ((x - mean) - low) * rstd * weight + bias."""
+    slab = call.slab
     y = _normalised(x, slab, stats)
     if weight is not None:
         y = y * slab.affine.spread(weight.double())
     if bias is not None:
         y = y + slab.affine.spread(bias.double())
-    return y.to(dtype).reshape(x.shape)
+    return y.to(call.dtype).reshape(x.shape)
 
 
 def forward(
-    x: Tensor,
-    slab: Slab,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    center: bool,
-    given: Given | None,
-    dtype: torch.dtype,
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, call: Call
 ) -> tuple[Tensor, Statistics, Found | None]:
     """Return y, the statistics it was normalised with, and those found unless they were given."""
-    if given is None:
-        mean, low, m2 = statistics(x, slab)
-        found, var = Found(mean, m2), m2 / slab.count
-        if not center:
+    if call.given is None:
+        mean, low, m2 = statistics(x, call.slab)
+        found, var = Found(mean, m2), m2 / call.slab.count
+        if not call.center:
             # mean(x^2) = var + mean^2; both terms are positive, so nothing cancels.
             var, mean, low = var + mean.square(), torch.zeros_like(mean), None
     else:
         # A copy: running statistics may move on before the backward.
-        mean, low = given.mean.to(torch.float64, copy=True), None
-        var, found = given.var.double(), None
-    stats = Statistics(mean, low, (var + eps).rsqrt())
-    return apply(x, slab, stats, weight, bias, dtype), stats, found
+        mean, low = call.given.mean.to(torch.float64, copy=True), None
+        var, found = call.given.var.double(), None
+    stats = Statistics(mean, low, (var + call.eps).rsqrt())
+    return apply(x, weight, bias, stats, call), stats, found
 
 
 def backward(
-    dy: Tensor,
-    x: Tensor,
-    slab: Slab,
-    weight: Tensor | None,
-    stats: Statistics,
-    own: bool,
-    center: bool,
-    need_x: bool,
+    dy: Tensor, x: Tensor, weight: Tensor | None, stats: Statistics, call: Call, need_x: bool
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """Return the gradients of x (None unless it is needed), weight and bias.
 
@@ -78,42 +63,36 @@ def backward(
 
         dx = rstd * (g - mean(g) - z * mean(g * z))      dweight = sum(dy * z)      dbias = sum(dy)
 
-    Without `own` the statistics are constants, and dx = rstd * g; without `center` mean(g) is left out.
+    Given statistics are constants, and dx = rstd * g; without centring mean(g) is left out.
     """
+    slab = call.slab
     z, g = _normalised(x, slab, stats), _wide(dy, slab)
     dweight, dbias = (slab.affine.gather(_sum(t, slab.not_affine)) for t in (g * z, g))
     if not need_x:
         return None, dweight, dbias
     if weight is not None:
         g = g * slab.affine.spread(weight.double())
-    if own:
-        g_mean = _sum(g, slab.pooled) / slab.count if center else 0.0
+    if call.given is None:
+        g_mean = _sum(g, slab.pooled) / slab.count if call.center else 0.0
         g = g - g_mean - z * (_sum(g * z, slab.pooled) / slab.count)
     dx = (g * slab.kept.spread(stats.rstd)).to(x.dtype).reshape(x.shape)
     return dx, dweight, dbias
 
 
-def formula(
-    x: Tensor,
-    slab: Slab,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    center: bool,
-    dtype: torch.dtype,
-) -> Tensor:
+def formula(x: Tensor, weight: Tensor | None, bias: Tensor | None, call: Call) -> Tensor:
     """Return the whole norm as differentiable torch operations, statistics included."""
+    slab = call.slab
     wide = _wide(x, slab)
     mean, low, m2 = _spread_statistics(wide, slab)
-    if center:
-        z = (wide - mean - low) * (m2 / slab.count + eps).rsqrt()
+    if call.center:
+        z = (wide - mean - low) * (m2 / slab.count + call.eps).rsqrt()
     else:
-        z = wide * (m2 / slab.count + (mean + low).square() + eps).rsqrt()
+        z = wide * (m2 / slab.count + (mean + low).square() + call.eps).rsqrt()
     if weight is not None:
         z = z * slab.affine.spread(weight.double())
     if bias is not None:
         z = z + slab.affine.spread(bias.double())
-    return z.to(dtype).reshape(x.shape)
+    return z.to(call.dtype).reshape(x.shape)
 
 
 def extrema(x: Tensor, slab: Slab) -> tuple[Tensor, Tensor]:

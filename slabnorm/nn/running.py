@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from slabnorm.errors import ModeWarning, OptionError, StatisticsWarning
-from slabnorm.kernels.statistics import Found, Given
+from slabnorm.kernels.call import Found, Given
 from slabnorm.nn.stored import StoredStatistics
 from slabnorm.nn.where import checkpointing, name_of, recomputing, root_of, user_level
 from slabnorm.slab import Slab
