@@ -65,7 +65,7 @@ def forward(
     where = cells.loops, cells.slab_of, cells.affine_of
     weights, biases = _per_affine(weight, 1.0, slab), _per_affine(bias, 0.0, slab)
     if call.given is None:
-        options = slab.slabs, weights, biases, call.eps, call.center
+        options = slab.slabs, weights, biases, float(call.eps), call.center, False
         mean, m2, shift, rstd = merge.forward(flat, out, *where, *options)
         found = Found(_gathered(mean, slab.kept), _gathered(m2, slab.kept))
     else:

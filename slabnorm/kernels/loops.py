@@ -165,13 +165,16 @@ def apply_piece(piece, u, v, out, loops, scale, slope, shift, offset):  # type: 
             _map_each(u[lo:hi], _part(v, lo, hi), out[lo:hi], scale[i:j], slope[i:j], shift[i:j], offset[i:j])
 
 
+# prange counts in unsigned numbers, for which the pieces would be compiled once more.
+
+
 @parallel
 def reduce_pieces(pieces, u, v, shift, loops, parts):  # type: ignore[no-untyped-def]
     for piece in prange(pieces):
-        reduce_piece(piece, u, v, shift, loops, parts)
+        reduce_piece(np.int64(piece), u, v, shift, loops, parts)
 
 
 @parallel
 def apply_pieces(pieces, u, v, out, loops, scale, slope, shift, offset):  # type: ignore[no-untyped-def]
     for piece in prange(pieces):
-        apply_piece(piece, u, v, out, loops, scale, slope, shift, offset)
+        apply_piece(np.int64(piece), u, v, out, loops, scale, slope, shift, offset)

@@ -10,7 +10,8 @@ import numpy as np
 
 from slabnorm.kernels.loops import apply_piece, apply_pieces, cut, reduce_piece, reduce_pieces, serial
 
-# One piece is not worth waking threads for.
+# One piece is not worth waking threads for. Its number is passed as `pieces - 1`: Numba would compile the
+# loops anew for a literal (that, and prange's unsigned numbers, took 8 of 25 s of compiling).
 
 
 @serial
@@ -20,7 +21,7 @@ def _reduce(u, v, shift, loops):  # type: ignore[no-untyped-def]
     between = pooled if inner > 1 else (pooled + block - 1) // block
     parts = np.zeros((2, outer * between * cells * chunks))
     if pieces == 1:
-        reduce_piece(0, u, v, shift, loops, parts)
+        reduce_piece(pieces - 1, u, v, shift, loops, parts)
     else:
         reduce_pieces(pieces, u, v, shift, loops, parts)
     s1 = np.zeros(outer * cells)
@@ -40,7 +41,7 @@ def _reduce(u, v, shift, loops):  # type: ignore[no-untyped-def]
 def _apply(u, v, out, loops, scale, slope, shift, offset):  # type: ignore[no-untyped-def]
     pieces = cut(loops)[0]
     if pieces == 1:
-        apply_piece(0, u, v, out, loops, scale, slope, shift, offset)
+        apply_piece(pieces - 1, u, v, out, loops, scale, slope, shift, offset)
     else:
         apply_pieces(pieces, u, v, out, loops, scale, slope, shift, offset)
 
@@ -91,9 +92,9 @@ def apply(x, out, loops, slab_of, affine_of, shift, rstd, weight, bias):  # type
 
 
 @serial
-def forward(x, out, loops, slab_of, affine_of, slabs, weight, bias, eps, center):  # type: ignore[no-untyped-def]
+def forward(x, out, loops, slab_of, affine_of, slabs, weight, bias, eps, center, again):  # type: ignore[no-untyped-def]
     """Write out, normalised; return mean and m2 of every slab, and the shift and rstd used."""
-    mean, m2 = statistics(x, loops, slab_of, slabs, False)
+    mean, m2 = statistics(x, loops, slab_of, slabs, again)
     var = m2 / (x.size // slabs)
     shift = mean
     if not center:
