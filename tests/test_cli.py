@@ -160,7 +160,7 @@ BAD_MODELS = {
     "no module": (lambda: "nosuch_net:build", "No module named 'nosuch_net'"),
     "no attribute": (module("x = 1"), "no 'build' in bad_net"),
     "raises": (module("def build(norm): raise ValueError('my own')"), "my own"),
-    "no Module": (module("def build(norm): return 3"), "a int"),
+    "no Module": (module("def build(norm): return 3"), "type int"),
     "classes": (
         module("from torch import nn\ndef build(norm): return nn.Sequential(nn.Linear(3, 5), norm(5))"),
         "(2, 5)",

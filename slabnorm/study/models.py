@@ -125,6 +125,6 @@ def import_build(path: str) -> Build:
             )
         found = getattr(found, part)
     if not callable(found):
-        raise ModelError("a model is a function build(norm)", f"{shown} is a {type(found).__name__}")
+        raise ModelError("a model is a function build(norm)", f"{shown} is of type {type(found).__name__}")
     build: Build = found
     return build

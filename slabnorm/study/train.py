@@ -114,6 +114,14 @@ def start(build: Build, norm: str, seed: int) -> tuple[nn.Module, NormFactory]:
     return model, factory
 
 
+def settle(model: nn.Module, x: Tensor) -> None:
+    """Give lazy layers the shapes of a batch, and weights from the random stream as it stands."""
+    if any(isinstance(p, nn.UninitializedParameter) for p in model.parameters()):
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", SlabWarning)  # no statistics yet: that is what this is for
+            model.eval()(x)
+
+
 def fingerprint(model: nn.Module, factory: NormFactory) -> str:
     """Return a hash of the weights outside the norm layers."""
     inside = {id(p) for layer in factory.made for p in layer.parameters()}
@@ -172,6 +180,7 @@ class Training:
         self.rules, self.run, self.split = bench.rules, run, bench.data.split
         self.x, self.y = bench.inputs(run.scheme), torch.as_tensor(bench.data.y)
         self.model, factory = start(bench.build, run.norm, run.seed)
+        settle(self.model, self.x[:2])
         self.weights = fingerprint(self.model, factory)
         self.optimiser = torch.optim.SGD(self.model.parameters(), lr=0.0, momentum=self.rules.momentum)
         self.times: list[float] = []

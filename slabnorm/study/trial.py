@@ -39,8 +39,8 @@ def try_model(bench: Bench, norms: tuple[str, ...], scheme: str, batch_sizes: tu
         x, y = bench.inputs(scheme), torch.as_tensor(bench.data.y)
         for norm in norms:
             model = try_build(bench, norm)
-            counts.append(sum(p.numel() for p in model.parameters()))
             try_forward(model, x[:2], len(bench.data.classes), norm)
+            counts.append(sum(p.numel() for p in model.parameters()))
             for size in batch_sizes:
                 part = batches(torch.as_tensor(bench.data.split.train), size)[0]
                 try_step(model, x[part], y[part], norm)
@@ -61,7 +61,9 @@ def try_build(bench: Bench, norm: str) -> nn.Module:
         ) from error
     if not isinstance(model, nn.Module):
         raise ModelError(
-            "build(norm) returns a torch.nn.Module", f"a {type(model).__name__}", "return the network"
+            "build(norm) returns a torch.nn.Module",
+            f"an object of type {type(model).__name__}",
+            "return the network",
         )
     if model is again:
         raise ModelError(

@@ -31,3 +31,8 @@ def greedy(norm):
     layer = norm(8)
     torch.rand(sum(p.numel() for p in layer.parameters()) + 1)
     return nn.Sequential(nn.Linear(3, 8), layer, nn.ReLU(), nn.Linear(8, 2))
+
+
+def lazy(norm):
+    """A network that takes the shape of its input from the first batch."""
+    return nn.Sequential(nn.LazyLinear(8), norm(8), nn.ReLU(), nn.LazyLinear(2))

@@ -15,7 +15,7 @@ from slabnorm.study.rates import RATES
 from slabnorm.study.scaling import fit_inputs
 from slabnorm.study.train import Rules
 from slabnorm.study.workers import portable
-from tests.study.small import few_digits, greedy, table, tiny
+from tests.study.small import few_digits, greedy, lazy, table, tiny
 
 QUICK = {"norms": ["none", "batch"], "batch_sizes": [4, 16], "seeds": 2, "epochs": 1}
 
@@ -208,3 +208,11 @@ def test_what_cannot_be_read_or_parsed_is_refused():
         compare(tiny, "nosuchfile.npz")
     with pytest.raises(PatternError):
         compare(tiny, table(), norms=["n c -> (c"])
+
+
+def test_lazy_layers_are_paired_like_others():
+    study = compare(lazy, table(), **QUICK, schemes=())
+    assert all(run.status == "done" for run in study.runs)
+    for seed in range(2):
+        assert len({run.weights for run in study.runs if run.seed == seed}) == 1
+    assert len({run.weights for run in study.runs}) == 2

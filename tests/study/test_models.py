@@ -56,7 +56,7 @@ def test_a_path_names_a_function(module):
         ("nosuchmodule:build", "", "No module named 'nosuchmodule'"),
         ("users_own:other", "def build(norm): pass", "no 'other' in users_own"),
         ("users_own:build.x", "def build(norm): pass", "no 'x'"),
-        ("users_own:build", "build = 3", "is a int"),
+        ("users_own:build", "build = 3", "of type int"),
         ("users_own:build", "import nosuchmodule", "No module named 'nosuchmodule'"),
         ("users_own:build", "1 / 0", "ZeroDivisionError"),
         ("users_own:build", "raise SystemExit(0)", "SystemExit"),
@@ -133,7 +133,7 @@ def breaks_in_training(norm):
 
 BAD = {
     build_raises: "KeyError",
-    build_nothing: "a NoneType",
+    build_nothing: "type NoneType",
     without_norm: "never called",
     always_one: "the same one twice",
     too_many_classes: r"shape \(2, 2\)\n  got: \(2, 5\)",
