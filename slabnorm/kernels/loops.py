@@ -118,6 +118,10 @@ def _part(v, lo, hi):  # type: ignore[no-untyped-def]
 
 @serial
 def reduce_piece(piece, u, v, shift, loops, parts):  # type: ignore[no-untyped-def]
+    """Write the two sums of one piece: without v of u - shift and its square, with v of u and u * (v - shift).
+
+    u and v are flat memory; shift has one number per cell; parts is [2, A * (O or blocks) * C * chunks].
+    """
     outer, pooled, cells, inner = loops
     _, block, chunks = cut(loops)
     if inner > 1:
@@ -144,6 +148,10 @@ def reduce_piece(piece, u, v, shift, loops, parts):  # type: ignore[no-untyped-d
 
 @serial
 def apply_piece(piece, u, v, out, loops, scale, slope, shift, offset):  # type: ignore[no-untyped-def]
+    """Write one piece of out = scale * (u - shift) + offset, or scale * u + slope * (v - shift) + offset.
+
+    u, v and out are flat memory; the rest has one number per cell.
+    """
     outer, pooled, cells, inner = loops
     _, block, chunks = cut(loops)
     if inner > 1:
@@ -170,11 +178,13 @@ def apply_piece(piece, u, v, out, loops, scale, slope, shift, offset):  # type: 
 
 @parallel
 def reduce_pieces(pieces, u, v, shift, loops, parts):  # type: ignore[no-untyped-def]
+    """Run reduce_piece for every piece, on all threads."""
     for piece in prange(pieces):
         reduce_piece(np.int64(piece), u, v, shift, loops, parts)
 
 
 @parallel
 def apply_pieces(pieces, u, v, out, loops, scale, slope, shift, offset):  # type: ignore[no-untyped-def]
+    """Run apply_piece for every piece, on all threads."""
     for piece in prange(pieces):
         apply_piece(np.int64(piece), u, v, out, loops, scale, slope, shift, offset)

@@ -73,11 +73,11 @@ def _step(layer: nn.Module, x: torch.Tensor, dy: torch.Tensor) -> list[torch.Ten
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-@pytest.mark.parametrize("rank", [2, 3, 4, 5])
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize(
+    ("name", "rank"),  # torch's instance norm refuses one element per slab
+    [(name, rank) for name in PAIRS for rank in SPACE if rank > 2 or not name.startswith("instance")],
+)
 def test_train_eval_and_checkpoints(name: str, rank: int, dtype: torch.dtype) -> None:
-    if name.startswith("instance") and rank == 2:
-        pytest.skip("torch refuses one element per slab")
     ours, theirs = PAIRS[name](rank, dtype)
     for layer in (ours, theirs):
         _randomise(layer)

@@ -1,10 +1,8 @@
-"""Train and eval mode, and running statistics that survive what happens to them."""
+"""Train and eval mode: which statistics are used, how a batch enters them, what is worth a warning."""
 
 from __future__ import annotations
 
-import copy
 import io
-import pickle
 import warnings
 
 import pytest
@@ -15,21 +13,7 @@ from torch.utils.checkpoint import checkpoint
 import slabnorm as sn
 from slabnorm.errors import ModeWarning, OptionError, ShapeError, StatisticsError, StatisticsWarning
 from tests.cases import draw
-
-
-def trained(steps: int = 3, **options: object) -> sn.BatchNorm:
-    layer = sn.BatchNorm(4, **options)
-    for seed in range(steps):
-        layer(1 + 2 * draw((8, 4, 5), seed=seed))
-    return layer
-
-
-def state(layer: nn.Module) -> dict[str, torch.Tensor]:
-    return {key: value.clone() for key, value in layer.state_dict().items()}
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return all(torch.equal(a[key], b[key]) for key in a)
+from tests.nn.trained import same, state, trained
 
 
 def test_eval_output_of_a_sample_ignores_the_others() -> None:
@@ -174,69 +158,9 @@ def test_checkpointing_updates_once(reentrant: bool, momentum: float | None) -> 
         assert torch.equal(a.grad, b.grad)
 
 
-@pytest.mark.parametrize("cast", ["half", "bfloat16"])
-def test_statistics_stay_float32(cast: str) -> None:
-    layer = trained()
-    before = state(layer)
-    getattr(layer, cast)()
-    assert layer.weight.dtype in (torch.float16, torch.bfloat16)
-    assert layer.running_mean.dtype == layer.running_var.dtype == torch.float32
-    assert torch.equal(layer.running_var, before["running_var"])  # no round trip through half
-    y = layer(draw((8, 4, 5), dtype=layer.weight.dtype))
-    assert y.dtype == layer.weight.dtype
-    layer.to(torch.float64)
-    assert layer.running_mean.dtype == torch.float64
-    assert sn.BatchNorm(4, dtype=layer.weight.dtype).running_mean.dtype == torch.float64
-    assert sn.BatchNorm(4, dtype=torch.float16).running_mean.dtype == torch.float32
-    lowered = {k: v.half() if v.is_floating_point() else v for k, v in state(trained()).items()}
-    assigned = sn.BatchNorm(4)
-    assigned.load_state_dict(lowered, assign=True)
-    assert assigned.running_var.dtype == torch.float32
-
-
-def test_old_checkpoint_without_counter() -> None:
-    old = state(trained())
-    del old["num_batches_tracked"]
-    layer = sn.BatchNorm(4)
-    with pytest.warns(StatisticsWarning, match="old checkpoint"):
-        layer.load_state_dict(old)
-    assert torch.equal(layer.running_mean, old["running_mean"])
-    assert layer.num_batches_tracked == 0
-    layer.eval()(draw((8, 4, 5)))  # and does not claim that it was never trained
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("running_var", -1.0), ("running_var", float("nan")), ("running_mean", float("inf"))],
-)
-def test_damaged_checkpoint(name: str, value: float) -> None:
-    damaged = {f"body.{key}": tensor for key, tensor in state(trained()).items()}
-    damaged[f"body.{name}"][2] = value
-    model = nn.ModuleDict({"body": sn.BatchNorm(4)})
-    with pytest.raises(StatisticsError, match=rf"body\.{name}"):
-        model.load_state_dict(damaged)
-
-
 def test_wrong_shape() -> None:
     with pytest.raises(ShapeError, match=r"axis 1, c, has size 5"):
         sn.BatchNorm(4)(draw((8, 5, 3)))
-
-
-def test_reset() -> None:
-    layer = trained()
-    layer.reset_parameters()
-    assert same(state(layer), state(sn.BatchNorm(4)))
-    assert layer.num_elements_tracked == 0
-
-
-def test_copies_are_whole_and_apart() -> None:
-    layer = trained(momentum=None, activation="relu")
-    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
-        assert same(state(layer), state(twin))
-        assert torch.equal(layer.num_elements_tracked, twin.num_elements_tracked)
-        before = state(layer)
-        twin(draw((8, 4, 5)))
-        assert same(before, state(layer))
 
 
 def test_running_statistics_of_any_pattern() -> None:
@@ -291,36 +215,6 @@ def test_tracking_can_be_switched_off() -> None:
     uncounted.num_batches_tracked = None
     uncounted(draw((8, 4, 5)))
     assert not torch.equal(uncounted.running_mean, before["running_mean"])
-
-
-def test_from_the_meta_device() -> None:
-    stored = state(trained(momentum=None))
-    with torch.device("meta"):
-        layer = sn.BatchNorm(4, momentum=None)
-    layer.state_dict()
-    layer.load_state_dict(stored, assign=True)
-    layer.to("cpu")(draw((8, 4, 5)))
-    assert layer.num_batches_tracked == 4
-    emptied = sn.BatchNorm(4, device="meta").to_empty(device="cpu")
-    emptied.load_state_dict(stored)
-    assert emptied.num_batches_skipped == 0
-
-
-def test_an_old_checkpoint_into_a_trained_layer_counts_anew() -> None:
-    old = state(trained())
-    del old["num_batches_tracked"]
-    layer = trained()
-    with pytest.warns(StatisticsWarning, match="counts? of batches starts anew"):
-        layer.load_state_dict(old)
-    assert layer.num_batches_tracked == 0
-
-
-def test_running_statistics_follow_the_default_dtype() -> None:
-    torch.set_default_dtype(torch.float64)
-    try:
-        assert sn.BatchNorm(4).running_mean.dtype == nn.BatchNorm1d(4).running_mean.dtype == torch.float64
-    finally:
-        torch.set_default_dtype(torch.float32)
 
 
 def test_one_warning_for_a_whole_model() -> None:
