@@ -118,7 +118,7 @@ def _part(v, lo, hi):  # type: ignore[no-untyped-def]
 
 @serial
 def reduce_piece(piece, u, v, shift, loops, parts):  # type: ignore[no-untyped-def]
-    """Write the two sums of one piece: without v of u - shift and its square, with v of u and u * (v - shift).
+    """Write two sums of one piece: without v of u - shift and its square, with v of u and u * (v - shift).
 
     u and v are flat memory; shift has one number per cell; parts is [2, A * (O or blocks) * C * chunks].
     """

@@ -19,7 +19,7 @@ from slabnorm.study.data import Dataset
 from slabnorm.study.layers import NORMS
 from slabnorm.study.models import Build, find_build
 from slabnorm.study.options import BATCH_SIZES, SEEDS, Options, as_tuple
-from slabnorm.study.rates import best_rates
+from slabnorm.study.rates import best_rates, edge_notes
 from slabnorm.study.read import read_data
 from slabnorm.study.scaling import SCHEMES, describe, fit_inputs
 from slabnorm.study.statistics import cell, curve
@@ -34,7 +34,7 @@ def compare(
     data: Any = "digits",
     *,
     norms: Iterable[str] = NORMS,
-    batch_sizes: Iterable[int] = BATCH_SIZES,
+    batch_sizes: int | Iterable[int] = BATCH_SIZES,
     seeds: int = SEEDS,
     epochs: int = Rules.epochs,
     scheme: str = "zscore",
@@ -77,12 +77,13 @@ def compare(
     """
     began = time.perf_counter()
     rules = Rules(epochs=epochs, target=target, learning_rate=learning_rate)
-    options = Options(as_tuple(norms), tuple(batch_sizes), seeds, scheme, as_tuple(schemes), rules, workers)
+    sizes = (batch_sizes,) if isinstance(batch_sizes, int) else tuple(batch_sizes)
+    options = Options(as_tuple(norms), sizes, seeds, scheme, as_tuple(schemes), rules, workers)
     dataset = read_data(data)
     options.check_against(dataset)
     name, build = find_build(build_model, dataset)
     bench, scheme_records, notes = prepare(build, dataset, options)
-    parameters = try_model(bench, options.norms, options.scheme, options.batch_sizes)
+    parameters, said = try_model(bench, options.norms, options.scheme, options.batch_sizes)
     norm_runs, input_runs = options.plan()
     input_runs = [run for run in input_runs if run.scheme in bench.layers]
     records, apart = run_all(bench, [*norm_runs, *input_runs], options.workers, progress)
@@ -94,7 +95,7 @@ def compare(
         parameters=parameters,
         norm_runs=[records[run] for run in norm_runs],
         input_tries=[records[run] for run in input_runs],
-        notes=notes,
+        notes=notes + said,
         processes=apart,
         seconds=time.perf_counter() - began,
     )
@@ -201,7 +202,7 @@ def assemble(
         inputs_curves=tuple(c for runs in inputs if (c := curve(runs)) is not None),
         differences=differences + input_differences,
         method=method.describe(options, data, processes),
-        notes=data.notes + notes + run_notes([*norm_runs, *input_runs]),
+        notes=data.notes + notes + tuple(edge_notes(rates)) + run_notes([*norm_runs, *input_runs]),
         runs=tuple(dict.fromkeys([*norm_runs, *input_tries])),
         seconds=seconds,
     )

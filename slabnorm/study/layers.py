@@ -14,9 +14,9 @@ MOST_GROUPS = 8
 
 def check_norm(name: str) -> None:
     """Raise OptionError unless `name` is one of the norms, or a pattern; PatternError for a bad pattern."""
-    if name in NORMS:
+    if isinstance(name, str) and name in NORMS:
         return
-    if "->" in name:
+    if isinstance(name, str) and "->" in name:
         from slabnorm.pattern import parse
 
         parse(name)

@@ -94,8 +94,8 @@ def measures(options: Options, data: Dataset, processes: int) -> tuple[tuple[str
             "Inputs",
             f"Compared with {norm_label(options.inputs_norm)} at batch size {options.inputs_batch_size}; "
             f"norms are compared on {scheme_label(options.scheme)} inputs. Each scheme trains at "
-            f"{listing([f'{rate:g}' for rate in RATES])} times the learning rate, and stands there with the "
-            "rate of the highest mean validation accuracy at the end.",
+            f"{listing([f'{rate:g}' for rate in RATES])} times the learning rate; of these, the one with the "
+            "highest mean validation accuracy at the end stands for it.",
         ),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 
 from slabnorm.errors import OptionError
 from slabnorm.report.names import printable
@@ -70,7 +71,8 @@ class Options:
                 str(self.rules.target),
                 "0.9 is 90%",
             )
-        if not 0 < self.rules.learning_rate < float("inf"):
+        rate = self.rules.learning_rate
+        if not isinstance(rate, Real) or not 0 < rate < float("inf"):
             raise OptionError("the learning rate is positive", str(self.rules.learning_rate), "try 0.1")
 
     def check_against(self, data: Dataset) -> None:
@@ -111,7 +113,7 @@ def check_unique(what: str, choices: Sequence[object]) -> None:
 
 def check_count(what: str, number: object) -> None:
     """Raise OptionError unless `number` is an integer of 1 or more."""
-    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+    if not isinstance(number, Integral) or isinstance(number, bool) or number < 1:
         raise OptionError(f"{what} is an integer, 1 or more", printable(repr(number)), "give 1 or more")
 
 

@@ -1,16 +1,17 @@
 """The learning rate of each input scheme, chosen on the validation split.
 
 Scaling an input by k scales the first layer's gradient by k, too: at one learning rate the schemes would be
-ranked by the size of their steps. So each trains at several rates, and its best one stands for it.
+ranked by the size of their steps. So each trains at several rates, and the best of those stands for it.
 """
 
 from __future__ import annotations
 
 from statistics import fmean
 
+from slabnorm.report.names import scheme_label
 from slabnorm.report.records import RunRecord
 
-RATES = (1.0, 4.0, 16.0)  # multiples of the study's learning rate
+RATES = (1 / 16, 1 / 4, 1.0, 4.0, 16.0)  # multiples of the study's learning rate
 
 
 def best_rates(runs: list[RunRecord]) -> dict[str, float]:
@@ -34,3 +35,13 @@ def best_rates(runs: list[RunRecord]) -> dict[str, float]:
 def last_accuracy(run: RunRecord) -> float:
     """Return the validation accuracy at the end of a run, 0 unless it was done."""
     return run.curve[-1].accuracy if run.status == "done" and run.curve else 0.0
+
+
+def edge_notes(rates: dict[str, float]) -> list[str]:
+    """Return what to say of schemes whose best rate is the lowest or highest tried."""
+    ends = {min(RATES): "lowest", max(RATES): "highest"}
+    return [
+        f"inputs, {scheme_label(scheme)}: best at the {ends[rate]} learning rate tried; beyond may be better"
+        for scheme, rate in rates.items()
+        if rate in ends
+    ]

@@ -141,7 +141,7 @@ def quiet_corner() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
         torch.set_num_threads(threads)
@@ -180,7 +180,7 @@ class Training:
         self.rules, self.run, self.split = bench.rules, run, bench.data.split
         self.x, self.y = bench.inputs(run.scheme), torch.as_tensor(bench.data.y)
         self.model, factory = start(bench.build, run.norm, run.seed)
-        settle(self.model, self.x[:2])
+        settle(self.model, self.x[torch.as_tensor(self.split.train[:2])])
         self.weights = fingerprint(self.model, factory)
         self.optimiser = torch.optim.SGD(self.model.parameters(), lr=0.0, momentum=self.rules.momentum)
         self.times: list[float] = []

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from slabnorm.errors import ModelError, SlabError, SlabWarning, StatisticsError
+from slabnorm.nn import SlabNorm
 from slabnorm.report.names import norm_label, printable
+from slabnorm.slab import plan
 from slabnorm.study.train import Bench, batches, quiet_corner, start
 
 
-def try_model(bench: Bench, norms: tuple[str, ...], scheme: str, batch_sizes: tuple[int, ...]) -> int:
+def try_model(
+    bench: Bench, norms: tuple[str, ...], scheme: str, batch_sizes: tuple[int, ...]
+) -> tuple[int, tuple[str, ...]]:
     """Build, run forward and train one step of the network with every norm, and return its parameter count.
 
     This also compiles the kernels that the runs will use, once, and leaves them in the disk cache for
@@ -25,26 +31,57 @@ def try_model(bench: Bench, norms: tuple[str, ...], scheme: str, batch_sizes: tu
         scheme: the input scheme to try it under.
 
     Returns:
-        The number of parameters with the first of the norms.
+        The number of parameters with the first of the norms, and what a reader must know of the norms.
 
     Raises:
         ModelError: `build` raises, returns no Module, returns the same one twice, never calls `norm`, or
             its network does not give one number for each class.
         SlabError: a norm does not fit the network.
     """
-    counts = []
+    counts: list[int] = []
+    notes: list[str] = []
     with quiet_corner(), warnings.catch_warnings():
         # What layers say of one forward before any training is of no use to anybody.
         warnings.simplefilter("ignore", SlabWarning)
         x, y = bench.inputs(scheme), torch.as_tensor(bench.data.y)
         for norm in norms:
             model = try_build(bench, norm)
-            try_forward(model, x[:2], len(bench.data.classes), norm)
+            few = x[torch.as_tensor(bench.data.split.train[:2])]
+            with watched(model) as constant:
+                try_forward(model, few, len(bench.data.classes), norm)
+            if constant:
+                notes.append(f"{norm_label(norm)}: a slab is a single value here, so the output is constant")
             counts.append(sum(p.numel() for p in model.parameters()))
             for size in batch_sizes:
                 part = batches(torch.as_tensor(bench.data.split.train), size)[0]
                 try_step(model, x[part], y[part], norm)
-    return counts[0]
+    return counts[0], tuple(notes)
+
+
+@contextmanager
+def watched(model: nn.Module) -> Iterator[list[nn.Module]]:
+    """Collect the norm layers that keep statistics per sample and find one element in each slab."""
+    found: list[nn.Module] = []
+
+    def look(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        assert isinstance(layer, SlabNorm)
+        slab = plan(layer.pattern, (), tuple(inputs[0].shape), tuple(sorted(layer.sizes.items())))
+        if slab.count == 1 and layer.center and not layer.pattern.pools_samples:
+            found.append(layer)
+
+    layers = [layer for layer in model.modules() if isinstance(layer, SlabNorm)]
+    hooks = [layer.register_forward_pre_hook(look) for layer in layers]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def shared(first: nn.Module, second: nn.Module) -> bool:
+    """Return whether two networks share a parameter or a buffer."""
+    tensors = ({id(t) for t in (*model.parameters(), *model.buffers())} for model in (first, second))
+    return bool(set.intersection(*tensors))
 
 
 def try_build(bench: Bench, norm: str) -> nn.Module:
@@ -65,16 +102,16 @@ def try_build(bench: Bench, norm: str) -> nn.Module:
             f"an object of type {type(model).__name__}",
             "return the network",
         )
-    if model is again:
+    if model is again or shared(model, again):
         raise ModelError(
             "build(norm) makes a new network each time",
-            "the same one twice",
-            "make the network inside of build",
+            "the same one twice, or two that share weights",
+            "make the network and all its layers inside of build",
         )
-    if not factory.made:
+    if not any(layer is made for layer in model.modules() for made in factory.made):
         raise ModelError(
             "build(norm) calls norm, which makes the layers to compare",
-            "it was never called",
+            "it was never called, or its layers are not in the network",
             "use norm(channels) where a norm layer belongs",
         )
     if not any(p.requires_grad for p in model.parameters()):

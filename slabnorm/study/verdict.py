@@ -5,7 +5,8 @@
    zero; otherwise there is no clear difference between the two.
 3. Of batch norm it is said what it gains or loses between the two batch sizes, by the same rule.
 
-One seed gives no interval, hence no clear difference. A choice with a failed run is named, not ranked.
+One seed gives no interval, hence no clear difference. A choice with a run that failed or diverged is named,
+not ranked.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ def rank(choices: dict[str, list[RunRecord]], samples: int, where: str) -> Ranki
         samples: the number of test samples the accuracies were counted on.
         where: what the choices share, for the records: "batch size 2".
     """
-    values = {name: accuracies(runs) for name, runs in choices.items()}
+    # A network full of NaN still answers one class; that is no accuracy to rank.
+    trained = {name: all(run.status == "done" for run in runs) for name, runs in choices.items()}
+    values = {name: accuracies(runs) if trained[name] else None for name, runs in choices.items()}
     known = {name: v for name, v in values.items() if v is not None}
     failed = [name for name in choices if name not in known]
     if not known:
@@ -72,12 +75,12 @@ def rank(choices: dict[str, list[RunRecord]], samples: int, where: str) -> Ranki
 def clause(ranking: Ranking | None, where: str) -> str:
     """Return one ranking in words, without a full stop."""
     if ranking is None:
-        return f"{where} every run failed"
+        return f"{where} every run failed or diverged"
     best = f"{listing(ranking.tied)} ({percent(ranking.accuracy)})"
     top = f"highest: {listing(ranking.tied)}, {percent(ranking.accuracy)}"
     verb = "is" if len(ranking.tied) == 1 else "are"
     behind = [name for name in ranking.level if name not in ranking.tied]
-    failed = f"; {listing(ranking.failed)} failed there" if ranking.failed else ""
+    failed = f"; {listing(ranking.failed)} failed or diverged there" if ranking.failed else ""
     if not ranking.ahead and not ranking.level:
         return f"{where} only {best} was measured{failed}"
     if ranking.seeds == 1:
@@ -97,10 +100,12 @@ def batch_clause(
     """Return what happens to batch norm from the largest batch size to the smallest, and the difference."""
     least, most = small[0].batch_size, large[0].batch_size
     at_least, at_most = accuracies(small), accuracies(large)
-    if at_least is None:
-        return f"batch norm cannot be trained at batch size {least}", None
-    if at_most is None:
-        return f"batch norm cannot be trained at batch size {most}", None
+    for runs, size in ((small, least), (large, most)):
+        if any(run.status != "done" for run in runs):
+            return f"batch norm does not train at batch size {size}", None
+    assert at_least is not None and at_most is not None
+    if len(at_least) == 1:
+        return f"one seed does not tell batch norm at batch size {least} from {most}", None
     change = paired(at_least, at_most, 1 / samples)
     clear = is_clear(change)
     record = DifferenceRecord(
@@ -109,8 +114,9 @@ def batch_clause(
     if not clear:
         return f"batch norm shows no clear difference between batch sizes {least} and {most}", record
     verb = "gains" if change.mean > 0 else "loses"
-    size = f"{100 * abs(change.mean):.1f} points"
-    return f"batch norm {verb} {size} going from batch size {most} down to {least}", record
+    points = f"{100 * abs(change.mean):.1f} points"
+    # The smaller batches are also more steps: the cause is not the batch size alone.
+    return f"batch norm {verb} {points} going from batch size {most} down to {least}, at equal epochs", record
 
 
 def verdict(runs: list[RunRecord], samples: int) -> tuple[str, tuple[DifferenceRecord, ...]]:
@@ -145,7 +151,7 @@ def inputs_verdict(runs: list[RunRecord], samples: int) -> tuple[str, tuple[Diff
     """Return the verdict on the input schemes, at one norm and batch size, and its differences."""
     if not runs:
         return "", ()
-    where = f"{norm_label(runs[0].norm)}, batch size {runs[0].batch_size}"
+    where = f"{norm_label(runs[0].norm)}, batch size {runs[0].batch_size}, each at its own learning rate"
     schemes = list(dict.fromkeys(run.scheme for run in runs))
     ranking = rank({scheme_label(s): [r for r in runs if r.scheme == s] for s in schemes}, samples, where)
     words = clause(ranking, f"for the inputs ({where}),")

@@ -36,3 +36,13 @@ def greedy(norm):
 def lazy(norm):
     """A network that takes the shape of its input from the first batch."""
     return nn.Sequential(nn.LazyLinear(8), norm(8), nn.ReLU(), nn.LazyLinear(2))
+
+
+class _Scales(nn.Module):
+    def forward(self, x):
+        return x.mul_(3.0)
+
+
+def in_place(norm):
+    """A network that works on its input in place, before a lazy layer."""
+    return nn.Sequential(_Scales(), nn.LazyLinear(8), norm(8), nn.ReLU(), nn.Linear(8, 2))

@@ -94,6 +94,18 @@ def always_one(norm):
     return ONE
 
 
+BODY = nn.Linear(3, 2)
+
+
+def shares_a_layer(norm):
+    return nn.Sequential(BODY, norm(2))
+
+
+def leaves_the_norm_out(norm):
+    norm(2)
+    return nn.Sequential(nn.Linear(3, 2))
+
+
 def too_many_classes(norm):
     return nn.Sequential(nn.Linear(3, 5), norm(5))
 
@@ -115,8 +127,7 @@ def gives_a_tuple(norm):
 
 
 def no_weights(norm):
-    norm(3)
-    return nn.Flatten()
+    return nn.Sequential(norm(3).requires_grad_(False), nn.Flatten())
 
 
 def breaks_in_training(norm):
@@ -140,6 +151,8 @@ BAD = {
     wrong_width: "RuntimeError on input of shape",
     gives_a_tuple: "got: a tuple",
     no_weights: "parameters to train",
+    shares_a_layer: "two that share weights",
+    leaves_the_norm_out: "not in the network",
     breaks_in_training: "AttributeError on a batch",
 }
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from slabnorm.report.records import CurvePoint, RunRecord
-from slabnorm.study.rates import best_rates
+from slabnorm.study.rates import RATES, best_rates, edge_notes
 from slabnorm.study.train import Bench, Rules, Run, Training, run_once
 from tests.study.small import few_digits
 
@@ -47,3 +47,8 @@ def test_a_rate_multiplies_every_step():
     assert rates[1] == 4 * rates[0]
     record = run_once(bench, Run("zscore", "none", 16, 0, 4.0), lambda: None)
     assert record.rate == 4.0
+
+
+def test_a_rate_at_the_edge_is_said():
+    (note,) = edge_notes({"raw": min(RATES), "zscore": 1.0})
+    assert "raw: best at the lowest learning rate tried" in note

@@ -1,5 +1,7 @@
 """The verdict follows from the numbers, whatever they are."""
 
+from dataclasses import replace
+
 import pytest
 
 from slabnorm.report.records import RunRecord
@@ -32,7 +34,7 @@ def test_a_clear_winner_and_a_clear_loss_of_batch_norm():
     assert words == (
         "At batch size 2, group norm (93.3%) is clearly ahead of batch norm; at batch size 128, batch norm "
         "(95.3%) is clearly ahead of group norm; batch norm "
-        "loses 24.3 points going from batch size 128 down to 2."
+        "loses 24.3 points going from batch size 128 down to 2, at equal epochs."
     )
     assert [d.clear for d in differences] == [True, True, True]
 
@@ -69,15 +71,24 @@ def test_equal_counts_tie_by_name():
 def test_one_seed_is_never_clear():
     words, _ = say(none=([0.2], [0.2]), batch=([0.9], [0.9]))
     assert "batch norm (90.0%) is highest, but one seed gives no interval" in words
-    assert "no clear difference between batch sizes" in words
+    assert "one seed does not tell batch norm at batch size 2 from 128" in words
 
 
 def test_failed_choices_are_named_and_not_ranked():
     words, _ = say(batch=([None] * 3, [0.9] * 3), group=([0.8] * 3, [0.7] * 3))
-    assert "At batch size 2, only group norm (80.0%) was measured; batch norm failed there" in words
-    assert "batch norm cannot be trained at batch size 2" in words
+    assert (
+        "At batch size 2, only group norm (80.0%) was measured; batch norm failed or diverged there" in words
+    )
+    assert "batch norm does not train at batch size 2" in words
     words, _ = say(batch=([None], [None]))
     assert words.startswith("At batch size 2, every run failed")
+
+
+def test_a_diverged_choice_is_not_ranked():
+    """A network full of NaN answers one class, and may well have the highest share."""
+    bad = [replace(run, status="diverged") for run in runs("none", 8, [0.9] * 3)]
+    words, _ = verdict(bad + runs("batch", 8, [0.5] * 3), SAMPLES)
+    assert words == "At batch size 8, only batch norm (50.0%) was measured; no norm failed or diverged there."
 
 
 def test_a_single_batch_size_is_said_once():
@@ -89,5 +100,6 @@ def test_a_single_batch_size_is_said_once():
 def test_inputs_have_a_verdict_of_their_own(none):
     every = [] if none else runs("none", 16, [0.5] * 3, "raw") + runs("none", 16, [0.9] * 3)
     words, _ = inputs_verdict(every, SAMPLES)
-    expected = "For the inputs (no norm, batch size 16), z-score (90.0%) is clearly ahead of raw."
+    where = "no norm, batch size 16, each at its own learning rate"
+    expected = f"For the inputs ({where}), z-score (90.0%) is clearly ahead of raw."
     assert words == ("" if none else expected)
