@@ -57,7 +57,7 @@ def compare(
         typer.Option(help="Samples per step. Repeat, or separate by commas.", show_default="2,16,128"),
     ] = None,
     seeds: Annotated[int, typer.Option(help="How many paired seeds.")] = 3,
-    epochs: Annotated[int, typer.Option(help="Passes over the training split.")] = 4,
+    epochs: Annotated[int, typer.Option(help="Passes over the training split.")] = 3,
     scheme: Annotated[
         str, typer.Option(help="Inputs while norms are compared: raw, fixed, minmax, zscore.")
     ] = "zscore",

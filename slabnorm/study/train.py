@@ -57,7 +57,7 @@ class Rules:
         momentum: of SGD.
     """
 
-    epochs: int = 4
+    epochs: int = 3
     target: float = 0.9
     learning_rate: float = 0.1
     reference_batch: int = 128
