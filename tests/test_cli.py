@@ -1,5 +1,6 @@
 """The command `slabnorm compare`, from the outside."""
 
+import inspect
 import json
 import os
 import signal
@@ -293,3 +294,14 @@ def test_help_is_short_of_training_libraries():
                             env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])})  # fmt: skip
     assert loaded.stdout == "[]\n"
     assert CliRunner().invoke(app, ["--help"]).exit_code == 0
+
+
+def test_the_defaults_are_those_of_the_python_function():
+    """cli.py spells them out, so that `--help` need not import torch; they must not drift apart."""
+    from slabnorm.cli import compare as command
+    from slabnorm.study import compare as function
+
+    spelled, meant = (inspect.signature(each).parameters for each in (command, function))
+    for name in ("seeds", "epochs", "scheme", "target", "learning_rate", "data"):
+        assert spelled[name].default == meant[name].default
+    assert spelled["model"].default == meant["build_model"].default
