@@ -1,10 +1,11 @@
 # `make demo` shows what slabnorm does; `make test` checks that it is right.
-# Both set up .venv on first use, from the exact versions in constraints.txt.
+# `make bench` times it beside PyTorch, in half an hour or so; QUICK=1: a minute; BENCH="--resume" goes on.
+# All set up .venv on first use, from the exact versions in constraints.txt.
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test bench lint clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -23,6 +24,9 @@ lint: .venv/ready
 
 test: lint
 	$(BIN)/pytest
+
+bench: .venv/ready
+	$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(BENCH)
 
 clean:
 	rm -rf .venv report.html

@@ -10,6 +10,7 @@ from slabnorm.nn import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm, 
 
 if TYPE_CHECKING:
     from slabnorm.study import compare
+    from slabnorm.surgery.accelerate import accelerate, restore
 
 __version__ = "0.1.0"
 __all__ = [
@@ -26,10 +27,12 @@ __all__ = [
     "SlabNorm",
     "SlabWarning",
     "ZScore",
+    "accelerate",
     "compare",
     "fit",
     "moments",
     "normalize",
+    "restore",
 ]
 
 
@@ -39,4 +42,8 @@ def __getattr__(name: str) -> Any:
         from slabnorm.study import compare
 
         return compare
+    if name in ("accelerate", "restore"):
+        from slabnorm import surgery
+
+        return getattr(surgery, name)
     raise AttributeError(f"module 'slabnorm' has no attribute {name!r}")

@@ -12,7 +12,7 @@ from slabnorm import kernels
 from slabnorm.errors import StatisticsError
 from slabnorm.kernels import eager
 from slabnorm.kernels.activation import ACTIVATIONS
-from slabnorm.kernels.call import Call, Found, Given, Statistics
+from slabnorm.kernels.call import Call, Found, FoundTensors, Given, Statistics
 from slabnorm.slab import Slab
 
 
@@ -34,98 +34,112 @@ def run(
             f'shape {tuple(x.shape)} for "{slab.pattern}": 1 element per slab',
             "use a larger batch, running statistics (eval mode), or a norm that does not pool samples",
         )
-    # Half precision rounds once, after the activation.
-    narrow = x.dtype in (torch.float16, torch.bfloat16)
-    dtype = torch.float32 if narrow and (activation or residual is not None) else x.dtype
-    call, found = Call(slab, eps, center, given, dtype), None
+    backend = None if kernels.traced() else kernels.backend(x, slab, weight, bias, residual)
+    if backend is not None and not backend.fuses(activation, x.dtype):
+        y, found = run(x, slab, weight, bias, eps, center, given, None, residual)
+        return ACTIVATIONS[activation or ""](y), found
+    call = Call(slab, eps, center, given, activation)
     if slab.numel == 0:
-        y = _empty(x, slab, weight, bias).to(dtype)
-    elif kernels.traced() or x.device.type == "meta":
-        y, found = _traced(x, weight, bias, call)
-    else:
-        y, mean, m2 = _Normalize.apply(x, weight, bias, call, kernels.backend(x, slab))
-        found = None if mean is None else Found(mean, m2)
-    if residual is not None:
-        y = y + residual
-    if activation is not None:
-        y = ACTIVATIONS[activation](y)
-    return y.to(x.dtype), found
+        return _empty(x, weight, bias, residual, call), None
+    if backend is None or x.device.type == "meta":
+        return _traced(x, weight, bias, residual, call)
+    if torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (x, weight, bias, residual)
+    ):
+        out: list[Found | None] = []
+        y = _Normalize.apply(x, weight, bias, residual, call, backend, out)
+        return y, out[0]
+    y, stats, found = backend.forward(x, weight, bias, residual, call)
+    _check_spread(stats, call, backend)
+    return y, found
 
 
-def _check_spread(rstd: Tensor, slab: Slab) -> None:
-    constant = rstd.isinf().nonzero()
+def _check_spread(stats: Any, call: Call, backend: ModuleType) -> None:
+    if call.eps != 0:
+        return
+    constant = backend.used(stats, call.slab).rstd.isinf().nonzero()
     if len(constant):
         raise StatisticsError(
             "eps=0 needs a spread in every slab",
-            f'slab {tuple(constant[0].tolist())} of "{slab.pattern}" is constant ({len(constant)} in all)',
+            f'slab {tuple(constant[0].tolist())} of "{call.slab.pattern}" is constant '
+            f"({len(constant)} in all)",
             "give eps a positive value such as 1e-5",
         )
 
 
-def _traced(x: Tensor, weight: Tensor | None, bias: Tensor | None, call: Call) -> tuple[Tensor, Found | None]:
+def _traced(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, call: Call
+) -> tuple[Tensor, Found | None]:
     """Run as plain torch operations, which compile, export and torch.func can follow."""
     if call.given is None:
         mean, _, m2 = eager.statistics(x.detach(), call.slab)
-        return eager.formula(x, weight, bias, call), Found(mean, m2)
+        return eager.formula(x, weight, bias, residual, call), FoundTensors(mean, m2)
     stats = Statistics(call.given.mean.double(), None, (call.given.var.double() + call.eps).rsqrt())
-    return eager.apply(x, weight, bias, stats, call), None
+    return eager.apply(x, weight, bias, residual, stats, call), None
 
 
-def _empty(x: Tensor, slab: Slab, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+def _empty(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, call: Call
+) -> Tensor:
     # Nothing to normalise, but the graph stays connected: every gradient is zero, none is missing.
-    y = x.reshape(slab.split)
-    if weight is not None:
-        y = y * slab.affine.spread(weight)
-    if bias is not None:
-        y = y + slab.affine.spread(bias)
-    return y.reshape(x.shape)
+    y = x.reshape(call.slab.split)
+    for t in (weight, bias):
+        y = y if t is None else y * call.slab.affine.spread(t)
+    y = y.reshape(x.shape).to(x.dtype)
+    return y if residual is None else y + residual.to(x.dtype)
 
 
 class _Normalize(torch.autograd.Function):
-    """One norm in the graph: x, weight and bias are saved, nothing of the output's size.
+    """One norm in the graph: its inputs are saved, and nothing of the output's size.
 
-    Returns y, and mean and m2 as found in the data, or None and None.
+    The last argument is a list; the statistics found in the data are appended to it.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, call: Call, backend: ModuleType
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        y, ctx.stats, found = backend.forward(x, weight, bias, call)
-        if call.eps == 0:
-            _check_spread(ctx.stats.rstd, call.slab)
-        ctx.save_for_backward(x, weight, bias)
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, call: Call,
+        backend: ModuleType, out: list[Found | None],
+    ) -> Tensor:  # fmt: skip
+        y, ctx.stats, found = backend.forward(x, weight, bias, residual, call)
+        _check_spread(ctx.stats, call, backend)
+        out.append(found)
+        # Without an activation no gradient depends on the residual, and its own is dy.
+        unused = residual is None or (call.activation is None and residual.dtype == x.dtype)
+        kept = None if unused else residual
+        ctx.save_for_backward(x, weight, bias, kept)
         ctx.call, ctx.backend = call, backend
         ctx.set_materialize_grads(False)
-        if found is None:
-            return y, None, None
-        ctx.mark_non_differentiable(*found)
-        return y, *found
+        return y
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         dy = upstream[0]
         if dy is None:
-            return None, None, None, None, None
+            return (None,) * 7
         if torch.is_grad_enabled():  # create_graph: the gradient itself is to be differentiated
-            return *_differentiable(dy, ctx), None, None
-        x, weight, bias = ctx.saved_tensors
-        need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
-        backend = kernels.backward_backend(dy, ctx.backend)
-        dx, dweight, dbias = backend.backward(dy, x, weight, ctx.stats, ctx.call, need_x)
-        dweight = dweight.to(weight.dtype) if need_weight else None
-        return dx, dweight, dbias.to(bias.dtype) if need_bias else None, None, None
+            return *_differentiable(dy, ctx), None, None, None
+        tensors, needed = ctx.saved_tensors, ctx.needs_input_grad[:4]
+        backend, stats = ctx.backend, ctx.stats
+        if kernels.backward_backend(dy, backend) is not backend:
+            backend, stats = eager, backend.used(stats, ctx.call.slab)
+        return *backend.backward(dy, *tensors, stats, ctx.call, needed), None, None, None
 
 
 def _differentiable(dy: Tensor, ctx: Any) -> tuple[Tensor | None, ...]:
     """Differentiate the plain formula again, with a graph."""
     call: Call = ctx.call
-    x, weight, bias = ctx.saved_tensors
-    needed = ctx.needs_input_grad[:3]
-    inputs = [tensor for tensor, wanted in zip((x, weight, bias), needed, strict=True) if wanted]
+    x, weight, bias, residual = ctx.saved_tensors
+    needed = ctx.needs_input_grad[:4]
+    wanted = [
+        t for t, need in zip((x, weight, bias, residual), needed, strict=True) if need and t is not None
+    ]
     if call.given is None:
-        y = eager.formula(x, weight, bias, call)
+        y = eager.formula(x, weight, bias, residual, call)
     else:
-        y = eager.apply(x, weight, bias, ctx.stats, call)
-    found = iter(torch.autograd.grad(y, inputs, dy, create_graph=True))
-    return tuple(next(found) if wanted else None for wanted in needed)
+        y = eager.apply(x, weight, bias, residual, ctx.backend.used(ctx.stats, call.slab), call)
+    found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
+    grads = [next(found) if need and t is not None else None
+             for t, need in zip((x, weight, bias, residual), needed, strict=True)]  # fmt: skip
+    if needed[3] and residual is None:  # not kept, for want of an activation
+        grads[3] = dy
+    return tuple(grads)

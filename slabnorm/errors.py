@@ -13,6 +13,7 @@ Every error says three things: the rule, what slabnorm got, and the fix.
     |-- DataError         a data set that cannot be read or used              (ValueError)
     |   `-- LeakageError  statistics asked from data they must not see
     |-- ModelError        a model that cannot be imported, built or run       (ValueError)
+    |   `-- VerificationError  a changed model that computes something else
     `-- ExtraError        an optional dependency that is not installed        (ImportError)
 
     SlabWarning (UserWarning)
@@ -80,6 +81,10 @@ class LeakageError(DataError):
 
 class ModelError(SlabError, ValueError):
     """A model cannot be imported, built or run."""
+
+
+class VerificationError(ModelError):
+    """A changed model does not compute what it did; the change was not made."""
 
 
 class ExtraError(SlabError, ImportError):

@@ -1,4 +1,4 @@
-"""A slab: a pattern meets a shape. Counts, cells, and how they lie in memory; worked out once, cached.
+"""A slab: a pattern meets a shape. Counts and axes, worked out once, cached.
 
 A *slab* is a set of elements that share statistics. A *cell* is a maximal set of elements that share
 both their slab and their weight and bias. Small tensors (statistics, weight, bias) travel in two
@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -72,79 +71,6 @@ class Slab:
     count: int
     slabs: int
     numel: int
-
-    def cells(self, dims: tuple[int, ...]) -> Cells | None:
-        """Return how cells lie in memory when the dims of x are stored in this order, outermost first.
-
-        None where they do not lie in the form of Cells.
-        """
-        cache: dict[tuple[int, ...], Cells | None] = self.__dict__.setdefault("_cells", {})
-        if dims not in cache:
-            cache[dims] = _find_cells(self, dims)
-        return cache[dims]
-
-
-@dataclass(frozen=True, eq=False)
-class Cells:
-    """Memory as four nested loops (A, O, C, I): cells outside, pooled, cells inside, pooled inside.
-
-    Cell number a * C + c holds the elements [a, :, c, :]. Batch norm in NCHW is (1, N, C, HW), in
-    NHWC (1, NHW, C, 1); group norm in NCHW (1, 1, NC, HW), in NHWC (N, HW, C, 1).
-
-    Attributes:
-        loops: (A, O, C, I).
-        slab_of: the slab of each cell, counted in the order of the gathered statistics.
-        affine_of: the element of weight and bias of each cell.
-    """
-
-    loops: tuple[int, int, int, int]
-    slab_of: np.ndarray
-    affine_of: np.ndarray
-
-
-def _find_cells(slab: Slab, dims: tuple[int, ...]) -> Cells | None:
-    starts = np.cumsum((0, *_parts(slab)))
-    order = [part for dim in dims for part in range(starts[dim], starts[dim + 1])]
-    cell_dims = set(slab.kept.dims) | set(slab.affine.dims)
-    runs: list[list[int]] = []  # neighbouring dims of the same kind, as one loop
-    kinds: list[bool] = []  # whether the loop runs over cells
-    for dim in (dim for dim in order if slab.split[dim] != 1):
-        if not kinds or kinds[-1] != (dim in cell_dims):
-            kinds.append(dim in cell_dims)
-            runs.append([])
-        runs[-1].append(dim)
-    sizes = [product(slab.split[dim] for dim in run) for run in runs]
-    # Fill the four loops from the inside: I and O pool, C and A run over cells.
-    loops, at = [1, 1, 1, 1], 3
-    for kind, size in zip(reversed(kinds), reversed(sizes), strict=True):
-        if kind != (at % 2 == 0):
-            at -= 1
-        if at < 0:
-            return None
-        loops[at] = size
-        at -= 1
-    if loops[1] * loops[3] == 1:
-        return None  # a cell of one element: there is nothing to reduce
-    index = [dim for dim in order if dim in cell_dims]
-    return Cells((loops[0], loops[1], loops[2], loops[3]), _owners(slab, slab.kept, index),
-                 _owners(slab, slab.affine, index))  # fmt: skip
-
-
-def _parts(slab: Slab) -> list[int]:
-    """Return how many dims of the split tensor each dim of x became."""
-    left = slab.pattern.left
-    dots = len(slab.split) - sum(len(item) for item in left if item != (ELLIPSIS,))
-    return [part for item in left for part in ([1] * dots if item == (ELLIPSIS,) else [len(item)])]
-
-
-def _owners(slab: Slab, axes: Axes, cell_dims: list[int]) -> np.ndarray:
-    """Return, for every cell in memory order, its index in the gathered form of `axes`."""
-    numbers = np.arange(product(axes.shape)).reshape([slab.split[dim] for dim in axes.dims])
-    order = [dim for dim in cell_dims if dim in axes.dims]
-    numbers = numbers.transpose([axes.dims.index(dim) for dim in order])
-    numbers = numbers.reshape([slab.split[dim] if dim in axes.dims else 1 for dim in cell_dims])
-    full = np.broadcast_to(numbers, [slab.split[dim] for dim in cell_dims])
-    return np.ascontiguousarray(full, dtype=np.int32).reshape(-1)
 
 
 def plan(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy import special
 from torch import Tensor
 
 import slabnorm as sn
@@ -30,13 +31,17 @@ class Exact:
     weight_terms: np.ndarray
     bias_terms: np.ndarray
     kappa: float
+    dresidual: np.ndarray
 
 
 def long(x: Tensor) -> np.ndarray:
     return x.detach().double().numpy().astype(LONG)
 
 
-def oracle(case: Case, x: Tensor, weight: Tensor, bias: Tensor, dy: Tensor, eps: float = EPS) -> Exact:
+def oracle(
+    case: Case, x: Tensor, weight: Tensor, bias: Tensor, dy: Tensor, eps: float = EPS,
+    activation: str | None = None, residual: Tensor | None = None,
+) -> Exact:  # fmt: skip
     wide, g = (long(t).reshape(case.split) for t in (x, dy))
     shape = [size if dim in case.varying else 1 for dim, size in enumerate(case.split)]
     order = np.argsort(case.varying)
@@ -53,7 +58,11 @@ def oracle(case: Case, x: Tensor, weight: Tensor, bias: Tensor, dy: Tensor, eps:
         kappa = float(np.sqrt(1 + np.max(mean**2 / np.where(var > 0, var, np.inf))))
         rstd = 1 / np.sqrt(var + LONG(eps))
         z = (wide - mean) * rstd
-        y = z * spread(weight) + spread(bias)
+        p = z * spread(weight) + spread(bias)
+        if residual is not None:
+            p = p + long(residual).reshape(case.split)
+        y, slope = _activated(activation, p)
+        g = g * slope
         gw = g * spread(weight)
         c1 = gw.sum(case.pooled, keepdims=True) / count if case.center else 0
         dx = rstd * (gw - c1 - z * (gw * z).sum(case.pooled, keepdims=True) / count)
@@ -65,8 +74,36 @@ def oracle(case: Case, x: Tensor, weight: Tensor, bias: Tensor, dy: Tensor, eps:
 
     return Exact(
         y.reshape(case.shape), dx.reshape(case.shape), total(g * z), total(g), total(abs(g * z)),
-        total(abs(g)), kappa,
+        total(abs(g)), kappa, g.reshape(case.shape),
     )  # fmt: skip
+
+
+def _activated(name: str | None, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return an activation and its derivative, spelled out; erf and exp in float64 are exact enough."""
+    one, narrow = np.ones_like(p), p.astype(np.float64)
+    sigmoid = 1 / (1 + np.exp(-p))
+    if name is None:
+        return p, one
+    if name == "relu":
+        return np.where(p > 0, p, 0), np.where(p > 0, one, 0)
+    if name == "leaky_relu":
+        return np.where(p > 0, p, LONG(0.01) * p), np.where(p > 0, one, LONG(0.01))
+    if name == "silu":
+        return p * sigmoid, sigmoid * (1 + p * (1 - sigmoid))
+    if name == "sigmoid":
+        return sigmoid, sigmoid * (1 - sigmoid)
+    if name == "tanh":
+        return np.tanh(p), 1 - np.tanh(p) ** 2
+    if name == "hardswish":
+        inside = (p > -3) & (p < 3)
+        return np.where(inside, p * (p + 3) / 6, np.where(p > 0, p, 0)), np.where(inside, p / 3 + 0.5, p > 0)
+    if name == "gelu":
+        below = special.ndtr(narrow)
+        return p * below, below + p * np.exp(-(p**2) / 2) / np.sqrt(2 * LONG(np.pi))
+    assert name == "gelu_tanh"
+    inner = np.sqrt(2 / LONG(np.pi)) * (p + LONG(0.044715) * p**3)
+    t, rise = np.tanh(inner), np.sqrt(2 / LONG(np.pi)) * (1 + 3 * LONG(0.044715) * p**2)
+    return p * (1 + t) / 2, (1 + t) / 2 + p * (1 - t**2) * rise / 2
 
 
 @dataclass
@@ -81,13 +118,19 @@ class Run:
     dx: Tensor
     dweight: Tensor
     dbias: Tensor
+    residual: Tensor | None
+    dresidual: Tensor | None
 
     @property
     def results(self) -> tuple[Tensor, ...]:
-        return self.y, self.dx, self.dweight, self.dbias
+        found = self.y, self.dx, self.dweight, self.dbias
+        return found if self.dresidual is None else (*found, self.dresidual)
 
 
-def run(case: Case, x: Tensor, eps: float = EPS, plain: bool = False) -> Run:
+def run(
+    case: Case, x: Tensor, eps: float = EPS, plain: bool = False, activation: str | None = None,
+    residual: bool = False
+) -> Run:  # fmt: skip
     """Run a case on x; `plain` leaves weight at 1 and bias at 0."""
     generator = torch.Generator().manual_seed(1)
     half = x.dtype in (torch.float16, torch.bfloat16)
@@ -98,10 +141,23 @@ def run(case: Case, x: Tensor, eps: float = EPS, plain: bool = False) -> Run:
         weight, bias = torch.ones_like(weight), torch.zeros_like(bias)
     weight, bias = (t.to(dtype).requires_grad_() for t in (weight, bias))
     dy = torch.randn(case.shape, generator=generator, dtype=torch.float64).to(x.dtype)
+    added = None
+    if residual:
+        added = torch.randn(case.shape, generator=generator, dtype=torch.float64).to(x.dtype).requires_grad_()
     x = x.detach().requires_grad_()
-    y = sn.normalize(x, case.pattern, weight=weight, bias=bias, eps=eps, **case.options)
-    dx, dweight, dbias = torch.autograd.grad(y, (x, weight, bias), dy)
-    return Run(x, weight, bias, dy, y.detach(), dx, dweight, dbias)
+    y = sn.normalize(
+        x,
+        case.pattern,
+        weight=weight,
+        bias=bias,
+        eps=eps,
+        activation=activation,
+        residual=added,
+        **case.options,
+    )
+    inputs = [t for t in (x, weight, bias, added) if t is not None]
+    dx, dweight, dbias, *dresidual = torch.autograd.grad(y, inputs, dy)
+    return Run(x, weight, bias, dy, y.detach(), dx, dweight, dbias, added, dresidual[0] if residual else None)
 
 
 # Rounding of one unit in the last place, and the gates of accuracy: (output, input gradient, sums).
@@ -131,9 +187,10 @@ def _ulp(x: Tensor) -> Tensor:
 def gradients_are_exact(case: Case, done: Run, exact: Exact) -> None:
     """dx to 1e-5 of the largest; dweight and dbias to 1e-6 of the sum of absolute terms (float32)."""
     _, of_x, of_sums = GATES[done.x.dtype]
-    scale = abs(exact.dx).max()
-    error = abs(long(done.dx) - exact.dx).max()
-    assert error <= of_x * scale, f"{case} dx: {float(error / (of_x * scale)):.3g} times the gate"
+    for got, want in ((done.dx, exact.dx), (done.dresidual, exact.dresidual)):
+        if got is not None:
+            scale, error = abs(want).max(), abs(long(got) - want).max()
+            assert error <= of_x * scale, f"{case} dx: {float(error / (of_x * scale)):.3g} times the gate"
     for name, got, want, terms in (
         ("dweight", done.dweight, exact.dweight, exact.weight_terms),
         ("dbias", done.dbias, exact.dbias, exact.bias_terms),

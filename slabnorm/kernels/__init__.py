@@ -1,18 +1,20 @@
 """The kernels and the one table that says which of them runs a call.
 
-Every backend is a module with the same four functions over a Slab:
+Every backend is a module with the same functions over a Slab:
 
-    takes(x, slab)                                                   whether it can run this call
-    statistics(x, slab)                                              -> mean, low, m2
-    forward(x, weight, bias, call)                                   -> y, Statistics, Found or None
-    backward(dy, x, weight, stats, call, need_x)                     -> dx, dweight, dbias
+    takes(x, slab)                                                    whether it can run this call
+    fuses(activation, dtype)                                          whether with this activation
+    statistics(x, slab)                                               -> mean, low, m2
+    forward(x, weight, bias, residual, call)                          -> y, stats, Found or None
+    backward(dy, x, weight, bias, residual, stats, call, needed)      -> dx, dweight, dbias, dresidual
+    used(stats, slab)                                                 -> stats as Statistics
 
 Inside, forward is reduce, merge, apply; and backward the same three.
 
 | backend | runs |
 |---|---|
-| cpu   | float32 on the CPU, any dense memory order that lies in cells (Cells in slab.py) |
-| eager | everything else: plain torch in float64, any device, dtype and strides |
+| cpu   | the CPU, every dtype, any memory order whose slabs lie in a Layout (layout.py) |
+| eager | everything else: plain torch in float64, any device and strides |
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from slabnorm.kernels import eager
+from slabnorm.kernels.call import Found
 from slabnorm.slab import Slab
 
 
@@ -68,11 +71,34 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def backend(x: Tensor, slab: Slab) -> ModuleType:
+def backend(
+    x: Tensor,
+    slab: Slab,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> ModuleType:
     """Return the backend that runs a call: the first of the table that takes it."""
-    if x.device.type == "cpu" and x.dtype == torch.float32 and _plain(x) and not _forked:
+    fits = residual is None or (residual.dtype == x.dtype and _plain(residual))
+    if fits and x.device.type == "cpu" and not _forked and _plain(x) and _simple(weight) and _simple(bias):
         from slabnorm.kernels import cpu  # loads Numba: on first use, not with `import slabnorm`
 
         if cpu.takes(x, slab):
             return cpu
     return eager
+
+
+def _simple(t: Tensor | None) -> bool:
+    return t is None or (type(t) in (Tensor, torch.nn.Parameter) and t.is_contiguous() and not t.is_neg())
+
+
+def enter(found: Found, count: int, mean: Tensor, var: Tensor, momentum: float) -> bool | None:
+    """Let a batch enter running statistics, one per slab, in one step.
+
+    Return False, and change nothing, if a statistic of the batch is not finite; None if no kernel can do it.
+    """
+    if type(found).__name__ != "Measured" or not (_simple(mean) and _simple(var) and mean.dtype == var.dtype):
+        return None
+    from slabnorm.kernels import cpu
+
+    return cpu.enter(found, count, mean, var, momentum)  # type: ignore[arg-type]

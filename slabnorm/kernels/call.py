@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 
 from slabnorm.slab import Slab
@@ -28,8 +27,20 @@ class Given(NamedTuple):
     var: Tensor
 
 
-class Found(NamedTuple):
+class Found(Protocol):
     """Statistics of the slabs themselves, gathered: mean and sum of squared deviations."""
+
+    @property
+    def mean(self) -> Tensor:
+        """The means."""
+
+    @property
+    def m2(self) -> Tensor:
+        """The sums of squared deviations."""
+
+
+class FoundTensors(NamedTuple):
+    """Found, as tensors."""
 
     mean: Tensor
     m2: Tensor
@@ -43,11 +54,11 @@ class Call(NamedTuple):
         eps: added to the variance.
         center: whether the mean is subtracted.
         given: statistics to use instead of the slab's own; None: its own, and gradient flows through them.
-        dtype: of the output.
+        activation: applied last, by name.
     """
 
     slab: Slab
     eps: float
     center: bool
     given: Given | None
-    dtype: torch.dtype
+    activation: str | None

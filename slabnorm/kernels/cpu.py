@@ -1,25 +1,58 @@
-"""Numba on the CPU: the plumbing between tensors and the kernels of merge.py and loops.py.
+"""Numba on the CPU: the plumbing between tensors and the compiled kernels.
 
-Kernels see the flat memory of a tensor and the four loops (A, O, C, I) in which its cells lie there
-(Cells in slab.py); views, thread counts and small tensors are settled here.
+A kernel gets addresses and the numbers of a Layout. For small tensors a call's overhead is most of its
+time, so what does not change from call to call is worked out once: layouts, compiled functions, threads.
 """
 
 from __future__ import annotations
 
-import math
 import threading
 from functools import cache
+from typing import NamedTuple
 
 import numba
 import numpy as np
 import torch
 from torch import Tensor
 
-from slabnorm.kernels import merge
-from slabnorm.kernels.call import Call, Found, Statistics
-from slabnorm.slab import Axes, Cells, Slab
+from slabnorm.kernels import compiled
+from slabnorm.kernels.call import Call, Found, Given, Statistics
+from slabnorm.kernels.curves import PIECEWISE
+from slabnorm.kernels.elements import HAS_FLOAT16
+from slabnorm.kernels.layout import Layout, find_layout
+from slabnorm.kernels.memory import SERIAL, SHARED, TASKS
+from slabnorm.slab import Axes, Slab
 
+_WIDE = (torch.float32, torch.float64)
+_GRAIN = 32768  # elements that are not worth waking a second thread for
 _local = threading.local()
+
+
+class _Memory(NamedTuple):
+    """How tensors of some strides are taken: through a dense copy, or as they are; the output is dense."""
+
+    layout: Layout
+    copied: bool
+    strides: tuple[int, ...]  # of the output
+
+
+class Measured:
+    """Statistics that a kernel found, as tensors when they are asked for."""
+
+    __slots__ = ("slab", "stats")
+
+    def __init__(self, stats: np.ndarray, slab: Slab) -> None:
+        self.stats, self.slab = stats, slab
+
+    @property
+    def mean(self) -> Tensor:
+        """The means, gathered."""
+        return _gathered(self.stats[0], self.slab.kept)
+
+    @property
+    def m2(self) -> Tensor:
+        """The sums of squared deviations, gathered."""
+        return _gathered(self.stats[1], self.slab.kept)
 
 
 @cache
@@ -42,97 +75,163 @@ def _threads_are_shared() -> bool:
 
 
 def takes(x: Tensor, slab: Slab) -> bool:
-    """Take float32 tensors whose memory is dense and lies in cells of more than one element."""
-    if slab.numel == 0 or not _threads_are_shared():
+    """Take tensors whose slabs lie in a Layout; strided ones that do not through a dense copy."""
+    if slab.numel == 0 or (x.dtype == torch.float16 and not HAS_FLOAT16) or not _threads_are_shared():
         return False
-    order = _order(x)
-    return order is not None and slab.cells(order) is not None
+    return _memory(x, slab) is not None
+
+
+def fuses(activation: str | None, dtype: torch.dtype) -> bool:
+    """Return whether the kernels apply this activation: the smooth ones are not exact enough for float64."""
+    return activation is None or dtype != torch.float64 or activation in PIECEWISE
 
 
 def statistics(x: Tensor, slab: Slab) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Return mean, None, and the sum of squared deviations of every slab."""
-    cells, (flat,) = _open(x, (x,), slab)
-    mean, m2 = merge.statistics(flat, cells.loops, cells.slab_of, slab.slabs, True)
-    return _gathered(mean, slab.kept), None, _gathered(m2, slab.kept)
+    """Return mean, what the mean lost to rounding, and the sum of squared deviations of every slab."""
+    call = Call(slab, 0.0, True, None, None)
+    stats = _forward(x, None, None, None, call, write=False, again=True)[1]
+    low = (stats[2] - stats[0]) + stats[4]
+    return _gathered(stats[0], slab.kept), _gathered(low, slab.kept), _gathered(stats[1], slab.kept)
 
 
 def forward(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, call: Call
-) -> tuple[Tensor, Statistics, Found | None]:
-    """Return y, the statistics it was normalised with, and those found unless they were given."""
-    slab, y = call.slab, torch.empty_like(x)
-    cells, (flat, out) = _open(x, (x, y), slab)
-    where = cells.loops, cells.slab_of, cells.affine_of
-    weights, biases = _per_affine(weight, 1.0, slab), _per_affine(bias, 0.0, slab)
-    if call.given is None:
-        options = slab.slabs, weights, biases, float(call.eps), call.center, False
-        mean, m2, shift, rstd = merge.forward(flat, out, *where, *options)
-        found = Found(_gathered(mean, slab.kept), _gathered(m2, slab.kept))
-    else:
-        # A copy: running statistics may move on before the backward.
-        shift, rstd = _small(call.given.mean).copy(), 1 / np.sqrt(_small(call.given.var) + call.eps)
-        found = None
-        merge.apply(flat, out, *where, shift, rstd, weights, biases)
-    stats = Statistics(_gathered(shift, slab.kept), None, _gathered(rstd, slab.kept))
-    return y.to(call.dtype), stats, found
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, call: Call
+) -> tuple[Tensor, np.ndarray, Found | None]:
+    """Return y, the statistics for backward(), and those found unless they were given."""
+    y, stats = _forward(x, weight, bias, residual, call, write=True, again=x.dtype == torch.float64)
+    return y, stats, Measured(stats, call.slab) if call.given is None else None
+
+
+def _forward(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, call: Call, write: bool,
+    again: bool
+) -> tuple[Tensor, np.ndarray]:  # fmt: skip
+    slab = call.slab
+    layout, copied, strides = _memory(x, slab)  # type: ignore[misc]
+    y = torch.empty_like(x) if write else x
+    if copied:
+        x = x.clone(memory_format=torch.preserve_format)
+    if residual is not None and residual.stride() != strides:
+        residual = _like(residual, y)
+    stats = np.empty((5, slab.slabs))
+    if call.given is not None:
+        _use(call.given, stats, call.eps)
+    weight, bias, affine = _affine(weight, bias, layout)
+    how = _how(layout, slab.numel)
+    kernel = compiled.forward(
+        layout.rows, layout.mixed, how, x.dtype, affine, call.activation, residual is not None
+    )
+    kernel(
+        *layout.arrays, layout.tasks, x.data_ptr(), _address(residual), y.data_ptr(), weight.data_ptr(),
+        bias.data_ptr(), stats, call.given is None, write, call.center, again, call.eps,
+    )  # fmt: skip
+    return y, stats
 
 
 def backward(
-    dy: Tensor, x: Tensor, weight: Tensor | None, stats: Statistics, call: Call, need_x: bool
-) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Return the gradients of x (None unless it is needed), weight and bias."""
-    slab, dx = call.slab, torch.empty_like(x) if need_x else None
-    # Where x needs no gradient, out is not written; any array will do.
-    cells, (flat, upstream, out) = _open(x, (x, _like(dy, x), x if dx is None else dx), slab)
-    dweight, dbias = merge.backward(
-        upstream, flat, out, cells.loops, cells.slab_of, cells.affine_of, _small(stats.mean),
-        _small(stats.rstd), _per_affine(weight, 1.0, slab), call.given is None, call.center, need_x,
+    dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None,
+    stats: np.ndarray,
+    call: Call, needed: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """Return the gradients of x, weight, bias and residual, each None unless it is needed."""
+    need_x, need_weight, need_bias, need_residual = needed
+    slab = call.slab
+    layout, copied, strides = _memory(x, slab)  # type: ignore[misc]
+    if dy.stride() != strides or dy.dtype != x.dtype:
+        dy = _like(dy, x)
+    if copied:
+        x = x.clone(memory_format=torch.preserve_format)
+    if residual is not None and residual.stride() != strides:
+        residual = _like(residual, x)
+    # Without an activation the residual's gradient is dy itself.
+    writes = need_residual and call.activation is not None
+    dx = torch.empty_like(x) if need_x or writes else dy
+    dresidual = torch.empty_like(x) if writes else dy
+    wide_weight, wide_bias, affine = _affine(weight, bias, layout)
+    dweight = torch.empty_like(wide_weight) if weight is not None and need_weight else None
+    dbias = torch.empty_like(wide_bias) if bias is not None and need_bias else None
+    how = _how(layout, slab.numel)
+    kernel = compiled.backward(
+        layout.rows, layout.mixed, how, x.dtype, affine, call.activation, residual is not None, writes
+    )
+    kernel(
+        *layout.arrays, layout.tasks, dy.data_ptr(), x.data_ptr(), _address(residual), dx.data_ptr(),
+        dresidual.data_ptr(),
+        wide_weight.data_ptr(), wide_bias.data_ptr(), stats, _address(dweight), _address(dbias),
+        call.given is None,
+        call.center, need_x or writes,
     )  # fmt: skip
-    return dx, _gathered(dweight, slab.affine), _gathered(dbias, slab.affine)
+    if weight is not None and dweight is not None and dweight.dtype != weight.dtype:
+        dweight = dweight.to(weight.dtype)
+    if bias is not None and dbias is not None and dbias.dtype != bias.dtype:
+        dbias = dbias.to(bias.dtype)
+    return dx if need_x else None, dweight, dbias, dresidual if need_residual else None
 
 
-def _order(x: Tensor) -> tuple[int, ...] | None:
-    """Return the dims of x from the outermost in memory to the innermost; None if there are gaps."""
-    if x.is_contiguous():
-        return tuple(range(x.ndim))
-    strides = x.stride()
-    order = tuple(sorted(range(x.ndim), key=lambda dim: (-strides[dim], dim)))
-    return order if x.permute(order).is_contiguous() else None
+def used(stats: np.ndarray, slab: Slab) -> Statistics:
+    """Return what a forward has normalised with, as tensors."""
+    mean, rstd, low = (_gathered(stats[row], slab.kept) for row in (2, 3, 4))
+    return Statistics(mean, low, rstd)
 
 
-def _open(x: Tensor, tensors: tuple[Tensor, ...], slab: Slab) -> tuple[Cells, list[np.ndarray]]:
-    """Return the cells of x and the flat memory of tensors that lie as x does."""
-    order = _order(x)
-    assert order is not None
-    cells = slab.cells(order)
-    assert cells is not None
-    _use_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
-    plain = order == tuple(range(x.ndim))
-    tensors = tuple(t.detach() if plain else t.detach().permute(order) for t in tensors)
-    return cells, [tensor.numpy().reshape(-1) for tensor in tensors]
+def enter(found: Measured, count: int, mean: Tensor, var: Tensor, momentum: float) -> bool:
+    """Let a batch enter running statistics; return False, and change nothing, if it is not finite."""
+    return bool(compiled.enter(mean.dtype)(found.stats, count, mean.data_ptr(), var.data_ptr(), momentum))
 
 
-def _use_threads(threads: int) -> None:
+def _memory(x: Tensor, slab: Slab) -> _Memory | None:
+    cache: dict[tuple[int, ...], _Memory | None] = slab.__dict__.setdefault("_memory", {})
+    key = x.stride()
+    if key not in cache:
+        dense = torch.empty_like(x).stride()
+        layout = find_layout(slab, key, dense)
+        copied = layout is None and dense != key
+        if copied:
+            layout = find_layout(slab, dense, dense)
+        cache[key] = None if layout is None else _Memory(layout, copied, dense)
+    return cache[key]
+
+
+def _how(layout: Layout, numel: int) -> int:
+    """Return how to use threads, and have Numba use as many as torch does."""
+    threads = 1 if numel < _GRAIN else min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+    if threads == 1:
+        return SERIAL
     # Numba keeps the number per Python thread; asking it takes longer than remembering.
     if getattr(_local, "threads", None) != threads:
         numba.set_num_threads(threads)
         _local.threads = threads
+    return SHARED if layout.shared(threads) else TASKS
 
 
-def _like(dy: Tensor, x: Tensor) -> Tensor:
-    if dy.stride() == x.stride() and dy.dtype == x.dtype:
-        return dy
-    return torch.empty_like(x).copy_(dy)
+def _address(t: Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()
 
 
-def _small(values: Tensor) -> np.ndarray:
-    if values.dtype not in (torch.float32, torch.float64):
-        values = values.double()
-    return values.detach().resolve_neg().numpy().astype(np.float64, copy=False).reshape(-1)
+def _affine(weight: Tensor | None, bias: Tensor | None, layout: Layout) -> tuple[Tensor, Tensor, torch.dtype]:
+    """Return weight and bias in one dtype, float32 or float64; 1 and 0 where there is none."""
+    given = [t.dtype for t in (weight, bias) if t is not None]
+    dtype = torch.float64 if torch.float64 in given else torch.float32
+    weight = layout.default(1, dtype) if weight is None else weight
+    bias = layout.default(0, dtype) if bias is None else bias
+    if weight.dtype != dtype:
+        weight = weight.to(dtype)
+    if bias.dtype != dtype:
+        bias = bias.to(dtype)
+    return weight, bias, dtype
 
 
-def _per_affine(values: Tensor | None, default: float, slab: Slab) -> np.ndarray:
-    return np.full(math.prod(slab.affine.shape), default) if values is None else _small(values)
+def _use(given: Given, stats: np.ndarray, eps: float) -> None:
+    # They are taken as they are now: running statistics may move on before the backward.
+    mean, var = given
+    if mean.dtype not in _WIDE or mean.dtype != var.dtype:
+        mean, var = mean.double(), var.double()
+    mean, var = mean.contiguous(), var.contiguous()
+    compiled.use(mean.dtype)(mean.data_ptr(), var.data_ptr(), stats, eps)
+
+
+def _like(t: Tensor, x: Tensor) -> Tensor:
+    return torch.empty_like(x).copy_(t)
 
 
 def _gathered(values: np.ndarray, axes: Axes) -> Tensor:

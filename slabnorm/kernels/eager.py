@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from slabnorm.kernels.call import Call, Found, Statistics
+from slabnorm.kernels.activation import ACTIVATIONS
+from slabnorm.kernels.call import Call, Found, FoundTensors, Statistics
 from slabnorm.slab import Slab
 
 
@@ -25,24 +26,30 @@ def statistics(x: Tensor, slab: Slab) -> tuple[Tensor, Tensor | None, Tensor]:
     return gather(mean), gather(low), gather(m2)
 
 
-def apply(x: Tensor, weight: Tensor | None, bias: Tensor | None, stats: Statistics, call: Call) -> Tensor:
-    """Return y = ((x - mean) - low) * rstd * weight + bias."""
-    slab = call.slab
-    y = _normalised(x, slab, stats)
-    if weight is not None:
-        y = y * slab.affine.spread(weight.double())
-    if bias is not None:
-        y = y + slab.affine.spread(bias.double())
-    return y.to(call.dtype).reshape(x.shape)
+def fuses(activation: str | None, dtype: torch.dtype) -> bool:
+    """Apply every activation."""
+    return True
+
+
+def apply(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    stats: Statistics,
+    call: Call,
+) -> Tensor:
+    """Return y = activation(((x - mean) - low) * rstd * weight + bias + residual)."""
+    return _activated(_affine(_normalised(x, call.slab, stats), weight, bias, residual, call.slab), x, call)
 
 
 def forward(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, call: Call
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, call: Call
 ) -> tuple[Tensor, Statistics, Found | None]:
     """Return y, the statistics it was normalised with, and those found unless they were given."""
     if call.given is None:
         mean, low, m2 = statistics(x, call.slab)
-        found, var = Found(mean, m2), m2 / call.slab.count
+        found, var = FoundTensors(mean, m2), m2 / call.slab.count
         if not call.center:
             # mean(x^2) = var + mean^2; both terms are positive, so nothing cancels.
             var, mean, low = var + mean.square(), torch.zeros_like(mean), None
@@ -51,35 +58,54 @@ def forward(
         mean, low = call.given.mean.to(torch.float64, copy=True), None
         var, found = call.given.var.double(), None
     stats = Statistics(mean, low, (var + call.eps).rsqrt())
-    return apply(x, weight, bias, stats, call), stats, found
+    return apply(x, weight, bias, residual, stats, call), stats, found
 
 
 def backward(
-    dy: Tensor, x: Tensor, weight: Tensor | None, stats: Statistics, call: Call, need_x: bool
-) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Return the gradients of x (None unless it is needed), weight and bias.
+    dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None,
+    stats: Statistics,
+    call: Call, needed: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """Return the gradients of x, weight, bias and residual, each None unless it is needed.
 
-    With z = (x - mean) * rstd and g = weight * dy, and means over the slab:
+    With z = (x - mean) * rstd, g the gradient before the activation, and means over the slab:
 
-        dx = rstd * (g - mean(g) - z * mean(g * z))      dweight = sum(dy * z)      dbias = sum(dy)
+        dx = rstd * (w g - mean(w g) - z * mean(w g * z))      dweight = sum(g * z)      dbias = sum(g)
 
-    Given statistics are constants, and dx = rstd * g; without centring mean(g) is left out.
+    Given statistics are constants, and dx = rstd * w g; without centring mean(w g) is left out.
     """
+    need_x, need_weight, need_bias, need_residual = needed
     slab = call.slab
     z, g = _normalised(x, slab, stats), _wide(dy, slab)
-    dweight, dbias = (slab.affine.gather(_sum(t, slab.not_affine)) for t in (g * z, g))
-    if not need_x:
-        return None, dweight, dbias
-    if weight is not None:
-        g = g * slab.affine.spread(weight.double())
-    if call.given is None:
-        g_mean = _sum(g, slab.pooled) / slab.count if call.center else 0.0
-        g = g - g_mean - z * (_sum(g * z, slab.pooled) / slab.count)
-    dx = (g * slab.kept.spread(stats.rstd)).to(x.dtype).reshape(x.shape)
-    return dx, dweight, dbias
+    if call.activation is not None:
+        with torch.enable_grad():
+            p = _affine(z, weight, bias, residual, slab).detach().requires_grad_()
+            (g,) = torch.autograd.grad(ACTIVATIONS[call.activation](p), p, g)
+    dweight = slab.affine.gather(_sum(g * z, slab.not_affine)) if weight is not None and need_weight else None
+    dbias = slab.affine.gather(_sum(g, slab.not_affine)) if bias is not None and need_bias else None
+    dresidual = g.reshape(x.shape) if need_residual else None
+    if need_x:
+        if weight is not None:
+            g = g * slab.affine.spread(weight.double())
+        if call.given is None:
+            g_mean = _sum(g, slab.pooled) / slab.count if call.center else 0.0
+            g = g - g_mean - z * (_sum(g * z, slab.pooled) / slab.count)
+        g = (g * slab.kept.spread(stats.rstd)).reshape(x.shape)
+    of_residual = x if residual is None else residual  # not kept where it has x's dtype and no activation
+    owners = zip(
+        (g if need_x else None, dweight, dbias, dresidual), (x, weight, bias, of_residual), strict=True
+    )
+    return tuple(None if t is None or owner is None else t.to(owner.dtype) for t, owner in owners)
 
 
-def formula(x: Tensor, weight: Tensor | None, bias: Tensor | None, call: Call) -> Tensor:
+def used(stats: Statistics, slab: Slab) -> Statistics:
+    """Return what a forward has normalised with."""
+    return stats
+
+
+def formula(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, call: Call
+) -> Tensor:
     """Return the whole norm as differentiable torch operations, statistics included."""
     slab = call.slab
     wide = _wide(x, slab)
@@ -88,11 +114,7 @@ def formula(x: Tensor, weight: Tensor | None, bias: Tensor | None, call: Call) -
         z = (wide - mean - low) * (m2 / slab.count + call.eps).rsqrt()
     else:
         z = wide * (m2 / slab.count + (mean + low).square() + call.eps).rsqrt()
-    if weight is not None:
-        z = z * slab.affine.spread(weight.double())
-    if bias is not None:
-        z = z + slab.affine.spread(bias.double())
-    return z.to(call.dtype).reshape(x.shape)
+    return _activated(_affine(z, weight, bias, residual, slab), x, call)
 
 
 def extrema(x: Tensor, slab: Slab) -> tuple[Tensor, Tensor]:
@@ -103,6 +125,23 @@ def extrema(x: Tensor, slab: Slab) -> tuple[Tensor, Tensor]:
     else:
         both = parts.amin(slab.pooled, keepdim=True), parts.amax(slab.pooled, keepdim=True)
     return slab.kept.gather(both[0].double()), slab.kept.gather(both[1].double())
+
+
+def _affine(
+    z: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, slab: Slab
+) -> Tensor:
+    """Return the pre-activation, split and in float64."""
+    if weight is not None:
+        z = z * slab.affine.spread(weight.double())
+    if bias is not None:
+        z = z + slab.affine.spread(bias.double())
+    return z if residual is None else z + _wide(residual, slab)
+
+
+def _activated(p: Tensor, x: Tensor, call: Call) -> Tensor:
+    # In float64, and rounded once.
+    y = p if call.activation is None else ACTIVATIONS[call.activation](p)
+    return y.to(x.dtype).reshape(x.shape)
 
 
 def _wide(x: Tensor, slab: Slab) -> Tensor:

@@ -1,190 +1,168 @@
-"""The loops over memory, compiled by Numba: arrays in, arrays out.
+"""The innermost loops, over one contiguous piece of memory each.
 
-An array is the flat memory of a tensor; `loops` (A, O, C, I) says how its cells lie in it: cell a * C + c
-holds the elements [a, :, c, :]. Where I > 1 a cell is made of contiguous runs (rows); where I = 1
-neighbouring cells are contiguous (columns). Both are cut into *pieces* whose bounds depend on the
-shape alone. A reduction writes one partial sum per piece and cell, and adds them in order, so the
-result has the same bits for any number of threads.
+    z = (u - k - low) * r      p = w * z + b + residual      y = activation(p)
 
-All arithmetic is float64 in registers: next to reading memory it costs nothing that shows, and an output
-is then the float64 result, rounded once.
+Each of k, low, r, w and b is a number for the whole piece or an array with one for every element. That,
+the dtype, the activation and whether there is a residual is settled when a loop is
+compiled: one source for all. So is the arithmetic, which is that of k: float32, or float64.
+
+In float32, k and low are the two halves of a float64 mean: u - k is exact wherever u is near the mean, and
+what float32 costs is a few units in the last place of z, whatever the offset. Sums are taken in float32
+over at most BLOCK elements, and added up in float64.
+
+Loops take slices: an index into a whole array, which may be negative for all Numba knows, is not
+vectorised (measured: 0.92 ns an element, against 0.17).
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import numba
 import numpy as np
-from numba import prange
 
-_CHUNK = 16384  # elements in a piece, or less: 64 KiB of float32
-# Rows in a piece. A column is summed one by one, so rounding grows with its length; and a piece leaves
-# two float64 sums a column, which is much where it has few rows.
-_LEAST_ROWS, _MOST_ROWS = 32, 2048
+from slabnorm.kernels.curves import activate, passes
+from slabnorm.kernels.elements import at, load, part, store, zero
 
-
-def compiled(**options: Any) -> Any:
-    """Return a decorator that compiles a function on its first call and keeps the result on disk."""
-
-    def decorate(function: Any) -> Any:
-        try:
-            return numba.njit(cache=True, error_model="numpy", **options)(function)
-        except RuntimeError:  # there is no folder to keep compiled code in
-            return numba.njit(error_model="numpy", **options)(function)
-
-    return decorate
-
+BLOCK = 512
 
 # Reassociation lets a sum use all SIMD lanes, contraction a fused multiply-add. NaN and inf keep
 # their meaning: the flags that assume there are none stay off.
-_loop = compiled(fastmath={"reassoc", "contract"})
-serial = compiled()
-parallel = compiled(parallel=True)
-
-
-# The four innermost loops, over one contiguous piece each. `if v is None` is decided when a loop is
-# compiled: one source, two loops. They take slices: an index into the whole array, which may be
-# negative for all Numba knows, is not vectorised (measured: 0.92 ns an element, against 0.17).
+_loop = numba.njit(fastmath={"reassoc", "contract"}, error_model="numpy")
 
 
 @_loop
-def _sum(u, v, k):  # type: ignore[no-untyped-def]
-    s1 = 0.0
-    s2 = 0.0
+def _sum_block(u, k):
+    s1, s2 = zero(k), zero(k)
     for i in range(u.size):
-        if v is None:
-            t = np.float64(u[i]) - k
-            s1 += t
-            s2 += t * t
-        else:
-            t = np.float64(u[i])
-            s1 += t
-            s2 += t * (np.float64(v[i]) - k)
+        t = load(u, i, k) - k
+        s1 += t
+        s2 += t * t
     return s1, s2
 
 
 @_loop
-def _add(u, v, k, s1, s2):  # type: ignore[no-untyped-def]
-    for c in range(u.size):
-        if v is None:
-            t = np.float64(u[c]) - k[c]
-            s1[c] += t
-            s2[c] += t * t
-        else:
-            t = np.float64(u[c])
-            s1[c] += t
-            s2[c] += t * (np.float64(v[c]) - k[c])
+def sum_row(u, k):
+    """Return the sums of u - k and of its square."""
+    s1, s2 = 0.0, 0.0
+    for lo in range(0, u.size, BLOCK):
+        p, q = _sum_block(u[lo : lo + BLOCK], k)
+        s1 += np.float64(p)
+        s2 += np.float64(q)
+    return s1, s2
 
 
 @_loop
-def _map(u, v, out, a, q, k, b):  # type: ignore[no-untyped-def]
+def sum_columns(u, k, s1, s2):
+    """Add u - k and its square to s1 and s2, element by element."""
     for i in range(u.size):
-        if v is None:
-            out[i] = a * (np.float64(u[i]) - k) + b
-        else:
-            out[i] = a * np.float64(u[i]) + (q * (np.float64(v[i]) - k) + b)
+        t = load(u, i, k) - k[i]
+        s1[i] += t
+        s2[i] += t * t
 
 
 @_loop
-def _map_each(u, v, out, a, q, k, b):  # type: ignore[no-untyped-def]
-    for c in range(u.size):
-        if v is None:
-            out[c] = a[c] * (np.float64(u[c]) - k[c]) + b[c]
-        else:
-            out[c] = a[c] * np.float64(u[c]) + (q[c] * (np.float64(v[c]) - k[c]) + b[c])
+def sum_four_columns(u0, u1, u2, u3, k, s1, s2):
+    """Do the same for four runs at once: a quarter of the sums to fetch and to keep."""
+    for i in range(u0.size):
+        a, b = load(u0, i, k) - k[i], load(u1, i, k) - k[i]
+        c, d = load(u2, i, k) - k[i], load(u3, i, k) - k[i]
+        s1[i] += (a + b) + (c + d)
+        s2[i] += (a * a + b * b) + (c * c + d * d)
 
 
-# Pieces: the bounds of the innermost loops. A long run is cut into chunks; short runs, or rows of
-# cells, are taken a block at a time.
+@_loop
+def forward(code, u, residual, out, k, low, r, w, b):
+    """Write out = activation(w * z + b + residual)."""
+    for i in range(u.size):
+        t = (load(u, i, k) - at(k, i)) - at(low, i)
+        p = (at(r, i) * at(w, i)) * t + (at(b, i) + load(residual, i, k))
+        store(out, i, activate(code, p))
 
 
-@serial
-def cut(loops):  # type: ignore[no-untyped-def]
-    """Return the number of pieces, the runs or rows in one, and the chunks of a run."""
-    outer, pooled, cells, inner = loops
-    if inner > 1:
-        chunks = (inner + _CHUNK - 1) // _CHUNK
-        block = max(1, _CHUNK // inner)
-        return (outer * pooled * cells + block - 1) // block * chunks, block, chunks
-    block = min(_MOST_ROWS, max(_LEAST_ROWS, _CHUNK // cells))
-    return outer * ((pooled + block - 1) // block), block, 1
+@_loop
+def _upstream(code, dy, z, residual, i, w, b, k):
+    return load(dy, i, k) * passes(code, at(w, i) * z + (at(b, i) + load(residual, i, k)))
 
 
-@serial
-def _part(v, lo, hi):  # type: ignore[no-untyped-def]
-    return None if v is None else v[lo:hi]
+@_loop
+def _back_block(code, dy, u, residual, k, low, r, w, b):
+    s1, s2 = zero(k), zero(k)
+    for i in range(u.size):
+        z = ((load(u, i, k) - k) - low) * r
+        g = _upstream(code, dy, z, residual, i, w, b, k)
+        s1 += g
+        s2 += g * z
+    return s1, s2
 
 
-@serial
-def reduce_piece(piece, u, v, shift, loops, parts):  # type: ignore[no-untyped-def]
-    """Write two sums of one piece: without v of u - shift and its square, with v of u and u * (v - shift).
-
-    u and v are flat memory; shift has one number per cell; parts is [2, A * (O or blocks) * C * chunks].
-    """
-    outer, pooled, cells, inner = loops
-    _, block, chunks = cut(loops)
-    if inner > 1:
-        chunk = piece % chunks
-        first = piece // chunks * block
-        for run in range(first, min(outer * pooled * cells, first + block)):
-            cell = run // (pooled * cells) * cells + run % cells
-            lo = run * inner + chunk * _CHUNK
-            hi = min((run + 1) * inner, lo + _CHUNK)
-            s1, s2 = _sum(u[lo:hi], _part(v, lo, hi), shift[cell])
-            parts[0, run * chunks + chunk] = s1
-            parts[1, run * chunks + chunk] = s2
-    else:
-        blocks = (pooled + block - 1) // block
-        a = piece // blocks
-        k = shift[a * cells : (a + 1) * cells]
-        s1 = parts[0, piece * cells : (piece + 1) * cells]
-        s2 = parts[1, piece * cells : (piece + 1) * cells]
-        first = piece % blocks * block
-        for row in range(first, min(pooled, first + block)):
-            lo = (a * pooled + row) * cells
-            _add(u[lo : lo + cells], _part(v, lo, lo + cells), k, s1, s2)
+@_loop
+def back_row(code, dy, u, residual, k, low, r, w, b):
+    """Return the sums of g and of g * z, with g the gradient at the pre-activation."""
+    s1, s2 = 0.0, 0.0
+    for lo in range(0, u.size, BLOCK):
+        hi = min(lo + BLOCK, u.size)
+        p, q = _back_block(code, dy[lo:hi], u[lo:hi], part(residual, lo, hi), k, low, r, w, b)
+        s1 += np.float64(p)
+        s2 += np.float64(q)
+    return s1, s2
 
 
-@serial
-def apply_piece(piece, u, v, out, loops, scale, slope, shift, offset):  # type: ignore[no-untyped-def]
-    """Write one piece of out = scale * (u - shift) + offset, or scale * u + slope * (v - shift) + offset.
-
-    u, v and out are flat memory; the rest has one number per cell.
-    """
-    outer, pooled, cells, inner = loops
-    _, block, chunks = cut(loops)
-    if inner > 1:
-        chunk = piece % chunks
-        first = piece // chunks * block
-        for run in range(first, min(outer * pooled * cells, first + block)):
-            j = run // (pooled * cells) * cells + run % cells
-            lo = run * inner + chunk * _CHUNK
-            hi = min((run + 1) * inner, lo + _CHUNK)
-            _map(u[lo:hi], _part(v, lo, hi), out[lo:hi], scale[j], slope[j], shift[j], offset[j])
-    else:
-        blocks = (pooled + block - 1) // block
-        a = piece // blocks
-        i, j = a * cells, (a + 1) * cells
-        first = piece % blocks * block
-        for row in range(first, min(pooled, first + block)):
-            lo = (a * pooled + row) * cells
-            hi = lo + cells
-            _map_each(u[lo:hi], _part(v, lo, hi), out[lo:hi], scale[i:j], slope[i:j], shift[i:j], offset[i:j])
+@_loop
+def _back_block_each(code, dy, u, residual, k, low, r, w, b, dbias, dweight):
+    s1, s2 = zero(k), zero(k)
+    for i in range(u.size):
+        z = ((load(u, i, k) - k) - low) * r
+        g = _upstream(code, dy, z, residual, i, w, b, k)
+        s1 += w[i] * g
+        s2 += w[i] * g * z
+        dbias[i] += g
+        dweight[i] += g * z
+    return s1, s2
 
 
-# prange counts in unsigned numbers, for which the pieces would be compiled once more.
+@_loop
+def back_row_each(code, dy, u, residual, k, low, r, w, b, dbias, dweight):
+    """Return the sums of w * g and of w * g * z; add g to dbias and g * z to dweight, each for itself."""
+    s1, s2 = 0.0, 0.0
+    for lo in range(0, u.size, BLOCK):
+        hi = min(lo + BLOCK, u.size)
+        p, q = _back_block_each(
+            code, dy[lo:hi], u[lo:hi], part(residual, lo, hi), k, low, r, w[lo:hi], b[lo:hi], dbias[lo:hi],
+            dweight[lo:hi],
+        )  # fmt: skip
+        s1 += np.float64(p)
+        s2 += np.float64(q)
+    return s1, s2
 
 
-@parallel
-def reduce_pieces(pieces, u, v, shift, loops, parts):  # type: ignore[no-untyped-def]
-    """Run reduce_piece for every piece, on all threads."""
-    for piece in prange(pieces):
-        reduce_piece(np.int64(piece), u, v, shift, loops, parts)
+@_loop
+def back_columns(code, dy, u, residual, k, low, r, w, b, s1, s2):
+    """Add g to s1 and g * z to s2, element by element."""
+    for i in range(u.size):
+        z = ((load(u, i, k) - k[i]) - low[i]) * r[i]
+        g = _upstream(code, dy, z, residual, i, w, b, k)
+        s1[i] += g
+        s2[i] += g * z
 
 
-@parallel
-def apply_pieces(pieces, u, v, out, loops, scale, slope, shift, offset):  # type: ignore[no-untyped-def]
-    """Run apply_piece for every piece, on all threads."""
-    for piece in prange(pieces):
-        apply_piece(np.int64(piece), u, v, out, loops, scale, slope, shift, offset)
+@_loop
+def back_columns_weighted(code, dy, u, residual, k, low, r, w, b, s1, s2):
+    """Add w * g to s1 and w * g * z to s2, element by element; return the sums of g and of g * z."""
+    dbias, dweight = 0.0, 0.0
+    for i in range(u.size):
+        z = ((load(u, i, k) - k[i]) - low[i]) * r[i]
+        g = _upstream(code, dy, z, residual, i, w, b, k)
+        s1[i] += w * g
+        s2[i] += w * g * z
+        dbias += np.float64(g)
+        dweight += np.float64(g * z)
+    return dbias, dweight
+
+
+@_loop
+def backward(code, dy, u, residual, dx, dresidual, k, low, r, w, b, c1, c2):
+    """Write dx = r * (w * g - c1 - c2 * z), and g as the gradient of the residual, which may be None."""
+    for i in range(u.size):
+        z = ((load(u, i, k) - at(k, i)) - at(low, i)) * at(r, i)
+        g = _upstream(code, dy, z, residual, i, w, b, k)
+        store(dresidual, i, g)
+        store(dx, i, at(r, i) * ((at(w, i) * g - at(c1, i)) - at(c2, i) * z))

@@ -8,7 +8,9 @@ from warnings import warn
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
+from slabnorm import kernels
 from slabnorm.errors import ModeWarning, OptionError, StatisticsWarning
 from slabnorm.kernels.call import Found, Given
 from slabnorm.nn.stored import StoredStatistics
@@ -63,6 +65,12 @@ class RunningStatistics(StoredStatistics):
         running = self.running_mean
         if running is None or not self.track_running_stats or recomputing():
             return
+        if observed and center and self.momentum is not None and slab.kept.dims == slab.running.dims:
+            assert self.running_var is not None
+            entered = kernels.enter(found, slab.count, running, self.running_var, float(self.momentum))
+            if entered is not None:
+                self._count(slab.count) if entered else self._skip(running)
+                return
         mean, var = (t.to(running.dtype) for t in _of_batch(found, slab, center))
         count = slab.numel // mean.numel()
         finite = (mean.isfinite() & var.isfinite()).all()
@@ -72,14 +80,24 @@ class RunningStatistics(StoredStatistics):
         elif finite:
             self._enter(mean, var, count, None)
         else:
-            if self.num_batches_skipped is not None:
-                self.num_batches_skipped.add_(1)
-            self._warn_once(
-                "nonfinite",
-                StatisticsWarning,
-                f"a batch was left out of the running statistics: its own are not finite in {running.dtype}",
-                "look for the layer or the data that made it; `num_batches_skipped` counts them",
-            )
+            self._skip(running)
+
+    def _count(self, count: int) -> None:
+        written = [t for t in (self.running_mean, self.running_var) if t is not None]
+        increment_version(written)  # past autograd's eyes
+        for counter, by in ((self.num_batches_tracked, 1), (self.num_elements_tracked, count)):
+            if counter is not None:
+                counter.add_(by)
+
+    def _skip(self, running: Tensor) -> None:
+        if self.num_batches_skipped is not None:
+            self.num_batches_skipped.add_(1)
+        self._warn_once(
+            "nonfinite",
+            StatisticsWarning,
+            f"a batch was left out of the running statistics: its own are not finite in {running.dtype}",
+            "look for the layer or the data that made it; `num_batches_skipped` counts them",
+        )
 
     @torch.no_grad()
     def _enter(self, mean: Tensor, var: Tensor, count: int, finite: Tensor | None) -> None:

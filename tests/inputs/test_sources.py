@@ -240,7 +240,11 @@ def test_a_data_set_without_a_length():
         fit(Endless(), split="train")
 
 
-@pytest.mark.parametrize("source", [DATA, Items(*DATA), [DATA], [(DATA, LABELS)]], ids=str)
+@pytest.mark.parametrize(
+    "source",
+    [DATA, Items(*DATA), [DATA], [(DATA, LABELS)]],
+    ids=["array", "samples", "batches", "pairs"],
+)
 def test_a_key_where_nothing_has_names(source):
     with pytest.raises(DataError, match="key="):
         fit(source, split="train", key="x")

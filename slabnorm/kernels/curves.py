@@ -1,0 +1,150 @@
+"""The activations and their derivatives, compiled by Numba, as functions of the pre-activation p.
+
+NaN stays NaN: comparisons are written so that it falls through to where p is passed on. The smooth ones are
+float32, a few units in the last place; the others take the arithmetic of p.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba.extending import overload, register_jitable
+
+from slabnorm.kernels.elements import two_to_the, type_of, zero
+
+_F = np.float32
+_LOG2E = _F(1 / math.log(2))
+_LN2 = _F(0.693359375), _F(math.log(2) - 0.693359375)  # the first times a small integer is exact
+# exp(r) for |r| <= ln(2) / 2: a Taylor series, 5e-9 of the value.
+_EXP = tuple(_F(1 / math.factorial(n)) for n in range(8))
+# exp(z * z) * erfc(z) / t in powers of t = 1 / (1 + z / 2): fitted at Chebyshev nodes for z >= 0, 8e-9.
+_ERFCX = tuple(_F(c) for c in (
+    0.28209480852296975, 0.28209277715538084, 0.24690649764418798, 0.17508852800847172,
+    0.09475923443656808, -0.06364376472889174, 0.14164035715145515, -0.4676878528924546,
+    0.5041335699246327, -0.23951619173424082, 0.044132042355542994,
+))  # fmt: skip
+
+
+@register_jitable
+def _exp(x):
+    # Within e^-87 and e^88. math.exp is a call, which keeps a loop from being vectorised: ten times slower.
+    bounded = _F(-87.0) if x < _F(-87.0) else x
+    bounded = bounded if bounded < _F(88.0) else _F(88.0)
+    n = np.rint(bounded * _LOG2E)
+    r = (bounded - n * _LN2[0]) - n * _LN2[1]
+    series = _EXP[7]
+    for k in (6, 5, 4, 3, 2, 1, 0):
+        series = series * r + _EXP[k]
+    return series * two_to_the(np.int32(n)) if x == x else x
+
+
+@register_jitable
+def _sigmoid(p):
+    return _F(1.0) / (_F(1.0) + _exp(-_F(p)))
+
+
+@register_jitable
+def _tanh(p):
+    p = _F(p)
+    near = p * (_F(1.0) - p * p * (_F(1 / 3) - _F(2 / 15) * p * p))
+    return near if abs(p) < _F(0.05) else _F(2.0) * _sigmoid(_F(2.0) * p) - _F(1.0)
+
+
+@register_jitable
+def _normal(p):
+    # The standard normal distribution and its density at p.
+    p = _F(p)
+    z = abs(p) * _F(math.sqrt(0.5))
+    bell = _exp(-z * z)
+    t = _F(1.0) / (_F(1.0) + _F(0.5) * z)
+    series = _ERFCX[10]
+    for k in (9, 8, 7, 6, 5, 4, 3, 2, 1, 0):
+        series = series * t + _ERFCX[k]
+    tail = _F(0.5) * bell * series * t
+    return (_F(1.0) - tail if p > _F(0.0) else tail), bell * _F(1.0 / math.sqrt(2.0 * math.pi))
+
+
+_TANH_A, _TANH_B = _F(2 * math.sqrt(2 / math.pi)), _F(0.044715)
+
+
+def _pairs() -> dict[str, tuple[Any, Any]]:
+    def gelu_slope(p):
+        below, density = _normal(p)
+        return below + _F(p) * density
+
+    def silu_slope(p):
+        s = _sigmoid(p)
+        return s * (_F(1.0) + _F(p) * (_F(1.0) - s))
+
+    def gelu_tanh(p):
+        # 0.5 * (1 + tanh(u)) = sigmoid(2 u)
+        p = _F(p)
+        return p * _sigmoid(_TANH_A * (p + _TANH_B * p * p * p))
+
+    def gelu_tanh_slope(p):
+        p = _F(p)
+        s = _sigmoid(_TANH_A * (p + _TANH_B * p * p * p))
+        return s + p * s * (_F(1.0) - s) * _TANH_A * (_F(1.0) + _F(3.0) * _TANH_B * p * p)
+
+    def sigmoid_slope(p):
+        s = _sigmoid(p)
+        return s * (_F(1.0) - s)
+
+    def tanh_slope(p):
+        t = _tanh(p)
+        return _F(1.0) - t * t
+
+    # In the arithmetic of p: exact in float64 too. The constants are no powers of two, so they are cast.
+    def hardswish(p):
+        return zero(p) if p <= -3 else (p if p >= 3 else p * (p + type_of(p, 3.0)) * type_of(p, 1 / 6))
+
+    def hardswish_slope(p):
+        return (
+            zero(p) if p <= -3 else (type_of(p, 1.0) if p >= 3 else p * type_of(p, 1 / 3) + type_of(p, 0.5))
+        )
+
+    return {
+        "": (lambda p: p, lambda p: type_of(p, 1.0)),
+        "relu": (lambda p: zero(p) if p <= 0 else p, lambda p: zero(p) if p <= 0 else type_of(p, 1.0)),
+        "leaky_relu": (
+            lambda p: p if p > 0 else type_of(p, 0.01) * p,
+            lambda p: type_of(p, 1.0) if p > 0 else type_of(p, 0.01),
+        ),
+        "hardswish": (hardswish, hardswish_slope),
+        "silu": (lambda p: _F(p) * _sigmoid(p), silu_slope),
+        "sigmoid": (_sigmoid, sigmoid_slope),
+        "tanh": (_tanh, tanh_slope),
+        "gelu": (lambda p: _F(p) * _normal(p)[0], gelu_slope),
+        "gelu_tanh": (gelu_tanh, gelu_tanh_slope),
+    }
+
+
+_PAIRS = {name: tuple(register_jitable(f) for f in pair) for name, pair in _pairs().items()}
+CODES = {name: code for code, name in enumerate(_PAIRS)}
+# These have no transcendental function in them, and are exact in float64 too.
+PIECEWISE = ("", "relu", "leaky_relu", "hardswish")
+
+
+def activate(code: Any, p: Any) -> Any:
+    """Return the activation with this number, a compile-time constant, at the pre-activation p."""
+
+
+def passes(code: Any, p: Any) -> Any:
+    """Return the derivative of the activation at p: the share of a gradient that passes through it."""
+
+
+def _chosen(code: Any, which: int) -> Any:
+    chosen = list(_PAIRS.values())[code.literal_value][which]
+    return lambda code, p: chosen(p)
+
+
+@overload(activate, prefer_literal=True)
+def _activate(code, p):
+    return _chosen(code, 0)
+
+
+@overload(passes, prefer_literal=True)
+def _passes(code, p):
+    return _chosen(code, 1)

@@ -1,0 +1,284 @@
+"""How the slabs of a strided tensor lie in memory, as numbers for the CPU kernels.
+
+Memory is seen as blocks, runs and columns:
+
+- a *block* is one step along the axes that keep statistics apart, outside;
+- a *run* is one contiguous piece of memory; a block has one for each step along its pooled axes;
+- in a *rows* layout a run belongs to one slab; in a *columns* layout every element of a run is a
+  column, and a slab is made of columns.
+
+| norm | memory | layout | blocks | runs | in a run |
+|---|---|---|---|---|---|
+| batch | NCHW | rows | C | N | HW |
+| batch | NHWC | columns | 1 | NHW | C |
+| instance | NCHW | rows | NC | 1 | HW |
+| group, layer (whole sample) | NCHW | rows | N groups | channels of a group | HW |
+| instance, group, layer (whole sample) | NHWC | columns | N | HW | C |
+| layer, RMS (token) | any | rows, weight and bias along the run | tokens | 1 | C |
+| channel (`n c h w -> n h w`) | NCHW | columns, weight and bias along the runs | N | C | HW |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from slabnorm.parser import ELLIPSIS
+from slabnorm.pattern import product
+from slabnorm.slab import Axes, Slab
+
+CHUNK = 16384  # elements summed at once: 64 KiB of float32
+_CACHE = 1 << 17  # elements of a slab that stay in a core's cache between two sweeps: 512 KiB of float32
+_SHORT = 16  # a run of rows shorter than this is not worth a loop of its own
+_NARROW = 64  # and several runs of fewer columns than this are taken as one
+
+
+class _Dim(NamedTuple):
+    """One axis in memory: its size, its strides in x, the output, statistics, and weight and bias."""
+
+    size: int
+    x: int
+    out: int
+    slab: int
+    affine: int
+
+    @property
+    def pooled(self) -> bool:
+        return self.slab == 0
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Memory as blocks, runs and columns.
+
+    Attributes:
+        rows: whether a run belongs to one slab; else every element of it is a column.
+        mixed: rows: weight and bias vary along a run. Columns: they vary from run to run.
+        numbers: what kernels read, in the order of NUMBERS.
+        slab_of, affine_of: columns: the slab, and the element of weight and bias, of each column in block 0.
+    """
+
+    rows: bool
+    mixed: bool
+    numbers: np.ndarray
+    slab_of: np.ndarray
+    affine_of: np.ndarray
+
+    @cached_property
+    def tasks(self) -> int:
+        """Return how many tasks the blocks make."""
+        blocks, lanes, tile, run = (self[name] for name in ("blocks", "lanes", "tile", "run"))
+        return -(-blocks // lanes) if self.rows else blocks * -(-run // tile)
+
+    def shared(self, threads: int) -> bool:
+        """Return whether all threads share every task: where the last round would leave many of them idle.
+
+        Where weight and bias vary along the runs of a rows layout, each task adds up gradients of its own,
+        and
+        the number of threads has no say.
+        """
+        runs, run, piece = (self[name] for name in ("runs", "run", "piece"))
+        parts = runs * -(-run // CHUNK) if self.rows else -(-runs // piece)
+        if self.rows and self.mixed:
+            return self.tasks == 1 and parts > 1
+        rounds = -(-self.tasks // threads)
+        return self.tasks < 0.8 * rounds * threads and parts > 1
+
+    @cache  # noqa: B019  layouts are kept by their slabs, of which there are few
+    def default(self, value: int, dtype: torch.dtype) -> torch.Tensor:
+        """Return a weight or bias for a call that has none."""
+        return torch.full((self["affine"],), value, dtype=dtype)
+
+    def __getitem__(self, name: str) -> int:
+        if name in ("blocks", "runs"):
+            return self[f"{name}1"] * self[f"{name}0"]
+        return int(self.numbers[NUMBERS.index(name)])
+
+    @cached_property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """What kernels of this layout take."""
+        return (self.numbers,) if self.rows else (self.numbers, self.slab_of, self.affine_of)
+
+
+# Sizes; strides along blocks and runs in x, in the output, in weight and bias, and in statistics;
+# elements that x and the output span; elements in a slab; elements of weight and bias; rows: blocks in
+# a task, and swept together; columns: columns in a tile, and runs in a piece; which elements of a block are
+# looked at for a first guess of its mean: of how many runs, how far apart, and the same within a run.
+NUMBERS = (
+    "blocks1", "blocks0", "runs1", "runs0", "run",
+    "xb1", "xb0", "xr1", "xr0", "ob1", "ob0", "or1", "or0", "ab1", "ab0", "ar1", "ar0", "sb1", "sb0",
+    "x_span", "out_span", "count", "affine", "lanes", "together", "tile", "piece",
+    "sample_runs", "sample_run_step", "samples", "sample_step",
+)  # fmt: skip
+
+
+def find_layout(slab: Slab, x_strides: tuple[int, ...], out_strides: tuple[int, ...]) -> Layout | None:
+    """Return how a tensor of these strides lies in memory; None where it does not lie so."""
+    dims = _merged(_dims(slab, x_strides, out_strides))
+    if dims[-1].x != 1 or dims[-1].out != 1:
+        return None
+    inner = dims[-1]
+    if inner.pooled and not _better_as_columns(dims):
+        return _rows(slab, dims)
+    return _columns(slab, dims)
+
+
+def _dims(slab: Slab, x_strides: tuple[int, ...], out_strides: tuple[int, ...]) -> list[_Dim]:
+    parts = _parts(slab)
+    starts = np.cumsum((0, *parts)).tolist()
+    of_slab, of_affine = _gathered_strides(slab.kept), _gathered_strides(slab.affine)
+    dims = []
+    for axis, (start, count) in enumerate(zip(starts, parts, strict=False)):
+        for part in range(start, start + count):
+            within = product(slab.split[part + 1 : start + count])
+            dims.append(_Dim(slab.split[part], x_strides[axis] * within, out_strides[axis] * within,
+                             of_slab.get(part, 0), of_affine.get(part, 0)))  # fmt: skip
+    dims = [dim for dim in dims if dim.size != 1]
+    return sorted(dims, key=lambda dim: -dim.out) or [_Dim(1, 1, 1, 0, 0)]
+
+
+def _parts(slab: Slab) -> list[int]:
+    """Return how many dims of the split tensor each dim of x became."""
+    left = slab.pattern.left
+    dots = len(slab.split) - sum(len(item) for item in left if item != (ELLIPSIS,))
+    return [part for item in left for part in ([1] * dots if item == (ELLIPSIS,) else [len(item)])]
+
+
+def _gathered_strides(axes: Axes) -> dict[int, int]:
+    sizes = [axes.split[dim] for dim in axes.dims]
+    return {dim: product(sizes[i + 1 :]) for i, dim in enumerate(axes.dims)}
+
+
+def _merged(dims: list[_Dim]) -> list[_Dim]:
+    """Join neighbouring dims that one loop can run over."""
+    merged = [dims[0]]
+    for dim in dims[1:]:
+        outer = merged[-1]
+        if all(outer[i] == dim[i] * dim.size for i in (1, 2, 3, 4)):
+            merged[-1] = _Dim(outer.size * dim.size, *dim[1:])
+        else:
+            merged.append(dim)
+    return merged
+
+
+def _better_as_columns(dims: list[_Dim]) -> bool:
+    # Runs along which weight and bias vary, or very short ones, when there are several runs to a slab.
+    inner, pooled = dims[-1], product(dim.size for dim in dims[:-1] if dim.pooled)
+    if inner.affine:
+        return pooled > 1
+    free = product(dim.size for dim in dims[:-1] if dim.pooled and not dim.affine)
+    return inner.size < _SHORT and free >= 8 and not dims[-2].pooled and _adjacent(dims[-2], inner.size)
+
+
+def _adjacent(dim: _Dim, width: int) -> bool:
+    return dim.x == width and dim.out == width
+
+
+def _rows(slab: Slab, dims: list[_Dim]) -> Layout | None:
+    inner, mixed = dims[-1], dims[-1].affine != 0
+    blocks = [dim for dim in dims[:-1] if not dim.pooled]
+    if mixed and (inner.affine != 1 or any(dim.affine for dim in blocks)):
+        return _columns(slab, dims)  # whatever weight and bias a column has
+    runs = [dim for dim in dims[:-1] if dim.pooled]
+    elements = inner.size * product(dim.size for dim in runs)
+    total = product(dim.size for dim in blocks)
+    # Neighbours share lines and pages of memory: short runs are taken several at a time, 16 KiB in all.
+    together = max(1, min(64, 4096 // inner.size)) if runs else 1
+    lanes = max(together, -(-32768 // elements))
+    if mixed:
+        # A task adds up two float64 for every element of weight and bias: many rows share them.
+        lanes = max(lanes, 32, -(-total // 128))
+    return _layout(slab, True, mixed, blocks, runs, inner.size, lanes=lanes, together=together)
+
+
+def _columns(slab: Slab, dims: list[_Dim]) -> Layout | None:
+    group, rest = [dims[-1]], dims[:-1]
+    width = dims[-1].size
+    while rest and _adjacent(rest[-1], width):
+        # Axes that keep slabs apart; and axes of weight and bias, if these vary along the run already.
+        if rest[-1].pooled and not (rest[-1].affine and any(dim.affine for dim in group)):
+            break
+        width *= rest[-1].size
+        group.insert(0, rest.pop())
+    if rest and rest[-1].pooled and not rest[-1].affine and _adjacent(rest[-1], width) and width < _NARROW:
+        # Several short runs as one longer.
+        last = rest.pop()
+        several = max(n for n in range(1, 4 * _NARROW // width + 1) if last.size % n == 0)
+        group.insert(0, last._replace(size=several))
+        rest.append(_Dim(last.size // several, last.x * several, last.out * several, 0, 0))
+        width *= several
+    blocks = [dim for dim in rest if not dim.pooled]
+    runs = [dim for dim in rest if dim.pooled and dim.size > 1]
+    mixed = any(dim.affine for dim in runs)
+    if mixed and any(dim.affine for dim in group):
+        return None
+    slab_of, affine_of = (_index(group, which) for which in (3, 4))
+    tile = _tile(slab_of, product(dim.size for dim in runs))
+    piece = min(2048, max(64, CHUNK // tile))
+    return _layout(slab, False, mixed, blocks, runs, width, slab_of, affine_of, tile=tile, piece=piece)
+
+
+def _index(group: list[_Dim], which: int) -> np.ndarray:
+    """Return, for every column, the sum of its steps times one of the strides."""
+    index = np.zeros(1, dtype=np.int64)
+    for dim in group:
+        index = (index[:, None] + np.arange(dim.size) * dim[which]).reshape(-1)
+    return index
+
+
+def _tile(slab_of: np.ndarray, runs: int) -> int:
+    """Return how many columns are swept together: whole slabs, that stay in the cache if that can be."""
+    width = len(slab_of)
+    ends = np.flatnonzero(np.diff(slab_of)) + 1
+    unit = int(ends[0]) if len(ends) else width
+    blocked = len(ends) == width // unit - 1 and np.array_equal(ends, np.arange(1, len(ends) + 1) * unit)
+    if not blocked or len(np.unique(slab_of)) != len(ends) + 1:
+        return width
+    # Short pieces of a line of memory are slow to fetch: at least 64 columns.
+    wanted = _CACHE // runs if _CACHE // runs >= 64 else 512
+    units = max(1, min(1024, wanted) // unit)
+    tiles = -(-width // (units * unit))
+    return -(-width // unit // tiles) * unit
+
+
+def _layout(
+    slab: Slab,
+    rows: bool,
+    mixed: bool,
+    blocks: list[_Dim],
+    runs: list[_Dim],
+    run: int,
+    slab_of: np.ndarray | None = None,
+    affine_of: np.ndarray | None = None,
+    **tuning: int,
+) -> Layout | None:
+    if len(blocks) > 2 or len(runs) > 2:
+        return None
+    nothing = _Dim(1, 0, 0, 0, 0)
+    b1, b0 = [nothing] * (2 - len(blocks)) + blocks
+    r1, r0 = [nothing] * (2 - len(runs)) + runs
+    # Eight elements, or runs of columns, spread over the slab.
+    sample_runs = min(8, r0.size) if rows else max(1, min(8, r0.size // 4))
+    samples = min(8 // sample_runs, run)
+    spans = [1 + sum((dim.size - 1) * dim[i] for dim in (b1, b0, r1, r0)) + run - 1 for i in (1, 2)]
+    numbers = {
+        "blocks1": b1.size, "blocks0": b0.size, "runs1": r1.size, "runs0": r0.size, "run": run,
+        "xb1": b1.x, "xb0": b0.x, "xr1": r1.x, "xr0": r0.x,
+        "ob1": b1.out, "ob0": b0.out, "or1": r1.out, "or0": r0.out,
+        "ab1": b1.affine, "ab0": b0.affine, "ar1": r1.affine, "ar0": r0.affine,
+        "sb1": b1.slab, "sb0": b0.slab,
+        "x_span": spans[0], "out_span": spans[1],
+        "count": slab.count, "affine": product(slab.affine.shape), "lanes": 1, "together": 1, "tile": 1,
+        "piece": 1,
+        "sample_runs": sample_runs, "sample_run_step": r0.size // sample_runs,
+        "samples": samples, "sample_step": run // samples, **tuning,
+    }  # fmt: skip
+    empty = np.zeros(0, dtype=np.int64)
+    return Layout(
+        rows, mixed, np.array([numbers[name] for name in NUMBERS], dtype=np.int64),
+        empty if slab_of is None else slab_of, empty if affine_of is None else affine_of,
+    )  # fmt: skip

@@ -1,0 +1,226 @@
+"""accelerate() and restore(): plan everything, then change everything, or nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+from torch import nn
+
+from slabnorm.errors import ModelError
+from slabnorm.surgery import rewrite
+from slabnorm.surgery.match import Site
+from slabnorm.surgery.norms import KINDS, Accelerated, become, donor, revert, why_not
+from slabnorm.surgery.record import Acceleration, Left, Replaced
+from slabnorm.surgery.sites import hooked, name_of
+from slabnorm.surgery.verify import check
+from slabnorm.surgery.walk import Place, follow, walk
+
+
+def accelerate(model: nn.Module, *, verify: Any = None) -> Acceleration:
+    """Let slabnorm compute the norms of a model, in place.
+
+        y = activation(norm(x) + residual)          in one call, where the source shows that it is one
+
+    BatchNorm1d to 3d, InstanceNorm1d to 3d, GroupNorm, LayerNorm and RMSNorm of torch.nn change their class
+    and stay the same objects: parameters, buffers, hooks, mode, names and references. `isinstance` of the
+    torch.nn class stays true. Modules that run a norm and then an activation, a sum or both do so in one
+    call. A second call changes nothing; `restore` goes back.
+
+    Args:
+        model: any module; the model itself may be a norm.
+        verify: a batch, to compare outputs and gradients before and after: a tensor, a tuple of positional
+            arguments, or a dict of keyword arguments. The comparison runs on copies, in train and eval
+            mode; float64 copies judge. Where the results differ the model is not changed.
+
+    Returns:
+        What was done, what was left, and why: print it.
+
+    Raises:
+        ModelError: `model` is no module, or it does not run on the batch.
+        VerificationError: the changed model does not compute what the model computes.
+
+    >>> import slabnorm as sn, torch
+    >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU())
+    >>> sn.accelerate(model, verify=torch.randn(2, 3, 8, 8))
+    1 replaced, 1 of them fused, 0 left; outputs and gradients verified
+      1  BatchNorm2d  -> BatchNorm + relu
+    >>> sn.restore(model)
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError("accelerate takes a torch.nn.Module", type(model).__name__, "give it the model")
+    plan = _Plan(walk(model))
+    report = plan.report(verified=verify is not None)
+    if verify is not None:
+        check(model, lambda twin: _Plan(walk(twin)).commit(), verify)
+    plan.commit()
+    return report
+
+
+def restore(model: nn.Module) -> None:
+    """Make an accelerated model the model that it was: its classes and forwards, with the present values.
+
+    What training, casts and checkpoints have changed since stays. A model that is not accelerated stays as
+    it is.
+
+    >>> import slabnorm as sn, torch
+    >>> norm = torch.nn.LayerNorm(8)
+    >>> report = sn.accelerate(norm)
+    >>> sn.restore(norm)
+    >>> type(norm)
+    <class 'torch.nn.modules.normalization.LayerNorm'>
+    """
+    for module, _ in walk(model):
+        if isinstance(module, Accelerated):
+            revert(module)
+        elif isinstance(module, rewrite.Rewritten):
+            object.__setattr__(module, "__class__", module.plain)
+
+
+@dataclass
+class _Norm:
+    """A norm that slabnorm will compute, and the places that take up its result."""
+
+    place: Place
+    ends: list[tuple[str | None, bool]] = field(default_factory=list)  # activation, residual
+    note: str = ""
+
+    @property
+    def activation(self) -> str | None:
+        """What most call sites end with; the others stay apart."""
+        return Counter(name for name, _ in self.ends).most_common(1)[0][0] if self.ends else None
+
+    @property
+    def residual(self) -> bool:
+        return any(residual for name, residual in self.ends if name == self.activation)
+
+
+class _Plan:
+    """What is to become of every module of a model."""
+
+    def __init__(self, places: list[Place]) -> None:
+        self.norms: dict[int, _Norm] = {}
+        self.left: list[Left] = []
+        self.classes: list[tuple[nn.Module, type[nn.Module]]] = []
+        for place in places:
+            if isinstance(place.module, Accelerated) or _norm_like(place.module):
+                reason = "" if isinstance(place.module, Accelerated) else why_not(place.module)
+                if reason:
+                    self.left.append(Left(place.names, type(place.module).__name__, reason))
+                else:
+                    self.norms[id(place.module)] = _Norm(place)
+        for place in places:
+            self._sites(place.module)
+        for norm in self.norms.values():
+            if hooked(norm.place.module):
+                norm.ends, norm.note = [], "a hook sees its output: not fused"
+
+    def _is_norm(self, module: Any) -> bool:
+        return id(module) in self.norms
+
+    def _sites(self, module: nn.Module) -> None:
+        """Find where a module takes up the results of norms below it, and the class that it gets for that."""
+        plain = rewrite.own_class(module)
+        below = [child for child in module.modules() if child is not module and self._is_norm(child)]
+        if not below or not rewrite.rewritable(plain):
+            return
+        norms: set[str] = set()
+        activations: set[str] = set()
+
+        def is_norm(path: str) -> bool:
+            return self._is_norm(follow(module, path))
+
+        def is_activation(path: str) -> bool:
+            return name_of(follow(module, path)) is not None
+
+        found = self._in_order(module) if rewrite.in_order(plain) else []
+        for _, _, sites in rewrite.methods_of(plain, is_norm, is_activation):
+            found += sites
+        if not found:
+            if rewrite.unreadable(plain):
+                for child in module.children():
+                    if self._is_norm(child):
+                        self.norms[id(child)].note = f"the source of {plain.__name__}.forward cannot be read"
+            return
+        for site in found:
+            name = site.function or (name_of(follow(module, site.module)) if site.module else None)
+            self.norms[id(follow(module, site.norm))].ends.append((name, site.residual))
+            norms.add(site.norm)
+            activations.update([site.module] if site.module else [])
+        kind = rewrite.rewritten(plain, tuple(sorted(norms)), tuple(sorted(activations)))
+        self.classes.append((module, kind))
+
+    def _in_order(self, module: nn.Module) -> list[Site]:
+        children = list(module._modules.items())
+        return [
+            Site(first, module=second)
+            for (first, norm), (second, activation) in pairwise(children)
+            if self._is_norm(norm) and name_of(activation) is not None
+        ]
+
+    def commit(self) -> None:
+        """Change the model; where anything fails, nothing is changed."""
+        twins = {key: donor(norm.place.module) for key, norm in self.norms.items() if not _done(norm)}
+        saved: list[_Saved] = []
+        try:
+            for key, norm in self.norms.items():
+                module = norm.place.module
+                saved.append(_Saved(module))
+                if key in twins:
+                    become(module, twins[key], norm.activation)
+                else:
+                    module.__dict__["activation"] = norm.activation
+            for module, kind in self.classes:
+                saved.append(_Saved(module))
+                object.__setattr__(module, "__class__", kind)
+        except BaseException:
+            for state in reversed(saved):
+                state.put_back()
+            raise
+
+    def report(self, verified: bool) -> Acceleration:
+        """Return what `commit` will do; before it, for it says what the modules are until then."""
+        done = [
+            Replaced(
+                norm.place.names, type(norm.place.module).__name__, KINDS[type(norm.place.module)].layer,
+                norm.activation, norm.residual, norm.note,
+            )
+            for norm in self.norms.values()
+            if not _done(norm)
+        ]  # fmt: skip
+        return Acceleration(tuple(done), tuple(self.left), len(self.norms) - len(done), verified)
+
+
+def _done(norm: _Norm) -> bool:
+    return isinstance(norm.place.module, Accelerated)
+
+
+class _Saved:
+    """A module's class and tables as they are, to put back."""
+
+    _tables = ("__dict__", "_parameters", "_buffers", "_non_persistent_buffers_set")
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.kind = module, type(module)
+        self.tables = [(_table(module, name), _table(module, name).copy()) for name in self._tables]
+
+    def put_back(self) -> None:
+        """Make the module what it was."""
+        object.__setattr__(self.module, "__class__", self.kind)
+        for table, before in self.tables:
+            table.clear()
+            table.update(before)
+
+
+def _table(module: nn.Module, name: str) -> Any:
+    return vars(module) if name == "__dict__" else vars(module)[name]
+
+
+def _norm_like(module: nn.Module) -> bool:
+    if type(module) in KINDS or isinstance(module, tuple(KINDS)):
+        return True
+    kind = type(module)
+    own = kind.__module__.startswith("slabnorm.")  # what is slabnorm's is as it should be
+    return not own and not module._modules and "norm" in kind.__name__.lower()

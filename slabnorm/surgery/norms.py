@@ -1,0 +1,209 @@
+"""torch.nn norms whose arithmetic is slabnorm's: the same objects under another class.
+
+A norm becomes fast by changing its class, not by being replaced. Parameters, buffers, hooks, the mode, its
+places in the model and every reference to it stay because nothing moves; `isinstance` of the torch.nn class
+stays true, so code that looks for batch norms still finds them; and torch's own forward remains at hand
+for whatever slabnorm's layer takes differently: unbatched input, other shapes, nested tensors.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from slabnorm import nn as ours
+from slabnorm.errors import SlabError
+
+_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_HALVES = (torch.float16, torch.bfloat16)
+
+
+class Accelerated(ours.SlabNorm):
+    """What the nine accelerated norms share.
+
+        norm(x)                      the norm alone, as ever
+        norm(x, residual, True)      activation(norm(x) + residual), from a call site that proves it
+
+    `activation` is what the call sites that fuse end with; a plain call does not apply it.
+    """
+
+    plain: ClassVar[type[nn.Module]]
+    layer: ClassVar[str]
+    _added: dict[str, tuple[str, ...]]
+
+    def forward(self, input: Tensor, residual: Tensor | None = None, fused: bool = False) -> Tensor:
+        """Return the normalised input; if fused, with the residual added and the activation applied."""
+        if fused or (self.activation is None and self.takes(input)):
+            return super().forward(input, residual)
+        return self.plain.forward(self, input)
+
+    def takes(self, x: Any) -> bool:
+        """Whether slabnorm computes this input exactly as torch's layer means it."""
+        return type(x) in (Tensor, nn.Parameter) and x.dtype in _FLOATS and x.layout == torch.strided
+
+    def extra_repr(self) -> str:
+        """Return torch's own words, and the activation."""
+        return self.plain.extra_repr(self) + self._activation_repr()
+
+
+class _PerFeature(Accelerated):
+    ranks: ClassVar[tuple[int, ...]]
+
+    def takes(self, x: Any) -> bool:
+        """Whether slabnorm computes this input."""
+        if not super().takes(x) or x.dim() not in self.ranks or x.shape[1] != self.num_features:
+            return False
+        # momentum=None: torch weighs every batch alike, slabnorm by its count.
+        averages = self.momentum is None and self.training and self.track_running_stats
+        running = self.running_mean
+        return not averages and (running is None or running.dtype not in _HALVES)
+
+
+def _widened(x: Tensor) -> bool:
+    # Under autocast, accelerators run these in float32; the CPU does not.
+    return x.device.type != "cpu" and torch.is_autocast_enabled(x.device.type)
+
+
+class BatchNorm1d(_PerFeature, ours.BatchNorm, nn.BatchNorm1d):  # type: ignore[misc]
+    plain, layer, ranks = nn.BatchNorm1d, "BatchNorm", (2, 3)
+
+
+class BatchNorm2d(_PerFeature, ours.BatchNorm, nn.BatchNorm2d):  # type: ignore[misc]
+    plain, layer, ranks = nn.BatchNorm2d, "BatchNorm", (4,)
+
+
+class BatchNorm3d(_PerFeature, ours.BatchNorm, nn.BatchNorm3d):  # type: ignore[misc]
+    plain, layer, ranks = nn.BatchNorm3d, "BatchNorm", (5,)
+
+
+class InstanceNorm1d(_PerFeature, ours.InstanceNorm, nn.InstanceNorm1d):  # type: ignore[misc]
+    plain, layer, ranks = nn.InstanceNorm1d, "InstanceNorm", (3,)
+
+
+class InstanceNorm2d(_PerFeature, ours.InstanceNorm, nn.InstanceNorm2d):  # type: ignore[misc]
+    plain, layer, ranks = nn.InstanceNorm2d, "InstanceNorm", (4,)
+
+
+class InstanceNorm3d(_PerFeature, ours.InstanceNorm, nn.InstanceNorm3d):  # type: ignore[misc]
+    plain, layer, ranks = nn.InstanceNorm3d, "InstanceNorm", (5,)
+
+
+class GroupNorm(Accelerated, ours.GroupNorm, nn.GroupNorm):  # type: ignore[misc]
+    plain, layer = nn.GroupNorm, "GroupNorm"
+
+    def takes(self, x: Any) -> bool:
+        """Whether slabnorm computes this input."""
+        fits = super().takes(x) and x.dim() >= 2 and x.shape[1] == self.num_channels
+        return fits and not _widened(x)
+
+
+class _Trailing(Accelerated):
+    normalized_shape: tuple[int, ...]
+
+    def takes(self, x: Any) -> bool:
+        fits = super().takes(x) and x.shape[-len(self.normalized_shape) :] == self.normalized_shape
+        return fits and not _widened(x)
+
+
+class LayerNorm(_Trailing, ours.LayerNorm, nn.LayerNorm):  # type: ignore[misc]
+    plain, layer = nn.LayerNorm, "LayerNorm"
+
+
+class RMSNorm(_Trailing, ours.RMSNorm, nn.RMSNorm):  # type: ignore[misc]
+    plain, layer = nn.RMSNorm, "RMSNorm"
+
+
+KINDS: dict[type[nn.Module], type[Accelerated]] = {
+    kind.plain: kind
+    for kind in (
+        BatchNorm1d, BatchNorm2d, BatchNorm3d, InstanceNorm1d, InstanceNorm2d, InstanceNorm3d,
+        GroupNorm, LayerNorm, RMSNorm,
+    )
+}  # fmt: skip
+
+
+def why_not(norm: nn.Module) -> str:
+    """Return why a norm cannot become an accelerated one; "" if it can."""
+    if type(norm) not in KINDS:
+        if isinstance(norm, nn.modules.lazy.LazyModuleMixin):
+            return "not initialised yet: run the model once"
+        if isinstance(norm, nn.SyncBatchNorm):
+            return "merges its statistics over processes"
+        known = next((kind.__name__ for kind in KINDS if isinstance(norm, kind)), "")
+        return f"a subclass of {known}, which may compute something else" if known else "not one of the nine"
+    if "forward" in norm.__dict__:
+        return "its forward was replaced on the object"
+    try:
+        twin = donor(norm)
+    except SlabError as error:
+        return f"{error.rule}; it has {error.got}"
+    for held, own in ((norm._parameters, twin._parameters), (norm._buffers, twin._buffers)):
+        foreign = held.keys() - own.keys()
+        missing = [key for key, value in own.items() if value is not None and key not in held]
+        if foreign or [key for key in missing if key in ("weight", "bias", "running_mean", "running_var")]:
+            return "its parameters are not where the layer keeps them (pruning or a weight norm does that)"
+        for key in held.keys() & own.keys():
+            mine, theirs = held[key], own[key]
+            if mine is not None and (theirs is None or mine.shape != theirs.shape or mine.is_complex()):
+                return f"its {key} is not what its arguments say"
+    return ""
+
+
+def donor(norm: nn.Module) -> ours.SlabNorm:
+    """Return a slabnorm layer of a norm's arguments, for the attributes that the norm lacks."""
+    n: Any = norm
+    tensors = [t for t in (*norm._parameters.values(), *norm._buffers.values()) if t is not None]
+    where: dict[str, Any] = {"device": tensors[0].device, "dtype": None} if tensors else {}
+    if tensors and tensors[0].is_floating_point():
+        where["dtype"] = tensors[0].dtype
+    if isinstance(norm, nn.GroupNorm):
+        return ours.GroupNorm(n.num_groups, n.num_channels, n.eps, n.affine, bias=_biased(norm), **where)
+    if isinstance(norm, nn.LayerNorm):
+        return ours.LayerNorm(n.normalized_shape, n.eps, n.elementwise_affine, _biased(norm), **where)
+    if isinstance(norm, nn.RMSNorm):
+        return ours.RMSNorm(n.normalized_shape, n.eps, n.elementwise_affine, **where)
+    kind = ours.InstanceNorm if isinstance(norm, nn.modules.instancenorm._InstanceNorm) else ours.BatchNorm
+    tracks = norm._buffers.get("running_mean") is not None  # the attribute may be switched for a while
+    return kind(n.num_features, n.eps, n.momentum, n.affine, tracks, bias=_biased(norm), **where)
+
+
+def _biased(norm: nn.Module) -> bool:
+    return norm._parameters.get("bias") is not None
+
+
+def become(norm: nn.Module, twin: ours.SlabNorm, activation: str | None) -> None:
+    """Make a torch.nn norm an accelerated one, in place."""
+    object.__setattr__(norm, "__class__", KINDS[type(norm)])
+    for key in ("running_mean", "running_var"):
+        value = norm._buffers.get(key)
+        if value is not None and value.dtype in _HALVES:
+            norm._buffers[key] = value.float()  # slabnorm keeps running statistics in float32 at least
+    added: dict[str, tuple[str, ...]] = {}
+    for store in ("_parameters", "_buffers", "__dict__"):
+        mine, theirs = (vars(m) if store == "__dict__" else getattr(m, store) for m in (norm, twin))
+        added[store] = tuple(key for key in theirs if key not in mine)
+        mine.update({key: theirs[key] for key in added[store]})
+    norm._non_persistent_buffers_set |= twin._non_persistent_buffers_set
+    norm.__dict__["_added"] = added
+    norm.__dict__["activation"] = activation
+
+
+def revert(norm: Accelerated) -> None:
+    """Make an accelerated norm the torch.nn norm that it was, with its present values."""
+    added = norm.__dict__["_added"]
+    kind = type(norm).plain
+    norm._non_persistent_buffers_set -= set(added["_buffers"])
+    for store in ("_parameters", "_buffers", "__dict__"):
+        mine = vars(norm) if store == "__dict__" else getattr(norm, store)
+        for key in added[store]:
+            mine.pop(key, None)
+    norm.__dict__.pop("_added")
+    object.__setattr__(norm, "__class__", kind)
+    weight = norm._parameters.get("weight")
+    for key in ("running_mean", "running_var"):
+        value = norm._buffers.get(key)
+        if value is not None and weight is not None and weight.dtype in _HALVES:
+            # slabnorm keeps them in float32; torch wants them in the dtype of the weight.
+            norm._buffers[key] = value.to(weight.dtype)

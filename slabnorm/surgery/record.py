@@ -1,0 +1,96 @@
+"""What an acceleration did and what it left, as plain records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """A norm that slabnorm computes from now on.
+
+    Attributes:
+        names: every name of the module in the model; several where it is shared; "" is the model itself.
+        was: the torch.nn class.
+        layer: the slabnorm layer that computes it.
+        activation: what is fused into it, by name; None: nothing.
+        residual: whether a sum is fused into it.
+        note: why no more is fused, where that is known.
+    """
+
+    names: tuple[str, ...]
+    was: str
+    layer: str
+    activation: str | None = None
+    residual: bool = False
+    note: str = ""
+
+    @property
+    def became(self) -> str:
+        """What the norm became, in words, such as `BatchNorm + residual + relu`."""
+        parts = [self.layer, *(["residual"] if self.residual else []), *filter(None, [self.activation])]
+        return " + ".join(parts)
+
+
+@dataclass(frozen=True)
+class Left:
+    """A norm that was left as it is, and why."""
+
+    names: tuple[str, ...]
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Acceleration:
+    """What `accelerate` did to a model.
+
+    Attributes:
+        replaced: the norms that slabnorm computes from now on.
+        left: the norms that it left, each with the reason.
+        already: how many norms an earlier call had replaced.
+        verified: whether outputs and gradients were compared, see `verify`.
+    """
+
+    replaced: tuple[Replaced, ...]
+    left: tuple[Left, ...]
+    already: int = 0
+    verified: bool = False
+
+    @property
+    def fused(self) -> tuple[Replaced, ...]:
+        """The norms that take an activation or a sum along."""
+        return tuple(norm for norm in self.replaced if norm.activation or norm.residual)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the record as plain dictionaries, lists, strings and numbers, ready for JSON."""
+        return {
+            "replaced": [asdict(norm) | {"names": list(norm.names)} for norm in self.replaced],
+            "left": [asdict(norm) | {"names": list(norm.names)} for norm in self.left],
+            "already": self.already,
+            "verified": self.verified,
+        }
+
+    def __str__(self) -> str:
+        counts = f"{len(self.replaced)} replaced, {len(self.fused)} of them fused, {len(self.left)} left"
+        if self.already:
+            counts += f", {self.already} replaced before"
+        if self.verified:
+            counts += "; outputs and gradients verified"
+        rows = [(_name(n.names), n.was, f"-> {n.became}", n.note) for n in self.replaced]
+        rows += [(_name(n.names), n.kind, "left", n.reason) for n in self.left]
+        return "\n".join([counts, *_table(rows)])
+
+    __repr__ = __str__
+
+
+def _name(names: tuple[str, ...]) -> str:
+    return ", ".join(name or "(the model)" for name in names)
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    cells = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)
+    return [("  " + "  ".join(row)).rstrip() for row in cells]
