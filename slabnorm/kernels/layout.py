@@ -74,6 +74,7 @@ class Layout:
         blocks, lanes, tile, run = (self[name] for name in ("blocks", "lanes", "tile", "run"))
         return -(-blocks // lanes) if self.rows else blocks * -(-run // tile)
 
+    @cache  # noqa: B019  layouts are kept by their slabs, of which there are few
     def shared(self, threads: int) -> bool:
         """Return whether all threads share every task: where the last round would leave many of them idle.
 
