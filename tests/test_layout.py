@@ -26,15 +26,15 @@ def layout_of(slab: Slab, x: torch.Tensor) -> Layout | None:
     ("pattern", "shape", "last", "is_rows", "mixed", "blocks", "runs", "run"),
     [
         ("n c h w -> c", (8, 16, 14, 14), False, True, False, 16, 8, 196),
-        ("n c h w -> c", (8, 16, 14, 14), True, False, False, 1, 98, 256),  # short runs joined
-        ("n c h w -> c", (8, 64, 14, 14), True, False, False, 1, 1568, 64),
-        ("n c h w -> c", (8, 16, 3, 3), False, False, False, 1, 8, 144),  # too short for rows
+        ("n c h w -> c", (8, 16, 14, 14), True, False, False, 1, 49, 512),  # short runs joined
+        ("n c h w -> c", (8, 64, 14, 14), True, False, False, 1, 196, 512),
+        ("n c h w -> c", (8, 16, 3, 3), False, False, False, 1, 4, 288),  # too short for rows
         ("n c -> c", (7, 80), False, False, False, 1, 7, 80),
         ("n c h w -> n c", (2, 3, 14, 14), False, True, False, 6, 1, 196),
-        ("n c h w -> n c", (2, 64, 14, 14), True, False, False, 2, 196, 64),
+        ("n c h w -> n c", (2, 64, 14, 14), True, False, False, 2, 28, 448),
         ("n (g c) h w -> n g", (2, 64, 14, 14), False, True, False, 4, 32, 196),
-        ("n (g c) h w -> n g", (2, 64, 14, 14), True, False, False, 2, 196, 64),
-        ("n c h w -> n", (2, 64, 14, 14), True, False, False, 2, 196, 64),
+        ("n (g c) h w -> n g", (2, 64, 14, 14), True, False, False, 2, 28, 448),
+        ("n c h w -> n", (2, 64, 14, 14), True, False, False, 2, 28, 448),
         ("n t c -> n t", (4, 5, 80), False, True, True, 20, 1, 80),
         ("n c h w -> n h w", (2, 64, 14, 14), False, False, True, 2, 64, 196),
         ("n c h w -> n h w", (2, 64, 14, 14), True, True, True, 392, 1, 64),

@@ -34,7 +34,7 @@ from slabnorm.slab import Axes, Slab
 CHUNK = 16384  # elements summed at once: 64 KiB of float32
 _CACHE = 1 << 17  # elements of a slab that stay in a core's cache between two sweeps: 512 KiB of float32
 _SHORT = 16  # a run of rows shorter than this is not worth a loop of its own
-_NARROW = 64  # and several runs of fewer columns than this are taken as one
+_NARROW = 512  # several runs of fewer columns are taken as one: a call a run costs as much as 200 elements
 
 
 class _Dim(NamedTuple):
@@ -208,7 +208,7 @@ def _columns(slab: Slab, dims: list[_Dim]) -> Layout | None:
     if rest and rest[-1].pooled and not rest[-1].affine and _adjacent(rest[-1], width) and width < _NARROW:
         # Several short runs as one longer.
         last = rest.pop()
-        several = max(n for n in range(1, 4 * _NARROW // width + 1) if last.size % n == 0)
+        several = max(n for n in range(1, _NARROW // width + 1) if last.size % n == 0)
         group.insert(0, last._replace(size=several))
         rest.append(_Dim(last.size // several, last.x * several, last.out * several, 0, 0))
         width *= several
@@ -219,7 +219,7 @@ def _columns(slab: Slab, dims: list[_Dim]) -> Layout | None:
         return None
     slab_of, affine_of = (_index(group, which) for which in (3, 4))
     tile = _tile(slab_of, product(dim.size for dim in runs))
-    piece = min(2048, max(64, CHUNK // tile))
+    piece = max(256, CHUNK // tile)  # what a column is normalised with is looked up once a piece
     return _layout(slab, False, mixed, blocks, runs, width, slab_of, affine_of, tile=tile, piece=piece)
 
 
@@ -239,8 +239,7 @@ def _tile(slab_of: np.ndarray, runs: int) -> int:
     blocked = len(ends) == width // unit - 1 and np.array_equal(ends, np.arange(1, len(ends) + 1) * unit)
     if not blocked or len(np.unique(slab_of)) != len(ends) + 1:
         return width
-    # Short pieces of a line of memory are slow to fetch: at least 64 columns.
-    wanted = _CACHE // runs if _CACHE // runs >= 64 else 512
+    wanted = max(_NARROW, _CACHE // runs)
     units = max(1, min(1024, wanted) // unit)
     tiles = -(-width // (units * unit))
     return -(-width // unit // tiles) * unit
