@@ -97,8 +97,11 @@ def enter(found: Found, count: int, mean: Tensor, var: Tensor, momentum: float) 
 
     Return False, and change nothing, if a statistic of the batch is not finite; None if no kernel can do it.
     """
-    if type(found).__name__ != "Measured" or not (_simple(mean) and _simple(var) and mean.dtype == var.dtype):
+    wide = mean.dtype == var.dtype and mean.dtype in (torch.float32, torch.float64)
+    if type(found).__name__ != "Measured" or not (wide and _simple(mean) and _simple(var)):
         return None
+    if mean.shape != found.mean.shape or var.shape != found.mean.shape:
+        return None  # kernels write to addresses: what does not fit is torch's to refuse
     from slabnorm.kernels import cpu
 
     return cpu.enter(found, count, mean, var, momentum)  # type: ignore[arg-type]

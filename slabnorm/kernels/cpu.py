@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from slabnorm.errors import ShapeError
 from slabnorm.kernels import compiled
 from slabnorm.kernels.call import Call, Found, Given, Statistics
 from slabnorm.kernels.curves import PIECEWISE
@@ -222,8 +223,15 @@ def _affine(weight: Tensor | None, bias: Tensor | None, layout: Layout) -> tuple
 
 
 def _use(given: Given, stats: np.ndarray, eps: float) -> None:
-    # They are taken as they are now: running statistics may move on before the backward.
+    # They are taken as they are now: running statistics may move on before the backward. Kernels read from
+    # addresses, so what does not fit is refused here.
     mean, var = given
+    if mean.numel() != stats.shape[1] or var.numel() != stats.shape[1]:
+        raise ShapeError(
+            f"there is one mean and one variance for each of the {stats.shape[1]} slabs",
+            f"{tuple(mean.shape)} and {tuple(var.shape)}",
+            "give statistics of the shape of the pattern's right side",
+        )
     if mean.dtype not in _WIDE or mean.dtype != var.dtype:
         mean, var = mean.double(), var.double()
     mean, var = mean.contiguous(), var.contiguous()

@@ -21,7 +21,7 @@ Memory is seen as blocks, runs and columns:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -74,14 +74,18 @@ class Layout:
         blocks, lanes, tile, run = (self[name] for name in ("blocks", "lanes", "tile", "run"))
         return -(-blocks // lanes) if self.rows else blocks * -(-run // tile)
 
-    @cache  # noqa: B019  layouts are kept by their slabs, of which there are few
     def shared(self, threads: int) -> bool:
         """Return whether all threads share every task: where the last round would leave many of them idle.
 
         Where weight and bias vary along the runs of a rows layout, each task adds up gradients of its own,
-        and
-        the number of threads has no say.
+        and the number of threads has no say.
         """
+        kept: dict[int, bool] = self.__dict__.setdefault("_shared", {})
+        if threads not in kept:
+            kept[threads] = self._is_shared(threads)
+        return kept[threads]
+
+    def _is_shared(self, threads: int) -> bool:
         runs, run, piece = (self[name] for name in ("runs", "run", "piece"))
         parts = runs * -(-run // CHUNK) if self.rows else -(-runs // piece)
         if self.rows and self.mixed:
@@ -89,10 +93,12 @@ class Layout:
         rounds = -(-self.tasks // threads)
         return self.tasks < 0.8 * rounds * threads and parts > 1
 
-    @cache  # noqa: B019  layouts are kept by their slabs, of which there are few
     def default(self, value: int, dtype: torch.dtype) -> torch.Tensor:
         """Return a weight or bias for a call that has none."""
-        return torch.full((self["affine"],), value, dtype=dtype)
+        kept: dict[tuple[int, torch.dtype], torch.Tensor] = self.__dict__.setdefault("_defaults", {})
+        if (value, dtype) not in kept:
+            kept[value, dtype] = torch.full((self["affine"],), value, dtype=dtype, device="cpu")
+        return kept[value, dtype]
 
     def __getitem__(self, name: str) -> int:
         if name in ("blocks", "runs"):

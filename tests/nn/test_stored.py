@@ -103,3 +103,14 @@ def test_running_statistics_follow_the_default_dtype() -> None:
         assert sn.BatchNorm(4).running_mean.dtype == nn.BatchNorm1d(4).running_mean.dtype == torch.float64
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def test_statistics_of_a_wrong_shape_are_refused_not_written_past() -> None:
+    """Kernels write to addresses."""
+    layer = sn.BatchNorm(64)
+    layer.running_mean = torch.full((3,), 0.5)
+    with pytest.raises((RuntimeError, sn.SlabError)):
+        layer(torch.randn(8, 64))
+    layer.running_var = torch.ones(3)
+    with pytest.raises(sn.SlabError, match="one mean and one variance"):
+        layer.eval()(torch.randn(8, 64))
