@@ -99,6 +99,7 @@ def sum_task(fast, g, task, x, work, sums, again):
 
 @serial
 def any_doubtful(g, task, s1, s2):
+    """Return whether the float32 sums of some column are not to be trusted."""
     _, lo, hi = bounds(g, task)
     for i in range(hi - lo):
         if doubtful(g[RUNS1] * g[RUNS0], s1[i], s2[i]):
@@ -141,6 +142,7 @@ def replace(fast, g, task, work, careful, again):
 
 @serial
 def add_pieces(parts, s1, s2):
+    """Write the sums of all pieces, added in order."""
     clear(s1)
     clear(s2)
     for piece in range(len(parts)):
@@ -158,4 +160,5 @@ def share_piece(fast, g, task, piece, x, shift, parts):
 
 @serial
 def share_piece_carefully(g, task, piece, x, shift, parts):
+    """Sum one piece in float64."""
     _sum_piece(g, task, piece, x, shift, np.zeros((2, g[TILE])), parts[0], parts[1])

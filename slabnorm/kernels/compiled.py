@@ -30,7 +30,7 @@ ARRAYS = {
 }
 
 
-# Only loops that say so run on threads; looking for others took a third of the time of compiling.
+# Only loops that say so run on threads; looking for others takes time to compile.
 _OTHERS = ("comprehension", "reduction", "inplace_binop", "setitem", "numpy", "stencil", "fusion")
 _PARALLEL = dict.fromkeys(_OTHERS, False) | {"prange": True}
 
@@ -96,8 +96,7 @@ def _layout(is_rows: bool) -> tuple[Any, ...]:
 
 
 def _flag(value: bool) -> int | None:
-    # Numba leaves out, when it compiles, what stands under `if flag is None`; of numbers it knows only the
-    # type.
+    # Numba leaves out, when it compiles, what stands under `if flag is None`; of numbers it knows the type.
     return 1 if value else None
 
 
@@ -105,9 +104,8 @@ def _flag(value: bool) -> int | None:
 def _version() -> str:
     """Return a digest of the kernels' sources.
 
-    Numba takes a kernel from disk if its own file has not changed,
-    though it may have been compiled from others
-    too. A kernel that refers to this digest is not found again once any of them has changed.
+    Numba takes a kernel from disk if its own file has not changed, though it may have been compiled from
+    others too. A kernel that refers to this digest is not found again once any of them has changed.
     """
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
@@ -121,7 +119,6 @@ def _compiled(function: Callable[..., Any], signature: tuple[Any, ...], **option
     try:
         return numba.njit(cache=True, **options)(function).compile(signature)
     except Exception:
-        # No folder to keep it in, a full disk, a damaged file: compile it for this process alone. What is
-        # wrong
-        # with the function itself shows again here.
+        # No folder to keep it in, a full disk, a damaged file (unpickling can raise anything): compile
+        # it for this process alone. What is wrong with the function itself is raised again here.
         return numba.njit(**options)(function).compile(signature)

@@ -67,30 +67,44 @@ def _widened(x: Tensor) -> bool:
 
 
 class BatchNorm1d(_PerFeature, ours.BatchNorm, nn.BatchNorm1d):  # type: ignore[misc]
+    """`torch.nn.BatchNorm1d`, computed by slabnorm."""
+
     plain, layer, ranks = nn.BatchNorm1d, "BatchNorm", (2, 3)
 
 
 class BatchNorm2d(_PerFeature, ours.BatchNorm, nn.BatchNorm2d):  # type: ignore[misc]
+    """`torch.nn.BatchNorm2d`, computed by slabnorm."""
+
     plain, layer, ranks = nn.BatchNorm2d, "BatchNorm", (4,)
 
 
 class BatchNorm3d(_PerFeature, ours.BatchNorm, nn.BatchNorm3d):  # type: ignore[misc]
+    """`torch.nn.BatchNorm3d`, computed by slabnorm."""
+
     plain, layer, ranks = nn.BatchNorm3d, "BatchNorm", (5,)
 
 
 class InstanceNorm1d(_PerFeature, ours.InstanceNorm, nn.InstanceNorm1d):  # type: ignore[misc]
+    """`torch.nn.InstanceNorm1d`, computed by slabnorm."""
+
     plain, layer, ranks = nn.InstanceNorm1d, "InstanceNorm", (3,)
 
 
 class InstanceNorm2d(_PerFeature, ours.InstanceNorm, nn.InstanceNorm2d):  # type: ignore[misc]
+    """`torch.nn.InstanceNorm2d`, computed by slabnorm."""
+
     plain, layer, ranks = nn.InstanceNorm2d, "InstanceNorm", (4,)
 
 
 class InstanceNorm3d(_PerFeature, ours.InstanceNorm, nn.InstanceNorm3d):  # type: ignore[misc]
+    """`torch.nn.InstanceNorm3d`, computed by slabnorm."""
+
     plain, layer, ranks = nn.InstanceNorm3d, "InstanceNorm", (5,)
 
 
 class GroupNorm(Accelerated, ours.GroupNorm, nn.GroupNorm):  # type: ignore[misc]
+    """`torch.nn.GroupNorm`, computed by slabnorm."""
+
     plain, layer = nn.GroupNorm, "GroupNorm"
 
     def takes(self, x: Any) -> bool:
@@ -108,10 +122,14 @@ class _Trailing(Accelerated):
 
 
 class LayerNorm(_Trailing, ours.LayerNorm, nn.LayerNorm):  # type: ignore[misc]
+    """`torch.nn.LayerNorm`, computed by slabnorm."""
+
     plain, layer = nn.LayerNorm, "LayerNorm"
 
 
 class RMSNorm(_Trailing, ours.RMSNorm, nn.RMSNorm):  # type: ignore[misc]
+    """`torch.nn.RMSNorm`, computed by slabnorm."""
+
     plain, layer = nn.RMSNorm, "RMSNorm"
 
 
