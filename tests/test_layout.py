@@ -65,8 +65,12 @@ def test_a_walk_meets_every_element_in_its_slab_and_under_its_weight(case: Case,
     seen = 0
     for block in range(layout["blocks"]):
         for run in range(layout["runs"]):
-            b, r = memory.block_of(g, block), memory.run_of(g, run)
-            at, slab_id, weight = memory.in_x(g, b, r), memory.in_slabs(g, b), memory.in_affine(g, b, r)
+            b, r = memory.block_of.py_func(g, block), memory.run_of.py_func(g, run)
+            at, slab_id, weight = (
+                memory.in_x.py_func(g, b, r),
+                memory.in_slabs.py_func(g, b),
+                memory.in_affine.py_func(g, b, r),
+            )
             i = np.arange(layout["run"])
             wanted = slabs[at + i], weights[at + i]
             if layout.rows:
@@ -98,16 +102,19 @@ def test_more_than_2_to_31_elements() -> None:
     assert layout is not None
     assert layout.numbers.dtype == np.int64
     assert (
-        memory.in_x(layout.numbers, memory.block_of(layout.numbers, 63), memory.run_of(layout.numbers, 4095))
+        memory.in_x.py_func(
+            layout.numbers,
+            memory.block_of.py_func(layout.numbers, 63),
+            memory.run_of.py_func(layout.numbers, 4095),
+        )
         == 2**34 - 65536
     )
 
 
-def test_a_run_beyond_2_to_31_is_summed() -> None:
-    """The chunk that ends beyond 2^31 elements, in memory that is one number seen many times."""
-    length = 2**31 + CHUNK
-    wide = np.lib.stride_tricks.as_strided(np.ones(1, dtype=np.float32), (length,), (0,))
+def test_chunks_of_a_run_beyond_2_to_31() -> None:
+    length = 2**31 + CHUNK + 7
     numbers = dict.fromkeys(NUMBERS, 1) | {"run": length}
     g = np.array([numbers[name] for name in NUMBERS], dtype=np.int64)
-    chunks = rows.chunks_of(g)
-    assert rows._sum_chunk.py_func(g, 0, chunks - 1, wide, 0.0)[0] == length - (chunks - 1) * CHUNK
+    chunks = rows.chunks_of.py_func(g)
+    assert rows.chunk_of.py_func(g, 0) == (0, CHUNK)
+    assert rows.chunk_of.py_func(g, chunks - 1) == (2**31 + CHUNK, 7)

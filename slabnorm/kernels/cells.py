@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from slabnorm.kernels.elements import load
 from slabnorm.kernels.memory import (
     AR0,
     AR1,
@@ -30,13 +31,14 @@ def cells_of_block(g):
     return cell_of(g, (g[RUNS1] - 1, g[RUNS0] - 1)) + 1
 
 
-@serial
-def enter(g, lane, b, r, p, q, w, cells, s1, s2):
-    """Add the sums of a chunk to its cell, and weighted to those of its slab."""
-    cell, weight = cell_of(g, r), w[in_affine(g, b, r)]
+@inlined
+def enter(g, lane, b, r, p, q, w, cells, work, column):
+    """Add the sums of a chunk to its cell, and weighted to those of its slab, a column of `work`."""
+    cell, weight = cell_of(g, r), load(w, in_affine(g, b, r), 0.0)
     cells[0, lane, cell] += p
     cells[1, lane, cell] += q
-    return s1 + weight * p, s2 + weight * q
+    work[0, column] += weight * p
+    work[1, column] += weight * q
 
 
 @serial

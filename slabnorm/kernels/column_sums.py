@@ -22,6 +22,7 @@ from slabnorm.kernels.memory import (
     run_of,
     serial,
 )
+from slabnorm.kernels.pointers import ahead, data
 from slabnorm.kernels.tiles import add, bounds, clear, pieces, runs_of
 
 FLUSH = 64  # runs added up in float32, four at a time
@@ -50,29 +51,24 @@ def _sum_piece(g, task, piece, x, k, sums, s1, s2):
     block, lo, hi = bounds(g, task)
     clear(s1)
     clear(s2)
-    first, last = runs_of(g, piece)
-    n, r, run, p, q = hi - lo, run_of(g, first), first, sums[0], sums[1]
+    run, last = runs_of(g, piece)
+    n, r, p, q = hi - lo, run_of(g, run), sums[0], sums[1]
     while run < last:
         clear(p)
         clear(q)
         end = min(last, run + FLUSH)
         while run < end:
-            a0 = in_x(g, block, r) + lo
-            r = next_run(g, r)
+            u0, r1 = ahead(x, in_x(g, block, r) + lo), next_run(g, r)
             if run + 4 <= end:
-                a1 = in_x(g, block, r) + lo
-                r = next_run(g, r)
-                a2 = in_x(g, block, r) + lo
-                r = next_run(g, r)
-                a3 = in_x(g, block, r) + lo
-                r = next_run(g, r)
-                loops.sum_four_columns(
-                    x[a0 : a0 + n], x[a1 : a1 + n], x[a2 : a2 + n], x[a3 : a3 + n], k, p, q
-                )
+                r2 = next_run(g, r1)
+                r3 = next_run(g, r2)
+                u1, u2 = ahead(x, in_x(g, block, r1) + lo), ahead(x, in_x(g, block, r2) + lo)
+                u3, r = ahead(x, in_x(g, block, r3) + lo), next_run(g, r3)
+                loops.sum_four_columns(n, u0, u1, u2, u3, data(k, 0), data(p, 0), data(q, 0))
                 run += 4
             else:
-                loops.sum_columns(x[a0 : a0 + n], k, p, q)
-                run += 1
+                loops.sum_columns(n, u0, data(k, 0), data(p, 0), data(q, 0))
+                run, r = run + 1, r1
         add(s1, p)
         add(s2, q)
 

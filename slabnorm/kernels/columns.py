@@ -11,9 +11,26 @@ a column has. `each` is None where weight and bias vary from column to column, 1
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
 from slabnorm.kernels import loops
+from slabnorm.kernels.arguments import (
+    AGAIN,
+    CENTER,
+    FINISH,
+    MERGE,
+    OWN,
+    PAST,
+    START,
+    SUM,
+    WRITES,
+    arguments,
+    columns,
+    numbers,
+    of_forward,
+    statistics,
+    work,
+)
+from slabnorm.kernels.coefficients import one
 from slabnorm.kernels.column_sums import (
     add_pieces,
     any_doubtful,
@@ -24,34 +41,35 @@ from slabnorm.kernels.column_sums import (
     shift,
     sum_task,
 )
-from slabnorm.kernels.elements import part, zeros
+from slabnorm.kernels.elements import zeros
+from slabnorm.kernels.loops import BLOCK
 from slabnorm.kernels.memory import (
-    AFFINE,
+    BLOCKS0,
+    BLOCKS1,
     COUNT,
-    OUT_SPAN,
     RUNS0,
     RUNS1,
-    SERIAL,
-    TASKS,
     TILE,
-    X_SPAN,
-    array,
     finish,
     in_affine,
     in_out,
     in_slabs,
     in_x,
+    inlined,
     next_run,
     run_of,
     serial,
 )  # fmt: skip
+from slabnorm.kernels.pointers import ahead, data, fence, room
 from slabnorm.kernels.tiles import (
     all_narrow,
     bounds,
     coefficients,
+    narrowed,
     pieces,
     runs_of,
     slabs_of,
+    tiles,
 )  # fmt: skip
 
 
@@ -79,116 +97,140 @@ def _merge(g, task, k, s1, s2, slab_of, stats, eps, center):
 
 
 @serial
-def _write_piece(code, each, g, task, piece, x, residual, out, w, bias, of):
+def _write_pieces(code, each, g, task, first, last, t, of, buffer, past):
     block, lo, hi = bounds(g, task)
-    n, k, low, rstd = hi - lo, of[0], of[1], of[2]
-    first, last = runs_of(g, piece)
-    r = run_of(g, first)
-    for _ in range(first, last):
-        at, to = in_x(g, block, r) + lo, in_out(g, block, r) + lo
-        u, v, y = x[at : at + n], part(residual, to, to + n), out[to : to + n]
-        if each is None:
-            loops.forward(code, u, v, y, k, low, rstd, of[3], of[4])
-        else:
-            j = in_affine(g, block, r)
-            loops.forward(code, u, v, y, k, low, rstd, w[j], bias[j])
-        r = next_run(g, r)
+    n, room_at = hi - lo, data(buffer, 0)
+    k, p, q = data(of, 0), data(of, g[TILE]), data(of, 2 * g[TILE])
+    # From the last piece to the first: what was summed last is still in the caches.
+    for piece in range(last - 1, first - 1, -1):
+        start, end = runs_of(g, piece)
+        r = run_of(g, start)
+        for _ in range(start, end):
+            at, to, j = in_x(g, block, r) + lo, in_out(g, block, r) + lo, in_affine(g, block, r)
+            u, v, y = ahead(t.x, at), ahead(t.residual, to), ahead(t.out, to)
+            w, b = one(each, t.w, j, k), one(each, t.bias, j, k)
+            loops.forward(code, n, u, v, y, room_at, past, k, p, q, w, b)
+            r = next_run(g, r)
 
 
 @serial
-def _write_pieces(code, each, g, task, first, last, x, residual, out, slab_of, affine_of, w, bias, stats, of):
-    coefficients(each, g, task, slab_of, affine_of, w, bias, stats, of)
-    for piece in range(first, last):
-        _write_piece(code, each, g, task, piece, x, residual, out, w, bias, of)
-
-
-@serial
-def _write(code, each, fast, g, task, first, last, x, residual, out, slab_of, affine_of, w, bias, stats):
+def _write(code, each, fast, g, task, first, last, t, of, is_narrow, past):
     """Write the output of some pieces of a task."""
-    if fast is not None and all_narrow(g, task, slab_of, stats):
-        of = zeros(1, 5 * g[TILE]).reshape((5, g[TILE]))
-        _write_pieces(
-            code, each, g, task, first, last, x, residual, out, slab_of, affine_of, w, bias, stats, of
-        )
+    buffer = room(t.out, BLOCK)
+    if fast is not None and is_narrow:
+        _write_pieces(code, each, g, task, first, last, t, narrowed(of, g[TILE]), buffer, past)
     else:
-        wide = np.zeros((5, g[TILE]))
-        _write_pieces(
-            code, each, g, task, first, last, x, residual, out, slab_of, affine_of, w, bias, stats, wide
-        )
+        _write_pieces(code, each, g, task, first, last, t, of, buffer, past)
+    fence()
 
 
 @serial
+def _coefficients(each, fast, g, task, slab_of, affine_of, t, stats, of):
+    """Write the coefficients of a task; return whether they are for float32."""
+    is_narrow = fast is not None and all_narrow(g, task, slab_of, stats)
+    coefficients(each, g, task, slab_of, affine_of, t.w, t.bias, stats, is_narrow, of)
+    return is_narrow
+
+
+@inlined
 def _forward_task(
-    code, each, fast, g, task, x, residual, out, slab_of, affine_of, w, bias, stats, own, write, center,
-    again, eps
+    code, each, fast, g, task, t, slab_of, affine_of, stats, own, write, center, again, eps, past
 ):  # fmt: skip
     if own:
-        work, sums = np.zeros((5, g[TILE])), zeros(fast, 3 * g[TILE]).reshape((3, g[TILE]))
-        shift(fast, g, task, x, work[0])
-        sum_task(fast, g, task, x, work, sums, again)
-        _merge(g, task, work[0], work[1], work[2], slab_of, stats, eps, center)
+        columns_of, sums = np.zeros((5, g[TILE])), zeros(fast, 3 * g[TILE]).reshape((3, g[TILE]))
+        shift(fast, g, task, t.x, columns_of[0])
+        sum_task(fast, g, task, t.x, columns_of, sums, again)
+        _merge(g, task, columns_of[0], columns_of[1], columns_of[2], slab_of, stats, eps, center)
     if write:
-        _write(code, each, fast, g, task, 0, pieces(g), x, residual, out, slab_of, affine_of, w, bias, stats)
+        of = np.zeros((3, g[TILE]))
+        is_narrow = _coefficients(each, fast, g, task, slab_of, affine_of, t, stats, of)
+        _write(code, each, fast, g, task, 0, pieces(g), t, of, is_narrow, past)
 
 
-def forward_kernel(how, dtype, affine_dtype, code, each, fast, fused, version):
-    """Return the forward of a columns layout as plain Python; `fused`: None or 1, a residual."""
+@serial
+def _share_sum(fast, g, i, sweep, todo, x, sums, careful, parts):
+    """Sum one piece: in float32 at first, then in float64."""
+    task, piece = i // pieces(g), i % pieces(g)
+    if todo[task] and sweep == 0:
+        share_piece(fast, g, task, piece, x, sums[task, 0], parts[task, piece])
+    elif todo[task]:
+        share_piece_carefully(g, task, piece, x, careful[task, 0], parts[task, piece])
 
-    def columns_forward(
-        g, slab_of, affine_of, tasks, x_at, residual_at, out_at, w_at, b_at, stats, own, write, center,
-        again, eps
-    ):  # fmt: skip
+
+@serial
+def _share_merge(g, sweep, todo, parts, sums, careful):
+    """Add the pieces of every task up, and set the shifts of the next sweep."""
+    for task in range(len(todo)):
+        if todo[task]:
+            to = sums[task] if sweep == 0 else careful[task]
+            add_pieces(parts[task], to[1], to[2])
+        if sweep == 0:
+            todo[task] = any_doubtful(g, task, sums[task, 1], sums[task, 2])
+        if sweep < 2:
+            around(g, sweep + 1, sums[task], careful[task])
+
+
+@serial
+def _share_start(fast, g, again, x, todo, sums, careful):
+    for task in range(len(todo)):
+        todo[task] = 1.0
+        shift(fast, g, task, x, sums[task, 0])
+        if again:
+            around(g, 1, sums[task], careful[task])
+
+
+@serial
+def _share_finish(
+    each, fast, g, own, again, t, slab_of, affine_of, stats, eps, center, todo, sums, careful, of
+):
+    """Write statistics, and what every task is normalised with; `todo` says whether in float32."""
+    for task in range(len(todo)):
+        if own:
+            if todo[task]:
+                replace(fast, g, task, sums[task], careful[task], again)
+            _merge(g, task, sums[task, 0], sums[task, 1], sums[task, 2], slab_of, stats, eps, center)
+        todo[task] = _coefficients(each, fast, g, task, slab_of, affine_of, t, stats, of[task])
+
+
+def forward_kernel(shared, dtype, affine_dtype, code, each, fast, fused, version):
+    """Return the forward of a columns layout as plain Python, to be compiled.
+
+    `shared`: whether all threads share every task; `fused`: None or 1, a residual.
+    """
+
+    def columns_forward(phase, i, address, eps):
         version  # noqa: B018  see compiled.py
-        x, out = array(x_at, g[X_SPAN], dtype), array(out_at, g[OUT_SPAN], dtype)
-        residual = None if fused is None else array(residual_at, g[OUT_SPAN], dtype)
-        w, bias = array(w_at, g[AFFINE], affine_dtype), array(b_at, g[AFFINE], affine_dtype)
-        between = pieces(g)
-        if how == SERIAL:
-            for task in range(tasks):
-                _forward_task(
-                    code, each, fast, g, task, x, residual, out, slab_of, affine_of, w, bias, stats, own,
-                    write,
-                    center, again, eps,
-                )  # fmt: skip
-        elif how == TASKS:
-            for i in prange(tasks):
-                _forward_task(
-                    code, each, fast, g, np.int64(i), x, residual, out, slab_of, affine_of, w, bias, stats,
-                    own, write,
-                    center, again, eps,
-                )  # fmt: skip
-        else:
-            # Three sweeps at most: in float32; where columns are doubtful, in float64; and around their mean.
-            work, parts = np.zeros((tasks, 5, g[TILE])), np.empty((tasks, between, 2, g[TILE]))
-            careful, todo = np.zeros((tasks, 3, g[TILE])), np.ones(tasks, dtype=np.int64)
-            for task in range(tasks * own):
-                shift(fast, g, task, x, work[task, 0])
-            for sweep in range(3 * own):
-                if sweep == 0 and (fast is None or again):
-                    continue
-                for task in range(tasks * (sweep > 0)):
-                    around(g, sweep, work[task], careful[task])
-                for i in prange(tasks * between):
-                    task, piece = np.int64(i) // between, np.int64(i) % between
-                    if todo[task] and sweep == 0:
-                        share_piece(fast, g, task, piece, x, work[task, 0], parts[task, piece])
-                    elif todo[task]:
-                        share_piece_carefully(g, task, piece, x, careful[task, 0], parts[task, piece])
-                for task in range(tasks):
-                    if todo[task]:
-                        to = work[task] if sweep == 0 else careful[task]
-                        add_pieces(parts[task], to[1], to[2])
-                    if sweep == 0:
-                        todo[task] = any_doubtful(g, task, work[task, 1], work[task, 2])
-            for task in range(tasks * own):
-                if todo[task]:
-                    replace(fast, g, task, work[task], careful[task], again)
-                _merge(g, task, work[task, 0], work[task, 1], work[task, 2], slab_of, stats, eps, center)
-            for i in prange(tasks * between * write):
-                task, piece = np.int64(i) // between, np.int64(i) % between
-                _write(
-                    code, each, fast, g, task, piece, piece + 1, x, residual, out, slab_of, affine_of, w,
-                    bias, stats
-                )  # fmt: skip
+        a = arguments(address)
+        g, t, stats = numbers(a), of_forward(a, dtype, affine_dtype, fused), statistics(a)
+        slab_of, affine_of = columns(a)
+        _forward_task(
+            code, each, fast, g, i, t, slab_of, affine_of, stats, a[OWN], a[WRITES], a[CENTER], a[AGAIN], eps,
+            a[PAST]
+        )  # fmt: skip
 
-    return columns_forward
+    def columns_forward_shared(phase, i, address, eps):
+        version  # noqa: B018
+        a = arguments(address)
+        g, t, stats = numbers(a), of_forward(a, dtype, affine_dtype, fused), statistics(a)
+        (slab_of, affine_of), tasks, between = columns(a), g[BLOCKS1] * g[BLOCKS0] * tiles(g), pieces(g)
+        room_of = tasks * g[TILE]
+        todo, sums = work(a, 0, (tasks,)), work(a, tasks, (tasks, 5, g[TILE]))
+        careful = work(a, tasks + 5 * room_of, (tasks, 3, g[TILE]))
+        of = work(a, tasks + 8 * room_of, (tasks, 3, g[TILE]))
+        parts = work(a, tasks + 11 * room_of, (tasks, between, 2, g[TILE]))
+        if phase == START:
+            _share_start(fast, g, a[AGAIN], t.x, todo, sums, careful)
+        elif phase < MERGE:
+            _share_sum(fast, g, i, phase - SUM, todo, t.x, sums, careful, parts)
+        elif phase < FINISH:
+            _share_merge(g, phase - MERGE, todo, parts, sums, careful)
+        elif phase == FINISH:
+            _share_finish(
+                each, fast, g, a[OWN], a[AGAIN], t, slab_of, affine_of, stats, eps, a[CENTER], todo, sums,
+                careful, of
+            )  # fmt: skip
+        else:
+            task, piece = i // between, i % between
+            _write(code, each, fast, g, task, piece, piece + 1, t, of[task], todo[task] != 0, a[PAST])
+
+    return columns_forward_shared if shared else columns_forward

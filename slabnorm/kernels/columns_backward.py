@@ -1,6 +1,6 @@
 """Columns, backward: reduce, merge and apply a gradient. The words are those of columns.py.
 
-With g the gradient at the pre-activation, z = (x - shift) * rstd, and means over the slab,
+With g the gradient at the pre-activation, z = (x - mean) * rstd, and means over the slab,
 
     dx = rstd * (w * g - c1 - c2 * z)       c1 = mean(w * g)       c2 = mean(w * g * z)
 """
@@ -8,39 +8,59 @@ With g the gradient at the pre-activation, z = (x - shift) * rstd, and means ove
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
 from slabnorm.kernels import loops
-from slabnorm.kernels.elements import part, zeros
+from slabnorm.kernels.arguments import (
+    CENTER,
+    DBIAS,
+    DWEIGHT,
+    FINISH,
+    OWN,
+    PAST,
+    START,
+    SUM,
+    TASK,
+    WRITE,
+    WRITES,
+    arguments,
+    columns,
+    numbers,
+    of_backward,
+    statistics,
+    work,
+)
+from slabnorm.kernels.arguments import cells as cells_of
+from slabnorm.kernels.coefficients import gradient, one, shift_of
+from slabnorm.kernels.elements import load, zeros
+from slabnorm.kernels.loops import BLOCK
 from slabnorm.kernels.memory import (
     AFFINE,
     BLOCKS0,
     BLOCKS1,
     COUNT,
-    OUT_SPAN,
     RUNS0,
     RUNS1,
-    SERIAL,
-    TASKS,
     TILE,
-    X_SPAN,
-    array,
     block_of,
     constants,
     in_affine,
     in_out,
+    in_slabs,
     in_x,
+    inlined,
     keep,
     next_run,
     run_of,
     serial,
 )  # fmt: skip
+from slabnorm.kernels.pointers import ahead, data, fence, room
 from slabnorm.kernels.tiles import (
     add,
     all_narrow,
     bounds,
     clear,
     coefficients,
+    narrowed,
     pieces,
     runs_of,
     slabs_of,
@@ -51,152 +71,157 @@ FLUSH = 16  # runs added up in float32
 
 
 @serial
-def _sum_piece(code, each, g, task, piece, dy, x, residual, w, bias, of, sums, s1, s2, cells):
-    """Write the sums of g and of g * z over the runs of a piece; weighted where w varies by run."""
-    block, lo, hi = bounds(g, task)
-    n, k, low, rstd, p, q = hi - lo, of[0], of[1], of[2], sums[0], sums[1]
+def _sum_piece(code, each, g, task, piece, t, of, sums, s1, s2, cells):
+    """Write the sums of g and of g * (x - k) over the runs of a piece; weighted where w varies by run."""
+    (block, lo, hi), (first, last) = bounds(g, task), runs_of(g, piece)
+    n, r, p, q = hi - lo, run_of(g, first), data(sums, 0), data(sums, g[TILE])
+    k, a, b = data(of, 0), data(of, g[TILE]), data(of, 2 * g[TILE])
     clear(s1)
     clear(s2)
-    clear(p)
-    clear(q)
-    first, last = runs_of(g, piece)
-    r = run_of(g, first)
+    clear(sums)
     for run in range(first, last):
         at, to = in_x(g, block, r) + lo, in_out(g, block, r) + lo
-        up, u, v = dy[to : to + n], x[at : at + n], part(residual, to, to + n)
+        dy, u, v = ahead(t.dy, to), ahead(t.x, at), ahead(t.residual, to)
         if each is None:
-            loops.back_columns(code, up, u, v, k, low, rstd, of[3], of[4], p, q)
+            loops.back_columns(code, n, dy, u, v, k, a, b, p, q)
         else:
             j = in_affine(g, block, r)
-            c, d = loops.back_columns_weighted(code, up, u, v, k, low, rstd, w[j], bias[j], p, q)
-            cells[0, run] = c
-            cells[1, run] = d
+            w, bias = load(t.w, j, k), load(t.bias, j, k)
+            cells[0, run], cells[1, run] = loops.back_columns_weighted(
+                code, n, dy, u, v, k, a, b, w, bias, p, q
+            )  # fmt: skip
         r = next_run(g, r)
         if (run - first) % FLUSH == FLUSH - 1 or run == last - 1:
-            add(s1, p)
-            add(s2, q)
-            clear(p)
-            clear(q)
+            add(s1, sums[: g[TILE]])
+            add(s2, sums[g[TILE] :])
+            clear(sums)
 
 
 @serial
-def _sum_pieces(
-    code, each, g, task, first, last, dy, x, residual, slab_of, affine_of, w, bias, stats, of, sums, s1, s2,
-    work, cells
-):  # fmt: skip
-    coefficients(each, g, task, slab_of, affine_of, w, bias, stats, of)
+def _reduce(code, each, fast, g, task, first, last, t, of, is_narrow, sums, cells):
+    """Add the sums of some pieces of a task to `sums`."""
+    s1, s2 = np.empty(g[TILE]), np.empty(g[TILE])
+    of32, sums32, wide = narrowed(of, g[TILE]), zeros(fast, 2 * g[TILE]), np.empty(2 * g[TILE])
     for piece in range(first, last):
-        _sum_piece(code, each, g, task, piece, dy, x, residual, w, bias, of, sums, work[0], work[1], cells)
-        add(s1, work[0])
-        add(s2, work[1])
+        if fast is not None and is_narrow:
+            _sum_piece(code, each, g, task, piece, t, of32, sums32, s1, s2, cells)
+        else:
+            _sum_piece(code, each, g, task, piece, t, of, wide, s1, s2, cells)
+        add(sums[0], s1)
+        add(sums[1], s2)
 
 
 @serial
-def _reduce(
-    code, each, fast, g, task, first, last, dy, x, residual, slab_of, affine_of, w, bias, stats, s1, s2, cells
-):  # fmt: skip
-    """Add the sums of some pieces of a task to s1 and s2."""
-    work = np.empty((2, g[TILE]))
-    if fast is not None and all_narrow(g, task, slab_of, stats):
-        of = zeros(1, 7 * g[TILE]).reshape((7, g[TILE]))
-        _sum_pieces(
-            code, each, g, task, first, last, dy, x, residual, slab_of, affine_of, w, bias, stats, of,
-            of[5:], s1, s2,
-            work, cells,
-        )  # fmt: skip
-    else:
-        wide = np.zeros((7, g[TILE]))
-        _sum_pieces(
-            code, each, g, task, first, last, dy, x, residual, slab_of, affine_of, w, bias, stats, wide,
-            wide[5:], s1,
-            s2, work, cells,
-        )  # fmt: skip
-
-
-@serial
-def _merge(each, g, task, s1, s2, slab_of, affine_of, w, own, center, cells):
-    """Turn the sums of columns into the constants c1 and c2 of their slabs, in place."""
+def _around_mean(g, task, slab_of, stats, is_narrow, s1, s2):
+    """Turn the sums of g * (x - k) into those of g * z."""
     block, lo, hi = bounds(g, task)
-    start = in_affine(g, block, (0, 0))
+    base = in_slabs(g, block)
+    for i in range(hi - lo):
+        slab = base + slab_of[lo + i]
+        _, low = shift_of(stats, slab, is_narrow)
+        s2[i] = stats[3, slab] * (s2[i] - low * s1[i])
+
+
+@serial
+def _merge(each, g, task, s1, s2, slab_of, affine_of, w, stats, is_narrow, own, center, of, cells):
+    """Turn the sums of columns into cells, and into the coefficients of the gradient."""
+    block, lo, hi = bounds(g, task)
+    base, start = in_slabs(g, block), in_affine(g, block, (0, 0))
     first, size = slabs_of(slab_of, lo, hi)
     of_g, of_gz = np.zeros(size), np.zeros(size)
+    _around_mean(g, task, slab_of, stats, is_narrow, s1, s2)
     for i in range(hi - lo):
         weight = 1.0
         if each is None:
-            weight = np.float64(w[start + affine_of[lo + i]])
+            weight = load(w, start + affine_of[lo + i], 0.0)
             cells[0, lo + i] = s1[i]
             cells[1, lo + i] = s2[i]
         of_g[slab_of[lo + i] - first] += weight * s1[i]
         of_gz[slab_of[lo + i] - first] += weight * s2[i]
     for i in range(hi - lo):
-        slab = slab_of[lo + i] - first
-        s1[i], s2[i] = constants(g[COUNT], of_g[slab], of_gz[slab], own, center)
+        slab = slab_of[lo + i]
+        c1, c2 = constants(g[COUNT], of_g[slab - first], of_gz[slab - first], own, center)
+        _, low = shift_of(stats, base + slab, is_narrow)
+        of[3, i], of[4, i] = gradient(stats[3, base + slab], low, c1, c2)
 
 
 @serial
-def _write_pieces(
-    code, each, g, task, first, last, dy, x, residual, dx, dresidual, slab_of, affine_of, w, bias, stats,
-    c1, c2, of
-):  # fmt: skip
-    coefficients(each, g, task, slab_of, affine_of, w, bias, stats, of)
+def _write_pieces(code, each, g, task, first, last, t, of, buffers, past):
     block, lo, hi = bounds(g, task)
-    n, k, low, rstd, d1, d2 = hi - lo, of[0], of[1], of[2], of[5], of[6]
-    for i in range(n):
-        d1[i], d2[i] = c1[i], c2[i]
-    run, last_run = runs_of(g, first)[0], runs_of(g, last - 1)[1]
-    r = run_of(g, run)
-    for _ in range(run, last_run):
-        at, to = in_x(g, block, r) + lo, in_out(g, block, r) + lo
-        up, u, v = dy[to : to + n], x[at : at + n], part(residual, to, to + n)
-        out, also = dx[to : to + n], part(dresidual, to, to + n)
-        if each is None:
-            loops.backward(code, up, u, v, out, also, k, low, rstd, of[3], of[4], d1, d2)
-        else:
-            j = in_affine(g, block, r)
-            loops.backward(code, up, u, v, out, also, k, low, rstd, w[j], bias[j], d1, d2)
-        r = next_run(g, r)
+    n, here, also = hi - lo, data(buffers[0], 0), data(buffers[1], 0)
+    k, a, b = data(of, 0), data(of, g[TILE]), data(of, 2 * g[TILE])
+    d, e = data(of, 3 * g[TILE]), data(of, 4 * g[TILE])
+    # From the last piece to the first: what was summed last is still in the caches.
+    for piece in range(last - 1, first - 1, -1):
+        start, end = runs_of(g, piece)
+        r = run_of(g, start)
+        for _ in range(start, end):
+            at, to, j = in_x(g, block, r) + lo, in_out(g, block, r) + lo, in_affine(g, block, r)
+            dy, u, v = ahead(t.dy, to), ahead(t.x, at), ahead(t.residual, to)
+            loops.backward(
+                code, n, dy, u, v, ahead(t.dx, to), ahead(t.dresidual, to), here, also, past, k, a, b,
+                one(each, t.w, j, k), one(each, t.bias, j, k), d, e,
+            )  # fmt: skip
+            r = next_run(g, r)
 
 
 @serial
-def _write(
-    code, each, fast, g, task, first, last, dy, x, residual, dx, dresidual, slab_of, affine_of, w, bias,
-    stats, c1, c2
-):  # fmt: skip
+def _write(code, each, fast, g, task, first, last, t, of, is_narrow, past):
     """Write the gradients of some pieces of a task."""
-    if fast is not None and all_narrow(g, task, slab_of, stats):
-        of = zeros(1, 7 * g[TILE]).reshape((7, g[TILE]))
-        _write_pieces(
-            code, each, g, task, first, last, dy, x, residual, dx, dresidual, slab_of, affine_of, w, bias,
-            stats, c1, c2,
-            of,
-        )  # fmt: skip
+    buffers = room(t.dx, BLOCK), room(t.dresidual, BLOCK)
+    if fast is not None and is_narrow:
+        _write_pieces(code, each, g, task, first, last, t, narrowed(of, g[TILE]), buffers, past)
     else:
-        wide = np.zeros((7, g[TILE]))
-        _write_pieces(
-            code, each, g, task, first, last, dy, x, residual, dx, dresidual, slab_of, affine_of, w, bias,
-            stats, c1, c2,
-            wide,
-        )  # fmt: skip
+        _write_pieces(code, each, g, task, first, last, t, of, buffers, past)
+    fence()
 
 
 @serial
+def _prepare(each, fast, g, task, slab_of, affine_of, t, stats, of):
+    """Write the coefficients of a task that are known; return whether they are for float32."""
+    is_narrow = fast is not None and all_narrow(g, task, slab_of, stats)
+    coefficients(each, g, task, slab_of, affine_of, t.w, t.bias, stats, is_narrow, of)
+    return is_narrow
+
+
+@inlined
+def _cells_of(each, g, cells, task):
+    return cells[task // tiles(g)] if each is None else cells[task]
+
+
+@inlined
 def _backward_task(
-    code, each, fast, g, task, dy, x, residual, dx, dresidual, slab_of, affine_of, w, bias, stats, cells,
-    own, center,
-    write,
+    code, each, fast, g, task, t, slab_of, affine_of, stats, cells, own, center, write, past
 ):  # fmt: skip
-    s1, s2 = np.zeros(g[TILE]), np.zeros(g[TILE])
-    own_cells = cells[task // tiles(g)] if each is None else cells[task]
-    _reduce(
-        code, each, fast, g, task, 0, pieces(g), dy, x, residual, slab_of, affine_of, w, bias, stats, s1,
-        s2, own_cells
+    of, sums, own_cells = np.zeros((5, g[TILE])), np.zeros((2, g[TILE])), _cells_of(each, g, cells, task)
+    is_narrow = _prepare(each, fast, g, task, slab_of, affine_of, t, stats, of)
+    _reduce(code, each, fast, g, task, 0, pieces(g), t, of, is_narrow, sums, own_cells)
+    _merge(
+        each, g, task, sums[0], sums[1], slab_of, affine_of, t.w, stats, is_narrow, own, center, of, own_cells
     )  # fmt: skip
-    _merge(each, g, task, s1, s2, slab_of, affine_of, w, own, center, own_cells)
     if write:
-        _write(
-            code, each, fast, g, task, 0, pieces(g), dy, x, residual, dx, dresidual, slab_of, affine_of, w,
-            bias, stats,
-            s1, s2,
+        _write(code, each, fast, g, task, 0, pieces(g), t, of, is_narrow, past)
+
+
+@serial
+def _share_sum(code, each, fast, g, i, t, coefs, narrows, parts, cells):
+    """Reduce one piece."""
+    task, piece = i // pieces(g), i % pieces(g)
+    of, is_narrow, own_cells = coefs[task], narrows[task] != 0, _cells_of(each, g, cells, task)
+    _reduce(code, each, fast, g, task, piece, piece + 1, t, of, is_narrow, parts[task, piece], own_cells)
+
+
+@serial
+def _share_merge(each, g, parts, slab_of, affine_of, w, stats, own, center, coefs, narrows, cells):
+    """Add the pieces of every task up, in order, and write the rest of the coefficients."""
+    for task in range(len(coefs)):
+        sums = np.zeros((2, g[TILE]))
+        for piece in range(pieces(g)):
+            add(sums[0], parts[task, piece, 0])
+            add(sums[1], parts[task, piece, 1])
+        _merge(
+            each, g, task, sums[0], sums[1], slab_of, affine_of, w, stats, narrows[task] != 0, own, center,
+            coefs[task], _cells_of(each, g, cells, task),
         )  # fmt: skip
 
 
@@ -212,69 +237,64 @@ def _add_up(each, g, cells, affine_of, dweight, dbias):
             dweight[to] += cells[i, 1, j]
 
 
-def backward_kernel(how, dtype, affine_dtype, code, each, fast, fused, inner, version):
+@inlined
+def _finish(each, g, cells, affine_of, a, affine_dtype):
+    dweight, dbias = np.zeros(g[AFFINE]), np.zeros(g[AFFINE])
+    _add_up(each, g, cells, affine_of, dweight, dbias)
+    keep(dweight, a[DWEIGHT], affine_dtype)
+    keep(dbias, a[DBIAS], affine_dtype)
+
+
+@inlined
+def _cells(each, g, a, width):
+    blocks = g[BLOCKS1] * g[BLOCKS0]
+    if each is None:
+        return cells_of(a, (blocks, 2, width))
+    return cells_of(a, (blocks * tiles(g), 2, g[RUNS1] * g[RUNS0]))
+
+
+def backward_kernel(shared, dtype, affine_dtype, code, each, fast, fused, inner, version):
     """Return the backward of a columns layout as plain Python, to be compiled.
 
-    `fused`: None or 1, a residual; `inner`: None or 1, whether its gradient is written.
+    `shared`: whether all threads share every task; `fused`: None or 1, a residual; `inner`: None or 1,
+    whether its gradient is written.
     """
 
-    def columns_backward(
-        g, slab_of, affine_of, tasks, dy_at, x_at, residual_at, dx_at, dresidual_at, w_at, b_at, stats,
-        dw_at, db_at, own, center, write,
-    ):  # fmt: skip
+    def columns_backward(phase, i, address, eps):
         version  # noqa: B018  see compiled.py
-        dy, x = array(dy_at, g[OUT_SPAN], dtype), array(x_at, g[X_SPAN], dtype)
-        residual = None if fused is None else array(residual_at, g[OUT_SPAN], dtype)
-        dx = array(dx_at, g[OUT_SPAN], dtype)
-        dresidual = None if inner is None else array(dresidual_at, g[OUT_SPAN], dtype)
-        w, bias = array(w_at, g[AFFINE], affine_dtype), array(b_at, g[AFFINE], affine_dtype)
-        between = pieces(g)
-        if each is None:
-            cells = np.zeros((g[BLOCKS1] * g[BLOCKS0], 2, len(affine_of)))
+        a = arguments(address)
+        g, t, stats = numbers(a), of_backward(a, dtype, affine_dtype, fused, inner), statistics(a)
+        slab_of, affine_of = columns(a)
+        cells = _cells(each, g, a, slab_of.size)
+        if phase == TASK:
+            _backward_task(
+                code, each, fast, g, i, t, slab_of, affine_of, stats, cells, a[OWN], a[CENTER], a[WRITES],
+                a[PAST],
+            )  # fmt: skip
         else:
-            cells = np.zeros((tasks, 2, g[RUNS1] * g[RUNS0]))
-        if how == SERIAL:
-            for task in range(tasks):
-                _backward_task(
-                    code, each, fast, g, task, dy, x, residual, dx, dresidual, slab_of, affine_of, w, bias,
-                    stats,
-                    cells, own, center, write,
-                )  # fmt: skip
-        elif how == TASKS:
-            for i in prange(tasks):
-                _backward_task(
-                    code, each, fast, g, np.int64(i), dy, x, residual, dx, dresidual, slab_of, affine_of, w,
-                    bias,
-                    stats, cells, own, center, write,
-                )  # fmt: skip
-        else:
-            sums, parts = np.zeros((tasks, 2, g[TILE])), np.zeros((tasks, between, 2, g[TILE]))
-            for i in prange(tasks * between):
-                task, piece = np.int64(i) // between, np.int64(i) % between
-                own_cells = cells[task // tiles(g)] if each is None else cells[task]
-                _reduce(
-                    code, each, fast, g, task, piece, piece + 1, dy, x, residual, slab_of, affine_of, w,
-                    bias, stats,
-                    parts[task, piece, 0], parts[task, piece, 1], own_cells,
-                )  # fmt: skip
-            for task in range(tasks):
-                for piece in range(between):
-                    add(sums[task, 0], parts[task, piece, 0])
-                    add(sums[task, 1], parts[task, piece, 1])
-                own_cells = cells[task // tiles(g)] if each is None else cells[task]
-                _merge(
-                    each, g, task, sums[task, 0], sums[task, 1], slab_of, affine_of, w, own, center, own_cells
-                )
-            for i in prange(tasks * between * write):
-                task, piece = np.int64(i) // between, np.int64(i) % between
-                _write(
-                    code, each, fast, g, task, piece, piece + 1, dy, x, residual, dx, dresidual, slab_of,
-                    affine_of, w,
-                    bias, stats, sums[task, 0], sums[task, 1],
-                )  # fmt: skip
-        dweight, dbias = np.zeros(g[AFFINE]), np.zeros(g[AFFINE])
-        _add_up(each, g, cells, affine_of, dweight, dbias)
-        keep(dweight, dw_at, affine_dtype)
-        keep(dbias, db_at, affine_dtype)
+            _finish(each, g, cells, affine_of, a, affine_dtype)
 
-    return columns_backward
+    def columns_backward_shared(phase, i, address, eps):
+        version  # noqa: B018
+        a = arguments(address)
+        g, t, stats = numbers(a), of_backward(a, dtype, affine_dtype, fused, inner), statistics(a)
+        (slab_of, affine_of), tasks, between = columns(a), g[BLOCKS1] * g[BLOCKS0] * tiles(g), pieces(g)
+        cells = _cells(each, g, a, slab_of.size)
+        narrows, of = work(a, 0, (tasks,)), work(a, tasks, (tasks, 5, g[TILE]))
+        parts = work(a, tasks + 5 * tasks * g[TILE], (tasks, between, 2, g[TILE]))
+        if phase == START:
+            for task in range(tasks):
+                narrows[task] = _prepare(each, fast, g, task, slab_of, affine_of, t, stats, of[task])
+        elif phase == SUM:
+            _share_sum(code, each, fast, g, i, t, of, narrows, parts, cells)
+        elif phase == FINISH:
+            _share_merge(
+                each, g, parts, slab_of, affine_of, t.w, stats, a[OWN], a[CENTER], of, narrows, cells
+            )  # fmt: skip
+        elif phase == WRITE:
+            task, piece = i // between, i % between
+            _write(code, each, fast, g, task, piece, piece + 1, t, of[task], narrows[task] != 0, a[PAST])
+        else:
+            _finish(each, g, cells, affine_of, a, affine_dtype)
+
+    return columns_backward_shared if shared else columns_backward

@@ -6,21 +6,20 @@ import hashlib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 import torch
 from numba import types
 
-from slabnorm.kernels import columns, columns_backward, rows, rows_backward, small
+from slabnorm.kernels import columns, columns_backward, driver, rows, rows_backward, small
 from slabnorm.kernels.curves import CODES
-from slabnorm.kernels.memory import SERIAL
 
-_NUMBERS = types.Array(types.int64, 1, "C")
 _STATS = types.Array(types.float64, 2, "C")
-_FORWARD = (types.int64,) * 6 + (_STATS,) + (types.int64,) * 4 + (types.float64,)
-_BACKWARD = (types.int64,) * 8 + (_STATS,) + (types.int64,) * 5
+_KERNEL = types.void(types.int64, types.int64, types.int64, types.float64)  # arguments.py
+_TABLE, _LIST = types.Array(types.int64, 2, "C"), types.Array(types.int64, 1, "C")
+_DRIVER = (types.int64, _TABLE, _LIST, types.float64, types.int64)
 # What stands for a dtype in an array: elements.py.
 ARRAYS = {
     torch.float32: np.float32,
@@ -35,46 +34,50 @@ _OTHERS = ("comprehension", "reduction", "inplace_binop", "setitem", "numpy", "s
 _PARALLEL = dict.fromkeys(_OTHERS, False) | {"prange": True}
 
 
-@cache
-def forward(
-    is_rows: bool, mixed: bool, how: int, dtype: torch.dtype, affine: torch.dtype, activation: str | None,
-    residual: bool
-) -> Callable[..., None]:  # fmt: skip
-    """Return the compiled forward for a kind of layout, use of threads, dtypes of x and of weight and bias,
-    an activation, and with or without a residual.
+class Kernel(NamedTuple):
+    """What a kernel is compiled for.
+
+    A kind of layout, whether threads share every task, the dtypes of x and of weight and bias, the
+    activation, whether there is a residual, and whether its gradient is written.
     """
-    build = rows.forward_kernel if is_rows else columns.forward_kernel
-    kinds = (
-        ARRAYS[dtype],
-        ARRAYS[affine],
-        CODES[activation or ""],
-        _flag(mixed),
-        _flag(dtype != torch.float64),
-    )
-    return _compiled(
-        build(how, *kinds, _flag(residual), _version()),
-        _layout(is_rows) + _FORWARD,
-        parallel=_PARALLEL if how != SERIAL else False,
-    )
+
+    rows: bool
+    mixed: bool
+    shared: bool
+    dtype: torch.dtype
+    affine: torch.dtype
+    activation: str | None
+    residual: bool
+    writes: bool = False
 
 
 @cache
-def backward(
-    is_rows: bool, mixed: bool, how: int, dtype: torch.dtype, affine: torch.dtype, activation: str | None,
-    residual: bool,
-    writes_residual: bool,
-) -> Callable[..., None]:  # fmt: skip
-    """Return the compiled backward; `writes_residual`: the residual's gradient too."""
-    build = rows_backward.backward_kernel if is_rows else columns_backward.backward_kernel
-    kinds = (
-        ARRAYS[dtype],
-        ARRAYS[affine],
-        CODES[activation or ""],
-        _flag(mixed),
-        _flag(dtype != torch.float64),
+def forward(kernel: Kernel) -> int:
+    """Return the address of a compiled forward."""
+    build: Callable[..., Callable[..., None]] = rows.forward_kernel if kernel.rows else columns.forward_kernel
+    return _kernel(build(*_kinds(kernel), _flag(kernel.residual), _version()))
+
+
+@cache
+def backward(kernel: Kernel) -> int:
+    """Return the address of a compiled backward."""
+    build: Callable[..., Callable[..., None]] = (
+        rows_backward.backward_kernel if kernel.rows else columns_backward.backward_kernel
     )
-    function = build(how, *kinds, _flag(residual), _flag(writes_residual), _version())
-    return _compiled(function, _layout(is_rows) + _BACKWARD, parallel=_PARALLEL if how != SERIAL else False)
+    return _kernel(build(*_kinds(kernel), _flag(kernel.residual), _flag(kernel.writes), _version()))
+
+
+def _kinds(kernel: Kernel) -> tuple[Any, ...]:
+    fast = _flag(kernel.dtype != torch.float64)
+    dtypes = ARRAYS[kernel.dtype], ARRAYS[kernel.affine]
+    return kernel.shared, *dtypes, CODES[kernel.activation or ""], _flag(kernel.mixed), fast
+
+
+@cache
+def drive(threads: bool) -> Callable[..., None]:
+    """Return the compiled driver, which runs a kernel's phases, with threads or without."""
+    parallel = _PARALLEL if threads else False
+    return _compiled(driver.drive_kernel(threads, _version()), _DRIVER, parallel=parallel)
 
 
 @cache
@@ -89,10 +92,6 @@ def enter(dtype: torch.dtype) -> Callable[..., int]:
     """Return the compiled `small.enter`."""
     signature = (_STATS, types.int64, types.int64, types.int64, types.float64)
     return _compiled(small.enter_kernel(ARRAYS[dtype], _version()), signature)
-
-
-def _layout(is_rows: bool) -> tuple[Any, ...]:
-    return (_NUMBERS,) if is_rows else (_NUMBERS,) * 3
 
 
 def _flag(value: bool) -> int | None:
@@ -115,10 +114,25 @@ def _version() -> str:
 
 def _compiled(function: Callable[..., Any], signature: tuple[Any, ...], **options: Any) -> Callable[..., Any]:
     """Compile a function, or take it from disk; return what calls it without looking at types again."""
-    options |= {"error_model": "numpy", "nogil": True}
+    options |= _OPTIONS | {"nogil": True}
+    return _kept(lambda cached: numba.njit(cache=cached, **options)(function).compile(signature))
+
+
+def _kernel(function: Callable[..., Any]) -> int:
+    """Compile a kernel, or take it from disk; return its address."""
+    compiled = _kept(lambda cached: numba.cfunc(_KERNEL, cache=cached, **_OPTIONS)(function))
+    _alive.append(compiled)
+    return int(compiled.address)
+
+
+def _kept(compile_: Callable[[bool], Any]) -> Any:
     try:
-        return numba.njit(cache=True, **options)(function).compile(signature)
+        return compile_(True)
     except Exception:
         # No folder to keep it in, a full disk, a damaged file (unpickling can raise anything): compile
         # it for this process alone. What is wrong with the function itself is raised again here.
-        return numba.njit(**options)(function).compile(signature)
+        return compile_(False)
+
+
+_OPTIONS = {"error_model": "numpy"}
+_alive: list[Any] = []  # Numba frees a kernel that nobody holds, and its address with it

@@ -18,14 +18,17 @@ from torch import Tensor
 from slabnorm.errors import ShapeError
 from slabnorm.kernels import compiled
 from slabnorm.kernels.call import Call, Found, Given, Statistics
+from slabnorm.kernels.compiled import Kernel
 from slabnorm.kernels.curves import PIECEWISE
 from slabnorm.kernels.elements import HAS_FLOAT16
 from slabnorm.kernels.layout import Layout, find_layout
-from slabnorm.kernels.memory import SERIAL, SHARED, TASKS
+from slabnorm.kernels.phases import Phases
+from slabnorm.kernels.pointers import LINE
 from slabnorm.slab import Axes, Slab
 
 _WIDE = (torch.float32, torch.float64)
 _GRAIN = 32768  # elements that are not worth waking a second thread for
+_STREAM = 8 << 20  # bytes of an output that leave the caches before anyone can read them
 _local = threading.local()
 
 
@@ -35,6 +38,8 @@ class _Memory(NamedTuple):
     layout: Layout
     copied: bool
     strides: tuple[int, ...]  # of the output
+    phases: Phases
+    fixed: tuple[int, ...]  # the first arguments of kernels
 
 
 class Measured:
@@ -107,8 +112,8 @@ def _forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, call: Call, write: bool,
     again: bool
 ) -> tuple[Tensor, np.ndarray]:  # fmt: skip
-    slab = call.slab
-    layout, copied, strides = _memory(x, slab)  # type: ignore[misc]
+    slab, own = call.slab, call.given is None
+    layout, copied, strides, phases, fixed = _memory(x, slab)  # type: ignore[misc]
     y = torch.empty_like(x) if write else x
     if copied:
         x = x.clone(memory_format=torch.preserve_format)
@@ -118,14 +123,18 @@ def _forward(
     if call.given is not None:
         _use(call.given, stats, call.eps)
     weight, bias, affine = _affine(weight, bias, layout)
-    how = _how(layout, slab.numel)
+    threads, shared = _how(layout, slab.numel)
     kernel = compiled.forward(
-        layout.rows, layout.mixed, how, x.dtype, affine, call.activation, residual is not None
+        Kernel(layout.rows, layout.mixed, shared, x.dtype, affine, call.activation, residual is not None)
     )
-    kernel(
-        *layout.arrays, layout.tasks, x.data_ptr(), _address(residual), y.data_ptr(), weight.data_ptr(),
-        bias.data_ptr(), stats, call.given is None, write, call.center, again, call.eps,
+    work = np.zeros(phases.work) if shared else stats
+    numbers = (
+        *fixed, x.data_ptr(), _address(residual), y.data_ptr(), weight.data_ptr(), bias.data_ptr(),
+        stats.ctypes.data, slab.slabs, own, write, call.center, again, _past(layout, y), work.ctypes.data,
+        0, 0, 0, 0, 0, 0,
     )  # fmt: skip
+    steps = phases.forward(shared, own, again, write)
+    compiled.drive(threads > 1)(kernel, steps, np.array(numbers, dtype=np.int64), call.eps, threads)
     return y, stats
 
 
@@ -137,7 +146,7 @@ def backward(
     """Return the gradients of x, weight, bias and residual, each None unless it is needed."""
     need_x, need_weight, need_bias, need_residual = needed
     slab = call.slab
-    layout, copied, strides = _memory(x, slab)  # type: ignore[misc]
+    layout, copied, strides, phases, fixed = _memory(x, slab)  # type: ignore[misc]
     if dy.stride() != strides or dy.dtype != x.dtype:
         dy = _like(dy, x)
     if copied:
@@ -151,17 +160,22 @@ def backward(
     wide_weight, wide_bias, affine = _affine(weight, bias, layout)
     dweight = torch.empty_like(wide_weight) if weight is not None and need_weight else None
     dbias = torch.empty_like(wide_bias) if bias is not None and need_bias else None
-    how = _how(layout, slab.numel)
+    threads, shared = _how(layout, slab.numel)
     kernel = compiled.backward(
-        layout.rows, layout.mixed, how, x.dtype, affine, call.activation, residual is not None, writes
+        Kernel(
+            layout.rows, layout.mixed, shared, x.dtype, affine, call.activation, residual is not None, writes
+        )
     )
-    kernel(
-        *layout.arrays, layout.tasks, dy.data_ptr(), x.data_ptr(), _address(residual), dx.data_ptr(),
-        dresidual.data_ptr(),
-        wide_weight.data_ptr(), wide_bias.data_ptr(), stats, _address(dweight), _address(dbias),
-        call.given is None,
-        call.center, need_x or writes,
+    cells = np.zeros(phases.cells)
+    work = np.zeros(phases.work) if shared else cells
+    numbers = (
+        *fixed, x.data_ptr(), _address(residual), 0, wide_weight.data_ptr(), wide_bias.data_ptr(),
+        stats.ctypes.data, slab.slabs, call.given is None, need_x or writes, call.center, 0, _past(layout, x),
+        work.ctypes.data, dy.data_ptr(), dx.data_ptr(), dresidual.data_ptr(), cells.ctypes.data,
+        _address(dweight), _address(dbias),
     )  # fmt: skip
+    steps = phases.backward(shared, need_x or writes)
+    compiled.drive(threads > 1)(kernel, steps, np.array(numbers, dtype=np.int64), call.eps, threads)
     if weight is not None and dweight is not None and dweight.dtype != weight.dtype:
         dweight = dweight.to(weight.dtype)
     if bias is not None and dbias is not None and dbias.dtype != bias.dtype:
@@ -189,20 +203,33 @@ def _memory(x: Tensor, slab: Slab) -> _Memory | None:
         copied = layout is None and dense != key
         if copied:
             layout = find_layout(slab, dense, dense)
-        cache[key] = None if layout is None else _Memory(layout, copied, dense)
+        cache[key] = (
+            None if layout is None else _Memory(layout, copied, dense, Phases(layout), _fixed(layout))
+        )
     return cache[key]
 
 
-def _how(layout: Layout, numel: int) -> int:
-    """Return how to use threads, and have Numba use as many as torch does."""
+def _fixed(layout: Layout) -> tuple[int, ...]:
+    arrays = (layout.numbers, layout.slab_of, layout.affine_of)
+    return (*(array.ctypes.data for array in arrays), len(layout.slab_of))
+
+
+def _how(layout: Layout, numel: int) -> tuple[int, bool]:
+    """Return how many threads to use, as torch would, and whether they share every task."""
     threads = 1 if numel < _GRAIN else min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
     if threads == 1:
-        return SERIAL
+        return 1, False
     # Numba keeps the number per Python thread; asking it takes longer than remembering.
     if getattr(_local, "threads", None) != threads:
         numba.set_num_threads(threads)
         _local.threads = threads
-    return SHARED if layout.shared(threads) else TASKS
+    return threads, layout.shared(threads)
+
+
+def _past(layout: Layout, out: Tensor) -> bool:
+    """Return whether an output goes past the caches: it would not stay in them, nor is a run too short."""
+    size = out.element_size()
+    return out.numel() * size >= _STREAM and layout["run"] * size >= 4 * LINE
 
 
 def _address(t: Tensor | None) -> int:

@@ -122,13 +122,14 @@ def _pairs() -> dict[str, tuple[Any, Any]]:
 
 
 _PAIRS = {name: tuple(register_jitable(f) for f in pair) for name, pair in _pairs().items()}
-CODES = {name: code for code, name in enumerate(_PAIRS)}
+# An activation is known to the compiler by a tuple of so many None: a type, where a number would be a value.
+CODES = {name: (None,) * code for code, name in enumerate(_PAIRS)}
 # These have no transcendental function in them, and are exact in float64 too.
 PIECEWISE = ("", "relu", "leaky_relu", "hardswish")
 
 
 def activate(code: Any, p: Any) -> Any:
-    """Return the activation with this number, a compile-time constant, at the pre-activation p."""
+    """Return the activation with this code at the pre-activation p."""
 
 
 def passes(code: Any, p: Any) -> Any:
@@ -136,15 +137,15 @@ def passes(code: Any, p: Any) -> Any:
 
 
 def _chosen(code: Any, which: int) -> Any:
-    chosen = list(_PAIRS.values())[code.literal_value][which]
+    chosen = list(_PAIRS.values())[len(code)][which]
     return lambda code, p: chosen(p)
 
 
-@overload(activate, prefer_literal=True)
+@overload(activate)
 def _activate(code, p):
     return _chosen(code, 0)
 
 
-@overload(passes, prefer_literal=True)
+@overload(passes)
 def _passes(code, p):
     return _chosen(code, 1)

@@ -1,6 +1,6 @@
 """One element, compiled by Numba: how it is read and written.
 
-Every function is chosen by type when a loop is compiled: the dtype of an array, an array or a number, None.
+Every function is chosen by type when a loop is compiled: the dtype of memory, memory or a number, None.
 Nothing is decided while a loop runs. Arithmetic is that of the coefficients: float32 or float64.
 """
 
@@ -12,6 +12,8 @@ import numpy as np
 from llvmlite import binding, ir
 from numba import types
 from numba.extending import intrinsic, overload
+
+from slabnorm.kernels.pointers import read, read_back, write
 
 # torch has no array of 16-bit floats that Numba knows: bfloat16 comes as int16, float16 as uint16.
 # Where the processor cannot convert float16 itself, LLVM would call a function that is not there.
@@ -69,105 +71,130 @@ def two_to_the(context, exponent):
     return types.float32(types.int32), build
 
 
-@intrinsic
-def pointer(context, address):
-    """Turn the address of a tensor's memory into a pointer for `numba.carray`."""
-
-    def build(context, builder, signature, args):
-        return builder.inttoptr(args[0], ir.IntType(8).as_pointer())
-
-    return types.voidptr(types.int64), build
-
-
 def load(u: Any, i: Any, like: Any) -> Any:
-    """Return element i of an array in the arithmetic of `like`; 0 where there is no array."""
+    """Return element i of memory in the arithmetic of `like`; 0 where there is none."""
 
 
 def store(u: Any, i: Any, value: Any) -> Any:
-    """Round a number to the array's dtype and write it; nothing where there is no array."""
+    """Round a number to the memory's dtype and write it; nothing where there is none."""
+
+
+def added(u: Any, i: Any, value: Any) -> Any:
+    """Return a number plus element i of memory; the number alone where there is none."""
+
+
+def add_to(u: Any, i: Any, value: Any) -> Any:
+    """Add a number to element i of memory."""
 
 
 def at(v: Any, i: Any) -> Any:
-    """Return element i of an array, or the number itself."""
+    """Return element i of memory, or the number itself."""
+
+
+def times(w: Any, i: Any, value: Any) -> Any:
+    """Return a number times element i of w, or times w; the number alone where w is None."""
+
+
+def plus(b: Any, i: Any, value: Any) -> Any:
+    """Return a number plus element i of b, or plus b; the number alone where b is None."""
 
 
 def zero(like: Any) -> Any:
-    """Return 0 in the arithmetic of `like`, an array or a number."""
-
-
-def along(each: Any, w: Any, j: Any, lo: Any, hi: Any) -> Any:
-    """Return the slice of w from lo to hi counted from j, or the one number at j where `each` is None."""
-
-
-def zeros(fast: Any, n: Any) -> Any:
-    """Return n zeros: float32, or float64 where `fast` is None."""
+    """Return 0 in the arithmetic of `like`, a number or memory."""
 
 
 def type_of(like: Any, value: Any) -> Any:
     """Return a number in the arithmetic of `like`."""
 
 
-def part(u: Any, lo: Any, hi: Any) -> Any:
-    """Return u[lo:hi], or None where there is no array."""
+def real(fast: Any, value: Any) -> Any:
+    """Return a number as float32, or as float64 where `fast` is None."""
+
+
+def zeros(fast: Any, n: Any) -> Any:
+    """Return n zeros: float32, or float64 where `fast` is None."""
 
 
 def _kind(like: Any) -> Any:
-    return like.dtype if isinstance(like, types.Array) else like
+    return like.dtype if isinstance(like, types.CPointer) else like
+
+
+def _real(like: Any) -> Any:
+    return np.float32 if _kind(like) == types.float32 else np.float64
 
 
 @overload(load)
 def _load(u, i, like):
-    real = np.float32 if _kind(like) == types.float32 else np.float64
+    real = _real(like)
     if isinstance(u, types.NoneType):
         return lambda u, i, like: real(0.0)
     if u.dtype == types.int16:
-        return lambda u, i, like: real(_from_bfloat16(u[i]))
+        return lambda u, i, like: real(_from_bfloat16(read(u, i)))
     if u.dtype == types.uint16:
-        return lambda u, i, like: real(_from_float16(u[i]))
-    return lambda u, i, like: real(u[i])
+        return lambda u, i, like: real(_from_float16(read(u, i)))
+    return lambda u, i, like: real(read(u, i))
 
 
 @overload(store)
 def _store(u, i, value):
-    def bfloat16(u, i, value):
-        u[i] = _to_bfloat16(np.float32(value))
-
-    def float16(u, i, value):
-        u[i] = _to_float16(np.float32(value))
-
-    def plain(u, i, value):
-        u[i] = value
-
-    def nothing(u, i, value):
-        pass
-
     if isinstance(u, types.NoneType):
-        return nothing
-    return {types.int16: bfloat16, types.uint16: float16}.get(u.dtype, plain)
+        return lambda u, i, value: None
+    if u.dtype == types.int16:
+        return lambda u, i, value: write(u, i, _to_bfloat16(np.float32(value)))
+    if u.dtype == types.uint16:
+        return lambda u, i, value: write(u, i, _to_float16(np.float32(value)))
+    real = _real(u)
+    return lambda u, i, value: write(u, i, real(value))
+
+
+@overload(added)
+def _added(u, i, value):
+    if isinstance(u, types.NoneType):
+        return lambda u, i, value: value
+    return lambda u, i, value: value + load(u, i, value)
+
+
+@overload(add_to)
+def _add_to(u, i, value):
+    real = _real(u)
+    return lambda u, i, value: write(u, i, real(read_back(u, i) + value))
 
 
 @overload(at)
 def _at(v, i):
-    return (lambda v, i: v[i]) if isinstance(v, types.Array) else (lambda v, i: v)
+    return (lambda v, i: read(v, i)) if isinstance(v, types.CPointer) else (lambda v, i: v)
+
+
+@overload(times)
+def _times(w, i, value):
+    if isinstance(w, types.NoneType):
+        return lambda w, i, value: value
+    return lambda w, i, value: at(w, i) * value
+
+
+@overload(plus)
+def _plus(b, i, value):
+    if isinstance(b, types.NoneType):
+        return lambda b, i, value: value
+    return lambda b, i, value: value + at(b, i)
 
 
 @overload(zero)
 def _zero(like):
-    real = np.float32 if _kind(like) == types.float32 else np.float64
+    real = _real(like)
     return lambda like: real(0.0)
 
 
 @overload(type_of)
 def _type_of(like, value):
-    real = np.float32 if _kind(like) == types.float32 else np.float64
+    real = _real(like)
     return lambda like, value: real(value)
 
 
-@overload(along)
-def _along(each, w, j, lo, hi):
-    if isinstance(each, types.NoneType):
-        return lambda each, w, j, lo, hi: w[j]
-    return lambda each, w, j, lo, hi: w[j + lo : j + hi]
+@overload(real)
+def _real_of(fast, value):
+    dtype = np.float64 if isinstance(fast, types.NoneType) else np.float32
+    return lambda fast, value: dtype(value)
 
 
 @overload(zeros)
@@ -175,8 +202,3 @@ def _zeros(fast, n):
     if isinstance(fast, types.NoneType):
         return lambda fast, n: np.zeros(n)
     return lambda fast, n: np.zeros(n, dtype=np.float32)
-
-
-@overload(part)
-def _part(u, lo, hi):
-    return (lambda u, lo, hi: None) if isinstance(u, types.NoneType) else (lambda u, lo, hi: u[lo:hi])

@@ -1,17 +1,14 @@
-"""The innermost loops, over one contiguous piece of memory each.
+"""The innermost loops, over n elements of contiguous memory each.
 
-    z = (u - k - low) * r      p = w * z + b + residual      y = activation(p)
+    z = r * (u - k) + l      p = w * z + b + residual      y = activation(p)
 
-Each of k, low, r, w and b is a number for the whole piece or an array with one for every element. That,
-the dtype, the activation and whether there is a residual is settled when a loop is
-compiled: one source for all. So is the arithmetic, which is that of k: float32, or float64.
+Each of k, r, l, w and b is a number for all of them or memory with one for every element; w and b are None
+where r and l hold them already. That, the dtype, the activation and whether there is a residual is settled
+when a loop is compiled: one source for all. So is the arithmetic, which is that of k: float32, or float64.
 
-In float32, k and low are the two halves of a float64 mean: u - k is exact wherever u is near the mean, and
-what float32 costs is a few units in the last place of z, whatever the offset. Sums are taken in float32
-over at most BLOCK elements, and added up in float64.
-
-Loops take slices: an index into a whole array, which may be negative for all Numba knows, is not
-vectorised (measured: 0.92 ns an element, against 0.17).
+In float32, k is the mean rounded, and l what that has lost, times -r: u - k is exact wherever u is near the
+mean, and what float32 costs is a few units in the last place of z, whatever the offset. Sums are taken
+in float32 over at most BLOCK elements, and added up in float64.
 """
 
 from __future__ import annotations
@@ -20,19 +17,22 @@ import numba
 import numpy as np
 
 from slabnorm.kernels.curves import activate, passes
-from slabnorm.kernels.elements import at, load, part, store, zero
+from slabnorm.kernels.elements import add_to, added, at, load, plus, store, times, zero
+from slabnorm.kernels.pointers import ahead, stream, to_line
 
-BLOCK = 512
+BLOCK = 1024
 
 # Reassociation lets a sum use all SIMD lanes, contraction a fused multiply-add. NaN and inf keep
 # their meaning: the flags that assume there are none stay off.
-_loop = numba.njit(fastmath={"reassoc", "contract"}, error_model="numpy")
+_loop = numba.njit(
+    fastmath={"reassoc", "contract"}, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
+)
 
 
 @_loop
-def _sum_block(u, k):
+def _sum_block(n, u, k):
     s1, s2 = zero(k), zero(k)
-    for i in range(u.size):
+    for i in range(n):
         t = load(u, i, k) - k
         s1 += t
         s2 += t * t
@@ -40,94 +40,84 @@ def _sum_block(u, k):
 
 
 @_loop
-def sum_row(u, k):
+def sum_row(n, u, k):
     """Return the sums of u - k and of its square."""
     s1, s2 = 0.0, 0.0
-    for lo in range(0, u.size, BLOCK):
-        p, q = _sum_block(u[lo : lo + BLOCK], k)
+    for lo in range(0, n, BLOCK):
+        p, q = _sum_block(min(n - lo, BLOCK), ahead(u, lo), k)
         s1 += np.float64(p)
         s2 += np.float64(q)
     return s1, s2
 
 
 @_loop
-def sum_columns(u, k, s1, s2):
+def sum_columns(n, u, k, s1, s2):
     """Add u - k and its square to s1 and s2, element by element."""
-    for i in range(u.size):
-        t = load(u, i, k) - k[i]
-        s1[i] += t
-        s2[i] += t * t
+    for i in range(n):
+        t = load(u, i, k) - at(k, i)
+        add_to(s1, i, t)
+        add_to(s2, i, t * t)
 
 
 @_loop
-def sum_four_columns(u0, u1, u2, u3, k, s1, s2):
+def sum_four_columns(n, u0, u1, u2, u3, k, s1, s2):
     """Do the same for four runs at once: a quarter of the sums to fetch and to keep."""
-    for i in range(u0.size):
-        a, b = load(u0, i, k) - k[i], load(u1, i, k) - k[i]
-        c, d = load(u2, i, k) - k[i], load(u3, i, k) - k[i]
-        s1[i] += (a + b) + (c + d)
-        s2[i] += (a * a + b * b) + (c * c + d * d)
+    for i in range(n):
+        a, b = load(u0, i, k) - at(k, i), load(u1, i, k) - at(k, i)
+        c, d = load(u2, i, k) - at(k, i), load(u3, i, k) - at(k, i)
+        add_to(s1, i, (a + b) + (c + d))
+        add_to(s2, i, (a * a + b * b) + (c * c + d * d))
 
 
 @_loop
-def forward(code, u, residual, out, k, low, r, w, b):
-    """Write out = activation(w * z + b + residual)."""
-    for i in range(u.size):
-        t = (load(u, i, k) - at(k, i)) - at(low, i)
-        p = (at(r, i) * at(w, i)) * t + (at(b, i) + load(residual, i, k))
+def _before(residual, i, t, r, l, w, b):  # noqa: E741
+    # The pre-activation, from t = u - k.
+    return added(residual, i, plus(b, i, times(w, i, at(r, i) * t + at(l, i))))
+
+
+@_loop
+def _forward_block(code, n, u, residual, out, k, r, l, w, b):  # noqa: E741
+    for i in range(n):
+        p = _before(residual, i, load(u, i, k) - at(k, i), r, l, w, b)
         store(out, i, activate(code, p))
 
 
 @_loop
-def _upstream(code, dy, z, residual, i, w, b, k):
-    return load(dy, i, k) * passes(code, at(w, i) * z + (at(b, i) + load(residual, i, k)))
+def forward(code, n, u, residual, out, room, past, k, r, l, w, b):  # noqa: E741
+    """Write out = activation(w * z + b + residual).
+
+    With `past`, past the caches: a block is computed in `room`, and written from there by whole lines.
+    """
+    lo, hi = 0, to_line(out, n, BLOCK) if past else n
+    while lo < n:
+        v, to = ahead(residual, lo), room if past else ahead(out, lo)
+        _forward_block(
+            code, hi - lo, ahead(u, lo), v, to, ahead(k, lo), ahead(r, lo), ahead(l, lo), ahead(w, lo),
+            ahead(b, lo),
+        )  # fmt: skip
+        if past:
+            stream(ahead(out, lo), room, hi - lo)
+        lo, hi = hi, min(n, hi + BLOCK)
 
 
 @_loop
-def _back_block(code, dy, u, residual, k, low, r, w, b):
+def _back_block(code, n, dy, u, residual, k, r, l):  # noqa: E741
     s1, s2 = zero(k), zero(k)
-    for i in range(u.size):
-        z = ((load(u, i, k) - k) - low) * r
-        g = _upstream(code, dy, z, residual, i, w, b, k)
+    for i in range(n):
+        t = load(u, i, k) - k
+        g = load(dy, i, k) * passes(code, _before(residual, i, t, r, l, None, None))
         s1 += g
-        s2 += g * z
+        s2 += g * t
     return s1, s2
 
 
 @_loop
-def back_row(code, dy, u, residual, k, low, r, w, b):
-    """Return the sums of g and of g * z, with g the gradient at the pre-activation."""
+def back_row(code, n, dy, u, residual, k, r, l):  # noqa: E741
+    """Return the sums of g and of g * (u - k), with g the gradient at the pre-activation."""
     s1, s2 = 0.0, 0.0
-    for lo in range(0, u.size, BLOCK):
-        hi = min(lo + BLOCK, u.size)
-        p, q = _back_block(code, dy[lo:hi], u[lo:hi], part(residual, lo, hi), k, low, r, w, b)
-        s1 += np.float64(p)
-        s2 += np.float64(q)
-    return s1, s2
-
-
-@_loop
-def _back_block_each(code, dy, u, residual, k, low, r, w, b, dbias, dweight):
-    s1, s2 = zero(k), zero(k)
-    for i in range(u.size):
-        z = ((load(u, i, k) - k) - low) * r
-        g = _upstream(code, dy, z, residual, i, w, b, k)
-        s1 += w[i] * g
-        s2 += w[i] * g * z
-        dbias[i] += g
-        dweight[i] += g * z
-    return s1, s2
-
-
-@_loop
-def back_row_each(code, dy, u, residual, k, low, r, w, b, dbias, dweight):
-    """Return the sums of w * g and of w * g * z; add g to dbias and g * z to dweight, each for itself."""
-    s1, s2 = 0.0, 0.0
-    for lo in range(0, u.size, BLOCK):
-        hi = min(lo + BLOCK, u.size)
-        p, q = _back_block_each(
-            code, dy[lo:hi], u[lo:hi], part(residual, lo, hi), k, low, r, w[lo:hi], b[lo:hi], dbias[lo:hi],
-            dweight[lo:hi],
+    for lo in range(0, n, BLOCK):
+        p, q = _back_block(
+            code, min(n - lo, BLOCK), ahead(dy, lo), ahead(u, lo), ahead(residual, lo), k, r, l
         )  # fmt: skip
         s1 += np.float64(p)
         s2 += np.float64(q)
@@ -135,34 +125,93 @@ def back_row_each(code, dy, u, residual, k, low, r, w, b, dbias, dweight):
 
 
 @_loop
-def back_columns(code, dy, u, residual, k, low, r, w, b, s1, s2):
-    """Add g to s1 and g * z to s2, element by element."""
-    for i in range(u.size):
-        z = ((load(u, i, k) - k[i]) - low[i]) * r[i]
-        g = _upstream(code, dy, z, residual, i, w, b, k)
-        s1[i] += g
-        s2[i] += g * z
+def _back_block_each(code, n, dy, u, residual, k, r, l, w, b, dbias, dweight):  # noqa: E741
+    s1, s2 = zero(k), zero(k)
+    for i in range(n):
+        t = load(u, i, k) - at(k, i)
+        z = at(r, i) * t + at(l, i)
+        g = load(dy, i, k) * passes(code, _before(residual, i, t, r, l, w, b))
+        s1 += at(w, i) * g
+        s2 += at(w, i) * g * z
+        add_to(dbias, i, g)
+        add_to(dweight, i, g * z)
+    return s1, s2
 
 
 @_loop
-def back_columns_weighted(code, dy, u, residual, k, low, r, w, b, s1, s2):
-    """Add w * g to s1 and w * g * z to s2, element by element; return the sums of g and of g * z."""
-    dbias, dweight = 0.0, 0.0
-    for i in range(u.size):
-        z = ((load(u, i, k) - k[i]) - low[i]) * r[i]
-        g = _upstream(code, dy, z, residual, i, w, b, k)
-        s1[i] += w * g
-        s2[i] += w * g * z
-        dbias += np.float64(g)
-        dweight += np.float64(g * z)
+def back_row_each(code, n, dy, u, residual, k, r, l, w, b, dbias, dweight):  # noqa: E741
+    """Return the sums of w * g and of w * g * z; add g to dbias and g * z to dweight, each for itself."""
+    s1, s2 = 0.0, 0.0
+    for lo in range(0, n, BLOCK):
+        p, q = _back_block_each(
+            code, min(n - lo, BLOCK), ahead(dy, lo), ahead(u, lo), ahead(residual, lo), k, r, l, ahead(w, lo),
+            ahead(b, lo), ahead(dbias, lo), ahead(dweight, lo),
+        )  # fmt: skip
+        s1 += np.float64(p)
+        s2 += np.float64(q)
+    return s1, s2
+
+
+@_loop
+def back_columns(code, n, dy, u, residual, k, r, l, s1, s2):  # noqa: E741
+    """Add g to s1 and g * (u - k) to s2, element by element."""
+    for i in range(n):
+        t = load(u, i, k) - at(k, i)
+        g = load(dy, i, k) * passes(code, _before(residual, i, t, r, l, None, None))
+        add_to(s1, i, g)
+        add_to(s2, i, g * t)
+
+
+@_loop
+def _back_columns_block(code, n, dy, u, residual, k, r, l, w, b, s1, s2):  # noqa: E741
+    dbias, dweight = zero(k), zero(k)
+    for i in range(n):
+        t = load(u, i, k) - at(k, i)
+        g = load(dy, i, k) * passes(code, _before(residual, i, t, r, l, w, b))
+        add_to(s1, i, w * g)
+        add_to(s2, i, w * g * t)
+        dbias += g
+        dweight += g * (at(r, i) * t + at(l, i))
     return dbias, dweight
 
 
 @_loop
-def backward(code, dy, u, residual, dx, dresidual, k, low, r, w, b, c1, c2):
-    """Write dx = r * (w * g - c1 - c2 * z), and g as the gradient of the residual, which may be None."""
-    for i in range(u.size):
-        z = ((load(u, i, k) - at(k, i)) - at(low, i)) * at(r, i)
-        g = _upstream(code, dy, z, residual, i, w, b, k)
+def back_columns_weighted(code, n, dy, u, residual, k, r, l, w, b, s1, s2):  # noqa: E741
+    """Add w * g to s1 and w * g * (u - k) to s2, element by element; return the sums of g and of g * z."""
+    dbias, dweight = 0.0, 0.0
+    for lo in range(0, n, BLOCK):
+        p, q = _back_columns_block(
+            code, min(n - lo, BLOCK), ahead(dy, lo), ahead(u, lo), ahead(residual, lo), ahead(k, lo),
+            ahead(r, lo), ahead(l, lo), w, b, ahead(s1, lo), ahead(s2, lo),
+        )  # fmt: skip
+        dbias += np.float64(p)
+        dweight += np.float64(q)
+    return dbias, dweight
+
+
+@_loop
+def _backward_block(code, n, dy, u, residual, dx, dresidual, k, r, l, w, b, d, e):  # noqa: E741
+    for i in range(n):
+        t = load(u, i, k) - at(k, i)
+        g = load(dy, i, k) * passes(code, _before(residual, i, t, r, l, w, b))
         store(dresidual, i, g)
-        store(dx, i, at(r, i) * ((at(w, i) * g - at(c1, i)) - at(c2, i) * z))
+        store(dx, i, times(w, i, at(r, i) * g) + (at(d, i) * t + at(e, i)))
+
+
+@_loop
+def backward(code, n, dy, u, residual, dx, dresidual, room, also, past, k, r, l, w, b, d, e):  # noqa: E741
+    """Write dx = w * r * g + d * (u - k) + e, and g as the gradient of the residual, which may be None.
+
+    `past`: as in forward, with room for both.
+    """
+    lo, hi = 0, to_line(dx, n, BLOCK) if past else n
+    while lo < n:
+        to, to_also = (room, also) if past else (ahead(dx, lo), ahead(dresidual, lo))
+        _backward_block(
+            code, hi - lo, ahead(dy, lo), ahead(u, lo), ahead(residual, lo), to, to_also, ahead(k, lo),
+            ahead(r, lo), ahead(l, lo), ahead(w, lo), ahead(b, lo), ahead(d, lo), ahead(e, lo),
+        )  # fmt: skip
+        if past:
+            stream(ahead(dx, lo), room, hi - lo)
+            stream(ahead(dresidual, lo), also, hi - lo)
+        lo, hi = hi, min(n, hi + BLOCK)

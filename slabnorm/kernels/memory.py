@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import numba
 import numpy as np
-from numba import carray
 
-from slabnorm.kernels.elements import pointer
+from slabnorm.kernels.elements import load, store
 from slabnorm.kernels.layout import NUMBERS
+from slabnorm.kernels.pointers import pointer
 
-serial = numba.njit(error_model="numpy")
+_INNER = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+serial = numba.njit(**_INNER)
 # A call costs as much as summing a short run, so what finds places is inlined. Inlining everything doubled
 # the time of compiling.
-inlined = numba.njit(error_model="numpy", forceinline=True)
+inlined = numba.njit(**_INNER, forceinline=True)
 
 (
     BLOCKS1, BLOCKS0, RUNS1, RUNS0, RUN,
     XB1, XB0, XR1, XR0, OB1, OB0, OR1, OR0, AB1, AB0, AR1, AR0, SB1, SB0,
-    X_SPAN, OUT_SPAN, COUNT, AFFINE, LANES, TOGETHER, TILE, PIECE, SAMPLE_RUNS, SAMPLE_RUN_STEP, SAMPLES,
-    SAMPLE_STEP,
+    COUNT, AFFINE, LANES, TOGETHER, TILE, PIECE, SAMPLE_RUNS, SAMPLE_RUN_STEP, SAMPLES, SAMPLE_STEP,
 ) = range(len(NUMBERS))  # fmt: skip
-
-# How a kernel uses threads: not at all; each takes some of the tasks; all share every task.
-SERIAL, TASKS, SHARED = 0, 1, 2
 
 
 # A block and a run are each two numbers, along the outer and the inner of their two axes: dividing to find
@@ -45,6 +42,18 @@ def run_of(g, run):
 def next_run(g, r):
     """Return the run after r."""
     return (r[0], r[1] + 1) if r[1] + 1 < g[RUNS0] else (r[0] + 1, 0)
+
+
+@inlined
+def run_before(g, r):
+    """Return the run before r."""
+    return (r[0], r[1] - 1) if r[1] > 0 else (r[0] - 1, g[RUNS0] - 1)
+
+
+@inlined
+def next_block(g, b):
+    """Return the block after b."""
+    return (b[0], b[1] + 1) if b[1] + 1 < g[BLOCKS0] else (b[0] + 1, 0)
 
 
 @inlined
@@ -72,18 +81,11 @@ def in_slabs(g, b):
 
 
 @serial
-def array(address, n, dtype):
-    """Return n elements of memory at an address as an array; `dtype` is a compile-time constant."""
-    return carray(pointer(address), (n,), dtype)
-
-
-@serial
 def small(address, n, dtype):
-    """Return n numbers of memory as an array of float64."""
-    out = np.empty(n)
-    source = array(address, n, dtype)
+    """Return n numbers of memory as an array of float64; `dtype` is a compile-time constant."""
+    out, source = np.empty(n), pointer(address, dtype)
     for i in range(n):
-        out[i] = source[i]
+        out[i] = load(source, i, 0.0)
     return out
 
 
@@ -91,9 +93,9 @@ def small(address, n, dtype):
 def keep(values, address, dtype):
     """Round an array of float64 to a dtype and write it to an address; nothing if there is none."""
     if address != 0:
-        out = array(address, values.size, dtype)
+        out = pointer(address, dtype)
         for i in range(values.size):
-            out[i] = values[i]
+            store(out, i, values[i])
 
 
 @serial
@@ -113,8 +115,9 @@ def doubtful(count, s1, s2):
     the mean, which costs digits of the variance, and where something is not finite. All zeros are a
     constant, and exact.
     """
-    apart = s1 / count
-    var = s2 / count - apart * apart
+    one = 1.0 / count
+    apart = s1 * one
+    var = s2 * one - apart * apart
     if count < 64:
         return True
     return not ((s1 == 0.0 and s2 == 0.0) or (apart * apart <= 4.0 * var and var > 1e-30 and s2 < 1e37))
@@ -124,18 +127,20 @@ def doubtful(count, s1, s2):
 def narrow(stats, slab):
     """Return whether a slab can be normalised in float32: not if its values are of extreme size."""
     shift, rstd = abs(stats[2, slab]), stats[3, slab]
-    return not (shift > 1e37 or rstd > 1e30 or rstd < 1e-30)
+    # rstd * rstd is a coefficient of the gradient. NaN is narrow: a fault changes no bit of a neighbour.
+    return not (shift > 1e37 or rstd > 1e15 or rstd < 1e-15)
 
 
 @inlined
 def finish(stats, slab, count, k, s1, s2, eps, center):
     """Turn sums around k into a slab's statistics, and what it is normalised with."""
-    apart = s1 / count
+    one = 1.0 / count
+    apart = s1 * one
     mean, m2 = k + apart, s2 - s1 * apart
     if m2 < 0:  # by rounding; NaN stays NaN
         m2 = 0.0
     # The mean in two halves: what float64 cannot hold of it counts, too.
-    var, shift, low = m2 / count, k, apart
+    var, shift, low = m2 * one, k, apart
     if not center:
         # mean(x^2) = var + mean^2; both terms are positive, so nothing cancels.
         var, shift, low = var + mean * mean, 0.0, 0.0

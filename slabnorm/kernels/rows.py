@@ -5,28 +5,43 @@ of a few while they are still in the thread's cache. Where there are few, all th
 each. Sums are taken over the same chunks and added in the same order in both, so that the number of
 threads changes no bit.
 
-Arrays: x, residual, out, dy, dx are flat memory; w and bias have one number for each element of weight and
-bias; `stats` is [5, slabs]: mean, sum of squared deviations, shift, rstd,
-and the rest of the shift; `g` holds the numbers of the
-layout. `each` is None where weight and bias are constant along a run, else 1; `fast` is None where all
-arithmetic is float64, else 1.
+Tensors are `t`, pointers (arguments.py); `stats` is [5, slabs]: mean, sum of squared deviations, shift, rstd,
+and the rest of the shift; `g` holds the numbers of the layout. `each` is None where weight and bias are
+constant along a run, else 1; `fast` is None where all arithmetic is float64, else 1; with `past` the
+output goes past the caches.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
 from slabnorm.kernels import loops
-from slabnorm.kernels.elements import along, load, part
+from slabnorm.kernels.arguments import (
+    AGAIN,
+    CENTER,
+    FINISH,
+    MERGE,
+    OWN,
+    PAST,
+    START,
+    SUM,
+    WRITE,
+    WRITES,
+    arguments,
+    numbers,
+    of_forward,
+    statistics,
+    work,
+)
+from slabnorm.kernels.coefficients import beside, folded, shift_of
+from slabnorm.kernels.elements import load, real
 from slabnorm.kernels.layout import CHUNK
+from slabnorm.kernels.loops import BLOCK
 from slabnorm.kernels.memory import (
-    AFFINE,
     BLOCKS0,
     BLOCKS1,
     COUNT,
     LANES,
-    OUT_SPAN,
     RUN,
     RUNS0,
     RUNS1,
@@ -34,11 +49,7 @@ from slabnorm.kernels.memory import (
     SAMPLE_RUNS,
     SAMPLE_STEP,
     SAMPLES,
-    SERIAL,
-    TASKS,
     TOGETHER,
-    X_SPAN,
-    array,
     block_of,
     doubtful,
     finish,
@@ -48,10 +59,13 @@ from slabnorm.kernels.memory import (
     in_x,
     inlined,
     narrow,
+    next_block,
+    run_before,
     run_of,
     serial,
     total,
 )  # fmt: skip
+from slabnorm.kernels.pointers import ahead, data, fence, room
 
 
 @inlined
@@ -61,29 +75,16 @@ def chunks_of(g):
 
 
 @inlined
-def _sum_chunk(g, at, chunk, x, k):
-    return loops.sum_row(x[at + chunk * CHUNK : at + min((chunk + 1) * CHUNK, g[RUN])], k)
-
-
-@inlined
-def _sum_slab(g, b, x, k):
-    """Return the sums of x - k and of its square over a slab, in the arithmetic of k."""
-    s1, s2 = 0.0, 0.0
-    for r1 in range(g[RUNS1]):
-        for r0 in range(g[RUNS0]):
-            at = in_x(g, b, (r1, r0))
-            for chunk in range(chunks_of(g)):
-                p, q = _sum_chunk(g, at, chunk, x, k)
-                s1 += p
-                s2 += q
-    return s1, s2
+def chunk_of(g, chunk):
+    """Return where a chunk starts in its run, and its length."""
+    return chunk * CHUNK, min(CHUNK, g[RUN] - chunk * CHUNK)
 
 
 @inlined
 def _shift(g, b, x):
     """Return the mean of eight elements of a slab, or of all that are in it: near the mean, as a rule."""
     # Added to the first of them, so that a constant slab has exactly itself.
-    first = np.float64(load(x, in_x(g, b, (0, 0)), 0.0))
+    first = load(x, in_x(g, b, (0, 0)), 0.0)
     apart = 0.0
     for r in range(g[SAMPLE_RUNS]):
         at = in_x(g, b, (0, r * g[SAMPLE_RUN_STEP]))
@@ -92,144 +93,177 @@ def _shift(g, b, x):
     return first + apart / (g[SAMPLE_RUNS] * g[SAMPLES])
 
 
-@serial
-def _reduce_lanes(fast, g, lo, hi, x, work, again, eps, center, stats):
+@inlined
+def _sweep(fast, g, lo, hi, x, sums, column):
+    """Write the sums around their shifts of lanes lo to hi, which are those of `sums` from a column on."""
+    for lane in range(hi - lo):
+        sums[1, column + lane] = 0.0
+        sums[2, column + lane] = 0.0
+    chunks = chunks_of(g)
+    for r1 in range(g[RUNS1]):
+        for r0 in range(g[RUNS0]):
+            b = block_of(g, lo)
+            for lane in range(column, column + hi - lo):
+                u, k = ahead(x, in_x(g, b, (r1, r0))), real(fast, sums[0, lane])
+                for chunk in range(chunks):
+                    at, n = chunk_of(g, chunk)
+                    p, q = loops.sum_row(n, ahead(u, at), k)
+                    sums[1, lane] += p
+                    sums[2, lane] += q
+                b = next_block(g, b)
+
+
+@inlined
+def _reduce_lanes(fast, g, lo, hi, x, sums, again, eps, center, stats):
     """Write the statistics of some lanes; `again`: summed around the mean, in float64."""
-    for lane in range(lo, hi):
-        work[0, lane - lo] = _shift(g, block_of(g, lane), x)
-        work[1, lane - lo] = 0.0
-        work[2, lane - lo] = 0.0
-    if fast is not None and not again:
-        for r1 in range(g[RUNS1]):
-            for r0 in range(g[RUNS0]):
-                for lane in range(lo, hi):
-                    at = in_x(g, block_of(g, lane), (r1, r0))
-                    for chunk in range(chunks_of(g)):
-                        p, q = _sum_chunk(g, at, chunk, x, np.float32(work[0, lane - lo]))
-                        work[1, lane - lo] += p
-                        work[2, lane - lo] += q
-    for lane in range(lo, hi):
-        b, k, s1, s2 = block_of(g, lane), work[0, lane - lo], work[1, lane - lo], work[2, lane - lo]
-        if fast is not None:
-            k = np.float64(np.float32(k))
-        if fast is None or again or doubtful(g[COUNT], s1, s2):
-            k, s1, s2 = _carefully(g, b, x, k)
-        finish(stats, in_slabs(g, b), g[COUNT], k, s1, s2, eps, center)
+    b = block_of(g, lo)
+    for lane in range(hi - lo):
+        sums[0, lane] = np.float64(real(fast, _shift(g, b, x)))
+        b = next_block(g, b)
+    if not again:
+        _sweep(fast, g, lo, hi, x, sums, 0)
+    b = block_of(g, lo)
+    for lane in range(hi - lo):
+        if again or fast is None or doubtful(g[COUNT], sums[1, lane], sums[2, lane]):
+            _carefully(g, lo + lane, x, sums, lane)
+        finish(stats, in_slabs(g, b), g[COUNT], sums[0, lane], sums[1, lane], sums[2, lane], eps, center)
+        b = next_block(g, b)
 
 
 @serial
-def _carefully(g, b, x, k):
-    """Return a shift, the mean, and the sums around it, in float64."""
-    for _ in range(2):
-        s1, s2 = _sum_slab(g, b, x, k)
-        if _ == 0:
-            k += s1 / g[COUNT]
-    return k, s1, s2
+def _carefully(g, lane, x, sums, column):
+    """Sum a lane around a shift, then around the mean which that gives, in float64."""
+    _sweep(None, g, lane, lane + 1, x, sums, column)
+    sums[0, column] += sums[1, column] / g[COUNT]
+    _sweep(None, g, lane, lane + 1, x, sums, column)
 
 
-@serial
-def _write(code, each, fast, g, b, r, lo, hi, x, residual, out, w, bias, stats):
-    """Write the output of one run, from element lo to hi."""
-    at, to, j, slab = in_x(g, b, r), in_out(g, b, r), in_affine(g, b, r), in_slabs(g, b)
-    u, v, y = x[at + lo : at + hi], part(residual, to + lo, to + hi), out[to + lo : to + hi]
-    k, rstd, rest = stats[2, slab], stats[3, slab], stats[4, slab]
-    ws, bs = along(each, w, j, lo, hi), along(each, bias, j, lo, hi)
+@inlined
+def _write(code, each, fast, g, b, r, chunk, n, t, stats, buffer, past):
+    """Write n elements of the output of one run, from element `chunk` on."""
+    at, to, j, slab = in_x(g, b, r) + chunk, in_out(g, b, r) + chunk, in_affine(g, b, r), in_slabs(g, b)
+    u, v, y = ahead(t.x, at), ahead(t.residual, to), ahead(t.out, to)
+    w, bias, rstd = beside(each, t.w, j + chunk), beside(each, t.bias, j + chunk), stats[3, slab]
     if fast is not None and narrow(stats, slab):
-        high = np.float32(k)
-        loops.forward(code, u, v, y, high, np.float32((k - high) + rest), np.float32(rstd), ws, bs)
+        k, low = shift_of(stats, slab, True)
+        r, l = folded(each, t.w, t.bias, j, rstd, low)  # noqa: E741
+        loops.forward(
+            code, n, u, v, y, data(buffer, 0), past, np.float32(k), np.float32(r), np.float32(l), w, bias
+        )  # fmt: skip
     else:
-        loops.forward(code, u, v, y, k, rest, rstd, ws, bs)
+        k, low = shift_of(stats, slab, False)
+        r, l = folded(each, t.w, t.bias, j, rstd, low)  # noqa: E741
+        loops.forward(code, n, u, v, y, data(buffer, 0), past, k, r, l, w, bias)
 
 
-@serial
-def _forward_task(
-    code, each, fast, g, task, x, residual, out, w, bias, stats, own, write, center, again, eps
-):
+@inlined
+def _forward_lanes(code, each, fast, g, lo, hi, t, stats, sums, buffer, own, write, center, again, eps, past):
+    if own:
+        _reduce_lanes(fast, g, lo, hi, t.x, sums, again, eps, center, stats)
+    # From the last run to the first: what was summed last is still in the cache.
+    r = (g[RUNS1] - 1, g[RUNS0] - 1)
+    for _ in range(g[RUNS1] * g[RUNS0] * write):
+        b = block_of(g, lo)
+        for _ in range(lo, hi):
+            _write(code, each, fast, g, b, r, 0, g[RUN], t, stats, buffer, past)
+            b = next_block(g, b)
+        r = run_before(g, r)
+
+
+@inlined
+def _forward_task(code, each, fast, g, task, t, stats, own, write, center, again, eps, past):
     end = min(g[BLOCKS1] * g[BLOCKS0], (task + 1) * g[LANES])
-    work = np.empty((3, g[TOGETHER]))
+    sums, buffer = np.empty((3, g[TOGETHER])), room(t.out, BLOCK)
     for lo in range(task * g[LANES], end, g[TOGETHER]):
         hi = min(end, lo + g[TOGETHER])
-        if own:
-            _reduce_lanes(fast, g, lo, hi, x, work, again, eps, center, stats)
-        for r1 in range(g[RUNS1] * write):
-            for r0 in range(g[RUNS0]):
-                for lane in range(lo, hi):
-                    b, r = block_of(g, lane), (r1, r0)
-                    _write(code, each, fast, g, b, r, 0, g[RUN], x, residual, out, w, bias, stats)
+        _forward_lanes(
+            code, each, fast, g, lo, hi, t, stats, sums, buffer, own, write, center, again, eps, past
+        )  # fmt: skip
+    fence()
 
 
-def forward_kernel(how, dtype, affine_dtype, code, each, fast, fused, version):
-    """Return the forward of a rows layout as plain Python, to be compiled; `fused`: None or 1, a residual."""
+@inlined
+def unit_of(g, unit):
+    """Return the block, run and chunk of one of the units that threads share."""
+    chunks, runs = chunks_of(g), g[RUNS1] * g[RUNS0]
+    return block_of(g, unit // (runs * chunks)), run_of(g, unit // chunks % runs), unit % chunks
 
-    def rows_forward(g, tasks, x_at, residual_at, out_at, w_at, b_at, stats, own, write, center, again, eps):
+
+@serial
+def _share_start(fast, g, x, shift, todo):
+    """Find a shift for every lane."""
+    for lane in range(shift.size):
+        shift[lane] = np.float64(real(fast, _shift(g, block_of(g, lane), x)))
+        todo[lane] = 1.0
+
+
+@inlined
+def _share_sum(fast, g, unit, x, shift, parts):
+    """Sum one chunk around its lane's shift."""
+    b, r, chunk = unit_of(g, unit)
+    at, n = chunk_of(g, chunk)
+    k = real(fast, shift[unit // (g[RUNS1] * g[RUNS0] * chunks_of(g))])
+    parts[0, unit], parts[1, unit] = loops.sum_row(n, ahead(x, in_x(g, b, r) + at), k)
+
+
+@serial
+def _share_merge(g, sweep, shift, todo, sums, parts):
+    """Add the chunks of every lane up; of those still to do, move the shift to the mean after sweep 1."""
+    units = g[RUNS1] * g[RUNS0] * chunks_of(g)
+    for lane in range(todo.size):
+        if todo[lane]:
+            s1 = total(parts[0, lane * units : (lane + 1) * units])
+            s2 = total(parts[1, lane * units : (lane + 1) * units])
+            sums[0, lane], sums[1, lane] = s1, s2
+            todo[lane] = sweep > 0 or doubtful(g[COUNT], s1, s2)
+            if sweep == 1:
+                shift[lane] += s1 / g[COUNT]
+
+
+@serial
+def _share_finish(g, shift, sums, stats, eps, center):
+    for lane in range(shift.size):
+        slab = in_slabs(g, block_of(g, lane))
+        finish(stats, slab, g[COUNT], shift[lane], sums[0, lane], sums[1, lane], eps, center)
+
+
+def forward_kernel(shared, dtype, affine_dtype, code, each, fast, fused, version):
+    """Return the forward of a rows layout as plain Python, to be compiled.
+
+    `shared`: whether all threads share every task; `fused`: None or 1, a residual.
+    """
+
+    def rows_forward(phase, i, address, eps):
         version  # noqa: B018  see compiled.py
-        x, out = array(x_at, g[X_SPAN], dtype), array(out_at, g[OUT_SPAN], dtype)
-        residual = None if fused is None else array(residual_at, g[OUT_SPAN], dtype)
-        w, bias = array(w_at, g[AFFINE], affine_dtype), array(b_at, g[AFFINE], affine_dtype)
-        lanes, chunks = g[BLOCKS1] * g[BLOCKS0], chunks_of(g)
-        units = g[RUNS1] * g[RUNS0] * chunks
-        if how == SERIAL:
-            for task in range(tasks):
-                _forward_task(
-                    code,
-                    each,
-                    fast,
-                    g,
-                    task,
-                    x,
-                    residual,
-                    out,
-                    w,
-                    bias,
-                    stats,
-                    own,
-                    write,
-                    center,
-                    again,
-                    eps,
-                )
-        elif how == TASKS:
-            for i in prange(tasks):
-                _forward_task(
-                    code, each, fast, g, np.int64(i), x, residual, out, w, bias, stats, own, write, center,
-                    again,
-                    eps,
-                )  # fmt: skip
-        else:
-            # Three sweeps at most: in float32; of doubtful lanes, in float64; and around their mean.
-            shift, parts = np.empty(lanes), np.zeros((2, lanes, units))
-            todo, sums = np.ones(lanes, dtype=np.int64), np.zeros((2, lanes))
-            for lane in range(lanes):
-                shift[lane] = _shift(g, block_of(g, lane), x)
-                if fast is not None:
-                    shift[lane] = np.float64(np.float32(shift[lane]))
-            for sweep in range(3 * own):
-                if sweep == 0 and (fast is None or again):
-                    continue
-                for i in prange(lanes * units):
-                    lane, unit = np.int64(i) // units, np.int64(i) % units
-                    if todo[lane]:
-                        at = in_x(g, block_of(g, lane), run_of(g, unit // chunks))
-                        if fast is not None and sweep == 0:
-                            p, q = _sum_chunk(g, at, unit % chunks, x, np.float32(shift[lane]))
-                        else:
-                            p, q = _sum_chunk(g, at, unit % chunks, x, shift[lane])
-                        parts[0, lane, unit] = p
-                        parts[1, lane, unit] = q
-                for lane in range(lanes):
-                    if todo[lane]:
-                        s1, s2 = total(parts[0, lane]), total(parts[1, lane])
-                        sums[0, lane], sums[1, lane] = s1, s2
-                        todo[lane] = sweep > 0 or doubtful(g[COUNT], s1, s2)
-                        if sweep == 1:
-                            shift[lane] += s1 / g[COUNT]
-            for lane in range(lanes * own):
-                slab = in_slabs(g, block_of(g, lane))
-                finish(stats, slab, g[COUNT], shift[lane], sums[0, lane], sums[1, lane], eps, center)
-            for i in prange(lanes * units * write):
-                lane, unit = np.int64(i) // units, np.int64(i) % units
-                b, r, lo = block_of(g, lane), run_of(g, unit // chunks), unit % chunks * CHUNK
-                hi = min(lo + CHUNK, g[RUN])
-                _write(code, each, fast, g, b, r, lo, hi, x, residual, out, w, bias, stats)
+        a = arguments(address)
+        g, t, stats = numbers(a), of_forward(a, dtype, affine_dtype, fused), statistics(a)
+        _forward_task(
+            code, each, fast, g, i, t, stats, a[OWN], a[WRITES], a[CENTER], a[AGAIN], eps, a[PAST]
+        )  # fmt: skip
 
-    return rows_forward
+    def rows_forward_shared(phase, i, address, eps):
+        version  # noqa: B018
+        a = arguments(address)
+        g, t, stats = numbers(a), of_forward(a, dtype, affine_dtype, fused), statistics(a)
+        lanes = g[BLOCKS1] * g[BLOCKS0]
+        units = lanes * g[RUNS1] * g[RUNS0] * chunks_of(g)
+        shift, todo, sums = work(a, 0, (lanes,)), work(a, lanes, (lanes,)), work(a, 2 * lanes, (2, lanes))
+        parts = work(a, 4 * lanes, (2, units))
+        if phase == START:
+            _share_start(fast, g, t.x, shift, todo)
+        elif phase == SUM and fast is not None:
+            _share_sum(1, g, i, t.x, shift, parts)
+        elif phase < MERGE:
+            if todo[i // (units // lanes)]:
+                _share_sum(None, g, i, t.x, shift, parts)
+        elif phase < FINISH:
+            _share_merge(g, phase - MERGE, shift, todo, sums, parts)
+        elif phase == FINISH and a[OWN]:
+            _share_finish(g, shift, sums, stats, eps, a[CENTER])
+        elif phase == WRITE:
+            (b, r, chunk), buffer = unit_of(g, i), room(t.out, BLOCK)
+            at, n = chunk_of(g, chunk)
+            _write(code, each, fast, g, b, r, at, n, t, stats, buffer, a[PAST])
+            fence()
+
+    return rows_forward_shared if shared else rows_forward

@@ -1,6 +1,6 @@
 """Rows, backward: reduce, merge and apply a gradient. The words are those of rows.py.
 
-With g the gradient at the pre-activation, z = (x - shift) * rstd, and means over the slab,
+With g the gradient at the pre-activation, z = (x - mean) * rstd, and means over the slab,
 
     dx = rstd * (w * g - c1 - c2 * z)       c1 = mean(w * g)       c2 = mean(w * g * z)
 
@@ -10,264 +10,268 @@ With g the gradient at the pre-activation, z = (x - shift) * rstd, and means ove
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
 from slabnorm.kernels import loops
+from slabnorm.kernels.arguments import (
+    ADD_UP,
+    CENTER,
+    DBIAS,
+    DWEIGHT,
+    FINISH,
+    OWN,
+    PAST,
+    SUM,
+    TASK,
+    WRITE,
+    WRITES,
+    arguments,
+    numbers,
+    of_backward,
+    statistics,
+    work,
+)
+from slabnorm.kernels.arguments import cells as cells_of
 from slabnorm.kernels.cells import add_up, add_up_each, cells_of_block, enter, flush
-from slabnorm.kernels.elements import along, part, zeros
-from slabnorm.kernels.layout import CHUNK
+from slabnorm.kernels.coefficients import beside, folded, gradient, shift_of
+from slabnorm.kernels.elements import zeros
+from slabnorm.kernels.loops import BLOCK
 from slabnorm.kernels.memory import (
     AFFINE,
     BLOCKS0,
     BLOCKS1,
     COUNT,
     LANES,
-    OUT_SPAN,
     RUN,
     RUNS0,
     RUNS1,
-    SERIAL,
-    TASKS,
     TOGETHER,
-    X_SPAN,
-    array,
     block_of,
     constants,
     in_affine,
     in_out,
     in_slabs,
     in_x,
+    inlined,
     keep,
     narrow,
+    next_block,
+    run_before,
     run_of,
     serial,
 )  # fmt: skip
-from slabnorm.kernels.rows import chunks_of
+from slabnorm.kernels.pointers import ahead, data, fence, room
+from slabnorm.kernels.rows import chunk_of, chunks_of, unit_of
 
 FLUSH = 16  # rows whose gradients of weight and bias are added up in float32
 
 
-@serial
-def _sum_chunk(code, fast, g, b, r, chunk, dy, x, residual, w, bias, stats):
-    lo, hi = chunk * CHUNK, min((chunk + 1) * CHUNK, g[RUN])
-    at, to, j, slab = in_x(g, b, r), in_out(g, b, r), in_affine(g, b, r), in_slabs(g, b)
-    k, rstd, rest = stats[2, slab], stats[3, slab], stats[4, slab]
-    up, u, v = dy[to + lo : to + hi], x[at + lo : at + hi], part(residual, to + lo, to + hi)
-    if fast is not None and narrow(stats, slab):
-        high = np.float32(k)
-        return loops.back_row(
-            code, up, u, v, high, np.float32((k - high) + rest), np.float32(rstd), w[j], bias[j]
-        )
-    return loops.back_row(code, up, u, v, k, rest, rstd, w[j], bias[j])
-
-
-@serial
-def _sum_chunk_each(code, fast, g, b, chunk, dy, x, residual, w, bias, stats, sums):
-    lo, hi, r = chunk * CHUNK, min((chunk + 1) * CHUNK, g[RUN]), (0, 0)
-    at, to, j, slab = in_x(g, b, r), in_out(g, b, r), in_affine(g, b, r), in_slabs(g, b)
-    k, rstd, rest = stats[2, slab], stats[3, slab], stats[4, slab]
-    up, u, v = dy[to + lo : to + hi], x[at + lo : at + hi], part(residual, to + lo, to + hi)
-    ws, bs = w[j + lo : j + hi], bias[j + lo : j + hi]
-    db, dw = sums[lo:hi], sums[g[RUN] + lo : g[RUN] + hi]
-    if fast is not None and narrow(stats, slab):
-        high = np.float32(k)
-        low, rstd = np.float32((k - high) + rest), np.float32(rstd)
-        return loops.back_row_each(code, up, u, v, high, low, rstd, ws, bs, db, dw)
-    return loops.back_row_each(code, up, u, v, k, rest, rstd, ws, bs, db, dw)
-
-
-@serial
-def _write(code, each, fast, g, b, r, lo, hi, dy, x, residual, dx, dresidual, w, bias, stats, c1, c2):
-    """Write the gradients of one run, from element lo to hi."""
-    at, to, j, slab = in_x(g, b, r), in_out(g, b, r), in_affine(g, b, r), in_slabs(g, b)
-    up, u, v = dy[to + lo : to + hi], x[at + lo : at + hi], part(residual, to + lo, to + hi)
-    out, also = dx[to + lo : to + hi], part(dresidual, to + lo, to + hi)
-    k, rstd, rest = stats[2, slab], stats[3, slab], stats[4, slab]
-    ws, bs = along(each, w, j, lo, hi), along(each, bias, j, lo, hi)
-    if fast is not None and narrow(stats, slab):
-        high = np.float32(k)
-        low, r32, d1, d2 = np.float32((k - high) + rest), np.float32(rstd), np.float32(c1), np.float32(c2)
-        loops.backward(code, up, u, v, out, also, high, low, r32, ws, bs, d1, d2)
+@inlined
+def _sum_chunk(code, fast, g, b, r, chunk, t, stats):
+    """Return the sums of g and of g * z over one chunk of a run."""
+    start, n = chunk_of(g, chunk)
+    at, to, j, slab = in_x(g, b, r) + start, in_out(g, b, r) + start, in_affine(g, b, r), in_slabs(g, b)
+    dy, u, v = ahead(t.dy, to), ahead(t.x, at), ahead(t.residual, to)
+    rstd, is_narrow = stats[3, slab], fast is not None and narrow(stats, slab)
+    k, low = shift_of(stats, slab, is_narrow)
+    r_, l_ = folded(None, t.w, t.bias, j, rstd, low)
+    if fast is not None and is_narrow:
+        p, q = loops.back_row(code, n, dy, u, v, np.float32(k), np.float32(r_), np.float32(l_))
     else:
-        loops.backward(code, up, u, v, out, also, k, rest, rstd, ws, bs, c1, c2)
+        p, q = loops.back_row(code, n, dy, u, v, k, r_, l_)
+    return p, rstd * (q - low * p)
 
 
-@serial
-def _backward_lanes(
-    code, fast, g, lo, hi, dy, x, residual, dx, dresidual, w, bias, stats, cells, work, own, center, write
-):  # fmt: skip
+@inlined
+def _sum_chunk_each(code, fast, g, b, chunk, t, stats, sums):
+    """Return the sums of w * g and of w * g * z over one chunk; add g and g * z to `sums`, by element."""
+    start, n = chunk_of(g, chunk)
+    at, to, j = in_x(g, b, (0, 0)) + start, in_out(g, b, (0, 0)) + start, in_affine(g, b, (0, 0)) + start
+    dy, u, v, slab = ahead(t.dy, to), ahead(t.x, at), ahead(t.residual, to), in_slabs(g, b)
+    w, bias, db, dw = ahead(t.w, j), ahead(t.bias, j), data(sums, start), data(sums, g[RUN] + start)
+    rstd, is_narrow = stats[3, slab], fast is not None and narrow(stats, slab)
+    k, low = shift_of(stats, slab, is_narrow)
+    if fast is not None and is_narrow:
+        k32, r32, l32 = np.float32(k), np.float32(rstd), np.float32(-low * rstd)
+        return loops.back_row_each(code, n, dy, u, v, k32, r32, l32, w, bias, db, dw)
+    return loops.back_row_each(code, n, dy, u, v, k, rstd, -low * rstd, w, bias, db, dw)
+
+
+@inlined
+def _write(code, each, fast, g, b, r, chunk, n, t, stats, c1, c2, buffers, past):
+    """Write n elements of the gradients of one run, from element `chunk` on."""
+    at, to, j, slab = in_x(g, b, r) + chunk, in_out(g, b, r) + chunk, in_affine(g, b, r), in_slabs(g, b)
+    dy, u, v, dx, dv = (
+        ahead(t.dy, to), ahead(t.x, at), ahead(t.residual, to), ahead(t.dx, to), ahead(t.dresidual, to)
+    )  # fmt: skip
+    w, bias, rstd = beside(each, t.w, j + chunk), beside(each, t.bias, j + chunk), stats[3, slab]
+    is_narrow, one, two = fast is not None and narrow(stats, slab), data(buffers[0], 0), data(buffers[1], 0)
+    k, low = shift_of(stats, slab, is_narrow)
+    p, q = folded(each, t.w, t.bias, j, rstd, low)
+    d, e = gradient(rstd, low, c1, c2)
+    if fast is not None and is_narrow:
+        loops.backward(
+            code, n, dy, u, v, dx, dv, one, two, past, np.float32(k), np.float32(p), np.float32(q), w, bias,
+            np.float32(d), np.float32(e),
+        )  # fmt: skip
+    else:
+        loops.backward(code, n, dy, u, v, dx, dv, one, two, past, k, p, q, w, bias, d, e)
+
+
+@inlined
+def _backward_lanes(code, fast, g, lo, hi, t, stats, cells, sums, buffers, own, center, write, past):
     """Do every step of some lanes, run by run: neighbours share lines and pages of memory."""
-    for lane in range(lo, hi):
-        work[0, lane - lo] = 0.0
-        work[1, lane - lo] = 0.0
+    for lane in range(hi - lo):
+        sums[0, lane] = 0.0
+        sums[1, lane] = 0.0
+    chunks = chunks_of(g)
     for r1 in range(g[RUNS1]):
         for r0 in range(g[RUNS0]):
+            b = block_of(g, lo)
             for lane in range(lo, hi):
-                b, s1, s2 = block_of(g, lane), work[0, lane - lo], work[1, lane - lo]
-                for chunk in range(chunks_of(g)):
-                    p, q = _sum_chunk(code, fast, g, b, (r1, r0), chunk, dy, x, residual, w, bias, stats)
-                    s1, s2 = enter(g, lane, b, (r1, r0), p, q, w, cells, s1, s2)
-                work[0, lane - lo] = s1
-                work[1, lane - lo] = s2
-    for r1 in range(g[RUNS1] * write):
-        for r0 in range(g[RUNS0]):
-            for lane in range(lo, hi):
-                b, r = block_of(g, lane), (r1, r0)
-                c1, c2 = constants(g[COUNT], work[0, lane - lo], work[1, lane - lo], own, center)
-                _write(
-                    code, None, fast, g, b, r, 0, g[RUN], dy, x, residual, dx, dresidual, w, bias, stats,
-                    c1, c2
-                )  # fmt: skip
+                for chunk in range(chunks):
+                    p, q = _sum_chunk(code, fast, g, b, (r1, r0), chunk, t, stats)
+                    enter(g, lane, b, (r1, r0), p, q, t.w, cells, sums, lane - lo)
+                b = next_block(g, b)
+    r = (g[RUNS1] - 1, g[RUNS0] - 1)
+    for _ in range(g[RUNS1] * g[RUNS0] * write):
+        b = block_of(g, lo)
+        for lane in range(hi - lo):
+            c1, c2 = constants(g[COUNT], sums[0, lane], sums[1, lane], own, center)
+            _write(code, None, fast, g, b, r, 0, g[RUN], t, stats, c1, c2, buffers, past)
+            b = next_block(g, b)
+        r = run_before(g, r)
 
 
-@serial
-def _backward_each(
-    code, fast, g, lo, hi, dy, x, residual, dx, dresidual, w, bias, stats, cells, sums, own, center, write
-):  # fmt: skip
+@inlined
+def _backward_each(code, fast, g, lo, hi, t, stats, cells, sums, buffers, own, center, write, past):
     """Do every step of some lanes, one by one; gradients of weight and bias are float32 at first."""
-    for lane in range(lo, hi):
-        b, s1, s2 = block_of(g, lane), 0.0, 0.0
-        for chunk in range(chunks_of(g)):
-            p, q = _sum_chunk_each(code, fast, g, b, chunk, dy, x, residual, w, bias, stats, sums)
+    chunks, b = chunks_of(g), block_of(g, lo)
+    for _ in range(lo, hi):
+        s1, s2 = 0.0, 0.0
+        for chunk in range(chunks):
+            p, q = _sum_chunk_each(code, fast, g, b, chunk, t, stats, sums)
             s1 += p
             s2 += q
         if write:
             c1, c2 = constants(g[COUNT], s1, s2, own, center)
-            _write(
-                code, 1, fast, g, b, (0, 0), 0, g[RUN], dy, x, residual, dx, dresidual, w, bias, stats, c1, c2
-            )  # fmt: skip
+            _write(code, 1, fast, g, b, (0, 0), 0, g[RUN], t, stats, c1, c2, buffers, past)
+        b = next_block(g, b)
     flush(sums, cells)
 
 
-@serial
-def _backward_task(
-    code, fast, g, task, dy, x, residual, dx, dresidual, w, bias, stats, cells, own, center, write
-):  # fmt: skip
+@inlined
+def _backward_task(code, each, fast, g, task, t, stats, cells, own, center, write, past):
     end = min(g[BLOCKS1] * g[BLOCKS0], (task + 1) * g[LANES])
-    work = np.empty((2, g[TOGETHER]))
-    for lo in range(task * g[LANES], end, g[TOGETHER]):
-        hi = min(end, lo + g[TOGETHER])
-        _backward_lanes(
-            code, fast, g, lo, hi, dy, x, residual, dx, dresidual, w, bias, stats, cells, work, own, center,
-            write
-        )  # fmt: skip
+    buffers = room(t.dx, BLOCK), room(t.dresidual, BLOCK)
+    if each is None:
+        sums = np.empty((2, g[TOGETHER]))
+        for lo in range(task * g[LANES], end, g[TOGETHER]):
+            hi = min(end, lo + g[TOGETHER])
+            _backward_lanes(code, fast, g, lo, hi, t, stats, cells, sums, buffers, own, center, write, past)
+    else:
+        sums32 = zeros(fast, 2 * g[RUN])
+        for lo in range(task * g[LANES], end, FLUSH):
+            hi = min(end, lo + FLUSH)
+            _backward_each(
+                code, fast, g, lo, hi, t, stats, cells[0, task], sums32, buffers, own, center, write, past
+            )  # fmt: skip
+    fence()
 
 
 @serial
-def _backward_task_each(
-    code, fast, g, task, dy, x, residual, dx, dresidual, w, bias, stats, cells, own, center, write
-):  # fmt: skip
-    end = min(g[BLOCKS1] * g[BLOCKS0], (task + 1) * g[LANES])
-    sums = zeros(fast, 2 * g[RUN])
-    for lo in range(task * g[LANES], end, FLUSH):
-        hi = min(end, lo + FLUSH)
-        _backward_each(
-            code, fast, g, lo, hi, dy, x, residual, dx, dresidual, w, bias, stats, cells[task], sums, own,
-            center, write
-        )  # fmt: skip
-
-
-@serial
-def _share_chunk(code, fast, g, lanes, chunk, dy, x, residual, w, bias, stats, parts, cells):
+def _share_sum_each(code, fast, g, chunk, t, stats, parts, cells):
     """Reduce one chunk of every lane, where there is a single task."""
-    sums = zeros(fast, 2 * g[RUN])
-    lo, hi = chunk * CHUNK, min((chunk + 1) * CHUNK, g[RUN])
+    sums, (start, n), chunks, b = zeros(fast, 2 * g[RUN]), chunk_of(g, chunk), chunks_of(g), (0, 0)
+    lanes = g[BLOCKS1] * g[BLOCKS0]
     for lane in range(lanes):
-        b = block_of(g, lane)
-        p, q = _sum_chunk_each(code, fast, g, b, chunk, dy, x, residual, w, bias, stats, sums)
-        parts[0, lane, chunk] = p
-        parts[1, lane, chunk] = q
+        p, q = _sum_chunk_each(code, fast, g, b, chunk, t, stats, sums)
+        parts[0, lane * chunks + chunk] = p
+        parts[1, lane * chunks + chunk] = q
+        b = next_block(g, b)
         if lane % FLUSH == FLUSH - 1 or lane == lanes - 1:
-            flush(sums[lo:hi], cells[0, lo:hi])
-            flush(sums[g[RUN] + lo : g[RUN] + hi], cells[0, g[RUN] + lo : g[RUN] + hi])
+            flush(sums[start : start + n], cells[start : start + n])
+            flush(sums[g[RUN] + start : g[RUN] + start + n], cells[g[RUN] + start : g[RUN] + start + n])
 
 
-def backward_kernel(how, dtype, affine_dtype, code, each, fast, fused, inner, version):
+@serial
+def _share_merge(each, g, parts, w, cells, sums):
+    """Add the chunks of every lane up, and to the cells."""
+    chunks, unit, b = chunks_of(g), 0, (0, 0)
+    for lane in range(sums.shape[1]):
+        for run in range(g[RUNS1] * g[RUNS0]):
+            for _ in range(chunks):
+                p, q = parts[0, unit], parts[1, unit]
+                if each is None:
+                    enter(g, lane, b, run_of(g, run), p, q, w, cells, sums, lane)
+                else:
+                    sums[0, lane] += p
+                    sums[1, lane] += q
+                unit += 1
+        b = next_block(g, b)
+
+
+@serial
+def _add_up(each, g, cells, a, affine_dtype):
+    """Write the gradients of weight and bias."""
+    dweight, dbias = np.zeros(g[AFFINE]), np.zeros(g[AFFINE])
+    if each is None:
+        add_up(g, cells, dweight, dbias)
+    else:
+        add_up_each(g, cells[0], dweight, dbias)
+    keep(dweight, a[DWEIGHT], affine_dtype)
+    keep(dbias, a[DBIAS], affine_dtype)
+
+
+@inlined
+def _cells(each, g, a):
+    lanes = g[BLOCKS1] * g[BLOCKS0]
+    if each is None:
+        return cells_of(a, (2, lanes, cells_of_block(g)))
+    return cells_of(a, (1, (lanes + g[LANES] - 1) // g[LANES], 2 * g[RUN]))
+
+
+def backward_kernel(shared, dtype, affine_dtype, code, each, fast, fused, inner, version):
     """Return the backward of a rows layout as plain Python, to be compiled.
 
-    `fused`: None or 1, a residual; `inner`: None or 1, whether its gradient is written.
+    `shared`: whether all threads share every task; `fused`: None or 1, a residual; `inner`: None or 1,
+    whether its gradient is written.
     """
 
-    def rows_backward(
-        g, tasks, dy_at, x_at, residual_at, dx_at, dresidual_at, w_at, b_at, stats, dw_at, db_at, own,
-        center, write,
-    ):  # fmt: skip
+    def rows_backward(phase, i, address, eps):
         version  # noqa: B018  see compiled.py
-        dy, x = array(dy_at, g[OUT_SPAN], dtype), array(x_at, g[X_SPAN], dtype)
-        residual = None if fused is None else array(residual_at, g[OUT_SPAN], dtype)
-        dx = array(dx_at, g[OUT_SPAN], dtype)
-        dresidual = None if inner is None else array(dresidual_at, g[OUT_SPAN], dtype)
-        w, bias = array(w_at, g[AFFINE], affine_dtype), array(b_at, g[AFFINE], affine_dtype)
-        dweight, dbias = np.zeros(g[AFFINE]), np.zeros(g[AFFINE])
-        lanes, chunks = g[BLOCKS1] * g[BLOCKS0], chunks_of(g)
-        units = g[RUNS1] * g[RUNS0] * chunks
-        if each is None:
-            cells = np.zeros((2, lanes, cells_of_block(g)))
+        a = arguments(address)
+        g, t, stats = numbers(a), of_backward(a, dtype, affine_dtype, fused, inner), statistics(a)
+        cells = _cells(each, g, a)
+        if phase == TASK:
+            _backward_task(code, each, fast, g, i, t, stats, cells, a[OWN], a[CENTER], a[WRITES], a[PAST])
         else:
-            cells = np.zeros((tasks, 2 * g[RUN]))
-        if how == SERIAL and each is None:
-            for task in range(tasks):
-                _backward_task(
-                    code, fast, g, task, dy, x, residual, dx, dresidual, w, bias, stats, cells, own, center,
-                    write
-                )  # fmt: skip
-        elif how == SERIAL:
-            for task in range(tasks):
-                _backward_task_each(
-                    code, fast, g, task, dy, x, residual, dx, dresidual, w, bias, stats, cells, own, center,
-                    write
-                )  # fmt: skip
-        elif how == TASKS and each is None:
-            for i in prange(tasks):
-                _backward_task(
-                    code, fast, g, np.int64(i), dy, x, residual, dx, dresidual, w, bias, stats, cells, own,
-                    center,
-                    write,
-                )  # fmt: skip
-        elif how == TASKS:
-            for i in prange(tasks):
-                _backward_task_each(
-                    code, fast, g, np.int64(i), dy, x, residual, dx, dresidual, w, bias, stats, cells, own,
-                    center,
-                    write,
-                )  # fmt: skip
-        else:
-            parts, work = np.zeros((2, lanes, units)), np.zeros((2, lanes))
-            if each is None:
-                for i in prange(lanes * units):
-                    lane, unit = np.int64(i) // units, np.int64(i) % units
-                    b, r = block_of(g, lane), run_of(g, unit // chunks)
-                    p, q = _sum_chunk(code, fast, g, b, r, unit % chunks, dy, x, residual, w, bias, stats)
-                    parts[0, lane, unit] = p
-                    parts[1, lane, unit] = q
-            else:
-                for i in prange(chunks):
-                    _share_chunk(
-                        code, fast, g, lanes, np.int64(i), dy, x, residual, w, bias, stats, parts, cells
-                    )  # fmt: skip
-            for lane in range(lanes):
-                b, s1, s2 = block_of(g, lane), 0.0, 0.0
-                for unit in range(units):
-                    p, q = parts[0, lane, unit], parts[1, lane, unit]
-                    if each is None:
-                        s1, s2 = enter(g, lane, b, run_of(g, unit // chunks), p, q, w, cells, s1, s2)
-                    else:
-                        s1 += p
-                        s2 += q
-                work[0, lane], work[1, lane] = constants(g[COUNT], s1, s2, own, center)
-            for i in prange(lanes * units * write):
-                lane, unit = np.int64(i) // units, np.int64(i) % units
-                b, r, lo = block_of(g, lane), run_of(g, unit // chunks), unit % chunks * CHUNK
-                hi = min(lo + CHUNK, g[RUN])
-                _write(
-                    code, each, fast, g, b, r, lo, hi, dy, x, residual, dx, dresidual, w, bias, stats,
-                    work[0, lane], work[1, lane],
-                )  # fmt: skip
-        if each is None:
-            add_up(g, cells, dweight, dbias)
-        else:
-            add_up_each(g, cells, dweight, dbias)
-        keep(dweight, dw_at, affine_dtype)
-        keep(dbias, db_at, affine_dtype)
+            _add_up(each, g, cells, a, affine_dtype)
 
-    return rows_backward
+    def rows_backward_shared(phase, i, address, eps):
+        version  # noqa: B018
+        a = arguments(address)
+        g, t, stats = numbers(a), of_backward(a, dtype, affine_dtype, fused, inner), statistics(a)
+        cells, lanes = _cells(each, g, a), g[BLOCKS1] * g[BLOCKS0]
+        sums, parts = (
+            work(a, 0, (2, lanes)),
+            work(a, 2 * lanes, (2, lanes * g[RUNS1] * g[RUNS0] * chunks_of(g))),
+        )
+        if phase == SUM:
+            if each is None:
+                b, r, chunk = unit_of(g, i)
+                parts[0, i], parts[1, i] = _sum_chunk(code, fast, g, b, r, chunk, t, stats)
+            else:
+                _share_sum_each(code, fast, g, i, t, stats, parts, cells[0, 0])
+        elif phase == FINISH:
+            _share_merge(each, g, parts, t.w, cells, sums)
+        elif phase == WRITE:
+            (b, r, chunk), buffers = unit_of(g, i), (room(t.dx, BLOCK), room(t.dresidual, BLOCK))
+            lane = i // (g[RUNS1] * g[RUNS0] * chunks_of(g))
+            start, n = chunk_of(g, chunk)
+            c1, c2 = constants(g[COUNT], sums[0, lane], sums[1, lane], a[OWN], a[CENTER])
+            _write(code, each, fast, g, b, r, start, n, t, stats, c1, c2, buffers, a[PAST])
+            fence()
+        elif phase == ADD_UP:
+            _add_up(each, g, cells, a, affine_dtype)
+
+    return rows_backward_shared if shared else rows_backward

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
+
+from slabnorm.kernels.coefficients import folded, shift_of
 from slabnorm.kernels.memory import (
     PIECE,
     RUN,
@@ -76,15 +79,22 @@ def all_narrow(g, task, slab_of, stats):
 
 
 @serial
-def coefficients(each, g, task, slab_of, affine_of, w, bias, stats, of):
-    """Write the two halves of the shift, rstd, weight and bias of every column, in the arithmetic of `of`."""
+def coefficients(each, g, task, slab_of, affine_of, w, bias, stats, rounded, of):
+    """Write k, r and l of every column (coefficients.py), in float64; k `rounded` to float32 or not."""
     block, lo, hi = bounds(g, task)
     base, start = in_slabs(g, block), in_affine(g, block, (0, 0))
     for i in range(hi - lo):
         slab = base + slab_of[lo + i]
-        of[0, i] = stats[2, slab]
-        of[1, i] = (stats[2, slab] - of[0, i]) + stats[4, slab]
-        of[2, i] = stats[3, slab]
-        if each is None:
-            of[3, i] = w[start + affine_of[lo + i]]
-            of[4, i] = bias[start + affine_of[lo + i]]
+        k, low = shift_of(stats, slab, rounded)
+        of[0, i] = k
+        of[1, i], of[2, i] = folded(each, w, bias, start + affine_of[lo + i], stats[3, slab], low)
+
+
+@serial
+def narrowed(of, n):
+    """Return coefficients as float32."""
+    out = np.empty(of.shape, dtype=np.float32)
+    for row in range(of.shape[0]):
+        for i in range(n):
+            out[row, i] = of[row, i]
+    return out

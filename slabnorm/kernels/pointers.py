@@ -1,0 +1,209 @@
+"""Memory, compiled by Numba: pointers, and stores that go past the caches.
+
+Kernels see tensors as pointers, not as arrays of NumPy: an array passed to a function or cut into slices
+costs as much as a short run of it.
+
+Outputs never share memory with inputs. Loads and stores say so to LLVM, which would else compare the
+addresses of every pair of them before each loop, or not vectorise it at all. Memory that a kernel fills and
+then reads, such as coefficients, is filled as an array, whose stores promise nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, overload
+from numba.np import numpy_support
+from numba.np.arrayobj import make_array
+
+LINE = 64  # bytes of a cache line
+
+
+def _scopes(module):
+    domain = module.add_metadata(["slabnorm"])
+    read, written = (module.add_metadata([name, domain]) for name in ("read", "written"))
+    return module.add_metadata([read]), module.add_metadata([written])
+
+
+@intrinsic
+def pointer(context, address, dtype):
+    """Turn the address of memory into a pointer to elements of a dtype, a compile-time constant."""
+    result = types.CPointer(dtype.dtype)
+
+    def build(context, builder, signature, args):
+        return builder.inttoptr(args[0], context.get_value_type(result))
+
+    return result(types.int64, dtype), build
+
+
+@intrinsic
+def _ahead(context, p, n):
+    def build(context, builder, signature, args):
+        return builder.gep(args[0], [args[1]])
+
+    return p(p, types.int64), build
+
+
+@intrinsic
+def address_of(context, p):
+    def build(context, builder, signature, args):
+        return builder.ptrtoint(args[0], ir.IntType(64))
+
+    return types.int64(p), build
+
+
+@intrinsic
+def read(context, p, i):
+    """Return element i of an input."""
+
+    def build(context, builder, signature, args):
+        value = builder.load(builder.gep(args[0], [args[1]], inbounds=True))
+        read, written = _scopes(builder.module)
+        value.set_metadata("alias.scope", read)
+        value.set_metadata("noalias", written)
+        return value
+
+    return p.dtype(p, types.int64), build
+
+
+@intrinsic
+def write(context, p, i, value):
+    """Write element i of an output."""
+
+    def build(context, builder, signature, args):
+        stored = builder.store(args[2], builder.gep(args[0], [args[1]], inbounds=True))
+        read, written = _scopes(builder.module)
+        stored.set_metadata("alias.scope", written)
+        stored.set_metadata("noalias", read)
+        return context.get_dummy_value()
+
+    return types.none(p, types.int64, p.dtype), build
+
+
+@intrinsic
+def read_back(context, p, i):
+    """Return element i of what was written here."""
+
+    def build(context, builder, signature, args):
+        return builder.load(builder.gep(args[0], [args[1]], inbounds=True))
+
+    return p.dtype(p, types.int64), build
+
+
+@intrinsic
+def _stream_line(context, out, source):
+    # One line past the caches: LLVM makes it the widest such stores that the processor has.
+    def build(context, builder, signature, args):
+        lanes = LINE // (signature.args[0].dtype.bitwidth // 8)
+        vector = ir.VectorType(context.get_value_type(signature.args[0].dtype), lanes)
+        source, out = (builder.bitcast(arg, vector.as_pointer()) for arg in (args[1], args[0]))
+        stored = builder.store(builder.load(source, align=4), out, align=LINE)
+        one = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
+        stored.set_metadata("nontemporal", one)
+        return context.get_dummy_value()
+
+    return types.none(out, source), build
+
+
+@intrinsic
+def fence(context):
+    """Order streamed stores before what other threads do next."""
+
+    def build(context, builder, signature, args):
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.none(), build
+
+
+def ahead(u: Any, n: Any) -> Any:
+    """Return memory from element n on; a number, or None, as it is."""
+
+
+def data(values: Any, i: Any) -> Any:
+    """Return the memory of an array from element i on, or None where there is none.
+
+    The caller's caller must hold the array: Numba frees it after its last use as an array.
+    """
+
+
+def room(u: Any, n: Any) -> Any:
+    """Return an array for n elements of the memory's dtype, or None where there is none."""
+
+
+def memory(given: Any, address: Any, dtype: Any) -> Any:
+    """Return the memory at an address, or None where `given` is None."""
+
+
+def to_line(out: Any, n: Any, most: Any) -> Any:
+    """Return how many elements, of n and at most `most`, reach from memory to the start of a line."""
+
+
+def stream(out: Any, source: Any, n: Any) -> Any:
+    """Write n elements to memory past the caches; nothing where there is none."""
+
+
+@overload(ahead)
+def _ahead_of(u, n):
+    if isinstance(u, types.CPointer):
+        return lambda u, n: _ahead(u, n)
+    return lambda u, n: u
+
+
+@intrinsic
+def _data(context, values):
+    def build(context, builder, signature, args):
+        return make_array(signature.args[0])(context, builder, args[0]).data
+
+    return types.CPointer(values.dtype)(values), build
+
+
+@overload(data)
+def _data_of(values, i):
+    if isinstance(values, types.NoneType):
+        return lambda values, i: None
+    return lambda values, i: _ahead(_data(values), i)
+
+
+@overload(room)
+def _room(u, n):
+    if isinstance(u, types.NoneType):
+        return lambda u, n: None
+    dtype = numpy_support.as_dtype(u.dtype).type
+    return lambda u, n: np.empty(n, dtype=dtype)
+
+
+@overload(memory)
+def _memory(given, address, dtype):
+    if isinstance(given, types.NoneType):
+        return lambda given, address, dtype: None
+    return lambda given, address, dtype: pointer(address, dtype)
+
+
+@overload(to_line)
+def _to_line(out, n, most):
+    size = out.dtype.bitwidth // 8
+    return lambda out, n, most: min(n, most - address_of(out) % LINE // size)
+
+
+@overload(stream)
+def _stream(out, source, n):
+    if isinstance(out, types.NoneType):
+        return lambda out, source, n: None
+    size = out.dtype.bitwidth // 8
+    lanes = LINE // size
+
+    def lines(out, source, n):
+        start = min(n, -(address_of(out) // size) % lanes)
+        for i in range(start):
+            write(out, i, read_back(source, i))
+        whole = start + (n - start) // lanes * lanes
+        for i in range(start, whole, lanes):
+            _stream_line(_ahead(out, i), _ahead(source, i))
+        for i in range(whole, n):
+            write(out, i, read_back(source, i))
+
+    return lines
