@@ -22,8 +22,8 @@ NAMES = (
     "own", "write", "center", "again", "past", "work", "dy", "dx", "dresidual", "cells", "dweight", "dbias",
 )  # fmt: skip
 (
-    _NUMBERS, _SLAB_OF, _AFFINE_OF, _COLUMNS, _X, _RESIDUAL, _OUT, _W, _BIAS, _STATS, _SLABS,
-    OWN, WRITES, CENTER, AGAIN, PAST, _WORK, _DY, _DX, _DRESIDUAL, _CELLS, DWEIGHT, DBIAS,
+    _NUMBERS, _SLAB_OF, _AFFINE_OF, _COLUMNS, _X, _RESIDUAL, _OUT, _W, _BIAS, STATS, _SLABS,
+    OWN, WRITES, CENTER, AGAIN, PAST, WORK, _DY, _DX, _DRESIDUAL, CELLS, DWEIGHT, DBIAS,
 ) = range(len(NAMES))  # fmt: skip
 
 # Whole tasks; or, where all threads share every task: find shifts, sum and merge in up to three sweeps,
@@ -56,7 +56,7 @@ def columns(a):
 @inlined
 def statistics(a):
     """Return the statistics, [5, slabs]: mean, sum of squared deviations, shift, rstd, rest of the shift."""
-    return carray(pointer(a[_STATS], np.float64), (5, a[_SLABS]))
+    return carray(pointer(a[STATS], np.float64), (5, a[_SLABS]))
 
 
 @inlined
@@ -81,10 +81,10 @@ def of_backward(a, dtype, affine_dtype, fused, inner):
 @inlined
 def work(a, start, shape):
     """Return a part of the room that phases share, as an array."""
-    return carray(pointer(a[_WORK] + 8 * start, np.float64), shape)
+    return carray(pointer(a[WORK] + 8 * start, np.float64), shape)
 
 
 @inlined
 def cells(a, shape):
     """Return the sums that make dweight and dbias, as an array."""
-    return carray(pointer(a[_CELLS], np.float64), shape)
+    return carray(pointer(a[CELLS], np.float64), shape)

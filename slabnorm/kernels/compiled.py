@@ -13,13 +13,15 @@ import numpy as np
 import torch
 from numba import types
 
-from slabnorm.kernels import columns, columns_backward, driver, rows, rows_backward, small
+from slabnorm.kernels import columns, columns_backward, driver, rows, rows_backward, small, threads
 from slabnorm.kernels.curves import CODES
 
 _STATS = types.Array(types.float64, 2, "C")
 _KERNEL = types.void(types.int64, types.int64, types.int64, types.float64)  # arguments.py
+_WORK = types.void(types.int64)
 _TABLE, _LIST = types.Array(types.int64, 2, "C"), types.Array(types.int64, 1, "C")
-_DRIVER = (types.int64, _TABLE, _LIST, types.float64, types.int64)
+_ROOM = types.Array(types.float64, 1, "C")
+_DRIVER = (types.int64, _TABLE, _LIST, types.float64, types.int64, _STATS, _ROOM, _ROOM, _LIST)
 # What stands for a dtype in an array: elements.py.
 ARRAYS = {
     torch.float32: np.float32,
@@ -27,11 +29,6 @@ ARRAYS = {
     torch.bfloat16: np.int16,
     torch.float16: np.uint16,
 }
-
-
-# Only loops that say so run on threads; looking for others takes time to compile.
-_OTHERS = ("comprehension", "reduction", "inplace_binop", "setitem", "numpy", "stencil", "fusion")
-_PARALLEL = dict.fromkeys(_OTHERS, False) | {"prange": True}
 
 
 class Kernel(NamedTuple):
@@ -74,10 +71,12 @@ def _kinds(kernel: Kernel) -> tuple[Any, ...]:
 
 
 @cache
-def drive(threads: bool) -> Callable[..., None]:
-    """Return the compiled driver, which runs a kernel's phases, with threads or without."""
-    parallel = _PARALLEL if threads else False
-    return _compiled(driver.drive_kernel(threads, _version()), _DRIVER, parallel=parallel)
+def drive() -> tuple[Callable[..., None], np.ndarray]:
+    """Return the compiled driver, which runs a kernel's phases, and the team of threads it takes."""
+    work = _kept(lambda cached: numba.cfunc(_WORK, cache=cached, **_OPTIONS)(driver.work_kernel(_version())))
+    _alive.append(work)
+    team = np.array([work.address, *(threads.pool() or (0, 0, 0))], dtype=np.int64)
+    return _compiled(driver.drive_kernel(_version()), _DRIVER), team
 
 
 @cache

@@ -6,11 +6,9 @@ time, so what does not change from call to call is worked out once: layouts, com
 
 from __future__ import annotations
 
-import threading
-from functools import cache
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
@@ -24,12 +22,13 @@ from slabnorm.kernels.elements import HAS_FLOAT16
 from slabnorm.kernels.layout import Layout, find_layout
 from slabnorm.kernels.phases import Phases
 from slabnorm.kernels.pointers import LINE
+from slabnorm.kernels.threads import pool
 from slabnorm.slab import Axes, Slab
 
 _WIDE = (torch.float32, torch.float64)
 _GRAIN = 32768  # elements that are not worth waking a second thread for
 _STREAM = 8 << 20  # bytes of an output that leave the caches before anyone can read them
-_local = threading.local()
+_NOTHING = np.zeros(1)
 
 
 class _Memory(NamedTuple):
@@ -61,28 +60,9 @@ class Measured:
         return _gathered(self.stats[1], self.slab.kept)
 
 
-@cache
-def _threads_are_shared() -> bool:
-    """Start Numba's threads, and return whether they can be used from several Python threads at once.
-
-    torch's OpenMP library is loaded by now and in the global scope, so Numba's `omp` layer binds to it,
-    and both share one pool. Numba keeps the layer that it was first started with, perhaps by the user.
-    """
-    if numba.config.THREADING_LAYER == "default":
-        numba.config.THREADING_LAYER = "omp"
-    before = torch.get_num_threads()
-    try:
-        numba.set_num_threads(1)  # starts the layer, which resizes the pool that torch shares
-        return numba.threading_layer() in ("omp", "tbb")
-    except ValueError:  # there is no such layer on this machine
-        return False
-    finally:
-        torch.set_num_threads(before)
-
-
 def takes(x: Tensor, slab: Slab) -> bool:
     """Take tensors whose slabs lie in a Layout; strided ones that do not through a dense copy."""
-    if slab.numel == 0 or (x.dtype == torch.float16 and not HAS_FLOAT16) or not _threads_are_shared():
+    if slab.numel == 0 or (x.dtype == torch.float16 and not HAS_FLOAT16):
         return False
     return _memory(x, slab) is not None
 
@@ -124,17 +104,17 @@ def _forward(
         _use(call.given, stats, call.eps)
     weight, bias, affine = _affine(weight, bias, layout)
     threads, shared = _how(layout, slab.numel)
-    kernel = compiled.forward(
-        Kernel(layout.rows, layout.mixed, shared, x.dtype, affine, call.activation, residual is not None)
+    kernel = _kernel(
+        compiled.forward, layout, shared, x.dtype, affine, call.activation, residual is not None, False
     )
-    work = np.zeros(phases.work) if shared else stats
+    work = np.zeros(phases.work) if shared else _NOTHING
     numbers = (
         *fixed, x.data_ptr(), _address(residual), y.data_ptr(), weight.data_ptr(), bias.data_ptr(),
-        stats.ctypes.data, slab.slabs, own, write, call.center, again, _past(layout, y), work.ctypes.data,
-        0, 0, 0, 0, 0, 0,
+        0, slab.slabs, own, write, call.center, again, _past(layout, y), 0, 0, 0, 0, 0, 0, 0,
     )  # fmt: skip
     steps = phases.forward(shared, own, again, write)
-    compiled.drive(threads > 1)(kernel, steps, np.array(numbers, dtype=np.int64), call.eps, threads)
+    arguments, (drive, team) = np.array(numbers, dtype=np.int64), compiled.drive()
+    drive(kernel, steps, arguments, call.eps, threads, stats, work, _NOTHING, team)
     return y, stats
 
 
@@ -161,21 +141,19 @@ def backward(
     dweight = torch.empty_like(wide_weight) if weight is not None and need_weight else None
     dbias = torch.empty_like(wide_bias) if bias is not None and need_bias else None
     threads, shared = _how(layout, slab.numel)
-    kernel = compiled.backward(
-        Kernel(
-            layout.rows, layout.mixed, shared, x.dtype, affine, call.activation, residual is not None, writes
-        )
+    kernel = _kernel(
+        compiled.backward, layout, shared, x.dtype, affine, call.activation, residual is not None, writes
     )
     cells = np.zeros(phases.cells)
-    work = np.zeros(phases.work) if shared else cells
+    work = np.zeros(phases.work) if shared else _NOTHING
     numbers = (
         *fixed, x.data_ptr(), _address(residual), 0, wide_weight.data_ptr(), wide_bias.data_ptr(),
-        stats.ctypes.data, slab.slabs, call.given is None, need_x or writes, call.center, 0, _past(layout, x),
-        work.ctypes.data, dy.data_ptr(), dx.data_ptr(), dresidual.data_ptr(), cells.ctypes.data,
-        _address(dweight), _address(dbias),
+        0, slab.slabs, call.given is None, need_x or writes, call.center, 0, _past(layout, x),
+        0, dy.data_ptr(), dx.data_ptr(), dresidual.data_ptr(), 0, _address(dweight), _address(dbias),
     )  # fmt: skip
     steps = phases.backward(shared, need_x or writes)
-    compiled.drive(threads > 1)(kernel, steps, np.array(numbers, dtype=np.int64), call.eps, threads)
+    arguments, (drive, team) = np.array(numbers, dtype=np.int64), compiled.drive()
+    drive(kernel, steps, arguments, call.eps, threads, stats, work, cells, team)
     if weight is not None and dweight is not None and dweight.dtype != weight.dtype:
         dweight = dweight.to(weight.dtype)
     if bias is not None and dbias is not None and dbias.dtype != bias.dtype:
@@ -216,14 +194,10 @@ def _fixed(layout: Layout) -> tuple[int, ...]:
 
 def _how(layout: Layout, numel: int) -> tuple[int, bool]:
     """Return how many threads to use, as torch would, and whether they share every task."""
-    threads = 1 if numel < _GRAIN else min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
-    if threads == 1:
+    if numel < _GRAIN or pool() is None:
         return 1, False
-    # Numba keeps the number per Python thread; asking it takes longer than remembering.
-    if getattr(_local, "threads", None) != threads:
-        numba.set_num_threads(threads)
-        _local.threads = threads
-    return threads, layout.shared(threads)
+    threads = torch.get_num_threads()
+    return threads, threads > 1 and layout.shared(threads)
 
 
 def _past(layout: Layout, out: Tensor) -> bool:
@@ -236,8 +210,19 @@ def _address(t: Tensor | None) -> int:
     return 0 if t is None else t.data_ptr()
 
 
+def _kernel(make: Callable[[Kernel], int], layout: Layout, *kind: Any) -> int:
+    """Return a kernel's address, remembered by layout: looking it up by all it depends on takes longer."""
+    kept = layout.__dict__.setdefault("_kernels", {})
+    key = make, kind
+    if key not in kept:
+        kept[key] = make(Kernel(layout.rows, layout.mixed, *kind))
+    return int(kept[key])
+
+
 def _affine(weight: Tensor | None, bias: Tensor | None, layout: Layout) -> tuple[Tensor, Tensor, torch.dtype]:
     """Return weight and bias in one dtype, float32 or float64; 1 and 0 where there is none."""
+    if weight is not None and bias is not None and weight.dtype == bias.dtype == torch.float32:
+        return weight, bias, torch.float32
     given = [t.dtype for t in (weight, bias) if t is not None]
     dtype = torch.float64 if torch.float64 in given else torch.float32
     weight = layout.default(1, dtype) if weight is None else weight

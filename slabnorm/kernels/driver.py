@@ -6,18 +6,24 @@ for all kernels.
 
 from __future__ import annotations
 
+import numpy as np
 from llvmlite import ir
-from numba import prange, types
+from numba import types
 from numba.extending import intrinsic
 
-from slabnorm.kernels.pointers import address_of, data
+from slabnorm.kernels.arguments import CELLS, STATS, WORK
+from slabnorm.kernels.memory import serial
+from slabnorm.kernels.pointers import address_of, data, pointer, read_back
+
+_I64, _I32 = ir.IntType(64), ir.IntType(32)
 
 
 @intrinsic
 def _call(context, address, phase, i, arguments, eps):
+    """Call a kernel."""
+
     def build(context, builder, signature, args):
-        i64 = ir.IntType(64)
-        kind = ir.FunctionType(ir.VoidType(), [i64, i64, i64, ir.DoubleType()])
+        kind = ir.FunctionType(ir.VoidType(), [_I64, _I64, _I64, ir.DoubleType()])
         builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
         return context.get_dummy_value()
 
@@ -25,26 +31,78 @@ def _call(context, address, phase, i, arguments, eps):
     return types.none(i64, i64, i64, i64, types.float64), build
 
 
-def drive_kernel(threads, version):
-    """Return `drive` as plain Python, to be compiled with threads or without."""
+@intrinsic
+def _parallel(context, address, function, argument, count):
+    """Call GOMP_parallel: a function of one argument, on `count` threads."""
 
-    def drive(kernel, phases, arguments, eps, count):
+    def build(context, builder, signature, args):
+        kind = ir.FunctionType(ir.VoidType(), [_I64, _I64, _I32, _I32])
+        count = builder.trunc(args[3], _I32)
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), [args[1], args[2], count, _I32(0)])
+        return context.get_dummy_value()
+
+    return types.none(*(types.int64,) * 4), build
+
+
+@intrinsic
+def _ask(context, address):
+    """Call a function that takes nothing and returns an int."""
+
+    def build(context, builder, signature, args):
+        kind = ir.FunctionType(_I32, [])
+        return builder.sext(builder.call(builder.inttoptr(args[0], kind.as_pointer()), []), _I64)
+
+    return types.int64(types.int64), build
+
+
+@serial
+def _share(kernel, phase, n, reverse, at, eps, thread, threads):
+    """Call a kernel for one thread's share of the indices of a phase."""
+    lo, hi = thread * n // threads, (thread + 1) * n // threads
+    for i in range(lo, hi):
+        _call(kernel, phase, lo + hi - 1 - i if reverse else i, at, eps)
+
+
+def work_kernel(version):
+    """Return `work` as plain Python, to be compiled: what each thread of the pool does."""
+
+    def work(address):
+        """Do this thread's share of a phase; the argument is what `drive` has written."""
+        version  # noqa: B018  see compiled.py
+        job, eps = pointer(address, np.int64), read_back(pointer(address, np.float64), 7)
+        thread, threads = _ask(read_back(job, 5)), _ask(read_back(job, 6))
+        kernel, phase, n = read_back(job, 0), read_back(job, 1), read_back(job, 2)
+        _share(kernel, phase, n, read_back(job, 3), read_back(job, 4), eps, thread, threads)
+
+    return work
+
+
+def drive_kernel(version):
+    """Return `drive` as plain Python, to be compiled."""
+
+    def drive(kernel, phases, arguments, eps, count, stats, room, cells, team):
         """Call a kernel for every index of every phase, on `count` threads.
 
         `phases` is [[phase, number of indices, whether they are taken from the last to the first], ...].
         Each thread has the same share of the indices in every phase. What a phase reads again it takes in
         the reverse order: what was read last is still in the caches.
+
+        `team` is the addresses of `work` and of a pool's functions (threads.py).
+        Arrays enter the arguments by their addresses: asking for these in Python takes a microsecond each.
         """
-        threads, version  # noqa: B018  else Numba would find one on disk in place of the other
+        version  # noqa: B018
         at = address_of(data(arguments, 0))
+        arguments[STATS] = address_of(data(stats, 0))
+        arguments[WORK] = address_of(data(room, 0))
+        arguments[CELLS] = address_of(data(cells, 0))
+        job = np.array([kernel, 0, 0, 0, at, team[2], team[3], 0])
+        job.view(np.float64)[7] = eps
         for p in range(len(phases)):
             phase, n, reverse = phases[p, 0], phases[p, 1], phases[p, 2]
-            if n == 1:
-                _call(kernel, phase, 0, at, eps)
+            if n == 1 or count == 1:
+                _share(kernel, phase, n, reverse, at, eps, 0, 1)
             else:
-                for thread in prange(count):
-                    lo, hi = thread * n // count, (thread + 1) * n // count
-                    for i in range(lo, hi):
-                        _call(kernel, phase, lo + hi - 1 - i if reverse else i, at, eps)
+                job[1], job[2], job[3] = phase, n, reverse
+                _parallel(team[1], team[0], address_of(data(job, 0)), min(count, n))
 
     return drive

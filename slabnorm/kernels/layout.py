@@ -197,8 +197,8 @@ def _rows(slab: Slab, dims: list[_Dim]) -> Layout | None:
     elements = inner.size * product(dim.size for dim in runs)
     total = product(dim.size for dim in blocks)
     # Neighbours share lines and pages of memory, and a processor divides for several at once: short runs are
-    # taken several at a time, 64 KiB in all.
-    together = max(1, min(64, 16384 // inner.size))
+    # taken several at a time, 16 KiB in all, or 64 KiB of whole slabs; in 16 tasks at least, for all threads.
+    together = max(1, min(64, max(4096 // inner.size, 16384 // elements), total // 16))
     lanes = max(together, -(-32768 // elements))
     if mixed:
         # A task adds up two float64 for every element of weight and bias: many rows share them.
