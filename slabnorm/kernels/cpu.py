@@ -27,7 +27,7 @@ from slabnorm.slab import Axes, Slab
 
 _WIDE = (torch.float32, torch.float64)
 _GRAIN = 32768  # elements that are not worth waking a second thread for
-_STREAM = 8 << 20  # bytes of an output that leave the caches before anyone can read them
+_STREAM = 4 << 20  # bytes of an output that leave the caches before anyone can read them
 _NOTHING = np.zeros(1)
 
 

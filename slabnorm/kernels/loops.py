@@ -60,16 +60,6 @@ def sum_columns(n, u, k, s1, s2):
 
 
 @_loop
-def sum_four_columns(n, u0, u1, u2, u3, k, s1, s2):
-    """Do the same for four runs at once: a quarter of the sums to fetch and to keep."""
-    for i in range(n):
-        a, b = load(u0, i, k) - at(k, i), load(u1, i, k) - at(k, i)
-        c, d = load(u2, i, k) - at(k, i), load(u3, i, k) - at(k, i)
-        add_to(s1, i, (a + b) + (c + d))
-        add_to(s2, i, (a * a + b * b) + (c * c + d * d))
-
-
-@_loop
 def _before(residual, i, t, r, l, w, b):  # noqa: E741
     # The pre-activation, from t = u - k.
     return added(residual, i, plus(b, i, times(w, i, at(r, i) * t + at(l, i))))
