@@ -86,8 +86,30 @@ def test_torch_keeps_its_number_of_threads() -> None:
     assert done.stdout.strip() == "1"
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="needs Linux")
+def test_kernels_run_on_the_threads_of_torch() -> None:
+    """No second OpenMP library is loaded, and no thread beside those that torch itself starts."""
+    code = (
+        "import os, torch\n"
+        "import slabnorm as sn\n"
+        "from slabnorm.kernels.threads import pool\n"
+        "def seen():\n"
+        "    lines = open('/proc/self/maps').read().split()\n"
+        "    return {w for w in lines if 'omp.so' in w or 'omp5' in w}, len(os.listdir('/proc/self/task'))\n"
+        "torch.set_num_threads(2)\n"
+        "x = torch.randn(4, 8, 64, 64)\n"
+        "sn.normalize(x[:1, :, :8], 'n c h w -> c')\n"  # compiles: LLVM has threads of its own
+        "(x * 2).sum()\n"
+        "before = seen()\n"
+        "sn.normalize(x, 'n c h w -> c')\n"
+        "assert seen() == before, (seen(), before)\n"
+        "assert pool() is not None\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_when_numba_runs_on_other_threads() -> None:
-    """Layers that cannot be called from several threads at once: slabnorm leaves Numba alone then."""
+    """What a user's own Numba code runs on is left alone."""
     code = (
         "import numpy as np, numba, torch\n"
         "numba.config.THREADING_LAYER = 'workqueue'\n"
