@@ -125,7 +125,7 @@ def _write(code, each, fast, g, task, first, last, t, of, is_narrow, past):
 
 
 @serial
-def _coefficients(each, fast, g, task, slab_of, affine_of, t, stats, of):
+def prepare(each, fast, g, task, slab_of, affine_of, t, stats, of):
     """Write the coefficients of a task; return whether they are for float32."""
     is_narrow = fast is not None and all_narrow(g, task, slab_of, stats)
     coefficients(each, g, task, slab_of, affine_of, t.w, t.bias, stats, is_narrow, of)
@@ -143,7 +143,7 @@ def _forward_task(
         _merge(g, task, columns_of[0], columns_of[1], columns_of[2], slab_of, stats, eps, center)
     if write:
         of = np.zeros((3, g[TILE]))
-        is_narrow = _coefficients(each, fast, g, task, slab_of, affine_of, t, stats, of)
+        is_narrow = prepare(each, fast, g, task, slab_of, affine_of, t, stats, of)
         _write(code, each, fast, g, task, 0, pieces(g), t, of, is_narrow, past)
 
 
@@ -189,7 +189,7 @@ def _share_finish(
             if todo[task]:
                 replace(fast, g, task, sums[task], careful[task], again)
             _merge(g, task, sums[task, 0], sums[task, 1], sums[task, 2], slab_of, stats, eps, center)
-        todo[task] = _coefficients(each, fast, g, task, slab_of, affine_of, t, stats, of[task])
+        todo[task] = prepare(each, fast, g, task, slab_of, affine_of, t, stats, of[task])
 
 
 def forward_kernel(shared, dtype, affine_dtype, code, each, fast, fused, version):

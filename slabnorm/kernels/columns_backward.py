@@ -31,6 +31,7 @@ from slabnorm.kernels.arguments import (
 )
 from slabnorm.kernels.arguments import cells as cells_of
 from slabnorm.kernels.coefficients import gradient, one, shift_of
+from slabnorm.kernels.columns import prepare
 from slabnorm.kernels.elements import load, zeros
 from slabnorm.kernels.loops import BLOCK
 from slabnorm.kernels.memory import (
@@ -56,10 +57,8 @@ from slabnorm.kernels.memory import (
 from slabnorm.kernels.pointers import ahead, data, fence, room
 from slabnorm.kernels.tiles import (
     add,
-    all_narrow,
     bounds,
     clear,
-    coefficients,
     narrowed,
     pieces,
     runs_of,
@@ -176,14 +175,6 @@ def _write(code, each, fast, g, task, first, last, t, of, is_narrow, past):
     fence()
 
 
-@serial
-def _prepare(each, fast, g, task, slab_of, affine_of, t, stats, of):
-    """Write the coefficients of a task that are known; return whether they are for float32."""
-    is_narrow = fast is not None and all_narrow(g, task, slab_of, stats)
-    coefficients(each, g, task, slab_of, affine_of, t.w, t.bias, stats, is_narrow, of)
-    return is_narrow
-
-
 @inlined
 def _cells_of(each, g, cells, task):
     return cells[task // tiles(g)] if each is None else cells[task]
@@ -194,7 +185,7 @@ def _backward_task(
     code, each, fast, g, task, t, slab_of, affine_of, stats, cells, own, center, write, past
 ):  # fmt: skip
     of, sums, own_cells = np.zeros((5, g[TILE])), np.zeros((2, g[TILE])), _cells_of(each, g, cells, task)
-    is_narrow = _prepare(each, fast, g, task, slab_of, affine_of, t, stats, of)
+    is_narrow = prepare(each, fast, g, task, slab_of, affine_of, t, stats, of)
     _reduce(code, each, fast, g, task, 0, pieces(g), t, of, is_narrow, sums, own_cells)
     _merge(
         each, g, task, sums[0], sums[1], slab_of, affine_of, t.w, stats, is_narrow, own, center, of, own_cells
@@ -284,7 +275,7 @@ def backward_kernel(shared, dtype, affine_dtype, code, each, fast, fused, inner,
         parts = work(a, tasks + 5 * tasks * g[TILE], (tasks, between, 2, g[TILE]))
         if phase == START:
             for task in range(tasks):
-                narrows[task] = _prepare(each, fast, g, task, slab_of, affine_of, t, stats, of[task])
+                narrows[task] = prepare(each, fast, g, task, slab_of, affine_of, t, stats, of[task])
         elif phase == SUM:
             _share_sum(code, each, fast, g, i, t, of, narrows, parts, cells)
         elif phase == FINISH:

@@ -49,6 +49,8 @@ def _ahead(context, p, n):
 
 @intrinsic
 def address_of(context, p):
+    """Return the address that a pointer holds."""
+
     def build(context, builder, signature, args):
         return builder.ptrtoint(args[0], ir.IntType(64))
 
