@@ -137,10 +137,10 @@ def _forward_task(
     code, each, fast, g, task, t, slab_of, affine_of, stats, own, write, center, again, eps, past
 ):  # fmt: skip
     if own:
-        columns_of, sums = np.zeros((5, g[TILE])), zeros(fast, 3 * g[TILE]).reshape((3, g[TILE]))
-        shift(fast, g, task, t.x, columns_of[0])
-        sum_task(fast, g, task, t.x, columns_of, sums, again)
-        _merge(g, task, columns_of[0], columns_of[1], columns_of[2], slab_of, stats, eps, center)
+        column, sums = np.zeros((5, g[TILE])), zeros(fast, 3 * g[TILE]).reshape((3, g[TILE]))
+        shift(fast, g, task, t.x, column[0])
+        sum_task(fast, g, task, t.x, column, sums, again)
+        _merge(g, task, column[0], column[1], column[2], slab_of, stats, eps, center)
     if write:
         of = np.zeros((3, g[TILE]))
         is_narrow = prepare(each, fast, g, task, slab_of, affine_of, t, stats, of)
@@ -213,11 +213,11 @@ def forward_kernel(shared, dtype, affine_dtype, code, each, fast, fused, version
         a = arguments(address)
         g, t, stats = numbers(a), of_forward(a, dtype, affine_dtype, fused), statistics(a)
         (slab_of, affine_of), tasks, between = columns(a), g[BLOCKS1] * g[BLOCKS0] * tiles(g), pieces(g)
-        room_of = tasks * g[TILE]
+        size = tasks * g[TILE]
         todo, sums = work(a, 0, (tasks,)), work(a, tasks, (tasks, 5, g[TILE]))
-        careful = work(a, tasks + 5 * room_of, (tasks, 3, g[TILE]))
-        of = work(a, tasks + 8 * room_of, (tasks, 3, g[TILE]))
-        parts = work(a, tasks + 11 * room_of, (tasks, between, 2, g[TILE]))
+        careful = work(a, tasks + 5 * size, (tasks, 3, g[TILE]))
+        of = work(a, tasks + 8 * size, (tasks, 3, g[TILE]))
+        parts = work(a, tasks + 11 * size, (tasks, between, 2, g[TILE]))
         if phase == START:
             _share_start(fast, g, a[AGAIN], t.x, todo, sums, careful)
         elif phase < MERGE:

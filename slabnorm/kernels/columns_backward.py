@@ -31,6 +31,7 @@ from slabnorm.kernels.arguments import (
 )
 from slabnorm.kernels.arguments import cells as cells_of
 from slabnorm.kernels.coefficients import gradient, one, shift_of
+from slabnorm.kernels.column_sums import add_pieces
 from slabnorm.kernels.columns import prepare
 from slabnorm.kernels.elements import load, zeros
 from slabnorm.kernels.loops import BLOCK
@@ -206,10 +207,8 @@ def _share_sum(code, each, fast, g, i, t, coefs, narrows, parts, cells):
 def _share_merge(each, g, parts, slab_of, affine_of, w, stats, own, center, coefs, narrows, cells):
     """Add the pieces of every task up, in order, and write the rest of the coefficients."""
     for task in range(len(coefs)):
-        sums = np.zeros((2, g[TILE]))
-        for piece in range(pieces(g)):
-            add(sums[0], parts[task, piece, 0])
-            add(sums[1], parts[task, piece, 1])
+        sums = np.empty((2, g[TILE]))
+        add_pieces(parts[task], sums[0], sums[1])
         _merge(
             each, g, task, sums[0], sums[1], slab_of, affine_of, w, stats, narrows[task] != 0, own, center,
             coefs[task], _cells_of(each, g, cells, task),

@@ -1,7 +1,7 @@
 """Numba on the CPU: the plumbing between tensors and the compiled kernels.
 
 A kernel gets addresses and the numbers of a Layout. For small tensors a call's overhead is most of its
-time, so what does not change from call to call is worked out once: layouts, compiled functions, threads.
+time, so what does not change from call to call is worked out once: layouts, phases, addresses of kernels.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numba.extending import overload, register_jitable
 
-from slabnorm.kernels.elements import two_to_the, type_of, zero
+from slabnorm.kernels.elements import two_to_the, type_of
 
 _F = np.float32
 _LOG2E = _F(1 / math.log(2))
@@ -98,16 +98,23 @@ def _pairs() -> dict[str, tuple[Any, Any]]:
 
     # In the arithmetic of p: exact in float64 too. The constants are no powers of two, so they are cast.
     def hardswish(p):
-        return zero(p) if p <= -3 else (p if p >= 3 else p * (p + type_of(p, 3.0)) * type_of(p, 1 / 6))
+        return (
+            type_of(p, 0.0) if p <= -3 else (p if p >= 3 else p * (p + type_of(p, 3.0)) * type_of(p, 1 / 6))
+        )
 
     def hardswish_slope(p):
         return (
-            zero(p) if p <= -3 else (type_of(p, 1.0) if p >= 3 else p * type_of(p, 1 / 3) + type_of(p, 0.5))
+            type_of(p, 0.0)
+            if p <= -3
+            else (type_of(p, 1.0) if p >= 3 else p * type_of(p, 1 / 3) + type_of(p, 0.5))
         )
 
     return {
         "": (lambda p: p, lambda p: type_of(p, 1.0)),
-        "relu": (lambda p: zero(p) if p <= 0 else p, lambda p: zero(p) if p <= 0 else type_of(p, 1.0)),
+        "relu": (
+            lambda p: type_of(p, 0.0) if p <= 0 else p,
+            lambda p: type_of(p, 0.0) if p <= 0 else type_of(p, 1.0),
+        ),
         "leaky_relu": (
             lambda p: p if p > 0 else type_of(p, 0.01) * p,
             lambda p: type_of(p, 1.0) if p > 0 else type_of(p, 0.01),

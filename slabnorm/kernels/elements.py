@@ -99,10 +99,6 @@ def plus(b: Any, i: Any, value: Any) -> Any:
     """Return a number plus element i of b, or plus b; the number alone where b is None."""
 
 
-def zero(like: Any) -> Any:
-    """Return 0 in the arithmetic of `like`, a number or memory."""
-
-
 def type_of(like: Any, value: Any) -> Any:
     """Return a number in the arithmetic of `like`."""
 
@@ -177,12 +173,6 @@ def _plus(b, i, value):
     if isinstance(b, types.NoneType):
         return lambda b, i, value: value
     return lambda b, i, value: value + at(b, i)
-
-
-@overload(zero)
-def _zero(like):
-    real = _real(like)
-    return lambda like: real(0.0)
 
 
 @overload(type_of)

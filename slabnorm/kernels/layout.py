@@ -37,7 +37,7 @@ _SHORT = 16  # a run of rows shorter than this is not worth a loop of its own
 # Columns swept together, whose sums stay in a core's first cache. With 512 of 2048, memory is read in pieces
 # too short to be fetched ahead: 0.7 ns an element, not 0.3.
 _WIDE = 1024
-_NARROW = 512  # several runs of fewer columns are taken as one: a call a run costs as much as 200 elements
+_NARROW = 512  # several runs of fewer columns are taken as one: finding a run costs as much as a short run
 
 
 class _Dim(NamedTuple):
@@ -229,7 +229,7 @@ def _columns(slab: Slab, dims: list[_Dim]) -> Layout | None:
         return None
     slab_of, affine_of = (_index(group, which) for which in (3, 4))
     tile = _tile(slab_of, product(dim.size for dim in runs))
-    piece = max(64, _CACHE // tile)  # what a column is normalised with is looked up once a piece
+    piece = max(64, _CACHE // tile)
     return _layout(slab, False, mixed, blocks, runs, width, slab_of, affine_of, tile=tile, piece=piece)
 
 

@@ -17,21 +17,20 @@ import numba
 import numpy as np
 
 from slabnorm.kernels.curves import activate, passes
-from slabnorm.kernels.elements import add_to, added, at, load, plus, store, times, zero
+from slabnorm.kernels.elements import add_to, added, at, load, plus, store, times, type_of
+from slabnorm.kernels.memory import INNER
 from slabnorm.kernels.pointers import ahead, stream, to_line
 
 BLOCK = 1024
 
 # Reassociation lets a sum use all SIMD lanes, contraction a fused multiply-add. NaN and inf keep
 # their meaning: the flags that assume there are none stay off.
-_loop = numba.njit(
-    fastmath={"reassoc", "contract"}, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
-)
+_loop = numba.njit(**INNER, fastmath={"reassoc", "contract"})
 
 
 @_loop
 def _sum_block(n, u, k):
-    s1, s2 = zero(k), zero(k)
+    s1, s2 = type_of(k, 0.0), type_of(k, 0.0)
     for i in range(n):
         t = load(u, i, k) - k
         s1 += t
@@ -92,7 +91,7 @@ def forward(code, n, u, residual, out, room, past, k, r, l, w, b):  # noqa: E741
 
 @_loop
 def _back_block(code, n, dy, u, residual, k, r, l):  # noqa: E741
-    s1, s2 = zero(k), zero(k)
+    s1, s2 = type_of(k, 0.0), type_of(k, 0.0)
     for i in range(n):
         t = load(u, i, k) - k
         g = load(dy, i, k) * passes(code, _before(residual, i, t, r, l, None, None))
@@ -116,7 +115,7 @@ def back_row(code, n, dy, u, residual, k, r, l):  # noqa: E741
 
 @_loop
 def _back_block_each(code, n, dy, u, residual, k, r, l, w, b, dbias, dweight):  # noqa: E741
-    s1, s2 = zero(k), zero(k)
+    s1, s2 = type_of(k, 0.0), type_of(k, 0.0)
     for i in range(n):
         t = load(u, i, k) - at(k, i)
         z = at(r, i) * t + at(l, i)
@@ -154,7 +153,7 @@ def back_columns(code, n, dy, u, residual, k, r, l, s1, s2):  # noqa: E741
 
 @_loop
 def _back_columns_block(code, n, dy, u, residual, k, r, l, w, b, s1, s2):  # noqa: E741
-    dbias, dweight = zero(k), zero(k)
+    dbias, dweight = type_of(k, 0.0), type_of(k, 0.0)
     for i in range(n):
         t = load(u, i, k) - at(k, i)
         g = load(dy, i, k) * passes(code, _before(residual, i, t, r, l, w, b))

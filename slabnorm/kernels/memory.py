@@ -9,11 +9,11 @@ from slabnorm.kernels.elements import load, store
 from slabnorm.kernels.layout import NUMBERS
 from slabnorm.kernels.pointers import pointer
 
-_INNER = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-serial = numba.njit(**_INNER)
+INNER = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+serial = numba.njit(**INNER)
 # A call costs as much as summing a short run, so what finds places is inlined. Inlining everything doubled
 # the time of compiling.
-inlined = numba.njit(**_INNER, forceinline=True)
+inlined = numba.njit(**INNER, forceinline=True)
 
 (
     BLOCKS1, BLOCKS0, RUNS1, RUNS0, RUN,

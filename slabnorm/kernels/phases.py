@@ -33,7 +33,8 @@ class Phases:
         key = (False, shared, write)
         if key not in self._kept:
             sums = self.chunks if self.layout.rows and self.layout.mixed else self.units
-            parts = [(START, 1), (SUM, sums), (FINISH, 1)] + ([(WRITE, self.units)] if write else [])
+            start = [] if self.layout.rows else [(START, 1)]
+            parts = [*start, (SUM, sums), (FINISH, 1)] + ([(WRITE, self.units)] if write else [])
             self._kept[key] = _array([*(parts if shared else [(TASK, self.layout.tasks)]), (ADD_UP, 1)])
         return self._kept[key]
 

@@ -99,10 +99,11 @@ def read_back(context, p, i):
 def _stream_line(context, out, source):
     # One line past the caches: LLVM makes it the widest such stores that the processor has.
     def build(context, builder, signature, args):
-        lanes = LINE // (signature.args[0].dtype.bitwidth // 8)
+        size = signature.args[0].dtype.bitwidth // 8
+        lanes = LINE // size
         vector = ir.VectorType(context.get_value_type(signature.args[0].dtype), lanes)
         source, out = (builder.bitcast(arg, vector.as_pointer()) for arg in (args[1], args[0]))
-        stored = builder.store(builder.load(source, align=4), out, align=LINE)
+        stored = builder.store(builder.load(source, align=size), out, align=LINE)
         one = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
         stored.set_metadata("nontemporal", one)
         return context.get_dummy_value()

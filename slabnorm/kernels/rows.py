@@ -184,9 +184,9 @@ def _forward_task(code, each, fast, g, task, t, stats, own, write, center, again
 
 @inlined
 def unit_of(g, unit):
-    """Return the block, run and chunk of one of the units that threads share."""
+    """Return the lane, run and chunk of one of the units that threads share."""
     chunks, runs = chunks_of(g), g[RUNS1] * g[RUNS0]
-    return block_of(g, unit // (runs * chunks)), run_of(g, unit // chunks % runs), unit % chunks
+    return unit // (runs * chunks), run_of(g, unit // chunks % runs), unit % chunks
 
 
 @serial
@@ -200,10 +200,10 @@ def _share_start(fast, g, x, shift, todo):
 @inlined
 def _share_sum(fast, g, unit, x, shift, parts):
     """Sum one chunk around its lane's shift."""
-    b, r, chunk = unit_of(g, unit)
+    lane, r, chunk = unit_of(g, unit)
     at, n = chunk_of(g, chunk)
-    k = real(fast, shift[unit // (g[RUNS1] * g[RUNS0] * chunks_of(g))])
-    parts[0, unit], parts[1, unit] = loops.sum_row(n, ahead(x, in_x(g, b, r) + at), k)
+    u = ahead(x, in_x(g, block_of(g, lane), r) + at)
+    parts[0, unit], parts[1, unit] = loops.sum_row(n, u, real(fast, shift[lane]))
 
 
 @serial
@@ -254,16 +254,16 @@ def forward_kernel(shared, dtype, affine_dtype, code, each, fast, fused, version
         elif phase == SUM and fast is not None:
             _share_sum(1, g, i, t.x, shift, parts)
         elif phase < MERGE:
-            if todo[i // (units // lanes)]:
+            if todo[unit_of(g, i)[0]]:
                 _share_sum(None, g, i, t.x, shift, parts)
         elif phase < FINISH:
             _share_merge(g, phase - MERGE, shift, todo, sums, parts)
         elif phase == FINISH and a[OWN]:
             _share_finish(g, shift, sums, stats, eps, a[CENTER])
         elif phase == WRITE:
-            (b, r, chunk), buffer = unit_of(g, i), room(t.out, BLOCK)
+            (lane, r, chunk), buffer = unit_of(g, i), room(t.out, BLOCK)
             at, n = chunk_of(g, chunk)
-            _write(code, each, fast, g, b, r, at, n, t, stats, buffer, a[PAST])
+            _write(code, each, fast, g, block_of(g, lane), r, at, n, t, stats, buffer, a[PAST])
             fence()
 
     return rows_forward_shared if shared else rows_forward

@@ -258,18 +258,17 @@ def backward_kernel(shared, dtype, affine_dtype, code, each, fast, fused, inner,
         )
         if phase == SUM:
             if each is None:
-                b, r, chunk = unit_of(g, i)
-                parts[0, i], parts[1, i] = _sum_chunk(code, fast, g, b, r, chunk, t, stats)
+                lane, r, chunk = unit_of(g, i)
+                parts[0, i], parts[1, i] = _sum_chunk(code, fast, g, block_of(g, lane), r, chunk, t, stats)
             else:
                 _share_sum_each(code, fast, g, i, t, stats, parts, cells[0, 0])
         elif phase == FINISH:
             _share_merge(each, g, parts, t.w, cells, sums)
         elif phase == WRITE:
-            (b, r, chunk), buffers = unit_of(g, i), (room(t.dx, BLOCK), room(t.dresidual, BLOCK))
-            lane = i // (g[RUNS1] * g[RUNS0] * chunks_of(g))
+            (lane, r, chunk), buffers = unit_of(g, i), (room(t.dx, BLOCK), room(t.dresidual, BLOCK))
             start, n = chunk_of(g, chunk)
             c1, c2 = constants(g[COUNT], sums[0, lane], sums[1, lane], a[OWN], a[CENTER])
-            _write(code, each, fast, g, b, r, start, n, t, stats, c1, c2, buffers, a[PAST])
+            _write(code, each, fast, g, block_of(g, lane), r, start, n, t, stats, c1, c2, buffers, a[PAST])
             fence()
         elif phase == ADD_UP:
             _add_up(each, g, cells, a, affine_dtype)
