@@ -10,15 +10,14 @@ from torch import Tensor
 
 from slabnorm import kernels
 from slabnorm.autograd import run
-from slabnorm.errors import DeviceError, DtypeError, OptionError, ShapeError, StatisticsError
+from slabnorm.errors import OptionError, ShapeError, StatisticsError
 from slabnorm.kernels import eager
 from slabnorm.kernels.activation import check_activation
 from slabnorm.kernels.call import Given
 from slabnorm.moments import Moments
 from slabnorm.pattern import Pattern, parse, parse_uncached
+from slabnorm.prepare import check_fits, check_input, prepare
 from slabnorm.slab import plan
-
-_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def moments(x: Tensor, pattern: str | Pattern, /, **sizes: int) -> Moments:
@@ -120,20 +119,14 @@ def normalize(
             f'"{pattern}", which has none',
             'say along which they vary, as in affine="h w"',
         )
-    slab = plan(pattern, items, tuple(x.shape), tuple(sorted(sizes.items())))
-    for name, tensor, shape in (
-        ("weight", weight, slab.affine.shape),
-        ("bias", bias, slab.affine.shape),
-        ("residual", residual, tuple(x.shape)),
-        ("mean", mean, slab.kept.shape),
-        ("var", var, slab.kept.shape),
-    ):
+    call = prepare(pattern, items, tuple(sorted(sizes.items())), x, weight, bias, residual)
+    for name, tensor in (("mean", mean), ("var", var)):
         if tensor is not None:
-            check_fits(name, tensor, shape, x, pattern)
+            check_fits(name, tensor, call.slab.kept.shape, x, pattern)
     given = None
     if mean is not None or var is not None:
         given = _given(mean, var, center, pattern)
-    return run(x, slab, weight, bias, eps, center, given, activation, residual)[0]
+    return run(x, call, weight, bias, eps, center, given, activation, residual)[0]
 
 
 def check_eps(eps: object) -> None:
@@ -142,42 +135,10 @@ def check_eps(eps: object) -> None:
         raise OptionError("eps is a finite number, 0 or more", repr(eps), "1e-5 is the usual one")
 
 
-def check_fits(name: str, tensor: Tensor, shape: tuple[int, ...], x: Tensor, pattern: Pattern) -> None:
-    """Raise ShapeError, DtypeError or DeviceError unless a tensor can take part in a call on x."""
-    check_input(tensor, name)
-    if tensor.device != x.device:
-        raise DeviceError(
-            "all tensors of a call are on one device",
-            f"{name} on {tensor.device}, x on {x.device}",
-            f"move {name} with .to({str(x.device)!r})",
-        )
-    if tuple(tensor.shape) != shape:
-        raise ShapeError(
-            f'{name} has shape {shape} for "{pattern}" and x of shape {tuple(x.shape)}',
-            str(tuple(tensor.shape)),
-            "weight and bias vary along the axis with `c`, or along affine=; statistics along the right side"
-            if name != "residual"
-            else "give a residual of x's shape",
-        )
-
-
 def _as_pattern(pattern: str | Pattern) -> Pattern:
     if isinstance(pattern, Pattern):
         return pattern
     return parse_uncached(pattern) if torch.compiler.is_compiling() else parse(pattern)
-
-
-def check_input(x: Tensor, name: str) -> None:
-    """Raise DtypeError unless x is a dense tensor of a floating-point dtype that slabnorm computes in."""
-    if not isinstance(x, Tensor):
-        raise DtypeError(f"{name} is a torch tensor", type(x).__name__, "convert it with torch.as_tensor")
-    if x.layout != torch.strided or x.is_nested:
-        got = "a nested tensor" if x.is_nested else str(x.layout)
-        raise DtypeError(f"{name} is a strided tensor", got, "convert it, as with .to_dense()")
-    if x.dtype not in _FLOATS:
-        raise DtypeError(
-            f"{name} is float32, float64, bfloat16 or float16", str(x.dtype), "convert it, as with .float()"
-        )
 
 
 def _given(mean: Tensor | None, var: Tensor | None, center: bool, pattern: Pattern) -> Given:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import lru_cache
 
 import pytest
 import torch
 
 import slabnorm as sn
-from slabnorm import kernels
-from slabnorm.kernels import cpu, eager
+from slabnorm import kernels, prepare
+from slabnorm import slab as slabs
+from slabnorm.kernels import cpu, eager, plans
 from slabnorm.kernels.activation import ACTIVATIONS
 from slabnorm.kernels.layout import Layout
 from slabnorm.pattern import parse
@@ -22,6 +24,14 @@ BY_NAME = {case.name: case for case in NORMS}
 GATED = [name for name in DISTRIBUTIONS if name not in CONSTANTS]
 norms = pytest.mark.parametrize("case", NORMS, ids=str)
 centring = pytest.mark.parametrize("case", [case for case in NORMS if case.center], ids=str)
+
+
+def forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no call of this test find what was kept of others, nor others what is kept of its calls."""
+    monkeypatch.setattr(prepare, "_prepared", {})
+    monkeypatch.setattr(slabs, "_cached_plan", lru_cache(slabs._plan))
+
+
 small = pytest.mark.parametrize("case", [case for case in NORMS if not case.name.endswith("large")], ids=str)
 
 
@@ -35,6 +45,7 @@ def test_gates_on_every_distribution(
     case: Case, dtype: torch.dtype, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if backend == "eager":
+        forget(monkeypatch)
         monkeypatch.setattr(kernels, "backend", lambda *_: eager)
     for name in GATED:
         x = draw(case.shape, name, dtype)
@@ -266,7 +277,8 @@ def test_threads_change_no_bit(case: Case, layout: str, how: str, monkeypatch: p
     """However the work is shared out, also where it is too small to be."""
     x = LAYOUTS[layout](draw(case.shape))
     serial = laws.run(case, x)
-    monkeypatch.setattr(cpu, "_GRAIN", 0)
+    forget(monkeypatch)
+    monkeypatch.setattr(plans, "_GRAIN", 0)
     monkeypatch.setattr(
         Layout, "shared", lambda self, threads: how == "shared" and not (self.rows and self.mixed)
     )

@@ -46,14 +46,17 @@ def traced() -> bool:
 
 def backward_backend(dy: Tensor, forward: ModuleType) -> ModuleType:
     """Return the backend that runs a backward: the forward's, unless dy is not plain memory."""
-    return forward if _plain(dy) else eager
+    return forward if plain(dy) else eager
 
 
-def _plain(x: Tensor) -> bool:
+def plain(x: Tensor) -> bool:
+    """Return whether a tensor is memory and strides, and nothing else."""
     # Batched gradients arrive as tensors of tensors (torch.func, or is_grads_batched); a lazily negated
     # tensor shares its memory with the original.
     return (
-        type(x) in (Tensor, torch.nn.Parameter)
+        type(x) in _TENSORS
+        and x.layout is torch.strided
+        and not x.is_nested
         and not x.is_neg()
         and not torch._C._functorch.is_functorch_wrapped_tensor(x)
         and not torch._C._functorch.is_legacy_batchedtensor(x)
@@ -66,6 +69,8 @@ def _after_fork() -> None:
     _forked = True
 
 
+_TENSORS = (Tensor, torch.nn.Parameter)
+_WIDE = (torch.float32, torch.float64)
 _forked = False
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
@@ -79,8 +84,8 @@ def backend(
     residual: Tensor | None = None,
 ) -> ModuleType:
     """Return the backend that runs a call: the first of the table that takes it."""
-    fits = residual is None or (residual.dtype == x.dtype and _plain(residual))
-    if fits and x.device.type == "cpu" and not _forked and _plain(x) and _simple(weight) and _simple(bias):
+    fits = residual is None or (residual.dtype == x.dtype and plain(residual))
+    if fits and x.device.type == "cpu" and not _forked and plain(x) and _simple(weight) and _simple(bias):
         from slabnorm.kernels import cpu  # loads Numba: on first use, not with `import slabnorm`
 
         if cpu.takes(x, slab):
@@ -89,19 +94,29 @@ def backend(
 
 
 def _simple(t: Tensor | None) -> bool:
-    return t is None or (type(t) in (Tensor, torch.nn.Parameter) and t.is_contiguous() and not t.is_neg())
+    return t is None or (plain(t) and t.is_contiguous())
 
 
-def enter(found: Found, count: int, mean: Tensor, var: Tensor, momentum: float) -> bool | None:
-    """Let a batch enter running statistics, one per slab, in one step.
+def enter(
+    found: Found, count: int, mean: Tensor, var: Tensor, momentum: float, batches: Tensor | None,
+    elements: Tensor | None,
+) -> bool | None:  # fmt: skip
+    """Let a batch enter running statistics, one per slab, and the counters of batches and elements.
 
     Return False, and change nothing, if a statistic of the batch is not finite; None if no kernel can do it.
     """
-    wide = mean.dtype == var.dtype and mean.dtype in (torch.float32, torch.float64)
-    if type(found).__name__ != "Measured" or not (wide and _simple(mean) and _simple(var)):
+    if type(found).__name__ != "Measured" or mean.dtype != var.dtype or mean.dtype not in _WIDE:
         return None
-    if mean.shape != found.mean.shape or var.shape != found.mean.shape:
-        return None  # kernels write to addresses: what does not fit is torch's to refuse
+    # Kernels write to addresses: what does not fit is torch's to refuse.
+    slab = found.slab  # type: ignore[attr-defined]
+    if not (mean.shape == var.shape == slab.kept.shape and _simple(mean) and _simple(var)):
+        return None
+    if not (_counts(batches) and _counts(elements)):
+        return None
     from slabnorm.kernels import cpu
 
-    return cpu.enter(found, count, mean, var, momentum)  # type: ignore[arg-type]
+    return cpu.enter(found, count, mean, var, momentum, batches, elements)  # type: ignore[arg-type]
+
+
+def _counts(t: Tensor | None) -> bool:
+    return t is None or (t.dtype == torch.int64 and t.numel() == 1 and t.device.type == "cpu" and plain(t))

@@ -22,8 +22,8 @@ NAMES = (
     "own", "write", "center", "again", "past", "work", "dy", "dx", "dresidual", "cells", "dweight", "dbias",
 )  # fmt: skip
 (
-    _NUMBERS, _SLAB_OF, _AFFINE_OF, _COLUMNS, _X, _RESIDUAL, _OUT, _W, _BIAS, STATS, _SLABS,
-    OWN, WRITES, CENTER, AGAIN, PAST, WORK, _DY, _DX, _DRESIDUAL, CELLS, DWEIGHT, DBIAS,
+    _NUMBERS, _SLAB_OF, _AFFINE_OF, _COLUMNS, X, RESIDUAL, OUT, W, BIAS, STATS, _SLABS,
+    OWN, WRITES, CENTER, AGAIN, PAST, WORK, DY, DX, DRESIDUAL, CELLS, DWEIGHT, DBIAS,
 ) = range(len(NAMES))  # fmt: skip
 
 # Whole tasks; or, where all threads share every task: find shifts, sum and merge in up to three sweeps,
@@ -62,20 +62,16 @@ def statistics(a):
 @inlined
 def of_forward(a, dtype, affine_dtype, fused):
     """Return the tensors of a forward; `fused`: None or 1, a residual."""
-    w, bias = pointer(a[_W], affine_dtype), pointer(a[_BIAS], affine_dtype)
-    return Forward(
-        pointer(a[_X], dtype), memory(fused, a[_RESIDUAL], dtype), pointer(a[_OUT], dtype), w, bias
-    )
+    w, bias = pointer(a[W], affine_dtype), pointer(a[BIAS], affine_dtype)
+    return Forward(pointer(a[X], dtype), memory(fused, a[RESIDUAL], dtype), pointer(a[OUT], dtype), w, bias)
 
 
 @inlined
 def of_backward(a, dtype, affine_dtype, fused, inner):
     """Return the tensors of a backward; `inner`: None or 1, whether the residual's gradient is written."""
-    w, bias = pointer(a[_W], affine_dtype), pointer(a[_BIAS], affine_dtype)
-    dy, x, dx = pointer(a[_DY], dtype), pointer(a[_X], dtype), pointer(a[_DX], dtype)
-    return Backward(
-        dy, x, memory(fused, a[_RESIDUAL], dtype), dx, memory(inner, a[_DRESIDUAL], dtype), w, bias
-    )
+    w, bias = pointer(a[W], affine_dtype), pointer(a[BIAS], affine_dtype)
+    dy, x, dx = pointer(a[DY], dtype), pointer(a[X], dtype), pointer(a[DX], dtype)
+    return Backward(dy, x, memory(fused, a[RESIDUAL], dtype), dx, memory(inner, a[DRESIDUAL], dtype), w, bias)
 
 
 @inlined

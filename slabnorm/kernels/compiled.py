@@ -21,7 +21,8 @@ _KERNEL = types.void(types.int64, types.int64, types.int64, types.float64)  # ar
 _WORK = types.void(types.int64)
 _TABLE, _LIST = types.Array(types.int64, 2, "C"), types.Array(types.int64, 1, "C")
 _ROOM = types.Array(types.float64, 1, "C")
-_DRIVER = (types.int64, _TABLE, _LIST, types.float64, types.int64, _STATS, _ROOM, _ROOM, _LIST)
+_ADDRESSES = (types.int64,) * 10
+_DRIVER = (types.int64, _TABLE, _LIST, types.float64, types.int64, _STATS, _ROOM, _ROOM, _LIST, *_ADDRESSES)
 # What stands for a dtype in an array: elements.py.
 ARRAYS = {
     torch.float32: np.float32,
@@ -89,7 +90,7 @@ def use(dtype: torch.dtype) -> Callable[..., None]:
 @cache
 def enter(dtype: torch.dtype) -> Callable[..., int]:
     """Return the compiled `small.enter`."""
-    signature = (_STATS, types.int64, types.int64, types.int64, types.float64)
+    signature = (_STATS, types.int64, types.int64, types.int64, types.float64, types.int64, types.int64)
     return _compiled(small.enter_kernel(ARRAYS[dtype], _version()), signature)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+from numba import carray
 
 from slabnorm.kernels.memory import keep, small
+from slabnorm.kernels.pointers import pointer
 
 
 def use_kernel(dtype, version):
@@ -24,12 +26,13 @@ def use_kernel(dtype, version):
 def enter_kernel(dtype, version):
     """Return `enter` as plain Python, to be compiled."""
 
-    def enter(stats, count, mean_at, var_at, momentum):
+    def enter(stats, count, mean_at, var_at, momentum, batches_at, elements_at):
         """Let a batch enter the running statistics; return whether all of its own are finite.
 
         running = (1 - momentum) * running + momentum * batch      (batch: mean, unbiased variance)
 
-        Nothing is changed unless every mean and variance is finite in the dtype of the running ones.
+        The batch and its elements are counted. Nothing is changed unless every mean and variance is finite
+        in the dtype of the running ones.
         """
         version  # noqa: B018
         slabs = stats.shape[1]
@@ -40,6 +43,9 @@ def enter_kernel(dtype, version):
         for batch, address in ((mean, mean_at), (var, var_at)):
             running = small(address, slabs, dtype)
             keep(running + momentum * (batch - running), address, dtype)
+        for by, address in ((1, batches_at), (count, elements_at)):
+            if address != 0:
+                carray(pointer(address, np.int64), (1,))[0] += by
         return 1
 
     return enter

@@ -9,12 +9,11 @@ from torch import Tensor, nn
 
 from slabnorm.autograd import run
 from slabnorm.errors import PatternError
-from slabnorm.functional import check_eps, check_fits, check_input
-from slabnorm.kernels import traced
+from slabnorm.functional import check_eps
 from slabnorm.kernels.activation import check_activation
-from slabnorm.nn.running import RunningStatistics
+from slabnorm.nn.running import RunningStatistics, held
 from slabnorm.pattern import Pattern, parse
-from slabnorm.slab import plan
+from slabnorm.prepare import prepare
 
 
 class SlabNorm(RunningStatistics):
@@ -111,20 +110,16 @@ class SlabNorm(RunningStatistics):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Return the normalised input; with a residual, added before the activation."""
-        check_input(x, "x")
-        slab = plan(self.pattern, self.affine_axes, tuple(x.shape), self._sizes)
-        for name, tensor in (("weight", self.weight), ("bias", self.bias)):
-            if tensor is not None:
-                check_fits(name, tensor, slab.affine.shape, x, self.pattern)
-        if residual is not None:
-            check_fits("residual", residual, tuple(x.shape), x, self.pattern)
+        weight, bias = held(self, "weight"), held(self, "bias")
+        call = prepare(self.pattern, self.affine_axes, self._sizes, x, weight, bias, residual)
+        slab = call.slab
         # Warnings read values, which a traced or fake tensor does not have.
-        observed = not traced() and type(x) in (Tensor, nn.Parameter)
+        observed = call.backend is not None and type(x) in (Tensor, nn.Parameter)
         if observed:
             self._warn_modes(self.pattern.pools_samples)
         eps = _epsilon(x.dtype) if self.eps is None else self.eps
         given = self._running(slab, observed)
-        y, found = run(x, slab, self.weight, self.bias, eps, self.center, given, self.activation, residual)
+        y, found = run(x, call, weight, bias, eps, self.center, given, self.activation, residual)
         if self.training and found is not None:
             self._track(found, slab, self.center, observed)
         return y

@@ -19,7 +19,7 @@ from slabnorm.surgery.verify import check
 from slabnorm.surgery.walk import Place, follow, walk
 
 
-def accelerate(model: nn.Module, *, verify: Any = None) -> Acceleration:
+def accelerate(model: nn.Module, *, verify: Any = None, always: bool = False) -> Acceleration:
     """Let slabnorm compute the norms of a model, in place.
 
         y = activation(norm(x) + residual)          in one call, where the source shows that it is one
@@ -34,6 +34,9 @@ def accelerate(model: nn.Module, *, verify: Any = None) -> Acceleration:
         verify: a batch, to compare outputs and gradients before and after: a tensor, a tuple of positional
             arguments, or a dict of keyword arguments. The comparison runs on copies, in train and eval
             mode; float64 copies judge. Where the results differ the model is not changed.
+        always: let slabnorm compute every size of input, for its exactness or to save memory. By default,
+            calls that PyTorch's own kernels finish sooner go to these: small tensors above all, layer norm of
+            short rows, other devices than the CPU, and what `torch.compile` compiles.
 
     Returns:
         What was done, what was left, and why: print it.
@@ -47,15 +50,17 @@ def accelerate(model: nn.Module, *, verify: Any = None) -> Acceleration:
     >>> sn.accelerate(model, verify=torch.randn(2, 3, 8, 8))
     1 replaced, 1 of them fused, 0 left; outputs and gradients verified
       1  BatchNorm2d  -> BatchNorm + relu
+    inputs that PyTorch's kernels take less time for stay with them (always=True: none)
     >>> sn.restore(model)
     """
     if not isinstance(model, nn.Module):
         raise ModelError("accelerate takes a torch.nn.Module", type(model).__name__, "give it the model")
     plan = _Plan(walk(model))
-    report = plan.report(verified=verify is not None)
+    report = plan.report(verify is not None, always)
     if verify is not None:
-        check(model, lambda twin: _Plan(walk(twin)).commit(), verify)
-    plan.commit()
+        # The batch may be small, later ones large: what is verified is slabnorm's part.
+        check(model, lambda twin: _Plan(walk(twin)).commit(always=True), verify)
+    plan.commit(always)
     return report
 
 
@@ -160,7 +165,7 @@ class _Plan:
             if self._is_norm(norm) and name_of(activation) is not None
         ]
 
-    def commit(self) -> None:
+    def commit(self, always: bool) -> None:
         """Change the model; where anything fails, nothing is changed."""
         twins = {key: donor(norm.place.module) for key, norm in self.norms.items() if not _done(norm)}
         saved: list[_Saved] = []
@@ -169,9 +174,9 @@ class _Plan:
                 module = norm.place.module
                 saved.append(_Saved(module))
                 if key in twins:
-                    become(module, twins[key], norm.activation)
+                    become(module, twins[key], norm.activation, always)
                 else:
-                    module.__dict__["activation"] = norm.activation
+                    module.__dict__ |= {"activation": norm.activation, "always": always}
             for module, kind in self.classes:
                 saved.append(_Saved(module))
                 object.__setattr__(module, "__class__", kind)
@@ -180,7 +185,7 @@ class _Plan:
                 state.put_back()
             raise
 
-    def report(self, verified: bool) -> Acceleration:
+    def report(self, verified: bool, always: bool) -> Acceleration:
         """Return what `commit` will do; before it, for it says what the modules are until then."""
         done = [
             Replaced(
@@ -190,7 +195,7 @@ class _Plan:
             for norm in self.norms.values()
             if not _done(norm)
         ]  # fmt: skip
-        return Acceleration(tuple(done), tuple(self.left), len(self.norms) - len(done), verified)
+        return Acceleration(tuple(done), tuple(self.left), len(self.norms) - len(done), verified, always)
 
 
 def _done(norm: _Norm) -> bool:

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from slabnorm import nn as ours
 from slabnorm.errors import SlabError
+from slabnorm.kernels import traced
+from slabnorm.nn.running import held
+from slabnorm.surgery.crossover import pays
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _HALVES = (torch.float16, torch.bfloat16)
@@ -26,18 +29,30 @@ class Accelerated(ours.SlabNorm):
         norm(x)                      the norm alone, as ever
         norm(x, residual, True)      activation(norm(x) + residual), from a call site that proves it
 
-    `activation` is what the call sites that fuse end with; a plain call does not apply it.
+    `activation` is what the call sites that fuse end with; a plain call does not apply it. Where PyTorch's
+    own kernels take less time they run, unless it is `always` to be slabnorm's.
     """
 
     plain: ClassVar[type[nn.Module]]
     layer: ClassVar[str]
+    always: bool
     _added: dict[str, tuple[str, ...]]
 
     def forward(self, input: Tensor, residual: Tensor | None = None, fused: bool = False) -> Tensor:
         """Return the normalised input; if fused, with the residual added and the activation applied."""
-        if fused or (self.activation is None and self.takes(input)):
+        if fused or (self.activation is None and self.runs(input, False)):
             return super().forward(input, residual)
         return self.plain.forward(self, input)
+
+    def runs(self, x: Any, fused: bool) -> bool:
+        """Whether slabnorm computes this input: as it should be computed, and in less time."""
+        if not self.takes(x):
+            return False
+        return self.always or self.must() or (not traced() and pays(self.layer, x, fused))
+
+    def must(self) -> bool:
+        """Whether PyTorch's forward does not run with what the layer holds."""
+        return False
 
     def takes(self, x: Any) -> bool:
         """Whether slabnorm computes this input exactly as torch's layer means it."""
@@ -59,6 +74,11 @@ class _PerFeature(Accelerated):
         averages = self.momentum is None and self.training and self.track_running_stats
         running = self.running_mean
         return not averages and (running is None or running.dtype not in _HALVES)
+
+    def must(self) -> bool:
+        """Whether the running statistics are kept in float32 beside a weight of half precision."""
+        running, weight = held(self, "running_mean"), held(self, "weight")
+        return running is not None and weight is not None and weight.dtype != running.dtype
 
 
 def _widened(x: Tensor) -> bool:
@@ -157,13 +177,13 @@ def why_not(norm: nn.Module) -> str:
         twin = donor(norm)
     except SlabError as error:
         return f"{error.rule}; it has {error.got}"
-    for held, own in ((norm._parameters, twin._parameters), (norm._buffers, twin._buffers)):
-        foreign = held.keys() - own.keys()
-        missing = [key for key, value in own.items() if value is not None and key not in held]
+    for there, own in ((norm._parameters, twin._parameters), (norm._buffers, twin._buffers)):
+        foreign = there.keys() - own.keys()
+        missing = [key for key, value in own.items() if value is not None and key not in there]
         if foreign or [key for key in missing if key in ("weight", "bias", "running_mean", "running_var")]:
             return "its parameters are not where the layer keeps them (pruning or a weight norm does that)"
-        for key in held.keys() & own.keys():
-            mine, theirs = held[key], own[key]
+        for key in there.keys() & own.keys():
+            mine, theirs = there[key], own[key]
             if mine is not None and (theirs is None or mine.shape != theirs.shape or mine.is_complex()):
                 return f"its {key} is not what its arguments say"
     return ""
@@ -191,7 +211,7 @@ def _biased(norm: nn.Module) -> bool:
     return norm._parameters.get("bias") is not None
 
 
-def become(norm: nn.Module, twin: ours.SlabNorm, activation: str | None) -> None:
+def become(norm: nn.Module, twin: ours.SlabNorm, activation: str | None, always: bool) -> None:
     """Make a torch.nn norm an accelerated one, in place."""
     object.__setattr__(norm, "__class__", KINDS[type(norm)])
     for key in ("running_mean", "running_var"):
@@ -204,8 +224,7 @@ def become(norm: nn.Module, twin: ours.SlabNorm, activation: str | None) -> None
         added[store] = tuple(key for key in theirs if key not in mine)
         mine.update({key: theirs[key] for key in added[store]})
     norm._non_persistent_buffers_set |= twin._non_persistent_buffers_set
-    norm.__dict__["_added"] = added
-    norm.__dict__["activation"] = activation
+    norm.__dict__ |= {"_added": added, "activation": activation, "always": always}
 
 
 def revert(norm: Accelerated) -> None:
@@ -217,7 +236,8 @@ def revert(norm: Accelerated) -> None:
         mine = vars(norm) if store == "__dict__" else getattr(norm, store)
         for key in added[store]:
             mine.pop(key, None)
-    norm.__dict__.pop("_added")
+    for key in ("_added", "always"):
+        norm.__dict__.pop(key)
     object.__setattr__(norm, "__class__", kind)
     weight = norm._parameters.get("weight")
     for key in ("running_mean", "running_var"):

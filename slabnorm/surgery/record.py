@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+_SHARED = "inputs that PyTorch's kernels take less time for stay with them (always=True: none)"
+
 
 @dataclass(frozen=True)
 class Replaced:
@@ -52,12 +54,14 @@ class Acceleration:
         left: the norms that it left, each with the reason.
         already: how many norms an earlier call had replaced.
         verified: whether outputs and gradients were compared, see `verify`.
+        always: whether slabnorm computes every size of input.
     """
 
     replaced: tuple[Replaced, ...]
     left: tuple[Left, ...]
     already: int = 0
     verified: bool = False
+    always: bool = False
 
     @property
     def fused(self) -> tuple[Replaced, ...]:
@@ -71,6 +75,7 @@ class Acceleration:
             "left": [asdict(norm) | {"names": list(norm.names)} for norm in self.left],
             "already": self.already,
             "verified": self.verified,
+            "always": self.always,
         }
 
     def __str__(self) -> str:
@@ -81,7 +86,8 @@ class Acceleration:
             counts += "; outputs and gradients verified"
         rows = [(_name(n.names), n.was, f"-> {n.became}", n.note) for n in self.replaced]
         rows += [(_name(n.names), n.kind, "left", n.reason) for n in self.left]
-        return "\n".join([counts, *_table(rows)])
+        shared = (self.replaced or self.already) and not self.always
+        return "\n".join([counts, *_table(rows), *([_SHARED] if shared else [])])
 
     __repr__ = __str__
 

@@ -60,7 +60,7 @@ def hold(norm: Any, x: Any, source: Any = None, guarded: bool = False) -> Any:
         or (guarded and type(source) not in _FRESH)
         or hooked(norm)
         or _has_any_global_hook()
-        or not norm.takes(x)
+        or not norm.runs(x, True)
     ):
         return norm(x)
     return Held(norm, x, None)

@@ -235,7 +235,7 @@ def _methods(kind: type) -> list[str]:
 
 def _compare(net: nn.Module, backward: bool = True) -> sn.surgery.Acceleration:
     fast, plain = twins(net)
-    report = sn.accelerate(fast)
+    report = sn.accelerate(fast, always=True)
     x = 1 + torch.randn(4, 4, 5, 5)
     run = step if backward else _forward
     for _ in range(2):
@@ -283,7 +283,7 @@ def _forward_of(net: nn.Module) -> list[str]:
 def test_global_hooks_see_every_module() -> None:
     net = _net(vars(Fused)["module"])
     before = _forward_of(net)
-    sn.accelerate(net)
+    sn.accelerate(net, always=True)
     assert _forward_of(net) == before
 
 
@@ -291,7 +291,7 @@ def test_hooks_put_on_later() -> None:
     """A hook on the norm or the activation sees what it would have seen."""
     for name in ("norm", "relu"):
         net, plain = twins(_net(vars(Fused)["sum_then_activation"]))
-        report = sn.accelerate(net)
+        report = sn.accelerate(net, always=True)
         assert report.fused
         x, seen = torch.randn(4, 4, 5, 5), []
         for model in (net, plain):
@@ -302,7 +302,7 @@ def test_hooks_put_on_later() -> None:
 
 def test_modules_exchanged_later() -> None:
     net, plain = twins(_net(vars(Fused)["module"]))
-    sn.accelerate(net)
+    sn.accelerate(net, always=True)
     for model in (net, plain):
         model.relu = nn.Tanh()
     x = torch.randn(4, 4, 5, 5)
@@ -315,7 +315,7 @@ def test_modules_exchanged_later() -> None:
 def test_called_on_its_own() -> None:
     """Outside its place in the forward, a fused norm is a norm."""
     net, plain = twins(_net(vars(Fused)["module"]))
-    sn.accelerate(net)
+    sn.accelerate(net, always=True)
     x = torch.randn(4, 4, 5, 5)
     torch.testing.assert_close(net.norm(x), plain.norm(x))
     assert bool((net.norm(x) < 0).any())
@@ -345,7 +345,7 @@ class Residual(nn.Module):
 )
 def test_residuals_that_do_not_fit(residual: Tensor | float) -> None:
     fast, plain = twins(Residual())
-    assert sn.accelerate(fast).replaced[0].became == "BatchNorm + residual + relu"
+    assert sn.accelerate(fast, always=True).replaced[0].became == "BatchNorm + residual + relu"
     x = torch.randn(8, 4)
     got, want = fast(x, residual), plain(x, residual)
     assert got.dtype == want.dtype
@@ -364,7 +364,7 @@ def test_one_norm_with_two_ends() -> None:
             return F.relu(self.norm(x)) + torch.tanh(self.norm(x)) + self.norm(x)
 
     fast, plain = twins(Two())
-    sn.accelerate(fast)
+    sn.accelerate(fast, always=True)
     x = torch.randn(8, 4)
     for _ in range(2):
         assert_close(step(fast, x), step(plain, x))
@@ -376,7 +376,7 @@ def test_shared_modules() -> None:
     norm, relu = nn.BatchNorm1d(4), nn.ReLU()
     net = nn.Sequential(nn.Linear(4, 4), norm, relu, nn.Linear(4, 4), norm, relu, nn.Sequential(norm, relu))
     fast, plain = twins(net)
-    report = sn.accelerate(fast)
+    report = sn.accelerate(fast, always=True)
     assert [n.names for n in report.replaced] == [("1", "4", "6.0")]
     assert fast[1] is fast[4] is fast[6][0]
     x = torch.randn(8, 4)
@@ -387,7 +387,7 @@ def test_shared_modules() -> None:
 def test_sequences_stay_sequences() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.Sigmoid())
     fast, plain = twins(net)
-    sn.accelerate(fast)
+    sn.accelerate(fast, always=True)
     x = torch.randn(2, 3, 4, 4)
     for part in (slice(0, 2), slice(0, 3), slice(1, 1)):
         torch.testing.assert_close(fast[part](x), plain[part](x))
@@ -414,7 +414,7 @@ def test_what_runs_stays_the_forward() -> None:
             return x * self.scale * (2 if twice else 1) if self.training else x.neg()
 
     net = Counting()
-    assert sn.accelerate(net).fused
+    assert sn.accelerate(net, always=True).fused
     assert net.calls == 0
     x = torch.randn(8, 4)
     y = net(x)
@@ -441,7 +441,7 @@ def test_super_and_free_variables() -> None:
             return super().forward(F.relu(self.norm(x)))
 
     fast, plain = twins(Child())
-    assert sn.accelerate(fast).fused
+    assert sn.accelerate(fast, always=True).fused
     x = torch.randn(8, 4)
     torch.testing.assert_close(fast(x), plain(x))
 
@@ -451,7 +451,7 @@ def test_no_source_no_fusion() -> None:
     scope: dict[str, types.FunctionType] = {}
     exec(compile(code, "<nowhere>", "exec"), {"F": F}, scope)
     fast, plain = twins(_net(scope["forward"]))
-    report = sn.accelerate(fast)
+    report = sn.accelerate(fast, always=True)
     assert not report.fused
     assert "source" in next(n.note for n in report.replaced if n.names == ("norm",))
     x = torch.randn(4, 4, 5, 5)
@@ -473,7 +473,7 @@ def test_source_that_is_not_what_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     linecache.checkcache()
     try:
         fast, plain = twins(net)
-        report = sn.accelerate(fast)
+        report = sn.accelerate(fast, always=True)
         assert not report.fused
         x = torch.randn(8, 4)
         torch.testing.assert_close(fast(x), plain(x))
@@ -498,14 +498,14 @@ def test_nothing_stays_half_changed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(module, "become", fails)
     with pytest.raises(KeyboardInterrupt):
-        sn.accelerate(net)
+        sn.accelerate(net, always=True)
     assert [type(m) for m in net.modules()] == classes
     assert [(list(vars(m)), list(m._buffers), list(m._parameters)) for m in net.modules()] == tables
 
 
 def test_tracebacks_point_at_the_users_line() -> None:
     net = _net(vars(Fused)["sum_then_activation"])
-    sn.accelerate(net)
+    sn.accelerate(net, always=True)
     with pytest.raises(ValueError, match="expected 4D input") as caught:
         net(torch.randn(4, 4))
     first = vars(Fused)["sum_then_activation"].__code__.co_firstlineno

@@ -21,7 +21,7 @@ from tests.surgery.nets import ResNet, assert_close, build, step, twins
 def _accelerated(name: str) -> tuple[nn.Module, nn.Module, torch.Tensor]:
     model, x = build(name)
     fast, plain = twins(model)
-    sn.accelerate(fast)
+    sn.accelerate(fast, always=True)
     return fast, plain, x
 
 
@@ -95,7 +95,7 @@ def test_checkpointing(reentrant: bool) -> None:
 
     torch.manual_seed(0)
     fast, once = twins(Checkpointed())
-    assert len(sn.accelerate(fast).fused) == 5
+    assert len(sn.accelerate(fast, always=True).fused) == 5
     once.__class__ = ResNet
     x = torch.randn(4, 3, 8, 8)
     assert_close(step(fast, x), step(once, x))
@@ -133,7 +133,7 @@ def test_data_parallel(tmp_path: Path) -> None:
         wrapped = nn.parallel.DistributedDataParallel(fast)
         got, want = step(wrapped, x), step(plain, x)
         assert_close({key.replace("module.", ""): value for key, value in got.items()}, want)
-        assert not sn.accelerate(wrapped).replaced
+        assert not sn.accelerate(wrapped, always=True).replaced
         sn.restore(wrapped)
         assert type(fast.bn1) is nn.BatchNorm2d
     finally:

@@ -27,7 +27,7 @@ FUSED = {
 def test_numbers_and_training(name: str) -> None:
     model, x = build(name)
     fast, plain = twins(model)
-    report = sn.accelerate(fast, verify=x)
+    report = sn.accelerate(fast, verify=x, always=True)
     counts: dict[str, int] = {}
     for norm in report.replaced:
         took = " + ".join([*(["residual"] if norm.residual else []), *filter(None, [norm.activation])])
@@ -51,7 +51,7 @@ def test_restore_goes_back(name: str) -> None:
     model, x = build(name)
     untouched = copy.deepcopy(model)
     references = dict(model.named_modules())
-    sn.accelerate(model)
+    sn.accelerate(model, always=True)
     sn.restore(model)
     for (key, was), (other, now) in zip(untouched.named_modules(), model.named_modules(), strict=True):
         assert key == other
@@ -69,9 +69,9 @@ def test_restore_goes_back(name: str) -> None:
 @pytest.mark.parametrize("name", NETS)
 def test_twice_is_once(name: str) -> None:
     model, _ = build(name)
-    first = sn.accelerate(model)
+    first = sn.accelerate(model, always=True)
     classes = [type(module) for module in model.modules()]
-    second = sn.accelerate(model)
+    second = sn.accelerate(model, always=True)
     assert [type(module) for module in model.modules()] == classes
     assert (len(second.replaced), second.already) == (0, len(first.replaced))
 
@@ -87,7 +87,7 @@ def test_nothing_moves() -> None:
     tensors = {id(t) for t in (*model.parameters(), *model.buffers())}
     keys, modes = list(model.state_dict()), [m.training for m in model.modules()]
     optimiser = torch.optim.SGD(model.parameters(), 0.1)
-    report = sn.accelerate(model)
+    report = sn.accelerate(model, always=True)
     assert tensors <= {id(t) for t in (*model.parameters(), *model.buffers())}
     assert list(model.state_dict()) == keys
     assert [m.training for m in model.modules()] == modes
@@ -106,7 +106,7 @@ def test_nothing_moves() -> None:
 def test_report() -> None:
     model = nn.ModuleDict({"a": nn.BatchNorm1d(3), "b": nn.LocalResponseNorm(2)})
     model["c"] = model["a"]
-    report = sn.accelerate(model)
+    report = sn.accelerate(model, always=True)
     assert [norm.names for norm in report.replaced] == [("a", "c")]
     assert [(norm.names, norm.kind) for norm in report.left] == [(("b",), "LocalResponseNorm")]
     assert json.loads(json.dumps(report.as_dict()))["replaced"][0]["was"] == "BatchNorm1d"
@@ -123,7 +123,7 @@ def test_padding_masks_in_the_fast_path() -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
     model = nn.TransformerEncoder(layer, 2, nn.LayerNorm(8)).eval()
     fast, plain = twins(model)
-    sn.accelerate(fast)
+    sn.accelerate(fast, always=True)
     x, mask = torch.randn(3, 5, 8), torch.arange(5)[None] >= torch.tensor([[5], [3], [2]])
     with torch.no_grad():
         got, want = (m(x, src_key_padding_mask=mask) for m in (fast, plain))

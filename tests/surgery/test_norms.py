@@ -53,7 +53,7 @@ def test_root_norm(name: str) -> None:
         for parameter in norm.parameters():
             parameter.normal_()
     fast, plain = twins(norm)
-    report = sn.accelerate(fast)
+    report = sn.accelerate(fast, always=True)
     assert [n.names for n in report.replaced] == [("",)]
     for size in (0, 0, 2):  # batches of another size last
         x = 1 + 2 * torch.randn((shape[0] + size, *shape[1:]) if len(shape) > 2 else shape)
@@ -84,7 +84,7 @@ def test_torch_refuses_what_it_refused(norm: nn.Module, shape: tuple[int, ...]) 
     x = torch.randn(shape)
     with pytest.raises((ValueError, RuntimeError)) as plain:
         norm(x)
-    sn.accelerate(norm)
+    sn.accelerate(norm, always=True)
     with pytest.raises(plain.type) as fast:
         norm(x)
     assert str(fast.value) == str(plain.value)
@@ -121,7 +121,7 @@ def _patched() -> nn.Module:
 def test_left_with_the_reason(make: Callable[[], nn.Module], why: str) -> None:
     norm = make()
     kind = type(norm)
-    report = sn.accelerate(nn.Sequential(norm, nn.ReLU()))
+    report = sn.accelerate(nn.Sequential(norm, nn.ReLU()), always=True)
     assert not report.replaced
     assert report.left[0].names == ("0",)
     assert why in report.left[0].reason
@@ -129,13 +129,13 @@ def test_left_with_the_reason(make: Callable[[], nn.Module], why: str) -> None:
 
 
 def test_slabnorm_layers_are_fine_as_they_are() -> None:
-    report = sn.accelerate(nn.Sequential(sn.BatchNorm(4), sn.SlabNorm("n c ... -> n", c=4)))
+    report = sn.accelerate(nn.Sequential(sn.BatchNorm(4), sn.SlabNorm("n c ... -> n", c=4)), always=True)
     assert (report.replaced, report.left) == ((), ())
 
 
 def test_not_a_module() -> None:
     with pytest.raises(sn.SlabError, match="Module"):
-        sn.accelerate(torch.ones(3))  # type: ignore[arg-type]
+        sn.accelerate(torch.ones(3), always=True)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
@@ -143,7 +143,7 @@ def test_casts(dtype: torch.dtype) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
     x = torch.randn(4, 3, 5, 5)
     fast, plain = twins(model)
-    sn.accelerate(fast)
+    sn.accelerate(fast, always=True)
     fast(x), plain(x)
     fast.to(dtype), plain.to(dtype)
     bound = 1e-6 if dtype == torch.float64 else 3e-2
@@ -157,7 +157,7 @@ def test_casts(dtype: torch.dtype) -> None:
 
 def test_accelerated_in_half_precision() -> None:
     fast, plain = twins(nn.Sequential(nn.BatchNorm1d(4), nn.SiLU()).bfloat16())
-    sn.accelerate(fast)
+    sn.accelerate(fast, always=True)
     x = torch.randn(16, 4).bfloat16()
     for _ in range(2):
         assert (fast(x) - plain(x)).abs().max() <= 3e-2
@@ -171,7 +171,7 @@ def test_switched_tracking() -> None:
     fast, plain = twins(nn.BatchNorm1d(4))
     for norm in (fast, plain):
         norm.track_running_stats = False
-    sn.accelerate(fast)
+    sn.accelerate(fast, always=True)
     x = 3 + torch.randn(8, 4)
     assert_close({**step(fast, x), "d ": x}, {**step(plain, x), "d ": x})
     assert torch.equal(fast.running_mean, torch.zeros(4))

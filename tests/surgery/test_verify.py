@@ -18,7 +18,7 @@ def test_leaves_no_trace(name: str) -> None:
     state = {key: value.clone() for key, value in model.state_dict().items()}
     modes = [module.training for module in model.modules()]
     seed = torch.get_rng_state()
-    report = sn.accelerate(model, verify=x)
+    report = sn.accelerate(model, verify=x, always=True)
     assert report.verified
     assert "verified" in str(report)
     assert torch.equal(torch.get_rng_state(), seed)
@@ -64,7 +64,7 @@ def test_stops_what_differs(fault: str, what: str, monkeypatch: pytest.MonkeyPat
     classes = [type(module) for module in model.modules()]
     monkeypatch.setattr(norms.Accelerated, "forward", vars(Wrong)[fault].__func__)
     with pytest.raises(VerificationError, match=what):
-        sn.accelerate(model, verify=torch.randn(4, 3, 5, 5))
+        sn.accelerate(model, verify=torch.randn(4, 3, 5, 5), always=True)
     assert [type(module) for module in model.modules()] == classes
 
 
@@ -90,13 +90,13 @@ class Arguments(nn.Module):
     ids=["tensor", "tuple", "dict"],
 )
 def test_batches(batch: object) -> None:
-    assert sn.accelerate(Arguments(), verify=batch).verified
+    assert sn.accelerate(Arguments(), verify=batch, always=True).verified
 
 
 def test_models_of_every_dtype() -> None:
     for dtype in (torch.float64, torch.bfloat16):
         model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.SiLU()).to(dtype)
-        assert sn.accelerate(model, verify=torch.randn(8, 4, dtype=dtype)).verified
+        assert sn.accelerate(model, verify=torch.randn(8, 4, dtype=dtype), always=True).verified
 
 
 def test_a_model_that_insists_on_float32() -> None:
@@ -109,16 +109,16 @@ def test_a_model_that_insists_on_float32() -> None:
             assert x.dtype == torch.float32
             return self.norm(x)
 
-    assert sn.accelerate(Insists(), verify=torch.randn(8, 4)).verified
+    assert sn.accelerate(Insists(), verify=torch.randn(8, 4), always=True).verified
 
 
 def test_randomness_is_the_same_on_both_sides() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.LayerNorm(4))
-    assert sn.accelerate(model, verify=torch.randn(8, 4)).verified
+    assert sn.accelerate(model, verify=torch.randn(8, 4), always=True).verified
 
 
 def test_a_batch_that_does_not_run() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
     with pytest.raises(ModelError, match="runs on the batch"):
-        sn.accelerate(model, verify=torch.randn(8, 5))
+        sn.accelerate(model, verify=torch.randn(8, 5), always=True)
     assert type(model[1]) is nn.LayerNorm

@@ -1,0 +1,163 @@
+"""What a call on the CPU needs beside its tensors: worked out once, and kept for the calls like it.
+
+For small tensors a call's overhead is most of its time, and in a training step, where the caches hold other
+things, every line of Python takes five times what it takes in a loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slabnorm.kernels import compiled
+from slabnorm.kernels.arguments import NAMES
+from slabnorm.kernels.call import Call
+from slabnorm.kernels.compiled import Kernel
+from slabnorm.kernels.layout import Layout, find_layout
+from slabnorm.kernels.phases import Phases
+from slabnorm.kernels.pointers import LINE
+from slabnorm.kernels.threads import pool
+from slabnorm.slab import Slab
+
+_GRAIN = 32768  # elements that are not worth waking a second thread for
+_STREAM = 4 << 20  # bytes of an output that leave the caches before anyone can read them
+
+
+class Plan(NamedTuple):
+    """A kernel and what it takes.
+
+    Attributes:
+        kernel: its address.
+        phases: its phases, as `driver.drive` takes them.
+        arguments: its arguments, without the addresses of a call's tensors.
+        threads: how many run it.
+        work, cells: how much room it needs, in float64: shared by phases; for the sums of dweight and dbias.
+        copied: whether it takes a dense copy of x.
+        strides: of the output, and so of what else has x's shape.
+        affine: the dtype of weight and bias.
+        weight, bias: what stands for them in a call that has none.
+    """
+
+    kernel: int
+    phases: np.ndarray
+    arguments: np.ndarray
+    threads: int
+    work: int
+    cells: int
+    copied: bool
+    strides: tuple[int, ...]
+    affine: torch.dtype
+    weight: Tensor
+    bias: Tensor
+
+
+class Memory(NamedTuple):
+    """How tensors of some strides are taken: through a dense copy, or as they are; the output is dense."""
+
+    layout: Layout
+    copied: bool
+    strides: tuple[int, ...]
+    phases: Phases
+
+
+def memory(x: Tensor, slab: Slab) -> Memory | None:
+    """Return how a tensor is taken; None if its slabs lie in no Layout."""
+    kept: dict[tuple[int, ...], Memory | None] = slab.__dict__.setdefault("_memory", {})
+    key = x.stride()
+    if key not in kept:
+        dense = torch.empty_like(x).stride()
+        layout = find_layout(slab, key, dense)
+        copied = layout is None and dense != key
+        if copied:
+            layout = find_layout(slab, dense, dense)
+        kept[key] = None if layout is None else Memory(layout, copied, dense, Phases(layout))
+    return kept[key]
+
+
+def forward(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, call: Call, write: bool
+) -> Plan:
+    """Return the plan of a forward: with output or, without, of statistics as exact as they get."""
+    slab = call.slab
+    key = (
+        x.stride(), x.dtype, None if weight is None else weight.dtype, None if bias is None else bias.dtype,
+        residual is None, call.activation, call.given is None, call.center, write, _threads(slab),
+    )  # fmt: skip
+    kept: dict[Any, Plan] = slab.__dict__.setdefault("_forwards", {})
+    plan = kept.get(key)
+    if plan is None:
+        again = not write or x.dtype == torch.float64
+
+        def phases(phases: Phases, shared: bool) -> np.ndarray:
+            return phases.forward(shared, call.given is None, again, write)
+
+        flags = {"write": write, "again": again}
+        plan = kept[key] = _plan(
+            x, weight, bias, call, compiled.forward, phases, flags, residual is not None, False
+        )
+    return plan
+
+
+def backward(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, call: Call, write: bool,
+    inner: bool,
+) -> Plan:  # fmt: skip
+    """Return the plan of a backward: with the gradient of x or without, `inner`: with the residual's."""
+    slab = call.slab
+    key = (
+        x.stride(), x.dtype, None if weight is None else weight.dtype, None if bias is None else bias.dtype,
+        residual is None, call.activation, call.given is None, call.center, write, inner, _threads(slab),
+    )  # fmt: skip
+    kept: dict[Any, Plan] = slab.__dict__.setdefault("_backwards", {})
+    plan = kept.get(key)
+    if plan is None:
+
+        def phases(phases: Phases, shared: bool) -> np.ndarray:
+            return phases.backward(shared, write)
+
+        flags = {"write": write, "again": False}
+        plan = kept[key] = _plan(
+            x, weight, bias, call, compiled.backward, phases, flags, residual is not None, inner
+        )
+    return plan
+
+
+def _plan(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, call: Call, make: Callable[[Kernel], int],
+    phases_of: Callable[[Phases, bool], np.ndarray], flags: dict[str, bool], residual: bool, inner: bool,
+) -> Plan:  # fmt: skip
+    slab = call.slab
+    found = memory(x, slab)
+    assert found is not None, "`takes` was not asked"
+    layout, phases, threads = found.layout, found.phases, _threads(slab)
+    shared = threads > 1 and layout.shared(threads)
+    affine = torch.promote_types(*(torch.float32 if t is None else t.dtype for t in (weight, bias)))
+    if affine != torch.float64:
+        affine = torch.float32
+    kernel = Kernel(layout.rows, layout.mixed, shared, x.dtype, affine, call.activation, residual, inner)
+    values = {
+        "numbers": layout.numbers.ctypes.data, "slab_of": layout.slab_of.ctypes.data,
+        "affine_of": layout.affine_of.ctypes.data, "columns": len(layout.slab_of), "slabs": slab.slabs,
+        "own": call.given is None, "center": call.center, "past": _past(layout, x), **flags,
+    }  # fmt: skip
+    arguments = np.array([values.get(name, 0) for name in NAMES], dtype=np.int64)
+    return Plan(
+        make(kernel), phases_of(phases, shared), arguments, threads, phases.work if shared else 0,
+        phases.cells, found.copied, found.strides, affine, layout.default(1, affine),
+        layout.default(0, affine),
+    )  # fmt: skip
+
+
+def _threads(slab: Slab) -> int:
+    """Return how many threads to use, as torch would."""
+    return 1 if slab.numel < _GRAIN or pool() is None else torch.get_num_threads()
+
+
+def _past(layout: Layout, out: Tensor) -> bool:
+    """Return whether an output goes past the caches: it would not stay in them, nor is a run too short."""
+    size = out.element_size()
+    return out.numel() * size >= _STREAM and layout["run"] * size >= 4 * LINE
