@@ -26,8 +26,12 @@ def run(
     given: Given | None,
     activation: str | None,
     residual: Tensor | None,
+    inplace: bool = False,
 ) -> tuple[Tensor, Found | None]:
-    """Run a prepared call; return y, and the statistics it found unless they were given."""
+    """Run a prepared call; return y, and the statistics it found unless they were given.
+
+    With `inplace`, y takes the memory of x if no gradient is needed and its strides allow it.
+    """
     slab, backend = prepared
     if given is None and slab.count == 1 and slab.pattern.pools_samples and slab.slabs > 0:
         raise StatisticsError(
@@ -49,6 +53,8 @@ def run(
         out: list[Found | None] = []
         y = _apply(x, weight, bias, residual, call, backend, out)
         return y, out[0]
+    if inplace and eps != 0:  # with eps=0 a constant slab is an error, and x is to stay as it was
+        call = call._replace(inplace=True)
     y, stats, found = backend.forward(x, weight, bias, residual, call)
     _check_spread(stats, call, backend)
     return y, found

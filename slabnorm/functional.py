@@ -68,6 +68,7 @@ def normalize(
     affine: str | None = None,
     mean: Tensor | None = None,
     var: Tensor | None = None,
+    inplace: bool = False,
     **sizes: int,
 ) -> Tensor:
     """Normalise a tensor over the slabs that a pattern names.
@@ -87,6 +88,8 @@ def normalize(
         affine: the axes of weight and bias, such as "c h w" or "(g c)".
         mean, var: use these statistics instead of the slab's own: constants of the shape of the
             pattern's right side. No gradient flows to them.
+        inplace: allow the result to take the memory of x, which then is the result. It does where no gradient
+            is needed and x is dense, on the CPU; elsewhere x stays as it is.
         **sizes: sizes of split axes, as in `g=32`.
 
     Returns:
@@ -126,7 +129,7 @@ def normalize(
     given = None
     if mean is not None or var is not None:
         given = _given(mean, var, center, pattern)
-    return run(x, call, weight, bias, eps, center, given, activation, residual)[0]
+    return run(x, call, weight, bias, eps, center, given, activation, residual, inplace)[0]
 
 
 def check_eps(eps: object) -> None:

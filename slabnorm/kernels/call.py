@@ -55,6 +55,7 @@ class Call(NamedTuple):
         center: whether the mean is subtracted.
         given: statistics to use instead of the slab's own; None: its own, and gradient flows through them.
         activation: applied last, by name.
+        inplace: whether the output may take the memory of x.
     """
 
     slab: Slab
@@ -62,3 +63,4 @@ class Call(NamedTuple):
     center: bool
     given: Given | None
     activation: str | None
+    inplace: bool = False

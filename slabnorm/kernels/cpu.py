@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from slabnorm.errors import ShapeError
 from slabnorm.kernels import compiled, plans
@@ -68,7 +69,7 @@ def _forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, call: Call, write: bool
 ) -> tuple[Tensor, np.ndarray]:
     plan = plans.forward(x, weight, bias, residual, call, write)
-    y = torch.empty_like(x) if write else x
+    y = x if not write or _taken(x, residual, call, plan) else torch.empty_like(x)
     if plan.copied:
         x = x.clone(memory_format=torch.preserve_format)
     if residual is not None and residual.stride() != plan.strides:
@@ -133,6 +134,17 @@ def enter(
     """Let a batch enter running statistics, and count it; False, and nothing changed, if it is not finite."""
     addresses = mean.data_ptr(), var.data_ptr(), momentum, _address(batches), _address(elements)
     return bool(compiled.enter(mean.dtype)(found.stats, count, *addresses))
+
+
+def _taken(x: Tensor, residual: Tensor | None, call: Call, plan: plans.Plan) -> bool:
+    """Return whether the output takes the memory of x; kernels read each element before they write it."""
+    if not call.inplace or x.stride() != plan.strides:
+        return False
+    if residual is not None and residual.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
+        return False  # perhaps other elements of it
+    if not x.is_inference():
+        increment_version([x])  # a graph that has saved x is to refuse, not to compute with y
+    return True
 
 
 def _address(t: Tensor | None) -> int:

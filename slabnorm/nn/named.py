@@ -34,11 +34,12 @@ class _PerFeature(SlabNorm):
         *,
         bias: bool = True,
         activation: str | None = None,
+        inplace: bool = False,
     ) -> None:
         super().__init__(
             self._pattern, affine=None if affine else "", bias=bias, eps=eps, momentum=momentum,
-            track_running_stats=track_running_stats, activation=activation, device=device, dtype=dtype,
-            c=num_features,
+            track_running_stats=track_running_stats, activation=activation, inplace=inplace,
+            device=device, dtype=dtype, c=num_features,
         )  # fmt: skip
         self.num_features, self.affine = num_features, affine
 
@@ -61,6 +62,7 @@ class BatchNorm(_PerFeature):
         num_features: channels C.
         eps, momentum, affine, track_running_stats, bias, device, dtype: as in `torch.nn.BatchNorm2d`.
         activation: applied last, such as "relu".
+        inplace: allow the output to take the input's memory where no gradient is needed.
 
     Raises:
         StatisticsError: in train mode, one element per channel.
@@ -90,6 +92,7 @@ class InstanceNorm(_PerFeature):
         num_features: channels C.
         eps, momentum, affine, track_running_stats, bias, device, dtype: as in `torch.nn.InstanceNorm2d`.
         activation: applied last, such as "leaky_relu".
+        inplace: allow the output to take the input's memory where no gradient is needed.
 
     Raises:
         As in `SlabNorm`.
@@ -117,10 +120,11 @@ class InstanceNorm(_PerFeature):
         *,
         bias: bool = True,
         activation: str | None = None,
+        inplace: bool = False,
     ) -> None:
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias,
-            activation=activation,
+            activation=activation, inplace=inplace,
         )  # fmt: skip
 
 
@@ -136,6 +140,7 @@ class GroupNorm(SlabNorm):
         num_channels: channels C.
         eps, affine, bias, device, dtype: as in `torch.nn.GroupNorm`.
         activation: applied last, such as "silu".
+        inplace: allow the output to take the input's memory where no gradient is needed.
 
     Raises:
         OptionError: the groups do not divide the channels.
@@ -159,11 +164,12 @@ class GroupNorm(SlabNorm):
         *,
         bias: bool = True,
         activation: str | None = None,
+        inplace: bool = False,
     ) -> None:
         _check_groups(num_groups, num_channels)
         super().__init__(
             "n (g c) ... -> n g", affine=None if affine else "", bias=bias, eps=eps, activation=activation,
-            device=device, dtype=dtype, g=num_groups, c=num_channels // num_groups,
+            inplace=inplace, device=device, dtype=dtype, g=num_groups, c=num_channels // num_groups,
         )  # fmt: skip
         self.num_groups, self.num_channels, self.affine = num_groups, num_channels, affine
 

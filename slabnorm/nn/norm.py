@@ -35,6 +35,7 @@ class SlabNorm(RunningStatistics):
             all batches, weighted by their counts.
         center: False leaves the mean where it is (RMS norm).
         activation: applied last: relu, leaky_relu, silu, gelu, gelu_tanh, sigmoid, tanh, hardswish.
+        inplace: allow the output to take the input's memory where no gradient is needed.
         track_running_stats: whether there are running statistics; by default if the pattern pools samples.
         device, dtype: of weight and bias. Running statistics are float32 at least.
         **sizes: sizes of the axes of weight, bias and running statistics, and of split axes.
@@ -70,6 +71,7 @@ class SlabNorm(RunningStatistics):
         momentum: float | None = 0.1,
         center: bool = True,
         activation: str | None = None,
+        inplace: bool = False,
         track_running_stats: bool | None = None,
         device: Any = None,
         dtype: torch.dtype | None = None,
@@ -80,7 +82,8 @@ class SlabNorm(RunningStatistics):
         if eps is not None:
             check_eps(eps)
         check_activation(activation)
-        self.sizes, self.eps, self.center, self.activation = sizes, eps, center, activation
+        self.sizes, self.eps, self.center = sizes, eps, center
+        self.activation, self.inplace = activation, inplace
         self.affine_axes = self.pattern.affine(affine)
         if affine is None and not self.affine_axes:
             raise PatternError(
@@ -119,7 +122,9 @@ class SlabNorm(RunningStatistics):
             self._warn_modes(self.pattern.pools_samples)
         eps = _epsilon(x.dtype) if self.eps is None else self.eps
         given = self._running(slab, observed)
-        y, found = run(x, call, weight, bias, eps, self.center, given, self.activation, residual)
+        y, found = run(
+            x, call, weight, bias, eps, self.center, given, self.activation, residual, self.inplace
+        )  # fmt: skip
         if self.training and found is not None:
             self._track(found, slab, self.center, observed)
         return y
@@ -135,7 +140,8 @@ class SlabNorm(RunningStatistics):
         return ", ".join(parts) + self._activation_repr()
 
     def _activation_repr(self) -> str:
-        return f", activation={self.activation!r}" if self.activation else ""
+        parts = f", activation={self.activation!r}" if self.activation else ""
+        return parts + (", inplace=True" if self.inplace else "")
 
 
 def _epsilon(dtype: torch.dtype) -> float:

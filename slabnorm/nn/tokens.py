@@ -53,6 +53,7 @@ class LayerNorm(_Trailing):
         normalized_shape: the sizes of the last axes, or one size.
         eps, elementwise_affine, bias, device, dtype: as in `torch.nn.LayerNorm`.
         activation: applied last.
+        inplace: allow the output to take the input's memory where no gradient is needed.
 
     Raises:
         As in `SlabNorm`.
@@ -74,6 +75,7 @@ class LayerNorm(_Trailing):
         dtype: torch.dtype | None = None,
         *,
         activation: str | None = None,
+        inplace: bool = False,
     ) -> None:
         super().__init__(
             normalized_shape,
@@ -81,6 +83,7 @@ class LayerNorm(_Trailing):
             elementwise_affine,
             bias=bias,
             activation=activation,
+            inplace=inplace,
             device=device,
             dtype=dtype,
         )
@@ -98,6 +101,7 @@ class RMSNorm(_Trailing):
         eps: added to the mean square; None: the epsilon of float32, or of float64 for float64 input.
         elementwise_affine, device, dtype: as in `torch.nn.RMSNorm`.
         activation: applied last.
+        inplace: allow the output to take the input's memory where no gradient is needed.
 
     Raises:
         As in `SlabNorm`.
@@ -118,10 +122,11 @@ class RMSNorm(_Trailing):
         dtype: torch.dtype | None = None,
         *,
         activation: str | None = None,
+        inplace: bool = False,
     ) -> None:
         super().__init__(
             normalized_shape, eps, elementwise_affine, bias=False, center=False, activation=activation,
-            device=device, dtype=dtype,
+            inplace=inplace, device=device, dtype=dtype,
         )  # fmt: skip
 
 
