@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from slabnorm.errors import SlabError, SlabWarning
 from slabnorm.functional import moments, normalize
-from slabnorm.inputs import FixedScale, InputNorm, MinMax, ZScore, fit
+from slabnorm.inputs import FixedScale, InputNorm, MinMax, ZScore, fit, load, save
 from slabnorm.moments import Moments
 from slabnorm.nn import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm, SlabNorm
 
@@ -30,9 +30,11 @@ __all__ = [
     "accelerate",
     "compare",
     "fit",
+    "load",
     "moments",
     "normalize",
     "restore",
+    "save",
 ]
 
 

@@ -11,7 +11,8 @@ Every error says three things: the rule, what slabnorm got, and the fix.
     |-- StatisticsError   statistics that cannot be: a negative variance,
     |                     one element per slab, eps=0 on a constant slab      (ValueError)
     |-- DataError         a data set that cannot be read or used              (ValueError)
-    |   `-- LeakageError  statistics asked from data they must not see
+    |   |-- LeakageError  statistics asked from data they must not see
+    |   `-- ArtifactError a file of fitted statistics that is damaged, or no such file
     |-- ModelError        a model that cannot be imported, built or run       (ValueError)
     |   `-- VerificationError  a changed model that computes something else
     `-- ExtraError        an optional dependency that is not installed        (ImportError)
@@ -77,6 +78,10 @@ class DataError(SlabError, ValueError):
 
 class LeakageError(DataError):
     """Statistics were asked from data they must not see."""
+
+
+class ArtifactError(DataError):
+    """A file of fitted statistics is damaged, of another version, or no such file."""
 
 
 class ModelError(SlabError, ValueError):

@@ -1,10 +1,11 @@
 """What goes into the network: statistics fitted once, on the training split, and frozen.
 
-source -> blocks -> chunks -> Moments -> merge in a tree -> scheme -> InputNorm
+source -> blocks -> chunks -> Moments -> merge in a tree -> scheme -> InputNorm -> artifact
 """
 
+from slabnorm.inputs.artifact import load, save
 from slabnorm.inputs.fit import fit
 from slabnorm.inputs.normalizer import InputNorm
 from slabnorm.inputs.schemes import FixedScale, MinMax, ZScore
 
-__all__ = ["FixedScale", "InputNorm", "MinMax", "ZScore", "fit"]
+__all__ = ["FixedScale", "InputNorm", "MinMax", "ZScore", "fit", "load", "save"]

@@ -47,11 +47,37 @@ class Record:
         """Return where the fitted values lie in a batch."""
         return Features.of(parse(self.pattern), self.sample, tuple(sorted(self.sizes.items())))
 
+    def to_plain(self) -> dict[str, Any]:
+        """Return the record as JSON's own types."""
+        return {**asdict(self), "sample": list(self.sample), "scheme": to_plain(self.scheme)}
+
+    @classmethod
+    def from_plain(cls, plain: Any) -> Record:
+        """Return the record that `to_plain` wrote down.
+
+        Raises:
+            ValueError: a field is missing, unknown, of another type or out of range.
+            SlabError: the scheme or the pattern cannot be.
+        """
+        if not isinstance(plain, dict) or plain.keys() != _TYPES.keys():
+            raise ValueError(f"a record has the fields {', '.join(_TYPES)}")
+        for name, kind in _TYPES.items():
+            if type(plain[name]) is not kind:
+                raise ValueError(f"{name} is {plain[name]!r:.80}, not of type {kind.__name__}")
+        numbers = [plain["samples"], *plain["sample"], *plain["sizes"].values()]
+        if not all(type(number) is int and number >= 0 for number in numbers):
+            raise ValueError("samples, sample and sizes are integers, 0 or more")
+        if plain["nan"] not in ("raise", "omit"):
+            raise ValueError(f"nan is {plain['nan']!r:.80}, not raise or omit")
+        fields = {**plain, "scheme": from_plain(plain["scheme"]), "sample": tuple(plain["sample"])}
+        record = cls(**fields)
+        record.features()  # the pattern must fit the sample
+        return record
+
     def to_tensor(self) -> Tensor:
         """Return the record as JSON in a uint8 tensor."""
         # A tensor, not a dict or a str: safetensors and torch.load(weights_only=True) take it as it is.
-        plain = {"version": VERSION, **asdict(self), "scheme": to_plain(self.scheme)}
-        text = json.dumps(plain, sort_keys=True, allow_nan=False)
+        text = json.dumps({"version": VERSION, **self.to_plain()}, sort_keys=True, allow_nan=False)
         return torch.tensor(list(text.encode()), dtype=torch.uint8)
 
     @classmethod
@@ -66,12 +92,14 @@ class Record:
             version = plain.pop("version")
             if version != VERSION:
                 raise ValueError(f"version {version!r}, this slabnorm reads {VERSION}")
-            plain["scheme"] = from_plain(plain["scheme"])
-            plain["sample"] = tuple(plain["sample"])
-            record = cls(**plain)
-            record.features()  # the pattern must fit the sample
+            return cls.from_plain(plain)
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError, SlabError) as error:
             raise StatisticsError(
                 "the extra state of an InputNorm is the record that slabnorm wrote", f"{error}", "fit again"
             ) from error
-        return record
+
+
+_TYPES = {
+    "scheme": dict, "pattern": str, "sample": list, "dtype": str, "split": str, "samples": int, "nan": str,
+    "leak": bool, "sizes": dict,
+}  # fmt: skip

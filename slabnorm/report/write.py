@@ -35,12 +35,12 @@ def check_writable(path: Path) -> None:
         ) from error
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write `text` to a new file beside `path` and move it there; on any failure the old file stays.
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a new file beside `path` and move it there; on any failure the old file stays.
 
     Args:
         path: a symbolic link is followed, not replaced.
-        text: written as UTF-8.
+        content: text is written as UTF-8.
 
     Raises:
         OptionError: the disk is full, or the folder is gone.
@@ -49,8 +49,8 @@ def write_atomically(path: Path, text: str) -> None:
     try:
         descriptor, beside = open_beside(target)
         try:
-            with open(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
+            with open(descriptor, "wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(beside, target)

@@ -1,0 +1,145 @@
+"""What all commands share: options as text, progress, and mistakes as messages.
+
+Exit codes: 0 done, 1 the answer is bad news, 2 bad input or usage, 130 interrupted.
+A user's mistake is a message on stderr, never a traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+INTERRUPTED = 130
+
+
+def split_commas(values: list[str] | None) -> list[str]:
+    """Return the parts of options given several times, or once with commas."""
+    parts = [part.strip() for value in values or [] for part in value.split(",")]
+    return [part for part in parts if part]
+
+
+def whole_numbers(parts: list[str]) -> list[int]:
+    """Return numbers from text.
+
+    Raises:
+        OptionError: something else.
+    """
+    from slabnorm.errors import OptionError
+    from slabnorm.report.names import printable
+
+    for part in parts:
+        if not part.removeprefix("-").isdecimal() or len(part) > 9:
+            raise OptionError(
+                "a batch size is an integer, 1 or more", printable(part), "--batch-size 2,16,128"
+            )
+    return [int(part) for part in parts]
+
+
+def whole_sizes(given: list[str]) -> dict[str, int]:
+    """Return sizes from `g=32`.
+
+    Raises:
+        OptionError: something else.
+    """
+    from slabnorm.errors import OptionError
+    from slabnorm.report.names import printable
+
+    sizes = {}
+    for text in given:
+        name, _, number = text.partition("=")
+        if not name.isidentifier() or not number.isdecimal() or len(number) > 9:
+            raise OptionError("a size is a name and an integer", printable(text), "--size g=32")
+        sizes[name] = int(number)
+    return sizes
+
+
+def outputs(out: Path, json_path: str | None) -> tuple[Path, Path | None, bool]:
+    """Return the report's path, the JSON's, and whether JSON goes to stdout; both can be written now.
+
+    Raises:
+        OptionError: a path that cannot be written, or one path for both.
+    """
+    from slabnorm.errors import OptionError
+    from slabnorm.report.names import printable
+    from slabnorm.report.write import check_writable
+
+    if json_path is not None and not json_path:
+        raise OptionError("--json names a file, or - for stdout", "nothing", "--json records.json")
+    path = Path(json_path) if json_path not in (None, "-") else None
+    if path is not None and path.resolve() == out.resolve():
+        raise OptionError("report and JSON are two files", f"{printable(out)} for both", "name another one")
+    for target in (out, path):
+        if target is not None:
+            check_writable(target)
+    return out, path, json_path == "-"
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar on stderr if it is a terminal; in a pipe nothing."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("preparing", total=None)
+        yield lambda done, total: bar.update(task, advance=done, total=total, description="training")
+
+
+@contextmanager
+def exits() -> Iterator[None]:
+    """Turn what can go wrong into a message on stderr and an exit code."""
+    from slabnorm.errors import SlabError
+
+    try:
+        yield
+    except SlabError as error:
+        complain(error)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        error_console().print("interrupted", style="dim")
+        raise typer.Exit(INTERRUPTED) from None
+    except BrokenPipeError:
+        # The reader has seen enough. Python would complain once more when it flushes at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(0) from None
+
+
+@contextmanager
+def shown_warnings() -> Iterator[None]:
+    """Print what would be a Python warning as one line on stderr."""
+    from slabnorm.errors import SlabWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", SlabWarning)
+        warnings.showwarning = lambda message, *_: error_console().print(
+            f"warning: {message}", style="yellow", soft_wrap=True
+        )
+        yield
+
+
+def complain(error: Exception) -> None:
+    """Print an error: the rule, what was given instead, and the fix."""
+    from rich.text import Text
+
+    text = Text("error: ", style="bold red")
+    text.append(str(error), style="not bold default")
+    error_console().print(text, soft_wrap=True)
+
+
+def error_console() -> Console:
+    """Return a console on stderr that takes text as it is."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, markup=False)

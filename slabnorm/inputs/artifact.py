@@ -1,0 +1,197 @@
+"""The artifact: fitted input statistics as one file, written whole and read strictly.
+
+A safetensors file: Moments and NaN counts as tensors, and in its metadata one line of canonical JSON, which
+says how they came to be and has a digest of everything. Shift and scale are not in it: they follow from the
+scheme and the moments. Nothing is ever unpickled, and nothing is read that the checks below do not expect.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slabnorm.errors import ArtifactError, SlabError
+from slabnorm.inputs.normalizer import InputNorm
+from slabnorm.inputs.record import Record
+from slabnorm.moments import Moments
+from slabnorm.report.write import check_writable, write_atomically
+
+FORMAT = "slabnorm.inputs"
+VERSION = 1  # of the format; a file of another one is refused
+_MOMENTS = ("count", "mean", "m2", "min", "max", "mean_low", "m2_low")
+_DTYPES = dict.fromkeys(_MOMENTS, torch.float64) | {"count": torch.int64, "nan_count": torch.int64}
+_FINITE = ("mean", "min", "max", "mean_low")
+_HEADER = 1 << 24  # bytes that a header may have
+
+
+def save(norm: InputNorm, path: str | os.PathLike[str]) -> None:
+    """Write fitted statistics to a file; the same statistics give the same bytes.
+
+    The file is written beside its place and moved there, so that on any failure the old one stays.
+
+    Args:
+        norm: from `slabnorm.fit`.
+        path: the file, such as "inputs.safetensors".
+
+    Raises:
+        OptionError: the file cannot be written.
+
+    >>> import tempfile, pathlib, torch, slabnorm as sn
+    >>> norm = sn.fit(torch.tensor([[1.0, 10.0], [3.0, 30.0]]), split="train")
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "inputs.safetensors"
+    >>> sn.save(norm, path)
+    >>> sn.load(path)
+    InputNorm(ZScore(ddof=0, eps=0.0), 'n c -> c', split='train', samples=2, mean=2..20, std=1..10)
+    """
+    from safetensors.torch import save as serialise
+
+    path = Path(path)
+    check_writable(path)
+    tensors = {name: getattr(norm, f"moments_{name}").cpu().contiguous() for name in _MOMENTS}
+    tensors["nan_count"] = norm.nan_count.cpu().contiguous()
+    plain = {
+        "format": FORMAT,
+        "version": VERSION,
+        "record": norm.record.to_plain(),
+        "libraries": {name: importlib.metadata.version(name) for name in ("numpy", "slabnorm", "torch")},
+    }
+    text = _canonical({**plain, "digest": _digest(plain, tensors)})
+    write_atomically(path, serialise(tensors, {FORMAT: text}))
+
+
+def load(path: str | os.PathLike[str]) -> InputNorm:
+    """Read fitted statistics from a file that `save` wrote.
+
+    Raises:
+        ArtifactError: there is no such file, it is damaged or of another version, or its numbers cannot be.
+
+    >>> import slabnorm as sn
+    >>> sn.load("nowhere.safetensors")
+    Traceback (most recent call last):
+    slabnorm.errors.ArtifactError: an artifact is a file that slabnorm wrote
+      got: nowhere.safetensors: No such file or directory
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise _refused(path, error.strerror or str(error)) from error
+    try:
+        plain, tensors = _parse(content)
+        record = Record.from_plain(plain["record"])
+        _check_shapes(tensors, record)
+        _check_values(tensors, record)
+        moments = Moments(**{name: tensors[name] for name in _MOMENTS})
+        return InputNorm(record, moments, tensors["nan_count"])
+    except (ValueError, TypeError, KeyError, RecursionError, SlabError) as error:
+        raise _refused(path, str(error), "fit again, or take the file from where it is whole") from error
+
+
+def _refused(path: object, why: str, fix: str = "") -> ArtifactError:
+    return ArtifactError("an artifact is a file that slabnorm wrote", f"{path}: {why}", fix)
+
+
+def _parse(content: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the JSON and the tensors of a file, after every check that needs no numbers."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load as deserialise
+
+    if len(content) < 8:
+        raise ValueError(f"{len(content)} bytes, fewer than a header has")
+    (length,) = struct.unpack("<Q", content[:8])
+    if length > min(_HEADER, len(content) - 8):
+        raise ValueError(f"a header of {length} bytes in a file of {len(content)}")
+    header = _strict(content[8 : 8 + length].decode())
+    if not isinstance(header, dict):
+        raise ValueError("a header that is no object")
+    metadata = header.pop("__metadata__", None)
+    if not isinstance(metadata, dict) or metadata.keys() != {FORMAT} or not isinstance(metadata[FORMAT], str):
+        raise ValueError(f"no metadata of the format {FORMAT}")
+    if header.keys() != _DTYPES.keys():
+        raise ValueError(f"tensors {', '.join(sorted(header))[:200]} instead of {', '.join(sorted(_DTYPES))}")
+    plain = _strict(metadata[FORMAT])
+    if not isinstance(plain, dict) or plain.get("format") != FORMAT:
+        raise ValueError("metadata of another format")
+    if plain.get("version") != VERSION or type(plain["version"]) is not int:
+        raise ValueError(f"version {plain.get('version')!r:.40}; this slabnorm reads {VERSION}")
+    if plain.keys() != {"format", "version", "record", "libraries", "digest"}:
+        raise ValueError("fields that version 1 does not have, or too few")
+    try:
+        tensors = deserialise(content)  # checks places and sizes, to the last byte
+    except SafetensorError as error:
+        raise ValueError(f"safetensors: {error}") from error
+    digest = plain.pop("digest")
+    if digest != _digest(plain, tensors):
+        raise ValueError("its digest is not that of its content: it was changed, or damaged")
+    return plain, tensors
+
+
+def _strict(text: str) -> Any:
+    """Return JSON without what JSON readers disagree about."""
+
+    def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in found]
+        if len(set(keys)) < len(keys):
+            raise ValueError(f"a key twice in JSON: {', '.join(keys)[:200]}")
+        return dict(found)
+
+    def constant(name: str) -> Any:
+        raise ValueError(f"{name} in JSON")
+
+    def number(written: str) -> float:
+        value = float(written)
+        return value if math.isfinite(value) else constant(written)
+
+    return json.loads(text, object_pairs_hook=pairs, parse_constant=constant, parse_float=number)
+
+
+def _canonical(plain: Any) -> str:
+    return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def _digest(plain: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+    """Return SHA-256 of the JSON and of every tensor, in the order of their names."""
+    digest = hashlib.sha256(_canonical(plain).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _check_shapes(tensors: dict[str, Tensor], record: Record) -> None:
+    shape = record.features().shape
+    for name, dtype in _DTYPES.items():
+        tensor = tensors[name]
+        if tensor.dtype != dtype or tuple(tensor.shape) != shape:
+            raise ValueError(f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}, not {dtype}, {shape}")
+
+
+def _check_values(tensors: dict[str, Tensor], record: Record) -> None:
+    """Raise ValueError for numbers that no data set has, whoever wrote them."""
+    count, mean, m2, low, high = (tensors[name] for name in _MOMENTS[:5])
+    values = record.samples * math.prod(record.sample)
+    held = count + tensors["nan_count"]
+    room = 4 * torch.finfo(torch.float64).eps * torch.maximum(low.abs(), high.abs())  # for rounding
+    most = (high / 2 - low / 2).square() * (1 + 1e-9) + 1e-300
+    rules = {
+        "counts are positive": (count > 0) & (tensors["nan_count"] >= 0),
+        "counts and NaN counts add up to all values": held * held.numel() == values,
+        "numbers are finite": torch.stack([tensors[name].isfinite() for name in _FINITE]).all(0),
+        "min <= mean <= max": (low <= high) & (low - room <= mean) & (mean <= high + room),
+        # Popoviciu's inequality, with room for rounding. Where the square of the range leaves float64 there
+        # is no m2, and only min-max scaling, which does not need it.
+        "0 <= m2 <= count * ((max - min) / 2)^2": most.isinf()
+        | (tensors["m2_low"].isfinite() & (m2 >= 0) & (m2 / count.clamp(min=1) <= most)),
+    }
+    for rule, holds in rules.items():
+        if not bool(holds.all()):
+            raise ValueError(f"not of any data: {rule}")

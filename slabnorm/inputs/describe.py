@@ -1,0 +1,26 @@
+"""An InputNorm as a plain record, for reports."""
+
+from __future__ import annotations
+
+from slabnorm.inputs.normalizer import InputNorm
+from slabnorm.report.statistics import FeatureRecord, StatisticsRecord
+
+
+def describe(norm: InputNorm) -> StatisticsRecord:
+    """Return what was fitted, and the statistics of every feature."""
+    m = norm.moments
+    places = [""] if m.mean.dim() == 0 else _places(m.shape)
+    columns = (m.count, norm.nan_count, m.mean, m.std(), m.min, m.max, norm.shift, norm.scale)
+    rows = zip(places, *(column.reshape(-1).tolist() for column in columns), strict=True)
+    features = tuple(FeatureRecord(*row) for row in rows)
+    record = norm.record
+    return StatisticsRecord(
+        str(norm.scheme), record.pattern, record.split, record.samples, record.dtype, record.leak, features
+    )
+
+
+def _places(shape: tuple[int, ...]) -> list[str]:
+    places = [""]
+    for size in shape:
+        places = [f"{place}, {i}" if place else str(i) for place in places for i in range(size)]
+    return places
