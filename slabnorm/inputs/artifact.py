@@ -22,14 +22,13 @@ from torch import Tensor
 from slabnorm.errors import ArtifactError, SlabError
 from slabnorm.inputs.normalizer import InputNorm
 from slabnorm.inputs.record import Record
+from slabnorm.inputs.values import MOMENTS, check_moments
 from slabnorm.moments import Moments
 from slabnorm.report.write import check_writable, write_atomically
 
 FORMAT = "slabnorm.inputs"
 VERSION = 1  # of the format; a file of another one is refused
-_MOMENTS = ("count", "mean", "m2", "min", "max", "mean_low", "m2_low")
-_DTYPES = dict.fromkeys(_MOMENTS, torch.float64) | {"count": torch.int64, "nan_count": torch.int64}
-_FINITE = ("mean", "min", "max", "mean_low")
+_DTYPES = dict.fromkeys(MOMENTS, torch.float64) | {"count": torch.int64, "nan_count": torch.int64}
 _HEADER = 1 << 24  # bytes that a header may have
 
 
@@ -56,7 +55,7 @@ def save(norm: InputNorm, path: str | os.PathLike[str]) -> None:
 
     path = Path(path)
     check_writable(path)
-    tensors = {name: getattr(norm, f"moments_{name}").cpu().contiguous() for name in _MOMENTS}
+    tensors = {name: getattr(norm, f"moments_{name}").cpu().contiguous() for name in MOMENTS}
     tensors["nan_count"] = norm.nan_count.cpu().contiguous()
     plain = {
         "format": FORMAT,
@@ -88,8 +87,8 @@ def load(path: str | os.PathLike[str]) -> InputNorm:
         plain, tensors = _parse(content)
         record = Record.from_plain(plain["record"])
         _check_shapes(tensors, record)
-        _check_values(tensors, record)
-        moments = Moments(**{name: tensors[name] for name in _MOMENTS})
+        check_moments(tensors, record)
+        moments = Moments(**{name: tensors[name] for name in MOMENTS})
         return InputNorm(record, moments, tensors["nan_count"])
     except (ValueError, TypeError, KeyError, RecursionError, SlabError) as error:
         raise _refused(path, str(error), "fit again, or take the file from where it is whole") from error
@@ -173,25 +172,3 @@ def _check_shapes(tensors: dict[str, Tensor], record: Record) -> None:
         tensor = tensors[name]
         if tensor.dtype != dtype or tuple(tensor.shape) != shape:
             raise ValueError(f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}, not {dtype}, {shape}")
-
-
-def _check_values(tensors: dict[str, Tensor], record: Record) -> None:
-    """Raise ValueError for numbers that no data set has, whoever wrote them."""
-    count, mean, m2, low, high = (tensors[name] for name in _MOMENTS[:5])
-    values = record.samples * math.prod(record.sample)
-    held = count + tensors["nan_count"]
-    room = 4 * torch.finfo(torch.float64).eps * torch.maximum(low.abs(), high.abs())  # for rounding
-    most = (high / 2 - low / 2).square() * (1 + 1e-9) + 1e-300
-    rules = {
-        "counts are positive": (count > 0) & (tensors["nan_count"] >= 0),
-        "counts and NaN counts add up to all values": held * held.numel() == values,
-        "numbers are finite": torch.stack([tensors[name].isfinite() for name in _FINITE]).all(0),
-        "min <= mean <= max": (low <= high) & (low - room <= mean) & (mean <= high + room),
-        # Popoviciu's inequality, with room for rounding. Where the square of the range leaves float64 there
-        # is no m2, and only min-max scaling, which does not need it.
-        "0 <= m2 <= count * ((max - min) / 2)^2": most.isinf()
-        | (tensors["m2_low"].isfinite() & (m2 >= 0) & (m2 / count.clamp(min=1) <= most)),
-    }
-    for rule, holds in rules.items():
-        if not bool(holds.all()):
-            raise ValueError(f"not of any data: {rule}")

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from slabnorm.errors import DtypeError, ShapeError, StatisticsError
 from slabnorm.inputs.record import Record
 from slabnorm.inputs.schemes import Scheme
+from slabnorm.inputs.values import AFFINE, MOMENTS, check_state
 from slabnorm.moments import Moments
 from slabnorm.pattern import Pattern, parse
 
-_MOMENTS = ("count", "mean", "m2", "min", "max", "mean_low", "m2_low")
-_AFFINE = ("shift", "shift_low", "scale")
 # Integers that float32 holds without rounding, and floats that are worked on in it.
 _NARROW = frozenset({torch.float32, torch.float16, torch.bfloat16, torch.bool} | {
     torch.uint8, torch.int8, torch.int16, torch.uint16
@@ -83,9 +82,9 @@ class InputNorm(nn.Module):
                 "take them with the same pattern and sizes",
             )
         affine = record.scheme.affine(moments)
-        for name in _AFFINE:
+        for name in AFFINE:
             self.register_buffer(name, getattr(affine, name))
-        for name in _MOMENTS:
+        for name in MOMENTS:
             # A copy: load_state_dict writes into it.
             self.register_buffer(f"moments_{name}", getattr(moments, name).clone())
         missing = torch.zeros_like(moments.count) if nan_count is None else nan_count.clone()
@@ -99,7 +98,7 @@ class InputNorm(nn.Module):
         Raises:
             StatisticsError: an entry is missing or damaged.
         """
-        missing = [key for key in ("_extra_state", *(f"moments_{name}" for name in _MOMENTS))
+        missing = [key for key in ("_extra_state", *(f"moments_{name}" for name in MOMENTS))
                    if prefix + key not in state]  # fmt: skip
         if missing:
             raise StatisticsError(
@@ -108,7 +107,7 @@ class InputNorm(nn.Module):
                 "give the prefix under which the InputNorm lies, such as 'norm.'",
             )
         record = Record.from_tensor(state[prefix + "_extra_state"])
-        moments = Moments(*(state[f"{prefix}moments_{name}"].cpu().clone() for name in _MOMENTS))
+        moments = Moments(*(state[f"{prefix}moments_{name}"].cpu().clone() for name in MOMENTS))
         norm = cls(record, moments)
         inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         norm.load_state_dict({key: inside[key] for key in norm.state_dict() if key in inside})
@@ -142,7 +141,7 @@ class InputNorm(nn.Module):
     @property
     def moments(self) -> Moments:
         """The fitted statistics."""
-        return Moments(*(getattr(self, f"moments_{name}") for name in _MOMENTS))
+        return Moments(*(getattr(self, f"moments_{name}") for name in MOMENTS))
 
     @property
     def count(self) -> Tensor:
@@ -176,6 +175,28 @@ class InputNorm(nn.Module):
         shift, low, scale = self._values(work, y.dim())
         x = (y.to(work) - self._target[1]).div_(self._target[0]).mul_(scale).add_(low).add_(shift)
         return x.to(out)
+
+    def fold_into(self, layer: nn.Module) -> nn.Module:
+        """Return a layer that takes raw data: `layer(norm(x))` in one, at no cost.
+
+            weight' = weight * span / scale        bias' = bias + sum(weight * (low - shift * span / scale))
+
+        Worked out in float64 and rounded once. `layer` is a Linear or Conv1d to Conv3d, and stays as it is.
+
+        Raises:
+            OptionError: it cannot be done exactly: another layer; statistics that are not one per input
+                channel, or one in all; a convolution that pads with zeros where 0 is not scaled to 0.
+
+        >>> from slabnorm.inputs import fit
+        >>> norm = fit(torch.tensor([[1.0, 10.0], [3.0, 30.0]]), "zscore", split="train")
+        >>> layer, x = torch.nn.Linear(2, 4), torch.tensor([[2.0, 15.0]])
+        >>> torch.allclose(norm.fold_into(layer)(x), layer(norm(x)), atol=1e-6)
+        True
+        """
+        from slabnorm.inputs.fold import fold
+
+        folded: nn.Module = fold(self, layer)
+        return folded
 
     def extra_repr(self) -> str:
         """Say in one line what was fitted, on what, and what came out."""
@@ -256,7 +277,7 @@ class InputNorm(nn.Module):
                     str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__,
                     "load statistics of the same features, or use InputNorm.from_state_dict",
                 )
-        _check_values(given, prefix)
+        check_state(given, prefix)
         for name, value in given.items():
             # assign=True would take a checkpoint's half precision over as it is.
             state_dict[prefix + name] = value.to(getattr(self, name).dtype)
@@ -271,22 +292,6 @@ class InputNorm(nn.Module):
                 )
         super()._load_from_state_dict(state_dict, prefix, *rest)
         self._note_range()
-
-
-def _check_values(given: dict[str, Tensor], prefix: str) -> None:
-    """Raise StatisticsError unless shift and scale can normalise, and the moments can be."""
-    for name in _AFFINE:
-        if name in given and given[name].device.type != "meta":
-            wide = given[name].double()
-            bad = ~torch.isfinite(wide) | ((wide <= 0) & (name == "scale"))
-            if bool(bad.any()):
-                raise StatisticsError(
-                    "shift and scale are finite, and the scale positive",
-                    f"{prefix}{name} holds {wide[bad][0].item()}",
-                    "the file is damaged, or a training run diverged: fit again",
-                )
-    if all(f"moments_{name}" in given for name in _MOMENTS):
-        Moments(*(given[f"moments_{name}"] for name in _MOMENTS))
 
 
 def _ends(values: Tensor) -> str:

@@ -1,0 +1,77 @@
+"""Input scaling put into the weights of the layer that follows it, so that a model takes raw data."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from slabnorm.errors import OptionError
+
+if TYPE_CHECKING:
+    from slabnorm.inputs.normalizer import InputNorm
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def fold(norm: InputNorm, layer: nn.Module) -> Any:
+    """Return a copy of a layer that does what `layer(norm(x))` does, see `InputNorm.fold_into`."""
+    if type(layer) not in (nn.Linear, *_CONVOLUTIONS) or not isinstance(layer.weight, nn.Parameter):
+        raise _refused("the layer after it is a Linear or a Conv1d to Conv3d", type(layer).__name__)
+    given: Any = layer
+    span, low = norm.scheme.target
+    factor = span / norm.scale
+    offset = low - (norm.shift + norm.shift_low) * factor
+    inputs = given.in_features if isinstance(layer, nn.Linear) else given.in_channels
+    factor, offset = (_per_input(t, norm, layer, inputs) for t in (factor, offset))
+    if isinstance(layer, _CONVOLUTIONS) and bool((offset != 0).any()) and _pads_zeros(given):
+        raise _refused(
+            "a convolution that pads with zeros pads the scaled data: raw data have another number there",
+            f"padding={given.padding!r}, and 0 is not scaled to 0",
+            "keep the InputNorm, or train with padding=0 or padding_mode='replicate'",
+        )
+    folded = copy.deepcopy(given)
+    weight = given.weight.detach().double()
+    spread = _spread(weight, factor, given)
+    with torch.no_grad():
+        folded.weight.copy_(weight * spread)
+        added = (weight * _spread(weight, offset, given)).flatten(1).sum(1)
+        bias = added if given.bias is None else given.bias.detach().double() + added
+        folded.bias = nn.Parameter(bias.to(given.weight.dtype), requires_grad=given.weight.requires_grad)
+    return folded
+
+
+def _per_input(values: Tensor, norm: InputNorm, layer: nn.Module, inputs: int) -> Tensor:
+    """Return one number per input channel or feature of the layer."""
+    pattern = norm.pattern
+    if values.dim() == 0:
+        return values.expand(inputs)
+    axis = -1 if isinstance(layer, nn.Linear) else 1
+    if pattern.right != (pattern.left[axis],) or len(pattern.right[0]) != 1 or values.shape != (inputs,):
+        raise _refused(
+            f"statistics are one per input of the layer, or one in all: {inputs} of them along axis {axis}",
+            f'"{pattern}", statistics of shape {tuple(values.shape)}',
+            "keep the InputNorm in front of the layer",
+        )
+    return values
+
+
+def _spread(weight: Tensor, values: Tensor, layer: Any) -> Tensor:
+    """Return the numbers that meet each weight: (outputs, inputs of its group, 1, ...)."""
+    groups = getattr(layer, "groups", 1)
+    per_group = values.to(weight).reshape(groups, 1, -1).expand(groups, len(weight) // groups, -1)
+    return per_group.reshape(*weight.shape[:2], *(1,) * (weight.dim() - 2))
+
+
+def _pads_zeros(layer: Any) -> bool:
+    if layer.padding_mode != "zeros":
+        return False
+    if isinstance(layer.padding, str):
+        return bool(layer.padding == "same" and any(size > 1 for size in layer.kernel_size))
+    return any(layer.padding)
+
+
+def _refused(rule: str, got: str, fix: str = "") -> OptionError:
+    return OptionError(f"to fold scaling into a layer, {rule}", got, fix)
