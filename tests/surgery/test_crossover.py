@@ -76,12 +76,29 @@ def test_compiled_models_are_the_compilers() -> None:
     assert torch.equal(compiled(x), model(x))
 
 
+def test_instance_norm_of_one_sample_is_right_for_gradients_in_any_order() -> None:
+    """PyTorch's own takes a channels_last gradient for a contiguous one, and is wrong by all of it."""
+    norm = nn.InstanceNorm2d(4)
+    sn.accelerate(norm)
+    x, dy = torch.randn(1, 4, 8, 8, requires_grad=True), torch.randn(1, 4, 8, 8)
+    y = norm(x)
+    gradients = [
+        torch.autograd.grad(y, x, dy.contiguous(memory_format=order), retain_graph=True)[0]
+        for order in (torch.contiguous_format, torch.channels_last)
+    ]
+    assert torch.equal(*gradients)
+    wide = x.detach().double().requires_grad_()
+    (want,) = torch.autograd.grad(nn.InstanceNorm2d(4)(wide), wide, dy.double())
+    assert (gradients[0] - want).abs().max() < 1e-5
+
+
 @pytest.mark.parametrize(
     ("layer", "shape", "fused", "wanted"),
     [
         ("BatchNorm", (8, 64, 32, 32), True, True),
         ("BatchNorm", (2, 64, 8, 8), True, False),
         ("InstanceNorm", (8, 64, 32, 32), True, True),
+        ("InstanceNorm", (2, 8, 8, 8), False, False),
         ("LayerNorm", (8192, 768), False, True),
         ("LayerNorm", (65536, 192), False, False),
         ("RMSNorm", (1024, 768), False, True),
