@@ -18,7 +18,7 @@ import slabnorm as sn
 
 numba.njit(lambda a: a + 1)(1)
 once = torch.ones(1, requires_grad=True)
-torch.autograd.grad(once * 2, once)
+torch.autograd.grad(once * 2, once, torch.ones(1))
 layer, shape = {layer}, {shape}
 x = torch.randn(shape, requires_grad=True)
 inputs = [x, *layer.parameters()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from slabnorm.kernels.elements import load, store
+from slabnorm.kernels.elements import store
 from slabnorm.kernels.layout import NUMBERS
 from slabnorm.kernels.pointers import pointer
 
@@ -78,15 +78,6 @@ def in_affine(g, b, r):
 def in_slabs(g, b):
     """Return the slab of a block, or of its first column."""
     return b[0] * g[SB1] + b[1] * g[SB0]
-
-
-@serial
-def small(address, n, dtype):
-    """Return n numbers of memory as an array of float64; `dtype` is a compile-time constant."""
-    out, source = np.empty(n), pointer(address, dtype)
-    for i in range(n):
-        out[i] = load(source, i, 0.0)
-    return out
 
 
 @serial

@@ -2,8 +2,8 @@
 
 Like layer and RMS norm in tokens.py they take the arguments, keep the attributes and read and write the
 state_dict keys of their namesakes in `torch.nn`, for any number of spatial axes, so that a checkpoint
-loads in both directions. `activation=` is theirs in addition. They are no subclasses of torch's layers:
-what asks for those by type, such as `torch.optim.swa_utils.update_bn`, passes them by.
+loads in both directions. `activation=` and `inplace=` are theirs in addition. They are no subclasses of
+torch's layers: what asks for those by type, such as `torch.optim.swa_utils.update_bn`, passes them by.
 """
 
 from __future__ import annotations

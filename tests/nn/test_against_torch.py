@@ -158,7 +158,7 @@ def test_arguments_are_torchs(ours: type, theirs: type) -> None:
         assert mine[name].kind == parameter.kind
     positional = [name for name, p in its.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
     assert list(mine)[: len(positional)] == positional
-    assert set(mine) - set(its) == {"activation"}
+    assert set(mine) - set(its) == {"activation", "inplace"}
 
 
 def test_a_whole_network_swaps() -> None:
