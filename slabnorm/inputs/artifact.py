@@ -8,7 +8,6 @@ scheme and the moments. Nothing is ever unpickled, and nothing is read that the 
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import math
 import os
@@ -16,6 +15,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,6 +30,7 @@ FORMAT = "slabnorm.inputs"
 VERSION = 1  # of the format; a file of another one is refused
 _DTYPES = dict.fromkeys(MOMENTS, torch.float64) | {"count": torch.int64, "nan_count": torch.int64}
 _HEADER = 1 << 24  # bytes that a header may have
+_LARGEST = 1 << 32  # bytes that a file may have: 75 million features
 
 
 def save(norm: InputNorm, path: str | os.PathLike[str]) -> None:
@@ -61,7 +62,7 @@ def save(norm: InputNorm, path: str | os.PathLike[str]) -> None:
         "format": FORMAT,
         "version": VERSION,
         "record": norm.record.to_plain(),
-        "libraries": {name: importlib.metadata.version(name) for name in ("numpy", "slabnorm", "torch")},
+        "libraries": {name: version.partition("+")[0] for name, version in _versions().items()},
     }
     text = _canonical({**plain, "digest": _digest(plain, tensors)})
     write_atomically(path, serialise(tensors, {FORMAT: text}))
@@ -79,10 +80,7 @@ def load(path: str | os.PathLike[str]) -> InputNorm:
     slabnorm.errors.ArtifactError: an artifact is a file that slabnorm wrote
       got: nowhere.safetensors: No such file or directory
     """
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise _refused(path, error.strerror or str(error)) from error
+    content = _read(Path(path))
     try:
         plain, tensors = _parse(content)
         record = Record.from_plain(plain["record"])
@@ -92,6 +90,24 @@ def load(path: str | os.PathLike[str]) -> InputNorm:
         return InputNorm(record, moments, tensors["nan_count"])
     except (ValueError, TypeError, KeyError, RecursionError, SlabError) as error:
         raise _refused(path, str(error), "fit again, or take the file from where it is whole") from error
+
+
+def _read(path: Path) -> bytes:
+    try:
+        size = path.stat().st_size if path.is_file() else None  # a pipe would be waited for
+        if size is not None and size <= _LARGEST:
+            return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise _refused(path, getattr(error, "strerror", None) or str(error)) from error
+    if size is not None:
+        raise _refused(path, f"{size:,} bytes")
+    raise _refused(path, "no regular file" if path.exists() else "No such file or directory")
+
+
+def _versions() -> dict[str, str]:
+    from slabnorm import __version__
+
+    return {"numpy": np.__version__, "slabnorm": __version__, "torch": str(torch.__version__)}
 
 
 def _refused(path: object, why: str, fix: str = "") -> ArtifactError:

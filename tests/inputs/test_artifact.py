@@ -199,7 +199,11 @@ def test_hostile_files(content: bytes, path: Path) -> None:
 
 
 def test_no_file(tmp_path: Path) -> None:
-    for where in (tmp_path / "none", tmp_path, tmp_path / ("x" * 300)):
+    os.mkfifo(tmp_path / "fifo")
+    with open(tmp_path / "large", "wb") as file:
+        file.truncate(1 << 40)
+    names = ("none", "x" * 300, "a\0b", "fifo", "large")
+    for where in (tmp_path, Path("/dev/zero"), *(tmp_path / name for name in names)):
         with pytest.raises(ArtifactError):
             sn.load(where)
 
