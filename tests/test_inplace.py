@@ -19,12 +19,14 @@ def _weights(case: Case) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("layout", list(LAYOUTS))
 @pytest.mark.parametrize("case", NORMS, ids=str)
 def test_same_bits_as_in_new_memory(case: Case, layout: str) -> None:
-    for dtype, activation in ((torch.float32, "silu"), (torch.bfloat16, None), (torch.float64, "relu")):
+    # Kernels that other tests have compiled.
+    for dtype, activation in ((torch.float32, "silu"), (torch.bfloat16, None), (torch.float64, None)):
         x = LAYOUTS[layout](draw(case.shape, dtype=dtype))
         options = {**_weights(case), **case.options, "activation": activation}
-        residual = draw(case.shape, seed=3, dtype=dtype)
-        want = sn.normalize(x, case.pattern, residual=residual, **options)
-        y = sn.normalize(x, case.pattern, residual=residual, inplace=True, **options)
+        if activation is not None:
+            options["residual"] = draw(case.shape, seed=3, dtype=dtype)
+        want = sn.normalize(x, case.pattern, **options)
+        y = sn.normalize(x, case.pattern, inplace=True, **options)
         assert torch.equal(y, want)
         if y.data_ptr() == x.data_ptr():
             assert torch.equal(x, want)
