@@ -46,6 +46,13 @@ def test_show_as_json():
     assert shown["scheme"] == "MinMax(out=(0.0, 1.0))"
 
 
+def test_numbers_that_json_does_not_have():
+    np.save("huge.npy", np.array([[-1e200], [1e200]]))
+    assert run("fit", "huge.npy", "--split", "train", "--scheme", "minmax").exit_code == 0
+    shown = json.loads(run("show", "inputs.safetensors", "--json").stdout)
+    assert shown["features"][0]["std"] is None
+
+
 def test_many_features_and_groups():
     np.save("wide.npy", np.random.default_rng(0).normal(size=(4, 60)))
     run("fit", "wide.npy", "--split", "train")
@@ -65,6 +72,8 @@ def test_many_features_and_groups():
         (["fit", "nothing.npy", "--split", "train"], "no file nothing.npy"),
         (["fit", "wine.npy", "--split", "train", "--scheme", "zscor"], "did you mean 'zscore'"),
         (["fit", "wine.npy", "--split", "train", "--size", "g"], "--size g=32"),
+        (["fit", "wine.npy", "--split", "train", "--size", "split=2"], "--size g=32"),
+        (["show", "no\x1b[31mthing"], "no\\x1b[31mthing"),
         (["fit", "wine.npy", "--split", "train", "--pattern", "n c ->"], None),
         (["fit", "wine.npy", "--split", "train", "--pattern", "n c h -> c"], "n c h -> c"),
         (["fit", "wine.npy", "--split", "train", "--nan", "drop"], "drop"),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import slabnorm as sn
 from slabnorm.errors import StatisticsError
@@ -46,7 +49,7 @@ def test_large_outputs_that_pass_the_caches(last: bool) -> None:
 def test_dense_memory_is_taken() -> None:
     trained = sn.BatchNorm(6, inplace=True)
     trained(X)
-    for layer in (trained.eval(), sn.GroupNorm(2, 6, inplace=True)):
+    for layer in (trained.eval(), sn.GroupNorm(2, 6, inplace=True).eval()):
         layer.requires_grad_(False)
         x = X.clone()
         want = layer(x.clone().requires_grad_()).detach()  # a gradient is needed: memory of its own
@@ -72,6 +75,30 @@ def test_what_cannot_be_taken_stays() -> None:
         sn.normalize(x, "n c h w -> n", inplace=True, **options)
         assert torch.equal(x, before)
     assert torch.equal(X, kept)
+
+
+def test_memory_that_weights_share_or_numpy_made() -> None:
+    table = np.random.default_rng(0).normal(size=(9, 800)).astype(np.float32)
+    x, residual = torch.from_numpy(table[1:]), torch.from_numpy(table[:8])
+    for options in ({"residual": residual}, {"weight": x[0]}, {"bias": x[3]}):
+        want = sn.normalize(x, "n c -> n", affine="c", **options)
+        assert torch.equal(sn.normalize(x, "n c -> n", affine="c", inplace=True, **options), want)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpoints_read_the_input_again(reentrant: bool) -> None:
+    gradients = []
+    for inplace in (False, True):
+        torch.manual_seed(0)
+        before, norm, after = nn.Linear(8, 8), sn.LayerNorm(8, inplace=inplace), nn.Linear(8, 8)
+
+        def block(h: torch.Tensor, norm: nn.Module = norm, after: nn.Module = after) -> torch.Tensor:
+            return after(torch.tanh(norm(h)))
+
+        y = checkpoint(block, before(torch.randn(8, 8)), use_reentrant=reentrant)
+        y.square().sum().backward()
+        gradients.append(before.weight.grad)
+    assert torch.equal(*gradients)
 
 
 def test_a_constant_slab_with_eps_0_leaves_the_input() -> None:

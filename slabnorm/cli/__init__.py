@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import sys
+
 import typer
 
 from slabnorm.cli.compare import compare
@@ -20,4 +23,7 @@ for command in (compare, fit, show):
 
 def main() -> None:
     """Run the command `slabnorm`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # pictures, on a terminal that has ASCII only
     app()

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 INTERRUPTED = 130
+_TAKEN = ("source", "scheme", "pattern", "split", "nan", "leak", "key")  # by `fit` itself
 
 
 def split_commas(values: list[str] | None) -> list[str]:
@@ -57,7 +58,7 @@ def whole_sizes(given: list[str]) -> dict[str, int]:
     sizes = {}
     for text in given:
         name, _, number = text.partition("=")
-        if not name.isidentifier() or not number.isdecimal() or len(number) > 9:
+        if not name.isidentifier() or name in _TAKEN or not number.isdecimal() or len(number) > 9:
             raise OptionError("a size is a name and an integer", printable(text), "--size g=32")
         sizes[name] = int(number)
     return sizes
@@ -110,10 +111,13 @@ def exits() -> Iterator[None]:
     except KeyboardInterrupt:
         error_console().print("interrupted", style="dim")
         raise typer.Exit(INTERRUPTED) from None
-    except BrokenPipeError:
-        # The reader has seen enough. Python would complain once more when it flushes at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(0) from None
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            # The reader has seen enough. Python would complain once more when it flushes at the end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
+        complain(error)
+        raise typer.Exit(2) from None
 
 
 @contextmanager
@@ -124,7 +128,7 @@ def shown_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("always", SlabWarning)
         warnings.showwarning = lambda message, *_: error_console().print(
-            f"warning: {message}", style="yellow", soft_wrap=True
+            f"warning: {shown(message)}", style="yellow", soft_wrap=True
         )
         yield
 
@@ -134,8 +138,15 @@ def complain(error: Exception) -> None:
     from rich.text import Text
 
     text = Text("error: ", style="bold red")
-    text.append(str(error), style="not bold default")
+    text.append(shown(error), style="not bold default")
     error_console().print(text, soft_wrap=True)
+
+
+def shown(message: object) -> str:
+    """Return a message without what a terminal would act on; names of files are in it."""
+    from slabnorm.report.names import printable
+
+    return "\n".join(printable(line, 2000) for line in str(message).split("\n"))
 
 
 def error_console() -> Console:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from slabnorm.cli.shell import error_console, exits, shown_warnings, whole_sizes
+from slabnorm.cli.shell import error_console, exits, shown, shown_warnings, whole_sizes
 
 if TYPE_CHECKING:
     from slabnorm.inputs import InputNorm
@@ -42,7 +42,7 @@ def fit(
         norm = fit_statistics(data, scheme, pattern, split=split, nan=nan, leak=leak, key=key, **sizes)
         save(norm, out)
         print_norm(norm)
-        error_console().print(f"statistics: {out}", style="dim", markup=False, soft_wrap=True)
+        error_console().print(f"statistics: {shown(out)}", style="dim", markup=False, soft_wrap=True)
 
 
 def show(

@@ -19,18 +19,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slabnorm.errors import ArtifactError, SlabError
+from slabnorm.errors import ArtifactError, OptionError, SlabError
 from slabnorm.inputs.normalizer import InputNorm
 from slabnorm.inputs.record import Record
+from slabnorm.inputs.schemes import SCHEMES
 from slabnorm.inputs.values import MOMENTS, check_moments
 from slabnorm.moments import Moments
+from slabnorm.report.names import printable
 from slabnorm.report.write import check_writable, write_atomically
 
 FORMAT = "slabnorm.inputs"
 VERSION = 1  # of the format; a file of another one is refused
 _DTYPES = dict.fromkeys(MOMENTS, torch.float64) | {"count": torch.int64, "nan_count": torch.int64}
 _HEADER = 1 << 24  # bytes that a header may have
-_LARGEST = 1 << 32  # bytes that a file may have: 75 million features
+_LARGEST = 1 << 28  # bytes that a file may have: 4 million features
 
 
 def save(norm: InputNorm, path: str | os.PathLike[str]) -> None:
@@ -43,7 +45,7 @@ def save(norm: InputNorm, path: str | os.PathLike[str]) -> None:
         path: the file, such as "inputs.safetensors".
 
     Raises:
-        OptionError: the file cannot be written.
+        OptionError: the file cannot be written, or the scheme is one of your own.
 
     >>> import tempfile, pathlib, torch, slabnorm as sn
     >>> norm = sn.fit(torch.tensor([[1.0, 10.0], [3.0, 30.0]]), split="train")
@@ -54,7 +56,9 @@ def save(norm: InputNorm, path: str | os.PathLike[str]) -> None:
     """
     from safetensors.torch import save as serialise
 
-    path = Path(path)
+    path, kind = Path(path), type(norm.scheme)
+    if SCHEMES.get(norm.scheme.name) is not kind:
+        raise OptionError("an artifact holds one of slabnorm's own schemes", kind.__name__, "use state_dict")
     check_writable(path)
     tensors = {name: getattr(norm, f"moments_{name}").cpu().contiguous() for name in MOMENTS}
     tensors["nan_count"] = norm.nan_count.cpu().contiguous()
@@ -88,7 +92,7 @@ def load(path: str | os.PathLike[str]) -> InputNorm:
         check_moments(tensors, record)
         moments = Moments(**{name: tensors[name] for name in MOMENTS})
         return InputNorm(record, moments, tensors["nan_count"])
-    except (ValueError, TypeError, KeyError, RecursionError, SlabError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, RuntimeError, SlabError) as error:
         raise _refused(path, str(error), "fit again, or take the file from where it is whole") from error
 
 
@@ -111,7 +115,7 @@ def _versions() -> dict[str, str]:
 
 
 def _refused(path: object, why: str, fix: str = "") -> ArtifactError:
-    return ArtifactError("an artifact is a file that slabnorm wrote", f"{path}: {why}", fix)
+    return ArtifactError("an artifact is a file that slabnorm wrote", f"{printable(path)}: {why}", fix)
 
 
 def _parse(content: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -96,7 +97,9 @@ def fit(
     schema = chunks.schema
     scheme = resolve(scheme, schema.dtype)
     chosen = _choose(pattern, scheme, schema.sample, opened.unit)
-    record = Record(scheme, chosen.text, schema.sample, schema.dtype, split, 0, nan, leak, dict(sizes))
+    record = Record(
+        scheme, chosen.text, schema.sample, schema.dtype, split, 0, nan, leak, _plain_sizes(sizes)
+    )
     statistics = ChunkMoments(record.features(), sizes, schema, nan)
     tree = Tree()
     for chunk in chunks:  # outside of _plain: reading runs the caller's code
@@ -108,6 +111,11 @@ def fit(
         norm = InputNorm(replace(record, samples=chunks.samples), moments, statistics.nan_count)
     _warn_of(scheme, moments)
     return norm
+
+
+def _plain_sizes(sizes: dict[str, int]) -> dict[str, int]:
+    # NumPy's integers are no JSON; what is no size at all is left for the pattern to refuse.
+    return {name: int(size) if isinstance(size, Integral) else size for name, size in sizes.items()}
 
 
 @contextmanager

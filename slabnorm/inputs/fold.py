@@ -13,6 +13,7 @@ from slabnorm.errors import OptionError
 if TYPE_CHECKING:
     from slabnorm.inputs.normalizer import InputNorm
 
+_OFFSET = 1000
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -21,6 +22,13 @@ def fold(norm: InputNorm, layer: nn.Module) -> Any:
     if type(layer) not in (nn.Linear, *_CONVOLUTIONS) or not isinstance(layer.weight, nn.Parameter):
         raise _refused("the layer after it is a Linear or a Conv1d to Conv3d", type(layer).__name__)
     given: Any = layer
+    if set(given._parameters) != {"weight", "bias"} or "forward" in vars(given) or _hooked(given):
+        raise _refused("it is as torch makes it", "a layer with hooks, pruned, or with another forward")
+    kept = norm.record.features()
+    if isinstance(layer, _CONVOLUTIONS) and not kept.any_rank and len(kept.sample) != weight_rank(given) - 1:
+        raise _refused(
+            "batches have the axes that the layer takes", f'"{norm.pattern}" for {given}', "name every axis"
+        )
     span, low = norm.scheme.target
     factor = span / norm.scale
     offset = low - (norm.shift + norm.shift_low) * factor
@@ -39,8 +47,34 @@ def fold(norm: InputNorm, layer: nn.Module) -> Any:
         folded.weight.copy_(weight * spread)
         added = (weight * _spread(weight, offset, given)).flatten(1).sum(1)
         bias = added if given.bias is None else given.bias.detach().double() + added
-        folded.bias = nn.Parameter(bias.to(given.weight.dtype), requires_grad=given.weight.requires_grad)
+        trained = (given.weight if given.bias is None else given.bias).requires_grad
+        folded.bias = nn.Parameter(bias.to(given.weight.dtype), requires_grad=trained)
+    _check(folded, weight, offset - low)
     return folded
+
+
+def weight_rank(layer: Any) -> int:
+    """Return how many axes a layer's weight has, which is how many its batches have."""
+    return int(layer.weight.dim())
+
+
+def _hooked(layer: nn.Module) -> bool:
+    return bool(
+        layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+    )
+
+
+def _check(folded: Any, weight: Tensor, shifts: Tensor) -> None:
+    """Raise OptionError where the layer's dtype does not hold its weights, or the data's offset."""
+    new, bias = folded.weight.detach(), folded.bias.detach()
+    if not bool(new.isfinite().all() & bias.isfinite().all()) or bool(((new == 0) & (weight != 0)).any()):
+        raise _refused("its weights hold the scale of the data", f"a scale that leaves {new.dtype}")
+    if new.dtype != torch.float64 and float(shifts.abs().max()) > _OFFSET:
+        raise _refused(
+            f"raw data lie within {_OFFSET} of their scale from 0: farther away, {new.dtype} loses digits",
+            f"an offset of {float(shifts.abs().max()):.3g} times the scale",
+            "keep the InputNorm, which subtracts exactly",
+        )
 
 
 def _per_input(values: Tensor, norm: InputNorm, layer: nn.Module, inputs: int) -> Tensor:

@@ -67,6 +67,8 @@ class Record:
         numbers = [plain["samples"], *plain["sample"], *plain["sizes"].values()]
         if not all(type(number) is int and number >= 0 for number in numbers):
             raise ValueError("samples, sample and sizes are integers, 0 or more")
+        if len(plain["sample"]) > 64 or len(plain["pattern"]) > 4096:
+            raise ValueError(f"{len(plain['sample'])} axes, a pattern of {len(plain['pattern'])} characters")
         if plain["nan"] not in ("raise", "omit"):
             raise ValueError(f"nan is {plain['nan']!r:.80}, not raise or omit")
         fields = {**plain, "scheme": from_plain(plain["scheme"]), "sample": tuple(plain["sample"])}

@@ -36,17 +36,21 @@ def check_moments(tensors: dict[str, Tensor], record: Record) -> None:
     """Raise ValueError for numbers that no data set has, whoever wrote them."""
     count, mean, m2, low, high = (tensors[name] for name in MOMENTS[:5])
     values = record.samples * math.prod(record.sample)
-    held = count + tensors["nan_count"]
+    nans = tensors["nan_count"]
+    if values >= 1 << 62:
+        raise ValueError(f"{values} values")
+    within = (count > 0) & (nans >= 0) & (count <= values) & (nans <= values)  # sums of these do not wrap
     room = 4 * torch.finfo(torch.float64).eps * torch.maximum(low.abs(), high.abs())  # for rounding
     most = (high / 2 - low / 2).square() * (1 + 1e-9) + 1e-300
     rules = {
-        "counts are positive": (count > 0) & (tensors["nan_count"] >= 0),
-        "counts and NaN counts add up to all values": held * held.numel() == values,
+        "counts are positive, and no more than the values": within,
+        "counts and NaN counts add up to all values": count + nans == values // count.numel(),
         "numbers are finite": torch.stack([tensors[name].isfinite() for name in _FINITE]).all(0),
         "min <= mean <= max": (low <= high) & (low - room <= mean) & (mean <= high + room),
         # Popoviciu's inequality, with room for rounding. Where the square of the range leaves float64 there
         # is no m2, and only min-max scaling, which does not need it.
-        "0 <= m2 <= count * ((max - min) / 2)^2": most.isinf()
+        "what the mean lost to rounding is little": tensors["mean_low"].abs() <= room + 1e-300,
+        "0 <= m2 <= count * ((max - min) / 2)^2": (count * most).isinf()
         | (tensors["m2_low"].isfinite() & (m2 >= 0) & (m2 / count.clamp(min=1) <= most)),
     }
     for rule, holds in rules.items():

@@ -41,6 +41,7 @@ def traced() -> bool:
         or torch.jit.is_tracing()
         or forward_ad._current_level >= 0
         or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
     )
 
 
@@ -58,6 +59,7 @@ def plain(x: Tensor) -> bool:
         and x.layout is torch.strided
         and not x.is_nested
         and not x.is_neg()
+        and not x._is_zerotensor()
         and not torch._C._functorch.is_functorch_wrapped_tensor(x)
         and not torch._C._functorch.is_legacy_batchedtensor(x)
     )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from slabnorm.errors import ShapeError
+from slabnorm.errors import DeviceError, ShapeError
 from slabnorm.kernels import compiled, plans
 from slabnorm.kernels.call import Call, Found, Given, Statistics
 from slabnorm.kernels.curves import PIECEWISE
@@ -69,7 +69,7 @@ def _forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, call: Call, write: bool
 ) -> tuple[Tensor, np.ndarray]:
     plan = plans.forward(x, weight, bias, residual, call, write)
-    y = x if not write or _taken(x, residual, call, plan) else torch.empty_like(x)
+    y = x if not write or _taken(x, weight, bias, residual, call, plan) else torch.empty_like(x)
     if plan.copied:
         x = x.clone(memory_format=torch.preserve_format)
     if residual is not None and residual.stride() != plan.strides:
@@ -136,15 +136,33 @@ def enter(
     return bool(compiled.enter(mean.dtype)(found.stats, count, *addresses))
 
 
-def _taken(x: Tensor, residual: Tensor | None, call: Call, plan: plans.Plan) -> bool:
+def _taken(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    call: Call,
+    plan: plans.Plan,
+) -> bool:
     """Return whether the output takes the memory of x; kernels read each element before they write it."""
-    if not call.inplace or x.stride() != plan.strides:
+    if not call.inplace or x.stride() != plan.strides or x.requires_grad:
+        return False  # a checkpoint, which runs without gradients at first, reads x again
+    if any(t is not None and _overlap(x, t) for t in (weight, bias, residual)):
         return False
-    if residual is not None and residual.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
-        return False  # perhaps other elements of it
     if not x.is_inference():
         increment_version([x])  # a graph that has saved x is to refuse, not to compute with y
     return True
+
+
+def _overlap(x: Tensor, t: Tensor) -> bool:
+    """Return whether two tensors may share memory, also where they come from other libraries."""
+
+    def ends(t: Tensor) -> tuple[int, int]:
+        last = sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
+        return t.data_ptr(), t.data_ptr() + (last + 1) * t.element_size()
+
+    (start, end), (first, last) = ends(x), ends(t)
+    return start < last and first < end
 
 
 def _address(t: Tensor | None) -> int:
@@ -168,9 +186,16 @@ def _use(given: Given, stats: np.ndarray, eps: float) -> None:
             f"{tuple(mean.shape)} and {tuple(var.shape)}",
             "give statistics of the shape of the pattern's right side",
         )
+    for t in (mean, var):
+        if t.device.type != "cpu":
+            raise DeviceError(
+                "statistics lie on the device of x",
+                f"statistics on {t.device}, x on the CPU",
+                "move the layer",
+            )
     if mean.dtype not in _WIDE or mean.dtype != var.dtype:
         mean, var = mean.double(), var.double()
-    mean, var = mean.contiguous(), var.contiguous()
+    mean, var = mean.resolve_neg().contiguous(), var.resolve_neg().contiguous()
     compiled.use(mean.dtype)(mean.data_ptr(), var.data_ptr(), stats, eps)
 
 

@@ -62,7 +62,7 @@ class BatchNorm(_PerFeature):
         num_features: channels C.
         eps, momentum, affine, track_running_stats, bias, device, dtype: as in `torch.nn.BatchNorm2d`.
         activation: applied last, such as "relu".
-        inplace: allow the output to take the input's memory where no gradient is needed.
+        inplace: allow the output to take the input's memory in eval mode without gradients.
 
     Raises:
         StatisticsError: in train mode, one element per channel.
@@ -92,7 +92,7 @@ class InstanceNorm(_PerFeature):
         num_features: channels C.
         eps, momentum, affine, track_running_stats, bias, device, dtype: as in `torch.nn.InstanceNorm2d`.
         activation: applied last, such as "leaky_relu".
-        inplace: allow the output to take the input's memory where no gradient is needed.
+        inplace: allow the output to take the input's memory in eval mode without gradients.
 
     Raises:
         As in `SlabNorm`.
@@ -140,7 +140,7 @@ class GroupNorm(SlabNorm):
         num_channels: channels C.
         eps, affine, bias, device, dtype: as in `torch.nn.GroupNorm`.
         activation: applied last, such as "silu".
-        inplace: allow the output to take the input's memory where no gradient is needed.
+        inplace: allow the output to take the input's memory in eval mode without gradients.
 
     Raises:
         OptionError: the groups do not divide the channels.

@@ -35,7 +35,7 @@ class SlabNorm(RunningStatistics):
             all batches, weighted by their counts.
         center: False leaves the mean where it is (RMS norm).
         activation: applied last: relu, leaky_relu, silu, gelu, gelu_tanh, sigmoid, tanh, hardswish.
-        inplace: allow the output to take the input's memory where no gradient is needed.
+        inplace: allow the output to take the input's memory in eval mode, where no gradient is needed.
         track_running_stats: whether there are running statistics; by default if the pattern pools samples.
         device, dtype: of weight and bias. Running statistics are float32 at least.
         **sizes: sizes of the axes of weight, bias and running statistics, and of split axes.
@@ -122,9 +122,8 @@ class SlabNorm(RunningStatistics):
             self._warn_modes(self.pattern.pools_samples)
         eps = _epsilon(x.dtype) if self.eps is None else self.eps
         given = self._running(slab, observed)
-        y, found = run(
-            x, call, weight, bias, eps, self.center, given, self.activation, residual, self.inplace
-        )  # fmt: skip
+        inplace = self.inplace and not self.training
+        y, found = run(x, call, weight, bias, eps, self.center, given, self.activation, residual, inplace)
         if self.training and found is not None:
             self._track(found, slab, self.center, observed)
         return y

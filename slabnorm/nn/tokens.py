@@ -53,7 +53,7 @@ class LayerNorm(_Trailing):
         normalized_shape: the sizes of the last axes, or one size.
         eps, elementwise_affine, bias, device, dtype: as in `torch.nn.LayerNorm`.
         activation: applied last.
-        inplace: allow the output to take the input's memory where no gradient is needed.
+        inplace: allow the output to take the input's memory in eval mode without gradients.
 
     Raises:
         As in `SlabNorm`.
@@ -101,7 +101,7 @@ class RMSNorm(_Trailing):
         eps: added to the mean square; None: the epsilon of float32, or of float64 for float64 input.
         elementwise_affine, device, dtype: as in `torch.nn.RMSNorm`.
         activation: applied last.
-        inplace: allow the output to take the input's memory where no gradient is needed.
+        inplace: allow the output to take the input's memory in eval mode without gradients.
 
     Raises:
         As in `SlabNorm`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -52,7 +53,13 @@ class StatisticsRecord:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the record as plain dictionaries, lists, strings and numbers, ready for JSON."""
-        return {**asdict(self), "features": [asdict(feature) for feature in self.features]}
+        features = [{name: _finite(value) for name, value in asdict(f).items()} for f in self.features]
+        return {**asdict(self), "features": features}
+
+
+def _finite(value: Any) -> Any:
+    # JSON has no inf; a standard deviation is, where squares leave float64.
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def print_statistics(record: StatisticsRecord, console: Console, every: bool = False) -> None:

@@ -67,5 +67,5 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 def open_beside(target: Path) -> tuple[int, Path]:
     """Open a new file in the folder of `target`, with the permissions any new file gets."""
-    beside = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}")
+    beside = target.with_name(f".{target.name.encode()[:100].decode(errors='ignore')}.{secrets.token_hex(6)}")
     return os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666), beside

@@ -42,7 +42,12 @@ class Accelerated(ours.SlabNorm):
         """Return the normalised input; if fused, with the residual added and the activation applied."""
         if fused or (self.activation is None and self.runs(input, False)):
             return super().forward(input, residual)
-        return self.plain.forward(self, input)
+        return self.as_torch(input)
+
+    def as_torch(self, x: Any) -> Tensor:
+        """Return what PyTorch's own forward returns."""
+        y: Tensor = self.plain.forward(self, x)
+        return y
 
     def runs(self, x: Any, fused: bool) -> bool:
         """Whether slabnorm computes this input: as it should be computed, and in less time."""
@@ -79,6 +84,20 @@ class _PerFeature(Accelerated):
         """Whether the running statistics are kept in float32 beside a weight of half precision."""
         running, weight = held(self, "running_mean"), held(self, "weight")
         return running is not None and weight is not None and weight.dtype != running.dtype
+
+    def as_torch(self, x: Any) -> Tensor:
+        """Return what PyTorch's own forward returns, with statistics in the dtype of the weight."""
+        if not self.must():
+            return super().as_torch(x)
+        kept = {name: held(self, name) for name in ("running_mean", "running_var")}
+        try:
+            for name, wide in kept.items():
+                setattr(self, name, wide.to(held(self, "weight").dtype))
+            return super().as_torch(x)
+        finally:
+            for name, wide in kept.items():
+                wide.copy_(held(self, name))
+                setattr(self, name, wide)
 
 
 def _widened(x: Tensor) -> bool:

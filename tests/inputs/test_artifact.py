@@ -44,6 +44,19 @@ FITS: dict[str, Callable[[], sn.InputNorm]] = {
 }
 
 
+FITS["squares beyond float64"] = lambda: sn.fit(np.array([[-1e154], [1e154]] * 50), "minmax", split="train")
+FITS["sizes of NumPy"] = lambda: sn.fit(images(), "zscore", "n (g c) h w -> g", split="train", g=np.int64(3))
+
+
+def test_schemes_of_ones_own_are_refused(tmp_path: Path) -> None:
+    class Wider(sn.ZScore):
+        pass
+
+    norm = sn.fit(images(), Wider(), "n c h w -> c", split="train")
+    with pytest.raises(OptionError, match="Wider"):
+        sn.save(norm, tmp_path / "inputs.safetensors")
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "inputs.safetensors"
@@ -137,6 +150,20 @@ IMPOSSIBLE: dict[str, Callable[[Header, Header, bytearray], object]] = {
     "a negative size": record(sample=[-5]),
     "a NaN policy that is none": record(nan="maybe"),
     "a split that is no text": record(split=3),
+}
+
+
+def wrapped(header: Header, plain: Header, data: bytearray) -> None:
+    put("count", (1 << 63) - 1)(header, plain, data)
+    put("nan_count", 3)(header, plain, data)
+
+
+IMPOSSIBLE |= {
+    "counts that wrap around": wrapped,
+    "a large mean_low": put("mean_low", 1e3),
+    "samples beyond int64": record(samples=1 << 70),
+    "a range beyond float64": record(scheme={"name": "fixed", "low": 0, "high": 10**400, "out": [0, 1]}),
+    "thousands of axes": record(pattern="n " + " ".join(f"a{i}" for i in range(5000)) + " ->"),
 }
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import slabnorm as sn
 from slabnorm.errors import OptionError
@@ -24,6 +25,20 @@ SCHEMES = [
 def images(channels: int = 4) -> torch.Tensor:
     drawn = np.random.default_rng(0).integers(0, 256, size=(5, channels, 9, 8), dtype=np.uint8)
     return torch.from_numpy(drawn)
+
+
+def _hooked() -> nn.Module:
+    layer = nn.Conv2d(4, 6, 3)
+    layer.register_forward_pre_hook(lambda module, args: (args[0].clamp(-1, 1),))
+    return layer
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1e8, 0.0), (1e-6, 0.0), (1.0, 1e7)])
+def test_what_the_dtype_does_not_hold_is_refused(scale: float, shift: float) -> None:
+    x = scale * torch.randn(50, 4, dtype=torch.float64) + shift
+    norm, layer = sn.fit(x, split="train"), nn.Linear(4, 3) if shift else nn.Linear(4, 3).half()
+    with pytest.raises(OptionError, match="fold"):
+        norm.fold_into(layer)
 
 
 def close(got: torch.Tensor, want: torch.Tensor) -> bool:
@@ -96,6 +111,9 @@ def test_zero_padding_where_zero_stays_zero() -> None:
         (nn.Linear(4, 6), "n c h w -> c"),
         (nn.ConvTranspose2d(4, 6, 3), "n c h w -> c"),
         (nn.ReLU(), "n c h w -> c"),
+        (nn.Conv1d(4, 6, 3), "n c h w -> c"),
+        (_hooked(), "n c h w -> c"),
+        (prune.l1_unstructured(nn.Conv2d(4, 6, 3), "weight", 2), "n c h w -> c"),
     ],
     ids=str,
 )

@@ -67,6 +67,17 @@ def test_half_precision_with_statistics_in_float32() -> None:
         assert _backward(model(x.bfloat16()))[0] == "_NormalizeBackward"
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_that_only_pytorch_computes(dtype: torch.dtype) -> None:
+    model = nn.BatchNorm2d(6, momentum=None).to(dtype)
+    fast, x = copy.deepcopy(model), torch.randn(4, 6, 5, 5).to(dtype)
+    sn.accelerate(fast)
+    for _ in range(2):
+        assert torch.equal(fast(x), model(x))
+    assert fast.running_mean.dtype == torch.float32
+    assert torch.equal(fast.running_var.to(dtype), model.running_var)
+
+
 def test_compiled_models_are_the_compilers() -> None:
     model = _conv(nn.BatchNorm2d(32), nn.ReLU())
     fast = copy.deepcopy(model)
