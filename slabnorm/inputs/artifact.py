@@ -12,6 +12,7 @@ import json
 import math
 import os
 import struct
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +110,8 @@ def _read(path: Path) -> bytes:
 
 
 def _versions() -> dict[str, str]:
-    from slabnorm import __version__
-
-    return {"numpy": np.__version__, "slabnorm": __version__, "torch": str(torch.__version__)}
+    own = sys.modules["slabnorm"].__version__  # an import would point up
+    return {"numpy": np.__version__, "slabnorm": own, "torch": str(torch.__version__)}
 
 
 def _refused(path: object, why: str, fix: str = "") -> ArtifactError:
