@@ -12,7 +12,8 @@ Every error says three things: the rule, what slabnorm got, and the fix.
     |                     one element per slab, eps=0 on a constant slab      (ValueError)
     |-- DataError         a data set that cannot be read or used              (ValueError)
     |   |-- LeakageError  statistics asked from data they must not see
-    |   `-- ArtifactError a file of fitted statistics that is damaged, or no such file
+    |   |-- ArtifactError a file of fitted statistics that is damaged, or no such file
+    |   `-- LedgerError   what an interrupted fit has counted, damaged, of other data, or in use
     |-- ModelError        a model that cannot be imported, built or run       (ValueError)
     |   `-- VerificationError  a changed model that computes something else
     `-- ExtraError        an optional dependency that is not installed        (ImportError)
@@ -82,6 +83,10 @@ class LeakageError(DataError):
 
 class ArtifactError(DataError):
     """A file of fitted statistics is damaged, of another version, or no such file."""
+
+
+class LedgerError(DataError):
+    """What an interrupted fit has counted is damaged, of other data or arguments, or in use."""
 
 
 class ModelError(SlabError, ValueError):

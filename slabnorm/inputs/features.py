@@ -22,7 +22,7 @@ class Features:
     Attributes:
         pattern: the pattern.
         shape: the shape of the statistics, which is the pattern's right side.
-        sample: the shape of the sample they were fitted on.
+        sample: the shape of the sample they were fitted on; None where samples differ.
         before: for every axis of a batch its only possible size, None where any will do; of a
             pattern with a pooled `...`, the axes before it.
         after: ... and those after it.
@@ -31,7 +31,7 @@ class Features:
 
     pattern: Pattern
     shape: tuple[int, ...]
-    sample: tuple[int, ...]
+    sample: tuple[int | None, ...]
     before: tuple[int | None, ...]
     after: tuple[int | None, ...]
     any_rank: bool
@@ -41,14 +41,16 @@ class Features:
     _full: tuple[int, ...]  # ... with brackets at full size
 
     @classmethod
-    def of(cls, pattern: Pattern, sample: tuple[int, ...], sizes: tuple[tuple[str, int], ...]) -> Features:
+    def of(
+        cls, pattern: Pattern, sample: tuple[int | None, ...], sizes: tuple[tuple[str, int], ...]
+    ) -> Features:
         """Bind a pattern to the shape of one sample.
 
         Raises:
             ShapeError: the shape does not fit the pattern.
             PatternError: the sizes do not fit it, or it keeps or splits the sample axis.
         """
-        shape = (1, *sample)
+        shape = (1, *(1 if size is None else size for size in sample))
         _check_sample_axis(pattern, shape)
         slab = plan(pattern, (), shape, sizes)
         kept, split = slab.kept.dims, slab.split
@@ -68,6 +70,12 @@ class Features:
             parts = range(first, first + len(item))
             first += len(item)
             holds = any(part in kept for part in parts)
+            if holds and dim > 0 and sample[dim - 1] is None:
+                raise PatternError(
+                    "an axis that keeps statistics has one size in all samples",
+                    f'"{pattern}" for samples whose axis {dim} differs in size',
+                    "pool that axis, or bring all samples to one size first",
+                )
             fixed.append(shape[dim] if holds else None)
             if not start <= dim < stop:
                 ones.extend(split[part] if part in kept else 1 for part in parts)

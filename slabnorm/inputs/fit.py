@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from numbers import Integral
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from slabnorm.errors import DataWarning, OptionError
-from slabnorm.inputs.chunks import Chunks
-from slabnorm.inputs.missing import ChunkMoments, check_left, check_policy
+from slabnorm.inputs.count import Effort, Opened, Progress
+from slabnorm.inputs.counter import Counting
+from slabnorm.inputs.missing import check_left, check_policy
 from slabnorm.inputs.normalizer import InputNorm
 from slabnorm.inputs.record import Record
 from slabnorm.inputs.schemes import FixedScale, Scheme, first_features, resolve
-from slabnorm.inputs.sources import open_source
+from slabnorm.inputs.sources import Source, open_source
 from slabnorm.inputs.split import guard
-from slabnorm.inputs.tree import Tree
 from slabnorm.moments import Moments
 from slabnorm.pattern import Pattern, parse
 
@@ -33,6 +35,14 @@ def fit(
     nan: str = "raise",
     leak: bool = False,
     key: str | None = None,
+    skip_bad: bool = False,
+    workers: int | None = None,
+    memory: int | None = None,
+    engine: str = "local",
+    address: str | None = None,
+    ledger: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
     **sizes: int,
 ) -> InputNorm:
     """Fit input statistics on the training split, once, and return them as a frozen layer.
@@ -91,26 +101,50 @@ def fit(
     (torch.float32, True)
     """
     check_policy(nan)
-    opened = open_source(source, key)
-    split = guard(split, opened.hints, leak)
-    chunks = Chunks(opened)
-    schema = chunks.schema
+    source = open_source(source, key)
+    split = guard(split, source.hints, leak)
+    effort = Effort(
+        engine,
+        _whole("workers", workers),
+        memory,
+        Path(ledger) if ledger else None,
+        resume,
+        address,
+        progress,
+    )
+    opened = Opened(source, skip_bad)
+    schema = opened.schema
     scheme = resolve(scheme, schema.dtype)
-    chosen = _choose(pattern, scheme, schema.sample, opened.unit)
+    chosen = _choose(
+        pattern, scheme, schema.sample, source.unit, source.pattern if isinstance(source, Source) else ""
+    )
     record = Record(
         scheme, chosen.text, schema.sample, schema.dtype, split, 0, nan, leak, _plain_sizes(sizes)
     )
-    statistics = ChunkMoments(record.features(), sizes, schema, nan)
-    tree = Tree()
-    for chunk in chunks:  # outside of _plain: reading runs the caller's code
-        with _plain():
-            tree.add(statistics.of(chunk, opened.name))
     with _plain():
-        moments = tree.total()
-        check_left(moments, opened.name)
-        norm = InputNorm(replace(record, samples=chunks.samples), moments, statistics.nan_count)
-    _warn_of(scheme, moments)
+        record.features()  # which finds what is wrong with the pattern, before anything is read
+    counting = Counting(
+        chosen.text, tuple(sorted(record.sizes.items())), schema, nan, skip_bad=skip_bad, unit=source.unit
+    )
+    if isinstance(source, Source):
+        counting = replace(counting, order=source.order, whole=source.whole)
+    tally = opened.count(counting, effort)
+    with _plain():
+        check_left(tally.moments, source.name)
+        found = replace(
+            record, samples=tally.samples, names=schema.names, reader=source.reader,
+            skipped=len(tally.skipped), content=f"{tally.content:016x}",
+        )  # fmt: skip
+        norm = InputNorm(found, tally.moments, tally.nan, tally.null)
+        norm.sketch, norm.skipped = tally.sketch, tally.skipped
+    _warn_of(scheme, tally.moments)
     return norm
+
+
+def _whole(name: str, number: int | None) -> int | None:
+    if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
+        raise OptionError(f"{name} is an integer, 1 or more", repr(number))
+    return number
 
 
 def _plain_sizes(sizes: dict[str, int]) -> dict[str, int]:
@@ -125,14 +159,18 @@ def _plain() -> Iterator[None]:
         yield
 
 
-def _choose(pattern: str | Pattern | None, scheme: Scheme, sample: tuple[int, ...], unit: str) -> Pattern:
+def _choose(
+    pattern: str | Pattern | None, scheme: Scheme, sample: tuple[int | None, ...], unit: str, known: str
+) -> Pattern:
     """Return the pattern, by default the one reading that the number of axes leaves."""
     if pattern is not None:
         return pattern if isinstance(pattern, Pattern) else parse(pattern)
     if not scheme.per_feature:
         return parse("n ... ->")
+    if known:
+        return parse(known)
     rank = len(sample) + 1
-    if rank == 4 and sample[-1] > 4:
+    if rank == 4 and (sample[-1] or 0) > 4:
         return parse("n c h w -> c")
     if rank == 2:
         return parse("n c -> c")

@@ -1,20 +1,40 @@
-"""The Moments of one chunk when values may be missing: NaN raised or left out, infinity always raised."""
+"""Values that cannot be counted: NaN raised or left out, infinity and integers that float64 skips raised."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import NoReturn
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from slabnorm.errors import DataError, OptionError, StatisticsError
-from slabnorm.functional import moments
-from slabnorm.inputs.chunks import Chunk, Schema
 from slabnorm.inputs.features import Features
 from slabnorm.inputs.schemes import first_features
 from slabnorm.moments import Moments
-from slabnorm.slab import Slab, plan
+from slabnorm.slab import Slab
 
 POLICIES = ("raise", "omit")
-_EXACT = 2.0**53  # from here on float64 skips integers
+EXACT = 2.0**53  # from here on float64 skips integers
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where a block of samples stands: in what, from which row on, and what its axes are called."""
+
+    name: str
+    first: int
+    features: Features
+
+    def refuse(self, values: np.ndarray, which: np.ndarray, rule: str, fix: str) -> NoReturn:
+        """Raise DataError for the first of some values."""
+        first = tuple(int(i[0]) for i in which.nonzero())
+        place = self.features.place((self.first + first[0], *first[1:]))
+        rows = f"rows {self.first}..{self.first + len(values) - 1}"
+        raise DataError(
+            rule, f"{self.name}: {values[first].item()} at {place}; {int(which.sum())} in {rows}", fix
+        )
 
 
 def check_policy(nan: str) -> None:
@@ -25,59 +45,27 @@ def check_policy(nan: str) -> None:
         )
 
 
-class ChunkMoments:
-    """Takes the Moments of chunks under a NaN policy, and counts what it leaves out.
+def refuse_floats(values: np.ndarray, nan: str, where: Where) -> NoReturn:
+    """Raise what is wrong with a block whose sums are not what the policy takes."""
+    infinite = np.isinf(values)
+    if infinite.any():
+        where.refuse(values, infinite, "data are finite", "mend or leave out these values")
+    missing = np.isnan(values)
+    if nan == "raise" and missing.any():
+        where.refuse(values, missing, 'data hold no NaN under nan="raise"',
+                     'mend them, or leave them out and count them with nan="omit"')  # fmt: skip
+    raise StatisticsError(
+        "sums of values are finite in float64",
+        f"{where.name}, from row {where.first}: values near the end of float64's range",
+        "bring the data nearer to 1 first, as by a change of units",
+    )
 
-    Attributes:
-        nan_count: NaN left out so far, int64, one per feature.
-    """
 
-    def __init__(self, features: Features, sizes: dict[str, int], schema: Schema, nan: str) -> None:
-        self.nan_count = torch.zeros(features.shape, dtype=torch.int64, device="cpu")
-        self._features, self._sizes, self._nan = features, sizes, nan
-        # float64 holds the integers of all other dtypes.
-        self._wide_integers = schema.dtype in ("int64", "uint64")
-
-    def of(self, chunk: Chunk, name: str) -> Moments:
-        """Return the Moments of a chunk.
-
-        Raises:
-            DataError: NaN under the policy "raise", infinity, or an integer beyond 2^53; names the row.
-            StatisticsError: the sum of finite values overflows float64.
-        """
-        found = moments(chunk.values, self._features.pattern, **self._sizes)
-        # The usual case costs no further pass: NaN or infinity anywhere makes its slab's mean non-finite.
-        if not bool(torch.isfinite(found.mean).all()):
-            found = self._without_nan(chunk, name)
-        if self._wide_integers and float(torch.maximum(found.max.max(), -found.min.min())) >= _EXACT:
-            self._refuse(chunk, chunk.values.abs() >= _EXACT, "integers lie within 2^53", name,
-                         "subtract an offset, or give floats, where they are approximate")  # fmt: skip
-        return found
-
-    def _without_nan(self, chunk: Chunk, name: str) -> Moments:
-        infinite = torch.isinf(chunk.values)
-        if bool(infinite.any()):
-            self._refuse(chunk, infinite, "data are finite", name, "mend or leave out these values")
-        missing = torch.isnan(chunk.values)
-        if not bool(missing.any()):
-            raise StatisticsError(
-                "sums of values are finite in float64",
-                f"{name}, from row {chunk.first_row}: values near the end of float64's range",
-                "bring the data nearer to 1 first, as by a change of units",
-            )
-        if self._nan == "raise":
-            self._refuse(chunk, missing, 'data hold no NaN under nan="raise"', name,
-                         'mend them, or leave them out and count them with nan="omit"')  # fmt: skip
-        slab = plan(self._features.pattern, (), tuple(chunk.values.shape), tuple(sorted(self._sizes.items())))
-        self.nan_count += slab.kept.gather(_sum(missing.reshape(slab.split), slab))
-        return moments_where(chunk.values, ~missing, slab)
-
-    def _refuse(self, chunk: Chunk, which: Tensor, rule: str, name: str, fix: str) -> None:
-        first = which.nonzero()[0].tolist()
-        value = chunk.values[tuple(first)].item()
-        place = self._features.place((chunk.first_row + first[0], *first[1:]))
-        rows = f"rows {chunk.first_row}..{chunk.first_row + len(chunk.values) - 1}"
-        raise DataError(rule, f"{name}: {value} at {place}; {int(which.sum())} in {rows}", fix)
+def refuse_integers(values: np.ndarray, where: Where) -> NoReturn:
+    """Raise DataError for integers that float64 does not hold."""
+    beyond = (values >= EXACT) | (values <= -EXACT)
+    where.refuse(values, beyond, "integers lie within 2^53",
+                 "subtract an offset, or give floats, where they are approximate")  # fmt: skip
 
 
 def check_left(found: Moments, name: str) -> None:

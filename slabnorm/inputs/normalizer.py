@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from slabnorm.errors import DtypeError, ShapeError, StatisticsError
+from slabnorm.inputs.frozen import Frozen
 from slabnorm.inputs.record import Record
 from slabnorm.inputs.schemes import Scheme
-from slabnorm.inputs.values import AFFINE, MOMENTS, check_state
+from slabnorm.inputs.sketch import Sketch
+from slabnorm.inputs.values import AFFINE, MOMENTS
 from slabnorm.moments import Moments
 from slabnorm.pattern import Pattern, parse
 
@@ -22,7 +24,7 @@ _NARROW = frozenset({torch.float32, torch.float16, torch.bfloat16, torch.bool} |
 _KEPT = frozenset((torch.float64, torch.float16, torch.bfloat16))
 
 
-class InputNorm(nn.Module):
+class InputNorm(Frozen):
     """Normalise raw inputs with statistics fitted on the training split; make one with `slabnorm.fit`.
 
         forward:  y = ((x - shift) - shift_low) / scale * span + low
@@ -47,11 +49,14 @@ class InputNorm(nn.Module):
         record: how the statistics were fitted.
         moments: the statistics, of the shape of the pattern's right side.
         nan_count: NaN left out of them, per feature; None for none.
+        null_count: values that were missing altogether, as in a table, per feature; None for none.
 
     Attributes:
         record: scheme, pattern, split, dtype, samples and more; see Record.
         shift, shift_low, scale: buffers of the formula above.
-        nan_count: buffer, NaN left out when fitting, per feature.
+        nan_count, null_count: buffers, what was left out when fitting, per feature.
+        sketch: hashes of the samples, by which `audit` finds them in other data; not in the state_dict.
+        skipped: files that could not be read and were left out, and why; only after `fit`.
 
     Raises:
         ShapeError: the moments do not have the shape of the pattern's right side.
@@ -71,9 +76,19 @@ class InputNorm(nn.Module):
     shift_low: Tensor
     scale: Tensor
     nan_count: Tensor
+    null_count: Tensor
+    sketch: Sketch
+    skipped: tuple[tuple[str, str], ...]
 
-    def __init__(self, record: Record, moments: Moments, nan_count: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        record: Record,
+        moments: Moments,
+        nan_count: Tensor | None = None,
+        null_count: Tensor | None = None,
+    ) -> None:
         super().__init__()
+        self.sketch, self.skipped = Sketch(), ()
         self._describe(record)
         if moments.shape != self._features.shape:
             raise ShapeError(
@@ -87,8 +102,9 @@ class InputNorm(nn.Module):
         for name in MOMENTS:
             # A copy: load_state_dict writes into it.
             self.register_buffer(f"moments_{name}", getattr(moments, name).clone())
-        missing = torch.zeros_like(moments.count) if nan_count is None else nan_count.clone()
-        self.register_buffer("nan_count", missing)
+        for name, missing in (("nan_count", nan_count), ("null_count", null_count)):
+            none = torch.zeros_like(moments.count)
+            self.register_buffer(name, none if missing is None else missing.clone())
         self._note_range()
 
     @classmethod
@@ -212,9 +228,9 @@ class InputNorm(nn.Module):
             f"std={_ends(m.std())}",
         ]
         parts += [f"{name}={size}" for name, size in self.record.sizes.items()]
-        constant, missing = int((m.min == m.max).sum()), int(self.nan_count.sum())
+        constant, missing = int((m.min == m.max).sum()), int((self.nan_count + self.null_count).sum())
         parts += [f"constant={constant}"] if constant else []
-        parts += [f"nan={missing}"] if missing else []
+        parts += [f"missing={missing}"] if missing else []
         return ", ".join(parts + (["leak=True"] if self.record.leak else []))
 
     def get_extra_state(self) -> Tensor:
@@ -255,43 +271,6 @@ class InputNorm(nn.Module):
         low = (self.shift - shift.double() + self.shift_low).to(work)
         spread = self._features.spread
         return spread(shift, rank), spread(low, rank), spread(self.scale.to(work), rank)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> InputNorm:
-        """Let statistics follow a device, but no cast."""
-        before = dict(self._buffers)
-        super()._apply(fn, recurse)
-        for name, old in before.items():
-            new = self._buffers[name]
-            if old is not None and new is not None and new.dtype != old.dtype:
-                self._buffers[name] = old.to(new.device)
-        return self
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """Check everything before anything changes."""
-        given = {name: state_dict[prefix + name] for name in self._buffers if prefix + name in state_dict}
-        for name, value in given.items():
-            old = self._buffers[name]
-            if old is not None and (not isinstance(value, Tensor) or value.shape != old.shape):
-                raise ShapeError(
-                    f'{prefix}{name} has shape {tuple(old.shape)} for "{self.record.pattern}"',
-                    str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__,
-                    "load statistics of the same features, or use InputNorm.from_state_dict",
-                )
-        check_state(given, prefix)
-        for name, value in given.items():
-            # assign=True would take a checkpoint's half precision over as it is.
-            state_dict[prefix + name] = value.to(getattr(self, name).dtype)
-        extra = state_dict.get(prefix + "_extra_state")
-        if extra is not None:
-            record = Record.from_tensor(extra)
-            if record.pattern != self.record.pattern or record.sizes != self.record.sizes:
-                raise StatisticsError(
-                    f'these statistics are for "{self.record.pattern}"',
-                    f'a state_dict for "{record.pattern}"',
-                    "use InputNorm.from_state_dict, which takes the pattern from there",
-                )
-        super()._load_from_state_dict(state_dict, prefix, *rest)
-        self._note_range()
 
 
 def _ends(values: Tensor) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -25,23 +26,31 @@ class Record:
         scheme: from Moments to shift and scale.
         pattern: the text of the pattern.
         sizes: the sizes of split axes.
-        sample: the shape of one sample.
+        sample: the shape of one sample; None for a size in which samples differ.
         dtype: the data's dtype, such as "uint8".
         split: the split's name as given to `fit`.
         leak: whether `fit` was told to take held-out data.
         nan: the NaN policy, "raise" or "omit".
         samples: number of samples read.
+        names: of the features, where the data have names for them, as the columns of a table.
+        reader: what read the data, with its version, where that matters: images differ by their decoder.
+        skipped: how many files or parts of files could not be read and were left out.
+        content: the sum of all samples' hashes modulo 2^64, as 16 hexadecimal digits: other data, another sum.
     """
 
     scheme: Scheme
     pattern: str
-    sample: tuple[int, ...]
+    sample: tuple[int | None, ...]
     dtype: str
     split: str
     samples: int
     nan: str = "raise"
     leak: bool = False
     sizes: dict[str, int] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
+    reader: str = ""
+    skipped: int = 0
+    content: str = ""
 
     def features(self) -> Features:
         """Return where the fitted values lie in a batch."""
@@ -49,7 +58,12 @@ class Record:
 
     def to_plain(self) -> dict[str, Any]:
         """Return the record as JSON's own types."""
-        return {**asdict(self), "sample": list(self.sample), "scheme": to_plain(self.scheme)}
+        return {
+            **asdict(self),
+            "sample": list(self.sample),
+            "names": list(self.names),
+            "scheme": to_plain(self.scheme),
+        }
 
     @classmethod
     def from_plain(cls, plain: Any) -> Record:
@@ -64,16 +78,26 @@ class Record:
         for name, kind in _TYPES.items():
             if type(plain[name]) is not kind:
                 raise ValueError(f"{name} is {plain[name]!r:.80}, not of type {kind.__name__}")
-        numbers = [plain["samples"], *plain["sample"], *plain["sizes"].values()]
+        numbers = [plain["samples"], plain["skipped"], *plain["sizes"].values()]
+        numbers += [size for size in plain["sample"] if size is not None]
         if not all(type(number) is int and number >= 0 for number in numbers):
             raise ValueError("samples, sample and sizes are integers, 0 or more")
         if len(plain["sample"]) > 64 or len(plain["pattern"]) > 4096:
             raise ValueError(f"{len(plain['sample'])} axes, a pattern of {len(plain['pattern'])} characters")
+        if not all(type(name) is str for name in plain["names"]):
+            raise ValueError("names are strings")
         if plain["nan"] not in ("raise", "omit"):
             raise ValueError(f"nan is {plain['nan']!r:.80}, not raise or omit")
-        fields = {**plain, "scheme": from_plain(plain["scheme"]), "sample": tuple(plain["sample"])}
+        fields = {
+            **plain,
+            "scheme": from_plain(plain["scheme"]),
+            "sample": tuple(plain["sample"]),
+            "names": tuple(plain["names"]),
+        }
         record = cls(**fields)
-        record.features()  # the pattern must fit the sample
+        shape = record.features().shape  # the pattern must fit the sample
+        if record.names and len(record.names) != math.prod(shape):
+            raise ValueError(f"{len(record.names)} names for features of shape {shape}")
         return record
 
     def to_tensor(self) -> Tensor:
@@ -103,5 +127,5 @@ class Record:
 
 _TYPES = {
     "scheme": dict, "pattern": str, "sample": list, "dtype": str, "split": str, "samples": int, "nan": str,
-    "leak": bool, "sizes": dict,
+    "leak": bool, "sizes": dict, "names": list, "reader": str, "skipped": int, "content": str,
 }  # fmt: skip

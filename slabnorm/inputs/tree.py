@@ -1,33 +1,43 @@
-"""Merging the Moments of many chunks in a tree that only the data decide.
+"""Merging the tallies of many shards in a tree that only the data decide.
 
-Node (level, i) is the merge of nodes (level - 1, 2i) and (level - 1, 2i + 1); chunk i is node (0, i).
-Rounding then depends on the chunks' numbers and on nothing else: not on arrival, not on how many worked.
+Node (level, i) is the merge of nodes (level - 1, 2i) and (level - 1, 2i + 1); shard i is node (0, i).
+Rounding then depends on the shards' numbers and on nothing else: not on arrival, not on how many worked.
 """
 
 from __future__ import annotations
 
-from slabnorm.moments import Moments
+from slabnorm.inputs.tally import Tally
 
 
 class Tree:
-    """Chunks arrive in order, one per `add`; at most one node per level waits for its neighbour."""
+    """Takes shards in any order; at most one node per level waits for its neighbour, and what came early."""
 
     def __init__(self) -> None:
-        self._waiting: list[tuple[int, Moments]] = []  # (level, moments), levels falling
+        self._nodes: list[tuple[int, Tally]] = []  # (level, tally), levels falling
+        self._early: dict[int, Tally] = {}
+        self._next = 0
+        self.bound = 1 << 64  # from which on no hash can be in the sketch of all
 
-    def add(self, moments: Moments) -> None:
-        """Add the next chunk."""
+    def add(self, number: int, tally: Tally) -> None:
+        """Add shard `number`; each number once."""
+        self._early[number] = tally
+        self.bound = min(self.bound, tally.sketch.bound)
+        while self._next in self._early:
+            self._append(self._early.pop(self._next))
+            self._next += 1
+
+    def _append(self, tally: Tally) -> None:
         level = 0
-        while self._waiting and self._waiting[-1][0] == level:
-            moments = self._waiting.pop()[1].merge(moments)
+        while self._nodes and self._nodes[-1][0] == level:
+            tally = self._nodes.pop()[1].merge(tally)
             level += 1
-        self._waiting.append((level, moments))
+        self._nodes.append((level, tally))
 
-    def total(self) -> Moments:
-        """Return the Moments of all chunks so far; the empty Moments if there are none."""
-        if not self._waiting:
-            return Moments.empty()
-        total = self._waiting[-1][1]
-        for _, moments in reversed(self._waiting[:-1]):
-            total = moments.merge(total)
+    def total(self) -> Tally | None:
+        """Return the tally of all shards, of which none may be missing; None if there were none."""
+        if not self._nodes:
+            return None
+        total = self._nodes[-1][1]
+        for _, tally in reversed(self._nodes[:-1]):
+            total = tally.merge(total)
         return total

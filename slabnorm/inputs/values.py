@@ -35,8 +35,9 @@ def check_state(given: dict[str, Tensor], prefix: str) -> None:
 def check_moments(tensors: dict[str, Tensor], record: Record) -> None:
     """Raise ValueError for numbers that no data set has, whoever wrote them."""
     count, mean, m2, low, high = (tensors[name] for name in MOMENTS[:5])
-    values = record.samples * math.prod(record.sample)
-    nans = tensors["nan_count"]
+    known = None not in record.sample  # the number of values in a sample
+    values = record.samples * math.prod(record.sample) if known else int(count.sum())  # type: ignore[arg-type]
+    nans = tensors["nan_count"] + tensors["null_count"]
     if values >= 1 << 62:
         raise ValueError(f"{values} values")
     within = (count > 0) & (nans >= 0) & (count <= values) & (nans <= values)  # sums of these do not wrap
@@ -44,7 +45,8 @@ def check_moments(tensors: dict[str, Tensor], record: Record) -> None:
     most = (high / 2 - low / 2).square() * (1 + 1e-9) + 1e-300
     rules = {
         "counts are positive, and no more than the values": within,
-        "counts and NaN counts add up to all values": count + nans == values // count.numel(),
+        "counts and NaN counts add up to all values": (count + nans == values // count.numel())
+        | torch.tensor(not known),
         "numbers are finite": torch.stack([tensors[name].isfinite() for name in _FINITE]).all(0),
         "min <= mean <= max": (low <= high) & (low - room <= mean) & (mean <= high + room),
         # Popoviciu's inequality, with room for rounding. Where the square of the range leaves float64 there

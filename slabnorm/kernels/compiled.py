@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from numba import types
 
-from slabnorm.kernels import columns, columns_backward, driver, rows, rows_backward, small, threads
+from slabnorm.kernels import columns, columns_backward, driver, hashing, rows, rows_backward, small, threads
+from slabnorm.kernels import tally as tallying
 from slabnorm.kernels.curves import CODES
 
 _STATS = types.Array(types.float64, 2, "C")
@@ -92,6 +93,26 @@ def enter(dtype: torch.dtype) -> Callable[..., int]:
     """Return the compiled `small.enter`."""
     signature = (_STATS, types.int64, types.int64, types.int64, types.float64, types.int64, types.int64)
     return _compiled(small.enter_kernel(ARRAYS[dtype], _version()), signature)
+
+
+@cache
+def tally(dtype: str, exact: bool) -> Callable[..., Any]:
+    """Return the compiled function that adds a table of this dtype to the sums of its features."""
+    values, wide = numba.from_dtype(np.dtype(dtype)), types.int64 if exact else types.float64
+    line, table = (lambda of: types.Array(of, 1, "C")), (lambda of: types.Array(of, 2, "C"))
+    signature = (
+        line(values), line(types.int64), table(wide), table(types.int64), table(values),
+        line(wide), table(wide), table(values), table(wide),
+    )  # fmt: skip
+    return _compiled(tallying.add_kernel(_flag(exact), _version()), signature)
+
+
+@cache
+def hashes(dtype: str) -> Callable[..., Any]:
+    """Return the compiled function that adds values of this dtype to the hashes of their samples."""
+    words, values = types.Array(types.uint64, 1, "C"), types.Array(numba.from_dtype(np.dtype(dtype)), 1, "C")
+    signature = (values, types.int64, types.int64, words, words, types.boolean, words)
+    return _compiled(hashing.hash_kernel(_version()), signature)
 
 
 def _flag(value: bool) -> int | None:

@@ -188,7 +188,8 @@ def test_a_file_that_shrinks_while_it_is_read(tmp_path, monkeypatch):
 
     path = tmp_path / "a.npy"
     np.save(path, DATA)
-    blocks = NpySource(path).blocks()
+    (shard,) = NpySource(path).shards()
+    blocks = shard.blocks()
     next(blocks)
     with open(path, "r+b") as file:
         file.truncate(600)

@@ -8,21 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 from slabnorm.errors import DataError
 from slabnorm.inputs.sources.arrays import ArraySource, is_array
-from slabnorm.inputs.sources.base import Block, Source
+from slabnorm.inputs.sources.base import Bad, Block, Shard, Source, Stream
 from slabnorm.inputs.sources.batches import BatchSource
-from slabnorm.inputs.sources.datasets import DatasetSource
+from slabnorm.inputs.sources.datasets import DatasetSource, IterableSource
 from slabnorm.inputs.sources.npy import NpySource, NpzSource
 from slabnorm.inputs.sources.samples import pick
 from slabnorm.inputs.split import Hint, held_out
 
-__all__ = ["Block", "Source", "open_source"]
+__all__ = ["Bad", "Block", "Shard", "Source", "Stream", "open_source"]
 
 
-def open_source(source: Any, key: str | None = None) -> Source:
+def open_source(source: Any, key: str | None = None) -> Source | Stream:
     """Return the Source that reads this kind of data.
 
     Args:
@@ -41,6 +41,8 @@ def open_source(source: Any, key: str | None = None) -> Source:
         return ArraySource(
             source[name], f"npz[{name!r}]", (Hint(f"the array {name!r}", word),) if word else ()
         )
+    if isinstance(source, IterableDataset):
+        return IterableSource(source, key)
     if isinstance(source, Dataset):
         return DatasetSource(source, key)
     if is_array(source):
@@ -67,7 +69,7 @@ def open_source(source: Any, key: str | None = None) -> Source:
     )
 
 
-def _open_path(path: Path, key: str | None) -> Source:
+def _open_path(path: Path, key: str | None) -> Source | Stream:
     try:
         exists, regular = path.exists(), path.is_file()
     except OSError as error:  # such as a name that no file system takes

@@ -1,23 +1,45 @@
-"""Arrays and tensors in memory, memory maps, and whatever can be sliced like one (HDF5, Zarr)."""
+"""Arrays and tensors in memory, memory maps, and whatever can be sliced like one (HDF5)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from slabnorm.inputs.sources.base import BLOCK_BYTES, Block, as_block
+from slabnorm.inputs.sources.base import BLOCK_BYTES, Block, Shard, Source, as_block
+from slabnorm.inputs.sources.parts import bounds
 from slabnorm.inputs.split import Hint, file_hints
 
 
-class ArraySource:
-    """One array or tensor, its samples along the first axis."""
+@dataclass(frozen=True)
+class ArrayShard(Shard):
+    """Some rows of an array."""
 
-    unit = "rows"
+    array: Any = None
+    last: int = 0
+
+    def blocks(self) -> Iterator[Block]:
+        """Yield the rows: those of an array are a view, and a memory map reads what it is asked for."""
+        if isinstance(self.array, np.ndarray | Tensor):
+            if self.array.ndim == 0:
+                yield self.array
+                return
+            yield self.array[self.first : self.last]
+            return
+        # What only behaves like an array may have to fetch or decompress: a few rows at a time.
+        row = math.prod(self.array.shape[1:]) * np.dtype(self.array.dtype).itemsize
+        rows = max(1, BLOCK_BYTES // max(1, row))
+        for start in range(self.first, max(self.last, 1), rows):
+            yield as_block(self.array[start : min(start + rows, self.last)], self.name)
+
+
+class ArraySource(Source):
+    """One array or tensor, its samples along the first axis."""
 
     def __init__(self, array: Any, name: str = "", hints: tuple[Hint, ...] = ()) -> None:
         self.name = name or ("tensor" if isinstance(array, Tensor) else "array")
@@ -25,19 +47,17 @@ class ArraySource:
         if isinstance(array, np.memmap) and array.filename is not None and not name:
             path = Path(str(array.filename))
             self.name, self.hints = str(path), file_hints(path)
-        self._array = array
+        whole = isinstance(array, np.ndarray | Tensor) or not _slices(array)
+        self._array = as_block(array, self.name) if whole else array
 
-    def blocks(self) -> Iterator[Block]:
-        """Yield the whole array: slices of it are views, and a memory map reads what it is asked for."""
-        if isinstance(self._array, np.ndarray | Tensor) or not _slices(self._array):
-            yield as_block(self._array, self.name)
-            return
-        # What only behaves like an array may have to fetch or decompress: a few rows at a time.
-        count, *rest = self._array.shape
-        row = math.prod(rest) * np.dtype(self._array.dtype).itemsize
-        rows = max(1, BLOCK_BYTES // max(1, row))
-        for start in range(0, max(1, count), rows):
-            yield as_block(self._array[start : start + rows], self.name)
+    def shards(self) -> list[Shard]:
+        """Return runs of rows."""
+        shape = tuple(self._array.shape)
+        size = math.prod(shape[1:]) * self._array.dtype.itemsize
+        return [
+            ArrayShard(number, self.name, "", size * (last - first), 0, first, self._array, last)
+            for number, (first, last) in enumerate(bounds(shape))
+        ]
 
 
 def is_array(value: Any) -> bool:

@@ -1,14 +1,15 @@
-"""What a source is: a name, blocks of samples in order, and what it says about its split.
+"""What a source is: a name, shards of samples, and what it says about its split.
 
-To read a new kind of data, write a class with these four in a file of its own, and add it to
-`open_source`. A source checks what only it can know (files, containers); the values it passes on
-are checked by chunks.py, so every source gets the same rules.
+To read a new kind of data, write a class with shards in a file of its own, and add it to `open_source`. A
+source checks what only it can know (files, containers); the values it passes on are checked where they are
+counted, so every source gets the same rules.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,22 +23,86 @@ Block = np.ndarray | Tensor  # samples along the first axis; any strides, byte o
 BLOCK_BYTES = 8 << 20  # what a source reads at once where it can choose
 
 
-class Source(Protocol):
-    """A data set that can be read once, from the first sample to the last.
+class Bad(NamedTuple):
+    """What could not be read, among what could: a file's name, and why."""
+
+    name: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A part of a data set that is read alone, by any worker, as often as needed. It can be pickled.
+
+    Attributes:
+        number: its place in the data set, from 0 on; the same data give the same numbers.
+        name: how messages call it.
+        fingerprint: changes when the data do, as a file's size and time; empty for what is in memory.
+        size: about how many bytes are read for it.
+        memory: about how many bytes it takes while it is read.
+        first: the number of its first sample, where that is known.
+    """
+
+    number: int
+    name: str
+    fingerprint: str = ""
+    size: int = 0
+    memory: int = 2 * BLOCK_BYTES
+    first: int = 0
+
+    def blocks(self) -> Iterator[Block | Bad]:
+        """Yield the samples in order, in blocks of any length, or what could not be read.
+
+        Raises:
+            DataError: the shard as a whole cannot be read.
+        """
+        raise NotImplementedError
+
+
+class Source:
+    """A data set that is read shard by shard, in any order. A source that knows its Schema without reading
+    has a method `schema()` that returns it.
 
     Attributes:
         name: how messages call it: "train.npy", "array", "MNIST".
-        unit: how they call one block: "batch", "item".
+        unit: how they call one block: "batch", "item", "rows".
         hints: what it says about its split.
+        order: the axes of a sample as memory has them; () for their own order.
+        pattern: which axes keep statistics, where the source knows; else "".
+        whole: whether every block is counted by itself, as images are, whose sizes differ.
+        parallel: whether threads may read shards at the same time, and gain by it.
+        reader: what decodes the data, with its version, where that decides values, as of images.
     """
 
     name: str
-    unit: str
-    hints: tuple[Hint, ...]
+    unit: str = "rows"
+    hints: tuple[Hint, ...] = ()
+    order: tuple[int, ...] = ()
+    pattern: str = ""
+    whole: bool = False
+    parallel: bool = True
+    reader: str = ""
+
+    def shards(self) -> Sequence[Shard]:
+        """Return all shards in order.
+
+        Raises:
+            DataError: the data set cannot be listed.
+        """
+        raise NotImplementedError
+
+
+class Stream:
+    """A data set that can be read once, from the first sample to the last, as batches from a loader."""
+
+    name: str
+    unit: str = "batch"
+    hints: tuple[Hint, ...] = ()
+    reader: str = ""
 
     def blocks(self) -> Iterator[Block]:
         """Yield the samples in order, in blocks of any length."""
-        ...
+        raise NotImplementedError
 
 
 def as_block(value: Any, where: str) -> Block:

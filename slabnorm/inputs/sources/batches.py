@@ -9,13 +9,13 @@ from typing import Any
 from torch.utils.data import DataLoader, RandomSampler, WeightedRandomSampler
 
 from slabnorm.errors import DataError, DataWarning
-from slabnorm.inputs.sources.base import Block
+from slabnorm.inputs.sources.base import Block, Stream
 from slabnorm.inputs.sources.datasets import dataset_hints
 from slabnorm.inputs.sources.samples import x_of
 from slabnorm.inputs.split import Hint
 
 
-class BatchSource:
+class BatchSource(Stream):
     """An iterable whose items are batches; it is iterated once."""
 
     unit = "batch"

@@ -3,47 +3,78 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from torch.utils.data import Dataset, IterableDataset
 
 from slabnorm.errors import DataError
-from slabnorm.inputs.sources.base import Block
+from slabnorm.inputs.sources.base import Block, Shard, Source, Stream
+from slabnorm.inputs.sources.parts import bounds
 from slabnorm.inputs.sources.samples import x_of
 from slabnorm.inputs.split import Hint, held_out
 
 _SAYS_SPLIT = ("split", "_split", "image_set")  # as torchvision's data sets name it
 
 
-class DatasetSource:
-    """A torch Dataset: map-style by number, iterable style by iteration."""
+class IterableSource(Stream):
+    """An iterable-style torch Dataset: it is iterated once."""
 
     unit = "item"
 
-    def __init__(self, dataset: Dataset, key: str | None) -> None:
+    def __init__(self, dataset: IterableDataset, key: str | None) -> None:
         self.name = type(dataset).__name__
         self.hints = dataset_hints(dataset)
         self._dataset, self._key = dataset, key
 
     def blocks(self) -> Iterator[Block]:
         """Yield one sample at a time."""
-        for number, item in enumerate(self._items()):
+        for number, item in enumerate(self._dataset):
             yield x_of(item, self._key, f"item {number} of {self.name}")[None]
 
-    def _items(self) -> Iterator[Any]:
+
+@dataclass(frozen=True)
+class DatasetShard(Shard):
+    """Some items of a map-style Dataset."""
+
+    dataset: Any = None
+    key: str | None = None
+    last: int = 0
+
+    def blocks(self) -> Iterator[Block]:
+        """Yield one sample at a time."""
+        # By number and length: many map-style data sets never raise the IndexError that ends a for.
+        for number in range(self.first, self.last):
+            yield x_of(self.dataset[number], self.key, f"item {number} of {self.name}")[None]
+
+
+class DatasetSource(Source):
+    """A map-style torch Dataset, whose items are single samples."""
+
+    unit, parallel = "item", False  # its code may share anything
+
+    def __init__(self, dataset: Dataset, key: str | None) -> None:
+        self.name = type(dataset).__name__
+        self.hints = dataset_hints(dataset)
+        self._dataset, self._key = dataset, key
+
+    def shards(self) -> list[Shard]:
+        """Return runs of items."""
         dataset: Any = self._dataset
-        if isinstance(dataset, IterableDataset):
-            yield from dataset
-        elif hasattr(dataset, "__len__"):
-            # By number and length: many map-style data sets never raise the IndexError that ends a for.
-            for number in range(len(dataset)):
-                yield dataset[number]
-        else:
+        if not hasattr(dataset, "__len__"):
             raise DataError(
                 "a map-style Dataset has a length",
                 f"{self.name} without __len__",
                 "add __len__, or make it an IterableDataset",
             )
+        count = len(dataset)
+        if not count:
+            return []
+        first = x_of(dataset[0], self._key, f"item 0 of {self.name}")
+        return [
+            DatasetShard(number, self.name, "", 0, 0, start, dataset, self._key, last)
+            for number, (start, last) in enumerate(bounds((count, *first.shape)))
+        ]
 
 
 def dataset_hints(dataset: Any) -> tuple[Hint, ...]:

@@ -8,6 +8,7 @@ loaded whole (`.npz`).
 from __future__ import annotations
 
 import math
+import os
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -19,7 +20,8 @@ from typing import IO
 import numpy as np
 
 from slabnorm.errors import DataError
-from slabnorm.inputs.sources.base import BLOCK_BYTES, Block, check_array
+from slabnorm.inputs.sources.base import BLOCK_BYTES, Block, Shard, Source, Stream, check_array
+from slabnorm.inputs.sources.parts import bounds, fingerprint
 from slabnorm.inputs.sources.samples import pick
 from slabnorm.inputs.split import Hint, file_hints, held_out
 
@@ -28,31 +30,55 @@ _BROKEN = (ValueError, SyntaxError, EOFError, RecursionError, MemoryError, TypeE
 _BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 
 
-class NpySource:
-    """One `.npy` file."""
+@dataclass(frozen=True)
+class NpyShard(Shard):
+    """Some rows of a `.npy` file."""
 
-    unit = "rows"
+    path: Path = Path()
+    last: int = 0
+
+    def blocks(self) -> Iterator[Block]:
+        """Yield a few rows at a time."""
+        try:
+            with open(self.path, "rb") as file:
+                header = _read_header(file, self.name)
+                _check_size(header, self.path.stat().st_size - file.tell(), self.name)
+                if not header.fortran:
+                    yield from _rows(file, header, self.name, self.first, self.last)
+                    return
+            yield np.load(self.path, mmap_mode="r", allow_pickle=False)[self.first : self.last]
+        except OSError as error:
+            raise _unreadable(self.name, error) from error
+
+
+class NpySource(Source):
+    """One `.npy` file."""
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
         self.hints = file_hints(path)
         self._path = path
 
-    def blocks(self) -> Iterator[Block]:
-        """Yield a few rows at a time."""
+    def shards(self) -> list[Shard]:
+        """Return runs of rows."""
         try:
             with open(self._path, "rb") as file:
                 header = _read_header(file, self.name)
                 _check_size(header, self._path.stat().st_size - file.tell(), self.name)
-                if not header.fortran:
-                    yield from _rows(file, header, self.name)
-                    return
-            yield np.load(self._path, mmap_mode="r", allow_pickle=False)
+                mark = fingerprint(self._path)
         except OSError as error:
             raise _unreadable(self.name, error) from error
+        row = math.prod(header.shape[1:]) * header.dtype.itemsize
+        return [
+            NpyShard(
+                number, self.name, mark, row * (last - first), 2 * max(BLOCK_BYTES, row), first,
+                self._path, last,
+            )
+            for number, (first, last) in enumerate(bounds(header.shape))
+        ]  # fmt: skip
 
 
-class NpzSource:
+class NpzSource(Stream):
     """One array of an `.npz` file: that named by `key`, else `x`, else the only one."""
 
     unit = "rows"
@@ -70,7 +96,7 @@ class NpzSource:
         )
 
     def blocks(self) -> Iterator[Block]:
-        """Yield a few rows at a time."""
+        """Yield a few rows at a time: a compressed file is read from the start."""
         with self._open() as archive:
             try:
                 info = archive.getinfo(f"{self._key}.npy")
@@ -81,7 +107,8 @@ class NpzSource:
                         data = np.frombuffer(file.read(), header.dtype)
                         yield data.reshape(header.shape, order="F")
                     else:
-                        yield from _rows(file, header, self.name)
+                        count = header.shape[0] if header.shape else 0
+                        yield from _rows(file, header, self.name, 0, count)
             except _BROKEN_ZIP as error:
                 raise DataError(
                     "an npz file is a zip archive without damage",
@@ -137,15 +164,17 @@ def _check_size(header: _Header, held: int, name: str) -> None:
         )
 
 
-def _rows(file: IO[bytes], header: _Header, name: str) -> Iterator[np.ndarray]:
+def _rows(file: IO[bytes], header: _Header, name: str, first: int, last: int) -> Iterator[np.ndarray]:
     if not header.shape:
         yield np.frombuffer(file.read(), header.dtype).reshape(())
         return
-    count, *rest = header.shape
+    rest = header.shape[1:]
     row = math.prod(rest) * header.dtype.itemsize
     rows = max(1, BLOCK_BYTES // max(1, row))
-    for start in range(0, max(1, count), rows):
-        wanted = min(rows, count - start)
+    if first:
+        file.seek(first * row, os.SEEK_CUR)
+    for start in range(first, max(first + 1, last), rows):
+        wanted = min(rows, last - start)
         data = file.read(wanted * row)
         if len(data) < wanted * row:
             raise DataError(

@@ -1,0 +1,188 @@
+"""Counting a whole data set: shards to workers, tallies to the ledger and into the tree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from slabnorm.errors import DataError, OptionError
+from slabnorm.inputs.chunks import chunks
+from slabnorm.inputs.counter import Counter, Counting
+from slabnorm.inputs.engines import local
+from slabnorm.inputs.ledger import Ledger
+from slabnorm.inputs.schema import Schema, check_schema, schema_of
+from slabnorm.inputs.sources import Bad, Block, Shard, Source, Stream
+from slabnorm.inputs.sources.parts import SHARD, chunk_rows
+from slabnorm.inputs.tally import Tally
+from slabnorm.inputs.tree import Tree
+
+Progress = Callable[[int, int], None]  # bytes done since the last call, bytes in all; 0 if unknown
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How a data set is counted, none of which changes what comes out.
+
+    Attributes:
+        engine: "local" or "ray".
+        workers: how many shards are counted at once; None for as many as there are cores.
+        memory: bytes that the shards being read may take together; None for no bound.
+        ledger: where tallies are kept while it runs; None for nowhere.
+        resume: whether to go on with a ledger that is there.
+        address: of a Ray cluster; None starts a local one.
+        progress: called after every shard.
+    """
+
+    engine: str = "local"
+    workers: int | None = None
+    memory: int | None = None
+    ledger: Path | None = None
+    resume: bool = False
+    address: str | None = None
+    progress: Progress | None = None
+
+
+class Opened:
+    """A source whose first block has been looked at.
+
+    Attributes:
+        schema: what all its samples have in common.
+
+    Raises:
+        DataError: no samples.
+    """
+
+    def __init__(self, source: Source | Stream, skip_bad: bool = False) -> None:
+        self.source: Any = source
+        self.shards: list[Shard] | None = None
+        self._blocks: Iterator[Block] | None = None
+        if isinstance(source, Source):
+            self.shards = list(source.shards())
+            self.schema: Schema = source.schema() if hasattr(source, "schema") else self._peek(skip_bad)
+        else:
+            blocks = source.blocks()
+            first = next(blocks, None)
+            if first is None:
+                raise empty(source.name)
+            self._blocks = chain([first], blocks)
+            self.schema = schema_of(first, source.name)
+
+    def _peek(self, skip_bad: bool) -> Schema:
+        """Return the schema of the first block that can be read."""
+        for shard in self.shards or ():
+            try:
+                for block in shard.blocks():
+                    if not isinstance(block, Bad):
+                        return schema_of(block, self.source.name)
+            except DataError:
+                if not skip_bad:
+                    raise
+        raise empty(self.source.name)
+
+    def count(self, counting: Counting, effort: Effort) -> Tally:
+        """Return the tally of all samples.
+
+        Raises:
+            DataError: the data cannot be read or counted.
+            LedgerError: the ledger is not of this fit.
+            OptionError: the effort is none for this kind of data.
+        """
+        if self.shards is None:
+            total = self._count_stream(counting, effort)
+        else:
+            total = _count_shards(self.shards, self.source, counting, effort)
+        if total is None or not total.samples:
+            raise empty(self.source.name)
+        return total
+
+    def _count_stream(self, counting: Counting, effort: Effort) -> Tally | None:
+        """Count what can be read only once: here, in order, in shards of the same length as an array's."""
+        if effort.ledger is not None or effort.engine != "local":
+            raise OptionError(
+                "a ledger and an engine want data that can be read again, shard by shard",
+                f"{self.source.name}, which is read once from start to end",
+                "give files, an array or a map-style Dataset, or leave ledger and engine out",
+            )
+        blocks, self._blocks = self._blocks, None
+        if blocks is None:
+            raise OptionError("an iterable is read once", self.source.name, "open it again")
+        tree, number, name = Tree(), 0, self.source.name
+        rows = chunk_rows(counting.schema.values)
+        counter, held, first = Counter(counting, name), 0, 0
+        for chunk in chunks(self._checked(blocks, counting), rows):
+            if held == SHARD:
+                tree.add(number, counter.tally())
+                number, first = number + 1, first + held * rows
+                counter, held = Counter(counting, name, first, tree.bound), 0
+            counter.add(chunk)
+            held += 1
+            if effort.progress:
+                effort.progress(chunk.nbytes, 0)
+        tree.add(number, counter.tally())
+        return tree.total()
+
+    def _checked(self, blocks: Iterator[Block], counting: Counting) -> Iterator[Block]:
+        for number, block in enumerate(blocks):
+            where = f"{counting.unit} {number} of {self.source.name}"
+            check_schema(counting.schema, block, self.source.name, where)
+            yield block
+
+
+def _count_shards(
+    shards: list[Shard], source: Source, counting: Counting, effort: Effort
+) -> Tally | None:  # fmt: skip
+    tree = Tree()
+    ledger = None
+    if effort.ledger is not None:
+        if not all(shard.fingerprint for shard in shards):
+            raise OptionError(
+                "a ledger wants data that can be told to be the same later, as files can",
+                source.name,
+                "give files, or leave the ledger out",
+            )
+        ledger = Ledger(effort.ledger, _plan(source, counting, shards), effort.resume)
+    all_bytes = sum(shard.size for shard in shards)
+    try:
+        left = {shard.number: shard for shard in shards}
+        for shard, tally in ledger.done(shards) if ledger else ():
+            tree.add(left.pop(shard.number).number, tally)
+            if effort.progress:
+                effort.progress(shard.size, all_bytes)
+        for shard, tally in _run(list(left.values()), source, counting, lambda: tree.bound, effort):
+            if ledger:
+                ledger.add(shard, tally)
+            tree.add(shard.number, tally)
+            if effort.progress:
+                effort.progress(shard.size, all_bytes)
+    finally:
+        if ledger:
+            ledger.close()
+    return tree.total()
+
+
+def _run(
+    shards: Sequence[Shard], source: Source, counting: Counting, bound: Callable[[], int], effort: Effort
+) -> Iterator[tuple[Shard, Tally]]:
+    if effort.engine == "ray":
+        from slabnorm.inputs.engines import cluster
+
+        yield from cluster.run(shards, counting, bound, effort.workers, effort.address)
+        return
+    processes = not source.parallel and effort.workers is not None and effort.workers > 1
+    workers = effort.workers or (local.cores() if source.parallel else 1)
+    workers = min(workers, max(1, len(shards)))
+    yield from local.run(shards, counting, bound, workers, effort.memory, processes)
+
+
+def _plan(source: Source, counting: Counting, shards: list[Shard]) -> dict[str, Any]:
+    plain = asdict(counting)
+    schema = plain.pop("schema")
+    return {**plain, **schema, "source": source.name, "shards": len(shards)}
+
+
+def empty(name: str) -> DataError:
+    """Return the error of a data set without samples."""
+    return DataError("a data set holds samples", f"{name} is empty", "check what was selected or filtered")

@@ -1,0 +1,155 @@
+"""Counting one shard: its blocks, in order, to a Tally."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from slabnorm.inputs.features import Features
+from slabnorm.inputs.grid import Grid, as_numpy, flat
+from slabnorm.inputs.missing import EXACT, Where, moments_where, refuse_floats, refuse_integers
+from slabnorm.inputs.schema import Schema
+from slabnorm.inputs.sketch import SIZE, Collector
+from slabnorm.inputs.sources.base import Block
+from slabnorm.inputs.sums import Sums, hash_samples
+from slabnorm.inputs.tally import Tally
+from slabnorm.moments import Moments
+from slabnorm.pattern import parse
+from slabnorm.slab import plan
+
+WIDE = ("int64", "uint64")
+
+
+@dataclass(frozen=True)
+class Counting:
+    """What to count, the same for every shard; plain data, which travels to other processes.
+
+    Attributes:
+        pattern, sizes: which axes keep statistics of their own.
+        schema: what all samples have in common.
+        nan: "raise" or "omit".
+        order: the axes of a sample as memory has them; () for their own order.
+        sketch: how many hashes of samples are kept.
+        whole: whether every block is counted by itself.
+        skip_bad: whether what cannot be read is left out and listed.
+        unit: how messages call a block.
+    """
+
+    pattern: str
+    sizes: tuple[tuple[str, int], ...]
+    schema: Schema
+    nan: str = "raise"
+    order: tuple[int, ...] = ()
+    sketch: int = SIZE
+    whole: bool = False
+    skip_bad: bool = False
+    unit: str = "block"
+
+    def features(self) -> Features:
+        """Return where the statistics lie in a batch."""
+        return Features.of(parse(self.pattern), self.schema.sample, self.sizes)
+
+
+class Counter:
+    """Counts the samples of one shard, in order.
+
+    Args:
+        counting: what to count.
+        name: of the shard, for messages.
+        first: the number of its first sample, where that is known.
+        bound: hashes from this on need not be kept (see sketch.py).
+    """
+
+    def __init__(self, counting: Counting, name: str, first: int = 0, bound: int = 1 << 64) -> None:
+        self._counting, self._name, self._first = counting, name, first
+        self._features = counting.features()
+        self._grids: dict[tuple[int, ...], Grid | None] = {}
+        self._sums: Sums | None = None
+        self._other = Moments.empty(self._features.shape)
+        self._nan = torch.zeros(self._features.shape, dtype=torch.int64)
+        self._collector, self._content, self._samples = Collector(counting.sketch, bound), 0, 0
+        self._grid: Grid | None = None
+
+    def add(self, block: Block) -> None:
+        """Count a block of samples.
+
+        Raises:
+            DataError: NaN under the policy "raise", infinity, or an integer beyond 2^53; names the row.
+            StatisticsError: the sum of finite values overflows float64.
+        """
+        values = as_numpy(block)
+        sample = tuple(values.shape[1:])
+        order = self._counting.order or tuple(range(len(sample)))
+        line = flat(values, order)
+        grid = self._grid_of(sample, order)
+        if grid is None:
+            self._add_slowly(values)
+        else:
+            self._grid = grid
+            if self._sums is None:
+                self._sums = Sums(line.dtype, grid.features)
+            self._sums.add(line, grid.run)
+            self._check(values, self._sums)
+        if self._counting.sketch and len(values):
+            hashes = hash_samples(line, line.size // len(values))
+            self._collector.add(hashes)
+            self._content = (self._content + int(hashes.sum())) & ((1 << 64) - 1)
+        self._samples += len(values)
+
+    def tally(self, skipped: Sequence[tuple[str, str]] = ()) -> Tally:
+        """Return what has been counted."""
+        moments, nan = self._other, self._nan
+        if self._sums is not None and self._grid is not None:
+            found, gather = self._sums.moments(), self._grid.gather
+            parts = (found.count, found.mean, found.m2, found.min, found.max, found.mean_low, found.m2_low)
+            moments = Moments(*map(gather, parts))
+            nan = gather(torch.from_numpy(self._sums.nan.copy()))
+        return Tally(
+            self._samples,
+            moments,
+            nan,
+            torch.zeros_like(nan),
+            self._collector.sketch(),
+            self._content,
+            tuple(skipped),
+        )
+
+    def _grid_of(self, sample: tuple[int, ...], order: tuple[int, ...]) -> Grid | None:
+        if sample not in self._grids:
+            pattern = parse(self._counting.pattern)
+            self._grids[sample] = Grid.of(pattern, sample, self._counting.sizes, order)
+        return self._grids[sample]
+
+    def _check(self, values: np.ndarray, sums: Sums) -> None:
+        low, high = sums.extremes
+        where = Where(self._name, self._first + self._samples, self._features)
+        if values.dtype.kind == "f":
+            infinite = bool(np.isneginf(low).any() or np.isposinf(high).any())
+            if infinite or not sums.finite or (self._counting.nan == "raise" and sums.nan.any()):
+                refuse_floats(values, self._counting.nan, where)
+        elif values.dtype.name in WIDE and (high.max() >= EXACT or low.min() <= -EXACT):
+            refuse_integers(values, where)
+
+    def _add_slowly(self, values: np.ndarray) -> None:
+        """Any pattern: in plain torch, in float64."""
+        x = torch.from_numpy(values.astype(np.float64))
+        where = Where(self._name, self._first + self._samples, self._features)
+        if values.dtype.name in WIDE and bool((x.abs() >= EXACT).any()):
+            refuse_integers(values, where)
+        slab = plan(parse(self._counting.pattern), (), tuple(x.shape), self._counting.sizes)
+        missing = torch.isnan(x)
+        found = moments_where(x, ~missing, slab)
+        some = bool(missing.any())
+        if (
+            (some and self._counting.nan == "raise")
+            or not bool(torch.isfinite(found.mean).all())
+            or bool(torch.isinf(x).any())
+        ):
+            refuse_floats(values, self._counting.nan, where)
+        self._other = self._other.merge(found)
+        if some:
+            split = missing.reshape(slab.split).sum(slab.pooled, keepdim=True)
+            self._nan = self._nan + slab.kept.gather(split)

@@ -1,0 +1,112 @@
+"""The workers of one machine: threads, or processes for a data set whose reading is Python code."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    wait,
+)
+from multiprocessing import get_context
+
+import torch
+
+from slabnorm.inputs.counter import Counting
+from slabnorm.inputs.sources.base import Shard
+from slabnorm.inputs.tally import Tally
+from slabnorm.inputs.work import count_shard
+
+
+def cores() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run(
+    shards: Sequence[Shard],
+    counting: Counting,
+    bound: Callable[[], int],
+    workers: int,
+    memory: int | None,
+    processes: bool = False,
+) -> Iterator[tuple[Shard, Tally]]:
+    """Yield the tally of every shard, in the order in which they are done.
+
+    Args:
+        shards: what to count.
+        counting: how.
+        bound: which hashes the tallies so far have pushed out; it may grow tighter meanwhile.
+        workers: how many at once.
+        memory: bytes that the shards being read may take together; None for no bound.
+        processes: whether the workers are processes rather than threads.
+
+    Raises:
+        DataError: what counting a shard raises; of several, that of the first shard.
+    """
+    if workers == 1 and not processes:
+        for shard in shards:
+            yield shard, _count(shard, counting, bound())
+        return
+    with _pool(workers, processes) as pool:
+        waiting: dict[Future[Tally], Shard] = {}
+        try:
+            yield from _submitted(pool, shards, counting, bound, workers, memory, waiting)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _submitted(
+    pool: Executor,
+    shards: Sequence[Shard],
+    counting: Counting,
+    bound: Callable[[], int],
+    workers: int,
+    memory: int | None,
+    waiting: dict[Future[Tally], Shard],
+) -> Iterator[tuple[Shard, Tally]]:
+    left = list(reversed(shards))
+    held = 0
+    while left or waiting:
+        # One more than there are workers, so that none waits for this thread.
+        while left and len(waiting) <= workers and (
+            not waiting or memory is None or held + left[-1].memory <= memory
+        ):  # fmt: skip
+            shard = left.pop()
+            held += shard.memory
+            waiting[pool.submit(_count, shard, counting, bound())] = shard
+        done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+        failed = [future for future in done if future.exception() is not None]
+        if failed:
+            _raise_first(failed, waiting)
+        for future in sorted(done, key=lambda future: waiting[future].number):
+            shard = waiting.pop(future)
+            held -= shard.memory
+            yield shard, future.result()
+
+
+def _raise_first(failed: list[Future[Tally]], waiting: dict[Future[Tally], Shard]) -> None:
+    """Raise the error of the first shard that fails, whichever worker was faster."""
+    least = min(waiting[future].number for future in failed)
+    earlier = [future for future, shard in waiting.items() if shard.number <= least]
+    wait(earlier)
+    for future in sorted(earlier, key=lambda future: waiting[future].number):
+        future.result()
+
+
+def _pool(workers: int, processes: bool) -> Executor:
+    if processes:
+        # Spawned, not forked: a fork of a process with threads may hang.
+        return ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    return ThreadPoolExecutor(workers, thread_name_prefix="slabnorm")
+
+
+def _count(shard: Shard, counting: Counting, bound: int) -> Tally:
+    # Plain CPU tensors, whatever mode or default device the caller has set; both are a thread's own.
+    with torch.inference_mode(False), torch.device("cpu"):
+        return count_shard(shard, counting, bound)

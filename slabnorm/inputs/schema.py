@@ -1,0 +1,73 @@
+"""What all samples of a data set have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from slabnorm.errors import DataError
+from slabnorm.inputs.sources.base import Block, dtype_name
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The shape of one sample and the dtype's name.
+
+    Attributes:
+        sample: a size for every axis; None where samples differ, as the height and width of images may.
+        dtype: such as "uint8".
+        names: of the features, where the data have names for them, as the columns of a table.
+    """
+
+    sample: tuple[int | None, ...]
+    dtype: str
+    names: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        sizes = ", ".join("any" if size is None else str(size) for size in self.sample)
+        return f"samples of shape ({sizes}{',' if len(self.sample) == 1 else ''}) and dtype {self.dtype}"
+
+    def takes(self, other: Schema) -> bool:
+        """Whether samples of another schema are of this one, too."""
+        return (
+            self.dtype == other.dtype
+            and self.names == other.names
+            and len(self.sample) == len(other.sample)
+            and all(size in (None, given) for size, given in zip(self.sample, other.sample, strict=True))
+        )
+
+    @property
+    def values(self) -> int:
+        """Values in a sample; one for every size that is not known."""
+        total = 1
+        for size in self.sample:
+            total *= size or 1
+        return total
+
+
+def schema_of(block: Block, name: str) -> Schema:
+    """Return what a block says of its samples.
+
+    Raises:
+        DataError: it has no samples, or samples without values.
+    """
+    if block.ndim == 0:
+        raise DataError(
+            "data have their samples along the first axis",
+            f"{name} is a single number",
+            "give an array of them",
+        )
+    sample = tuple(block.shape[1:])
+    if 0 in sample:
+        raise DataError("a sample holds values", f"{name}: samples of shape {sample}", "leave out empty axes")
+    return Schema(sample, dtype_name(block))
+
+
+def check_schema(schema: Schema, block: Block, name: str, where: str) -> None:
+    """Raise DataError unless a block's samples are of the schema."""
+    given = schema_of(block, name)
+    if not schema.takes(given):
+        raise DataError(
+            f"all samples of a data set have one shape and dtype: {schema}",
+            f"{where}: {given}",
+            "resize, crop, pad or convert them first; (x, y) is one batch, not a list of two",
+        )

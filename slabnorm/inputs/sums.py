@@ -1,0 +1,121 @@
+"""The compiled one-pass statistics of kernels/tally.py, called on arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from slabnorm.moments import Moments
+
+EXACT = frozenset({"uint8", "int8", "uint16", "int16"})  # whose squares int64 adds up, 2^31 of them
+
+
+class Sums:
+    """Count, NaN, mean, squared deviations and extremes of features, table by table.
+
+    Args:
+        dtype: of the values; bool goes as uint8.
+        features: how many.
+    """
+
+    def __init__(self, dtype: np.dtype, features: int) -> None:
+        from slabnorm.kernels.tally import STRIP  # Numba is imported when it is needed
+
+        self.dtype, self.features = dtype, features
+        exact = dtype.name in EXACT
+        wide = np.int64 if exact else np.float64
+        self._state = np.zeros((2 if exact else 4, features), wide)
+        self._counts = np.zeros((2, features), np.int64)
+        ends = (np.inf, -np.inf) if dtype.kind == "f" else (np.iinfo(dtype).max, np.iinfo(dtype).min)
+        self._extremes = np.repeat(np.array(ends, dtype)[:, None], features, axis=1)
+        # 64 bytes more a row: rows of the same address modulo 4096 would wait for each other.
+        self._room = (
+            np.zeros(features, wide), np.zeros((4, STRIP + 8), wide),
+            np.zeros((2, STRIP + 64), dtype), np.zeros((3, features), wide),
+        )  # fmt: skip
+        self._add = _adder(dtype.name)
+
+    def add(self, values: np.ndarray, run: int = 1) -> None:
+        """Add a table: a flat, contiguous array of rows, each `features` times `run` values."""
+        if values.size:
+            rows = values.size // (self.features * run)
+            g = np.array([rows, self.features, run])
+            self._add(values, g, self._state, self._counts, self._extremes, *self._room)
+
+    @property
+    def nan(self) -> np.ndarray:
+        """NaN so far, per feature."""
+        return self._counts[1]
+
+    @property
+    def extremes(self) -> np.ndarray:
+        """The least and the most of each feature, in the dtype of the data."""
+        return self._extremes
+
+    @property
+    def finite(self) -> bool:
+        """Whether neither a value nor a sum has been infinite."""
+        return self._state.dtype == np.int64 or bool(np.isfinite(self._state[0]).all())
+
+    def moments(self) -> Moments:
+        """Return the Moments so far, one per feature, in memory's order."""
+        count = self._counts[0]
+        low, high = (np.where(count > 0, end, none) for end, none in
+                     zip(self._extremes.astype(np.float64), (np.inf, -np.inf), strict=True))  # fmt: skip
+        if self._state.dtype == np.int64:
+            parts = [_exact(*map(int, column)) for column in zip(count, *self._state, strict=True)]
+            mean, mean_low, m2, m2_low = np.array(parts).reshape(-1, 4).T
+        else:
+            mean, mean_low, m2, m2_low = self._state
+        return Moments(*(np.array(part) for part in (count, mean, m2, low, high, mean_low, m2_low)))
+
+
+def _exact(count: int, total: int, squares: int) -> tuple[float, float, float, float]:
+    """Return mean and squared deviations of integers, each as two float64 numbers."""
+    if not count:
+        return 0.0, 0.0, 0.0, 0.0
+    return *_quotient(total, count), *_quotient(count * squares - total * total, count)
+
+
+def _quotient(a: int, b: int) -> tuple[float, float]:
+    # True division of integers is rounded once, whatever their size; so is what is left.
+    high = a / b
+    p, q = high.as_integer_ratio()
+    return high, (a * q - p * b) / (b * q)
+
+
+def hash_samples(values: np.ndarray, length: int) -> np.ndarray:
+    """Return a 64-bit hash of each sample of a flat, contiguous array, `length` values a sample."""
+    out = np.full(values.size // length, length, np.uint64)
+    hash_part(values, length, 0, True, out)
+    return out
+
+
+def hash_part(values: np.ndarray, length: int, at: int, end: bool, out: np.ndarray) -> None:
+    """Add `length` values of each sample, from place `at` on, to the samples' hashes."""
+    if values.size:
+        _hasher(values.dtype.name)(values, length, at, *_keys(), end, out)
+
+
+@cache
+def _adder(dtype: str) -> Callable[..., Any]:
+    from slabnorm.kernels.compiled import tally
+
+    return tally(dtype, dtype in EXACT)
+
+
+@cache
+def _hasher(dtype: str) -> Callable[..., Any]:
+    from slabnorm.kernels.compiled import hashes
+
+    return hashes(dtype)
+
+
+@cache
+def _keys() -> tuple[np.ndarray, np.ndarray]:
+    from slabnorm.kernels.hashing import keys
+
+    return keys()

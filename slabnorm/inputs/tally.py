@@ -1,0 +1,81 @@
+"""Tally: all that a fit counts of some samples. It merges, like the Moments in it, and travels as bytes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slabnorm.inputs.sketch import Sketch
+from slabnorm.moments import Moments
+
+_MOMENTS = ("count", "mean", "m2", "min", "max", "mean_low", "m2_low")
+_WRAP = (1 << 64) - 1
+
+
+@dataclass(frozen=True, eq=False)
+class Tally:
+    """What was counted of some samples.
+
+    Attributes:
+        samples: how many.
+        moments: of each feature.
+        nan: values left out because they were NaN, int64, per feature.
+        null: values that were missing altogether, as in a table, int64, per feature.
+        sketch: of the samples' hashes.
+        content: the sum of the samples' hashes modulo 2^64: another one, other samples.
+        skipped: what could not be read and was left out, and why.
+    """
+
+    samples: int
+    moments: Moments
+    nan: Tensor
+    null: Tensor
+    sketch: Sketch
+    content: int = 0
+    skipped: tuple[tuple[str, str], ...] = ()
+
+    def merge(self, other: Tally) -> Tally:
+        """Return the tally of both sets of samples."""
+        return Tally(
+            self.samples + other.samples,
+            self.moments.merge(other.moments),
+            self.nan + other.nan,
+            self.null + other.null,
+            self.sketch.merge(other.sketch),
+            (self.content + other.content) & _WRAP,
+            self.skipped + other.skipped,
+        )
+
+    def to_bytes(self) -> bytes:
+        """Return the tally as bytes; the same tally gives the same ones."""
+        from safetensors.torch import save
+
+        tensors = {name: getattr(self.moments, name).contiguous() for name in _MOMENTS}
+        hashes = torch.from_numpy(self.sketch.hashes.view(np.int64).copy())
+        tensors |= {"nan": self.nan.contiguous(), "null": self.null.contiguous(), "sketch": hashes}
+        plain = {"samples": self.samples, "content": self.content, "size": self.sketch.size,
+                 "skipped": self.skipped}  # fmt: skip
+        return bytes(save(tensors, {"tally": json.dumps(plain)}))
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Tally:
+        """Return the tally of `to_bytes`; the bytes must be known to be whole."""
+        from safetensors.torch import load
+
+        length = int.from_bytes(content[:8], "little")
+        plain = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["tally"])
+        tensors = load(content)
+        hashes = tensors["sketch"].numpy().view(np.uint64)
+        return cls(
+            plain["samples"],
+            Moments(**{name: tensors[name] for name in _MOMENTS}),
+            tensors["nan"],
+            tensors["null"],
+            Sketch(hashes, plain["size"]),
+            plain["content"],
+            tuple((name, why) for name, why in plain["skipped"]),
+        )

@@ -1,0 +1,67 @@
+"""What a worker does: count one shard. Any engine calls this, in a thread, a process or another machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from slabnorm.errors import DataError
+from slabnorm.inputs.chunks import chunks
+from slabnorm.inputs.counter import Counter, Counting
+from slabnorm.inputs.schema import check_schema
+from slabnorm.inputs.sources.base import Bad, Block, Shard
+from slabnorm.inputs.sources.parts import chunk_rows
+from slabnorm.inputs.tally import Tally
+
+
+def count_shard(shard: Shard, counting: Counting, bound: int = 1 << 64) -> Tally:
+    """Return the tally of a shard; without hashes from `bound` on, which others have pushed out.
+
+    Raises:
+        DataError: it cannot be read, or holds what cannot be counted. Under `skip_bad` what cannot be read is
+            listed in the tally instead.
+    """
+    bad: list[tuple[str, str]] = []
+    counter = Counter(counting, shard.name, shard.first, bound)
+    blocks = _good(shard, counting, bad)
+    try:
+        for chunk in blocks if counting.whole else chunks(blocks, chunk_rows(counting.schema.values)):
+            counter.add(chunk)
+    except ShardError as error:
+        # Its blocks so far do not count: a shard is counted whole or not at all.
+        return Counter(counting, shard.name).tally([(shard.name, error.why)])
+    return counter.tally(bad)
+
+
+class ShardError(Exception):
+    """A shard that broke while it was read."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+
+def _good(shard: Shard, counting: Counting, bad: list[tuple[str, str]]) -> Iterator[Block]:
+    """Yield the blocks of a shard; note what could not be read, or raise it."""
+    blocks = shard.blocks()
+    number = 0
+    while True:
+        try:
+            block = next(blocks, None)
+        except DataError as error:
+            if not counting.skip_bad:
+                raise
+            raise ShardError(error.got or error.rule) from error
+        if block is None:
+            return
+        if isinstance(block, Bad):
+            if not counting.skip_bad:
+                raise DataError(
+                    "data files can be read whole",
+                    f"{block.name}: {block.why}",
+                    "mend it, or leave out and list such files with skip_bad=True (--skip-bad)",
+                )
+            bad.append((block.name, block.why))
+            continue
+        check_schema(counting.schema, block, shard.name, f"{counting.unit} {number} of {shard.name}")
+        number += 1
+        yield block
