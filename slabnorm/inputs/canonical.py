@@ -1,4 +1,4 @@
-"""JSON that all readers agree about: written in one form only, and read without what is not in the standard."""
+"""JSON that all readers agree about: written in one form, and read without what the standard leaves open."""
 
 from __future__ import annotations
 
