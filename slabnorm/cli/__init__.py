@@ -8,6 +8,7 @@ import sys
 import typer
 
 from slabnorm.cli.compare import compare
+from slabnorm.cli.export import export
 from slabnorm.cli.statistics import fit, show
 
 app = typer.Typer(
@@ -17,7 +18,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (compare, fit, show):
+for command in (compare, export, fit, show):
     app.command()(command)
 
 

@@ -8,8 +8,6 @@ scheme and the moments. Nothing is ever unpickled, and nothing is read that the 
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 import os
 import struct
 import sys
@@ -21,6 +19,7 @@ import torch
 from torch import Tensor
 
 from slabnorm.errors import ArtifactError, OptionError, SlabError
+from slabnorm.inputs import canonical
 from slabnorm.inputs.normalizer import InputNorm
 from slabnorm.inputs.record import Record
 from slabnorm.inputs.schemes import SCHEMES
@@ -69,7 +68,7 @@ def save(norm: InputNorm, path: str | os.PathLike[str]) -> None:
         "record": norm.record.to_plain(),
         "libraries": {name: version.partition("+")[0] for name, version in _versions().items()},
     }
-    text = _canonical({**plain, "digest": _digest(plain, tensors)})
+    text = canonical.write({**plain, "digest": _digest(plain, tensors)})
     write_atomically(path, serialise(tensors, {FORMAT: text}))
 
 
@@ -128,7 +127,7 @@ def _parse(content: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
     (length,) = struct.unpack("<Q", content[:8])
     if length > min(_HEADER, len(content) - 8):
         raise ValueError(f"a header of {length} bytes in a file of {len(content)}")
-    header = _strict(content[8 : 8 + length].decode())
+    header = canonical.read(content[8 : 8 + length].decode())
     if not isinstance(header, dict):
         raise ValueError("a header that is no object")
     metadata = header.pop("__metadata__", None)
@@ -136,7 +135,7 @@ def _parse(content: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ValueError(f"no metadata of the format {FORMAT}")
     if header.keys() != _DTYPES.keys():
         raise ValueError(f"tensors {', '.join(sorted(header))[:200]} instead of {', '.join(sorted(_DTYPES))}")
-    plain = _strict(metadata[FORMAT])
+    plain = canonical.read(metadata[FORMAT])
     if not isinstance(plain, dict) or plain.get("format") != FORMAT:
         raise ValueError("metadata of another format")
     if plain.get("version") != VERSION or type(plain["version"]) is not int:
@@ -153,32 +152,9 @@ def _parse(content: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return plain, tensors
 
 
-def _strict(text: str) -> Any:
-    """Return JSON without what JSON readers disagree about."""
-
-    def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in found]
-        if len(set(keys)) < len(keys):
-            raise ValueError(f"a key twice in JSON: {', '.join(keys)[:200]}")
-        return dict(found)
-
-    def constant(name: str) -> Any:
-        raise ValueError(f"{name} in JSON")
-
-    def number(written: str) -> float:
-        value = float(written)
-        return value if math.isfinite(value) else constant(written)
-
-    return json.loads(text, object_pairs_hook=pairs, parse_constant=constant, parse_float=number)
-
-
-def _canonical(plain: Any) -> str:
-    return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-
-
 def _digest(plain: dict[str, Any], tensors: dict[str, Tensor]) -> str:
     """Return SHA-256 of the JSON and of every tensor, in the order of their names."""
-    digest = hashlib.sha256(_canonical(plain).encode())
+    digest = hashlib.sha256(canonical.write(plain).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())

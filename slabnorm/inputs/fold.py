@@ -13,7 +13,7 @@ from slabnorm.errors import OptionError
 if TYPE_CHECKING:
     from slabnorm.inputs.normalizer import InputNorm
 
-_OFFSET = 1000
+OFFSET = 1000  # in units of the scale: float32 arithmetic on raw data farther away loses too many digits
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -69,9 +69,9 @@ def _check(folded: Any, weight: Tensor, shifts: Tensor) -> None:
     new, bias = folded.weight.detach(), folded.bias.detach()
     if not bool(new.isfinite().all() & bias.isfinite().all()) or bool(((new == 0) & (weight != 0)).any()):
         raise _refused("its weights hold the scale of the data", f"a scale that leaves {new.dtype}")
-    if new.dtype != torch.float64 and float(shifts.abs().max()) > _OFFSET:
+    if new.dtype != torch.float64 and float(shifts.abs().max()) > OFFSET:
         raise _refused(
-            f"raw data lie within {_OFFSET} of their scale from 0: farther away, {new.dtype} loses digits",
+            f"raw data lie within {OFFSET} of their scale from 0: farther away, {new.dtype} loses digits",
             f"an offset of {float(shifts.abs().max()):.3g} times the scale",
             "keep the InputNorm, which subtracts exactly",
         )

@@ -1,0 +1,142 @@
+"""Fitted input statistics for other systems: ONNX, torchvision, Hugging Face, scikit-learn, JSON."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from slabnorm.errors import OptionError
+from slabnorm.inputs.exports.document import to_json
+from slabnorm.inputs.exports.graph import onnx_bytes, to_onnx
+from slabnorm.inputs.exports.images import ImageStatistics, image_statistics, to_torchvision, torchvision_text
+from slabnorm.inputs.exports.processor import huggingface_text, merge_huggingface, to_huggingface
+from slabnorm.inputs.exports.scalers import to_sklearn
+from slabnorm.inputs.normalizer import InputNorm
+from slabnorm.report.names import printable
+from slabnorm.report.write import check_writable, write_atomically
+
+__all__ = [
+    "ImageStatistics",
+    "content",
+    "export",
+    "image_statistics",
+    "merge_huggingface",
+    "to_huggingface",
+    "to_json",
+    "to_onnx",
+    "to_sklearn",
+    "to_torchvision",
+    "torchvision_text",
+]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A system to export to: the object it works with, a file of it, and the options of both."""
+
+    make: Callable[..., Any]
+    write: Callable[..., str | bytes] | None
+    options: tuple[str, ...]
+    merges: bool = False  # whether a file that is there is added to, not replaced
+
+
+TARGETS = {
+    "onnx": Target(to_onnx, onnx_bytes, ("dtype",)),
+    "torchvision": Target(to_torchvision, lambda *a, **k: torchvision_text(*a, **k) + "\n", ("scaled_by",)),
+    "huggingface": Target(to_huggingface, huggingface_text, ("scaled_by",), merges=True),
+    "sklearn": Target(to_sklearn, None, ("names",)),
+    "json": Target(to_json, lambda *a, **k: to_json(*a, **k) + "\n", ("names",)),
+}
+
+
+def export(norm: InputNorm, to: str, path: str | os.PathLike[str] | None = None, **options: Any) -> Any:
+    """Return fitted input statistics as what another system works with, or write them to a file for it.
+
+    | to            | without `path`                     | with `path`                         | options   |
+    |---------------|------------------------------------|-------------------------------------|-----------|
+    | `onnx`        | `onnx.ModelProto`                  | .onnx                               | dtype     |
+    | `torchvision` | `torchvision.transforms.Normalize` | a line of code                      | scaled_by |
+    | `huggingface` | a dict                             | JSON, merged into what is there     | scaled_by |
+    | `sklearn`     | StandardScaler or MinMaxScaler     | refused: the file would be a pickle | names     |
+    | `json`        | a str                              | JSON                                | names     |
+
+    All compute y = ((x - shift) - shift_low) / scale * span + low, see `InputNorm`; how exactly, say
+    `to_onnx`, `to_torchvision`, `to_huggingface`, `to_sklearn` and `to_json`. A file is written beside its
+    place and moved there, so that on any failure the old one stays.
+
+    Args:
+        norm: from `slabnorm.fit` or `slabnorm.load`.
+        to: the system.
+        path: a file to write.
+        options: of the system, see the table; None is the default.
+
+    Returns:
+        The object, or None if a file was written.
+
+    Raises:
+        OptionError: another system or option, statistics that the system cannot express, or a file that
+            cannot be written.
+        DataError: a Hugging Face configuration to merge into that is no JSON object.
+        ExtraError: the package that makes the export is not installed.
+        StatisticsError: statistics without values, on the meta device.
+
+    >>> import torch, slabnorm as sn
+    >>> norm = sn.fit(torch.tensor([[1.0, 10.0], [3.0, 30.0]]), "zscore", split="train")
+    >>> export(norm, "sklearn").mean_.tolist()
+    [2.0, 20.0]
+    """
+    target, given = _target(to, options)
+    if path is None:
+        return target.make(norm, **given)
+    if target.write is not None:
+        check_writable(Path(path))
+    write_atomically(Path(path), content(norm, to, path, **options))
+    return None
+
+
+def content(
+    norm: InputNorm, to: str, path: str | os.PathLike[str] | None = None, **options: Any
+) -> str | bytes:
+    """Return what `export` writes to a file: text, or bytes for ONNX.
+
+    Args:
+        norm, to, options: as in `export`.
+        path: a Hugging Face configuration to merge into, if there is one.
+
+    Raises:
+        SlabError: as in `export`.
+
+    >>> import torch, slabnorm as sn
+    >>> norm = sn.fit(torch.zeros(1, 3, 2, 2, dtype=torch.uint8), "fixed", split="train")
+    >>> print(content(norm, "torchvision"), end="")
+    transforms.Normalize(mean=[0.0], std=[1.0])  # of x / 255, as ToTensor returns it
+    """
+    target, given = _target(to, options)
+    if target.write is None:
+        raise OptionError(
+            f"an export to {to} is an object, not a file",
+            "a file, which would be a pickle: code that runs when it is loaded",
+            f"in Python: slabnorm.inputs.exports.to_{to}(norm)",
+        )
+    return target.write(norm, path=path, **given) if target.merges else target.write(norm, **given)
+
+
+def _target(to: Any, options: dict[str, Any]) -> tuple[Target, dict[str, Any]]:
+    """Return a system, and the options that are given."""
+    known = ", ".join(TARGETS)
+    target = TARGETS.get(to) if isinstance(to, str) else None
+    if target is None:
+        close = get_close_matches(to.lower(), TARGETS, 1) if isinstance(to, str) else []
+        fix = f"did you mean {close[0]!r}?" if close else ""
+        raise OptionError(f"statistics are exported to one of {known}", printable(repr(to)), fix)
+    given = {name: value for name, value in options.items() if value is not None}
+    for name in given:
+        if name not in target.options:
+            raise OptionError(
+                f"an export to {to} has the option {target.options[0]}", printable(name), "leave it out"
+            )
+    return target, given

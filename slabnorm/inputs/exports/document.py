@@ -1,0 +1,61 @@
+"""All that is known of fitted statistics, as JSON for programs that know neither slabnorm nor PyTorch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from slabnorm.inputs.describe import describe
+from slabnorm.inputs.exports.checks import check_numbers, feature_names, plain_json
+from slabnorm.inputs.normalizer import InputNorm
+
+FORMAT, VERSION = "slabnorm.inputs.json", 1
+
+
+def to_json(norm: InputNorm, names: Sequence[str] | None = None) -> str:
+    """Return one line of JSON with everything: how the statistics were fitted, and those of every feature.
+
+        y = ((x - shift) - shift_low) / scale * span + low
+
+    `features` are in the order of the pattern's right side, the last axis fastest; each has name, count,
+    nan, mean, std (ddof 0), min, max, shift, shift_low and scale. The same statistics give the same text:
+    ASCII, keys sorted, every number with the digits that give it back. A standard deviation that leaves
+    float64 is null.
+
+    Args:
+        norm: from `slabnorm.fit`.
+        names: of the features; by default their places, such as "2, 1".
+
+    Raises:
+        OptionError: not one name per feature, or one twice.
+        StatisticsError: statistics without values, on the meta device.
+
+    >>> import json, torch, slabnorm as sn
+    >>> norm = sn.fit(torch.tensor([[1.0, 10.0], [3.0, 30.0]]), "zscore", split="train")
+    >>> found = json.loads(to_json(norm, names=["width", "height"]))
+    >>> found["pattern"], found["features"][1]["name"], found["features"][1]["mean"]
+    ('n c -> c', 'height', 20.0)
+    """
+    check_numbers(norm)
+    plain = norm.record.to_plain()
+    features = describe(norm).features
+    named = feature_names(names, [feature.name for feature in features])
+    low = norm.shift_low.reshape(-1).tolist()
+    span, base = norm.scheme.target
+    return plain_json({
+        **plain,
+        "format": FORMAT,
+        "version": VERSION,
+        "formula": "y = ((x - shift) - shift_low) / scale * span + low",
+        "span": span,
+        "low": base,
+        "features": [
+            {**vars(feature), "name": name, "shift_low": rest, "std": _finite(feature.std)}
+            for feature, name, rest in zip(features, named, low, strict=True)
+        ],
+    })  # fmt: skip
+
+
+def _finite(std: float) -> float | None:
+    # The only number here that can be infinite: where squares leave float64.
+    return std if math.isfinite(std) else None
