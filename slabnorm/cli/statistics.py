@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -37,7 +37,7 @@ def fit(
         from slabnorm.inputs import save
         from slabnorm.report.write import check_writable
 
-        sizes = whole_sizes(size or [])
+        sizes: dict[str, Any] = dict(whole_sizes(size or []))
         check_writable(out)
         norm = fit_statistics(data, scheme, pattern, split=split, nan=nan, leak=leak, key=key, **sizes)
         save(norm, out)

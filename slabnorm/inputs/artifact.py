@@ -23,6 +23,7 @@ from slabnorm.inputs import canonical
 from slabnorm.inputs.normalizer import InputNorm
 from slabnorm.inputs.record import Record
 from slabnorm.inputs.schemes import SCHEMES
+from slabnorm.inputs.sketch import Sketch
 from slabnorm.inputs.values import MOMENTS, check_moments
 from slabnorm.moments import Moments
 from slabnorm.report.names import printable
@@ -30,7 +31,9 @@ from slabnorm.report.write import check_writable, write_atomically
 
 FORMAT = "slabnorm.inputs"
 VERSION = 1  # of the format; a file of another one is refused
-_DTYPES = dict.fromkeys(MOMENTS, torch.float64) | {"count": torch.int64, "nan_count": torch.int64}
+_DTYPES = dict.fromkeys(MOMENTS, torch.float64) | dict.fromkeys(
+    ("count", "nan_count", "null_count", "sketch"), torch.int64
+)
 _HEADER = 1 << 24  # bytes that a header may have
 _LARGEST = 1 << 28  # bytes that a file may have: 4 million features
 
@@ -61,11 +64,13 @@ def save(norm: InputNorm, path: str | os.PathLike[str]) -> None:
         raise OptionError("an artifact holds one of slabnorm's own schemes", kind.__name__, "use state_dict")
     check_writable(path)
     tensors = {name: getattr(norm, f"moments_{name}").cpu().contiguous() for name in MOMENTS}
-    tensors["nan_count"] = norm.nan_count.cpu().contiguous()
+    tensors |= {name: getattr(norm, name).cpu().contiguous() for name in ("nan_count", "null_count")}
+    tensors["sketch"] = torch.from_numpy(norm.sketch.hashes.view(np.int64).copy())
     plain = {
         "format": FORMAT,
         "version": VERSION,
         "record": norm.record.to_plain(),
+        "sketch": norm.sketch.size,
         "libraries": {name: version.partition("+")[0] for name, version in _versions().items()},
     }
     text = canonical.write({**plain, "digest": _digest(plain, tensors)})
@@ -91,7 +96,9 @@ def load(path: str | os.PathLike[str]) -> InputNorm:
         _check_shapes(tensors, record)
         check_moments(tensors, record)
         moments = Moments(**{name: tensors[name] for name in MOMENTS})
-        return InputNorm(record, moments, tensors["nan_count"])
+        norm = InputNorm(record, moments, tensors["nan_count"], tensors["null_count"])
+        norm.sketch = _sketch(tensors["sketch"], plain["sketch"], record.samples)
+        return norm
     except (ValueError, TypeError, KeyError, OverflowError, RuntimeError, SlabError) as error:
         raise _refused(path, str(error), "fit again, or take the file from where it is whole") from error
 
@@ -140,7 +147,7 @@ def _parse(content: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ValueError("metadata of another format")
     if plain.get("version") != VERSION or type(plain["version"]) is not int:
         raise ValueError(f"version {plain.get('version')!r:.40}; this slabnorm reads {VERSION}")
-    if plain.keys() != {"format", "version", "record", "libraries", "digest"}:
+    if plain.keys() != {"format", "version", "record", "sketch", "libraries", "digest"}:
         raise ValueError("fields that version 1 does not have, or too few")
     try:
         tensors = deserialise(content)  # checks places and sizes, to the last byte
@@ -163,8 +170,17 @@ def _digest(plain: dict[str, Any], tensors: dict[str, Tensor]) -> str:
 
 
 def _check_shapes(tensors: dict[str, Tensor], record: Record) -> None:
-    shape = record.features().shape
     for name, dtype in _DTYPES.items():
         tensor = tensors[name]
+        shape = (tensor.numel(),) if name == "sketch" else record.features().shape
         if tensor.dtype != dtype or tuple(tensor.shape) != shape:
             raise ValueError(f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}, not {dtype}, {shape}")
+
+
+def _sketch(values: Tensor, size: Any, samples: int) -> Sketch:
+    hashes = values.numpy().view(np.uint64)
+    if type(size) is not int or not 0 <= size <= _LARGEST or len(hashes) > min(size, samples):
+        raise ValueError(f"a sketch of {len(hashes)} hashes, {size!r:.40} at most, of {samples} samples")
+    if not (hashes[1:] > hashes[:-1]).all():
+        raise ValueError("hashes of a sketch that do not rise")
+    return Sketch(hashes.copy(), size)

@@ -167,9 +167,9 @@ def _run(
     shards: Sequence[Shard], source: Source, counting: Counting, bound: Callable[[], int], effort: Effort
 ) -> Iterator[tuple[Shard, Tally]]:
     if effort.engine == "ray":
-        from slabnorm.inputs.engines import cluster
+        from slabnorm.inputs.engines.cluster import run
 
-        yield from cluster.run(shards, counting, bound, effort.workers, effort.address)
+        yield from run(shards, counting, bound, effort.workers, effort.address)
         return
     processes = not source.parallel and effort.workers is not None and effort.workers > 1
     workers = effort.workers or (local.cores() if source.parallel else 1)

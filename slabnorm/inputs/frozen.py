@@ -13,7 +13,7 @@ from slabnorm.inputs.values import check_state
 
 
 class Frozen(nn.Module):
-    """What InputNorm inherits: its buffers follow a device but no cast, and are checked before they change."""
+    """What InputNorm inherits: buffers that follow a device but no cast, and are checked before a change."""
 
     record: Record
 

@@ -35,7 +35,7 @@ class Record:
         names: of the features, where the data have names for them, as the columns of a table.
         reader: what read the data, with its version, where that matters: images differ by their decoder.
         skipped: how many files or parts of files could not be read and were left out.
-        content: the sum of all samples' hashes modulo 2^64, as 16 hexadecimal digits: other data, another sum.
+        content: the sum of all samples' hashes modulo 2^64, in hexadecimal: other data, another sum.
     """
 
     scheme: Scheme

@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import torch
 
 from slabnorm.moments import Moments
 
@@ -70,7 +71,8 @@ class Sums:
             mean, mean_low, m2, m2_low = np.array(parts).reshape(-1, 4).T
         else:
             mean, mean_low, m2, m2_low = self._state
-        return Moments(*(np.array(part) for part in (count, mean, m2, low, high, mean_low, m2_low)))
+        fields = (count, mean, m2, low, high, mean_low, m2_low)
+        return Moments(*(torch.from_numpy(np.array(part)) for part in fields))
 
 
 def _exact(count: int, total: int, squares: int) -> tuple[float, float, float, float]:

@@ -69,7 +69,7 @@ def test_omit_leaves_out_feature_by_feature(chunk, monkeypatch):
         assert relative(norm.moments.mean[feature].item(), mean) <= 1e-13
         assert norm.moments.min[feature].item() == left.min()
         assert norm.moments.max[feature].item() == left.max()
-    assert "nan=3" in repr(norm)
+    assert "missing=3" in repr(norm)
     assert norm.samples == 57
 
 

@@ -317,7 +317,7 @@ def test_what_a_person_reads():
         norm = fit(data, "minmax", split="train", nan="omit")
     assert repr(norm) == (
         "InputNorm(MinMax(out=(0.0, 1.0)), 'n c -> c', split='train', samples=3, mean=0.5..5, std=0..2.82843,"
-        " constant=1, nan=1)"
+        " constant=1, missing=1)"
     )
     assert norm.scheme == MinMax()
     assert norm.pattern.text == "n c -> c"

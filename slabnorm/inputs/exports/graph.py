@@ -62,7 +62,9 @@ def to_onnx(norm: InputNorm, dtype: str | None = None) -> Any:
     if given is None:
         raise OptionError("dtype is one of " + ", ".join(_DTYPES), printable(name), 'as dtype="float32"')
     rank = 1 + len(norm.record.sample)
-    work, out = norm._dtypes(torch.empty((0, *norm.record.sample), dtype=given, device="cpu"))
+    work, out = norm._dtypes(
+        torch.empty((0, *(size or 1 for size in norm.record.sample)), dtype=given, device="cpu")
+    )
     kinds = {kind: getattr(onnx.TensorProto, _onnx_name(kind)) for kind in (given, work, out)}
     formula, axes = _formula(norm, work, rank), _axes(norm, rank)
     calls = [_cast(kinds[work])] if given != work else []

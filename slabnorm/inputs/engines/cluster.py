@@ -1,0 +1,91 @@
+"""Workers on a Ray cluster: extra `slabnorm[ray]`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from slabnorm.errors import DataError, ExtraError, SlabError
+from slabnorm.inputs.counter import Counting
+from slabnorm.inputs.sources.base import Shard
+from slabnorm.inputs.tally import Tally
+from slabnorm.inputs.work import count_shard
+
+RETRIES = 5  # times that a shard whose worker died is counted anew
+
+
+def run(
+    shards: Sequence[Shard],
+    counting: Counting,
+    bound: Callable[[], int],
+    workers: int | None,
+    address: str | None,
+) -> Iterator[tuple[Shard, Tally]]:
+    """Yield the tally of every shard, in the order in which they are done.
+
+    Args:
+        shards: what to count; every node must be able to read them.
+        counting: how.
+        bound: which hashes the tallies so far have pushed out.
+        workers: shards at once; None for two for every processor of the cluster.
+        address: of a cluster; None takes the one that this process is part of, or starts one here.
+
+    Raises:
+        ExtraError: Ray is not installed.
+        DataError: what counting a shard raises, or a worker that died time and again.
+    """
+    ray = _ray()
+    started = not ray.is_initialized()
+    if started:
+        quiet: dict[str, Any] = {"log_to_driver": False, "include_dashboard": False}
+        ray.init(address=address, **({"log_to_driver": False} if address else quiet))
+    try:
+        most = workers or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+        yield from _run(ray, shards, counting, bound, most)
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _run(
+    ray: Any, shards: Sequence[Shard], counting: Counting, bound: Callable[[], int], most: int
+) -> Iterator[tuple[Shard, Tally]]:
+    count = ray.remote(num_cpus=1, max_retries=RETRIES)(_count)
+    how = ray.put(counting)
+    left = list(reversed(shards))
+    waiting: dict[Any, Shard] = {}
+    while left or waiting:
+        while left and len(waiting) < most:
+            shard = left.pop()
+            waiting[count.remote(shard, how, bound())] = shard
+        done, _ = ray.wait(list(waiting), num_returns=1)
+        shard = waiting.pop(done[0])
+        try:
+            found = ray.get(done[0])
+        except ray.exceptions.RayError as error:
+            raise DataError(
+                "a worker that dies is replaced",
+                f"{shard.name}: {RETRIES + 1} workers died on it ({type(error).__name__})",
+                "look at the cluster's logs: a worker may need more memory than its node has",
+            ) from error
+        if isinstance(found, SlabError):
+            raise found
+        yield shard, Tally.from_bytes(found)
+
+
+def _count(shard: Shard, counting: Counting, bound: int) -> bytes | SlabError:
+    # Errors of ours are returned: Ray would wrap what is raised, and retry it.
+    try:
+        return count_shard(shard, counting, bound).to_bytes()
+    except SlabError as error:
+        return error
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise ExtraError(
+            'engine="ray" needs Ray', "it is not installed", "pip install 'slabnorm[ray]'"
+        ) from error
+    return ray
