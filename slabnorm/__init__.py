@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from slabnorm.errors import SlabError, SlabWarning
 from slabnorm.functional import moments, normalize
-from slabnorm.inputs import FixedScale, InputNorm, MinMax, ZScore, fit, load, save
+from slabnorm.inputs import FixedScale, InputNorm, MinMax, Robust, ZScore, fit, load, save
 from slabnorm.moments import Moments
 from slabnorm.nn import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm, SlabNorm
 
@@ -23,6 +23,7 @@ __all__ = [
     "MinMax",
     "Moments",
     "RMSNorm",
+    "Robust",
     "SlabError",
     "SlabNorm",
     "SlabWarning",

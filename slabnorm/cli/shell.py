@@ -7,6 +7,7 @@ A user's mistake is a message on stderr, never a traceback.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 INTERRUPTED = 130
-_TAKEN = ("source", "scheme", "pattern", "split", "nan", "leak", "key")  # by `fit` itself
+_TAKEN = (  # by `fit` itself
+    "source", "scheme", "pattern", "split", "nan", "leak", "key", "columns", "convert", "skip_bad", "workers",
+    "memory", "engine", "address", "ledger", "resume", "progress", "weights", "missing_chunks",
+)  # fmt: skip
 
 
 def split_commas(values: list[str] | None) -> list[str]:
@@ -64,6 +68,23 @@ def whole_sizes(given: list[str]) -> dict[str, int]:
     return sizes
 
 
+def whole_bytes(text: str | None) -> int | None:
+    """Return bytes from `500MB` or `2GB`, powers of 1000 as disks are sold, or a number.
+
+    Raises:
+        OptionError: something else.
+    """
+    from slabnorm.errors import OptionError
+    from slabnorm.report.names import printable
+
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)\s*([kMGT]?)B?", text.strip(), re.IGNORECASE)
+    if found is None or float(found[1]) == 0:
+        raise OptionError("memory is a number of bytes", printable(text), "--memory 2GB")
+    return int(float(found[1]) * 1000 ** " KMGT".index(found[2].upper() or " "))
+
+
 def outputs(out: Path, json_path: str | None) -> tuple[Path, Path | None, bool]:
     """Return the report's path, the JSON's, and whether JSON goes to stdout; both can be written now.
 
@@ -86,8 +107,12 @@ def outputs(out: Path, json_path: str | None) -> tuple[Path, Path | None, bool]:
 
 
 @contextmanager
-def progress_bar() -> Iterator[Callable[[int, int], None]]:
-    """Show a progress bar on stderr if it is a terminal; in a pipe nothing."""
+def progress_bar(doing: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar on stderr if it is a terminal; in a pipe nothing.
+
+    Yields:
+        A function of how much is done since its last call and how much there is in all, 0 for unknown.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -95,7 +120,7 @@ def progress_bar() -> Iterator[Callable[[int, int], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("preparing", total=None)
-        yield lambda done, total: bar.update(task, advance=done, total=total, description="training")
+        yield lambda done, total: bar.update(task, advance=done, total=total or None, description=doing)
 
 
 @contextmanager

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from slabnorm.cli.shell import error_console, exits, shown, shown_warnings, whole_sizes
+from slabnorm.cli.shell import (
+    error_console,
+    exits,
+    progress_bar,
+    shown,
+    shown_warnings,
+    whole_bytes,
+    whole_sizes,
+)
 
 if TYPE_CHECKING:
     from slabnorm.inputs import InputNorm
@@ -20,7 +28,7 @@ def fit(
     split: Annotated[
         str | None, typer.Option(help="The name of the split the samples come from, such as train.")
     ] = None,
-    scheme: Annotated[str, typer.Option(help="zscore, minmax or fixed.")] = "zscore",
+    scheme: Annotated[str, typer.Option(help="zscore, minmax, robust or fixed.")] = "zscore",
     pattern: Annotated[
         str | None,
         typer.Option(help="Which axes keep statistics of their own.", show_default="'n c -> c' for a table"),
@@ -29,19 +37,43 @@ def fit(
     key: Annotated[str | None, typer.Option(help="The array of a .npz file.", show_default="x")] = None,
     nan: Annotated[str, typer.Option(help="raise, or omit: leave NaN out and count them.")] = "raise",
     leak: Annotated[bool, typer.Option("--leak", help="Take held-out data all the same.")] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out and list files that cannot be read.")
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(help="Shards counted at once.", show_default="one a core")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="What shards being read may take, as 2GB.", show_default="no bound")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="local, or ray: a cluster.")] = "local",
+    address: Annotated[str | None, typer.Option(help="Of the Ray cluster.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a fit that was interrupted.")] = False,
     out: Annotated[Path, typer.Option(help="Where the statistics go.")] = Path("inputs.safetensors"),
 ) -> None:
-    """Fit input statistics on the training split, and keep them in a file that `slabnorm.load` reads."""
-    with exits(), shown_warnings():
+    """Fit input statistics on the training split, and keep them in a file that `slabnorm.load` reads.
+
+    While it runs, what is counted is kept in OUT.ledger: after a crash, --resume goes on from there.
+    """
+    with exits(), shown_warnings(), progress_bar("counting") as progress:
         from slabnorm.inputs import fit as fit_statistics
         from slabnorm.inputs import save
         from slabnorm.report.write import check_writable
 
         sizes: dict[str, Any] = dict(whole_sizes(size or []))
         check_writable(out)
-        norm = fit_statistics(data, scheme, pattern, split=split, nan=nan, leak=leak, key=key, **sizes)
+        ledger = Path(f"{out}.ledger")
+        norm = fit_statistics(
+            data, scheme, pattern, split=split, nan=nan, leak=leak, key=key, skip_bad=skip_bad,
+            workers=workers, memory=whole_bytes(memory), engine=engine, address=address,
+            ledger=None if data.lower().endswith(".npz") else ledger, resume=resume, progress=progress,
+            **sizes,
+        )  # fmt: skip
         save(norm, out)
+        ledger.unlink(missing_ok=True)
+    with exits():
         print_norm(norm)
+        print_skipped(norm)
         error_console().print(f"statistics: {shown(out)}", style="dim", markup=False, soft_wrap=True)
 
 
@@ -71,3 +103,14 @@ def print_norm(norm: InputNorm, every: bool = False) -> None:
 
     print_statistics(describe(norm), terminal(), every)
     sys.stdout.flush()
+
+
+def print_skipped(norm: InputNorm, most: int = 20) -> None:
+    """List the files that were left out, on stderr."""
+    if norm.skipped:
+        console = error_console()
+        console.print(f"left out, as they could not be read: {len(norm.skipped):,}", style="yellow")
+        for name, why in norm.skipped[:most]:
+            console.print(f"  {shown(name)}: {shown(why)}", markup=False, soft_wrap=True)
+        if len(norm.skipped) > most:
+            console.print(f"  and {len(norm.skipped) - most:,} more")

@@ -31,7 +31,7 @@ from slabnorm.report.write import check_writable, write_atomically
 
 FORMAT = "slabnorm.inputs"
 VERSION = 1  # of the format; a file of another one is refused
-_DTYPES = dict.fromkeys(MOMENTS, torch.float64) | dict.fromkeys(
+_DTYPES = dict.fromkeys((*MOMENTS, "quantiles"), torch.float64) | dict.fromkeys(
     ("count", "nan_count", "null_count", "sketch"), torch.int64
 )
 _HEADER = 1 << 24  # bytes that a header may have
@@ -64,7 +64,9 @@ def save(norm: InputNorm, path: str | os.PathLike[str]) -> None:
         raise OptionError("an artifact holds one of slabnorm's own schemes", kind.__name__, "use state_dict")
     check_writable(path)
     tensors = {name: getattr(norm, f"moments_{name}").cpu().contiguous() for name in MOMENTS}
-    tensors |= {name: getattr(norm, name).cpu().contiguous() for name in ("nan_count", "null_count")}
+    tensors |= {
+        name: getattr(norm, name).cpu().contiguous() for name in ("nan_count", "null_count", "quantiles")
+    }
     tensors["sketch"] = torch.from_numpy(norm.sketch.hashes.view(np.int64).copy())
     plain = {
         "format": FORMAT,
@@ -96,7 +98,8 @@ def load(path: str | os.PathLike[str]) -> InputNorm:
         _check_shapes(tensors, record)
         check_moments(tensors, record)
         moments = Moments(**{name: tensors[name] for name in MOMENTS})
-        norm = InputNorm(record, moments, tensors["nan_count"], tensors["null_count"])
+        missing = tensors["nan_count"], tensors["null_count"]
+        norm = InputNorm(record, moments, *missing, tensors["quantiles"])
         norm.sketch = _sketch(tensors["sketch"], plain["sketch"], record.samples)
         return norm
     except (ValueError, TypeError, KeyError, OverflowError, RuntimeError, SlabError) as error:
@@ -173,6 +176,8 @@ def _check_shapes(tensors: dict[str, Tensor], record: Record) -> None:
     for name, dtype in _DTYPES.items():
         tensor = tensors[name]
         shape = (tensor.numel(),) if name == "sketch" else record.features().shape
+        if name == "quantiles":
+            shape = (len(record.scheme.ranks), *shape)
         if tensor.dtype != dtype or tuple(tensor.shape) != shape:
             raise ValueError(f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}, not {dtype}, {shape}")
 

@@ -16,7 +16,7 @@ from slabnorm.inputs.ledger import Ledger
 from slabnorm.inputs.schema import Schema, check_schema, schema_of
 from slabnorm.inputs.sources import Bad, Block, Shard, Source, Stream
 from slabnorm.inputs.sources.parts import SHARD, chunk_rows
-from slabnorm.inputs.tally import Tally
+from slabnorm.inputs.tally import Bounds, Tally
 from slabnorm.inputs.tree import Tree
 
 Progress = Callable[[int, int], None]  # bytes done since the last call, bytes in all; 0 if unknown
@@ -116,7 +116,7 @@ class Opened:
             if held == SHARD:
                 tree.add(number, counter.tally())
                 number, first = number + 1, first + held * rows
-                counter, held = Counter(counting, name, first, tree.bound), 0
+                counter, held = Counter(counting, name, first, number, tree.bounds), 0
             counter.add(chunk)
             held += 1
             if effort.progress:
@@ -151,7 +151,7 @@ def _count_shards(
             tree.add(left.pop(shard.number).number, tally)
             if effort.progress:
                 effort.progress(shard.size, all_bytes)
-        for shard, tally in _run(list(left.values()), source, counting, lambda: tree.bound, effort):
+        for shard, tally in _run(list(left.values()), source, counting, lambda: tree.bounds, effort):
             if ledger:
                 ledger.add(shard, tally)
             tree.add(shard.number, tally)
@@ -164,17 +164,17 @@ def _count_shards(
 
 
 def _run(
-    shards: Sequence[Shard], source: Source, counting: Counting, bound: Callable[[], int], effort: Effort
+    shards: Sequence[Shard], source: Source, counting: Counting, bounds: Callable[[], Bounds], effort: Effort
 ) -> Iterator[tuple[Shard, Tally]]:
     if effort.engine == "ray":
         from slabnorm.inputs.engines.cluster import run
 
-        yield from run(shards, counting, bound, effort.workers, effort.address)
+        yield from run(shards, counting, bounds, effort.workers, effort.address)
         return
     processes = not source.parallel and effort.workers is not None and effort.workers > 1
     workers = effort.workers or (local.cores() if source.parallel else 1)
     workers = min(workers, max(1, len(shards)))
-    yield from local.run(shards, counting, bound, workers, effort.memory, processes)
+    yield from local.run(shards, counting, bounds, workers, effort.memory, processes)
 
 
 def _plan(source: Source, counting: Counting, shards: list[Shard]) -> dict[str, Any]:

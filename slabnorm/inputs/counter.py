@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,14 +12,15 @@ import torch
 from slabnorm.inputs.features import Features
 from slabnorm.inputs.grid import Grid, as_numpy, flat
 from slabnorm.inputs.missing import EXACT, Where, moments_where, refuse_floats, refuse_integers
+from slabnorm.inputs.sample import VALUES, Sampler
 from slabnorm.inputs.schema import Schema
 from slabnorm.inputs.sketch import SIZE, Collector
 from slabnorm.inputs.sources.base import Block
 from slabnorm.inputs.sums import Sums, hash_samples
-from slabnorm.inputs.tally import Tally
+from slabnorm.inputs.tally import Bounds, Tally
 from slabnorm.moments import Moments
 from slabnorm.pattern import parse
-from slabnorm.slab import plan
+from slabnorm.slab import Slab, plan
 
 WIDE = ("int64", "uint64")
 
@@ -33,6 +35,7 @@ class Counting:
         nan: "raise" or "omit".
         order: the axes of a sample as memory has them; () for their own order.
         sketch: how many hashes of samples are kept.
+        sample: how many positions are sampled, for quantiles.
         whole: whether every block is counted by itself.
         skip_bad: whether what cannot be read is left out and listed.
         unit: how messages call a block.
@@ -44,6 +47,7 @@ class Counting:
     nan: str = "raise"
     order: tuple[int, ...] = ()
     sketch: int = SIZE
+    sample: int = 0
     whole: bool = False
     skip_bad: bool = False
     unit: str = "block"
@@ -60,18 +64,25 @@ class Counter:
         counting: what to count.
         name: of the shard, for messages.
         first: the number of its first sample, where that is known.
-        bound: hashes from this on need not be kept (see sketch.py).
+        number: of the shard, which decides what is sampled.
+        bounds: what need not be kept.
     """
 
-    def __init__(self, counting: Counting, name: str, first: int = 0, bound: int = 1 << 64) -> None:
+    def __init__(
+        self, counting: Counting, name: str, first: int = 0, number: int = 0, bounds: Bounds | None = None
+    ) -> None:
+        bounds = bounds or Bounds()
         self._counting, self._name, self._first = counting, name, first
         self._features = counting.features()
         self._grids: dict[tuple[int, ...], Grid | None] = {}
         self._sums: Sums | None = None
         self._other = Moments.empty(self._features.shape)
         self._nan = torch.zeros(self._features.shape, dtype=torch.int64)
-        self._collector, self._content, self._samples = Collector(counting.sketch, bound), 0, 0
+        self._collector, self._content, self._samples = Collector(counting.sketch, bounds.hash), 0, 0
         self._grid: Grid | None = None
+        features = math.prod(self._features.shape)
+        size = min(counting.sample, max(1, VALUES // max(1, features)))
+        self._sampler = Sampler(number, features, size, bounds.key)
 
     def add(self, block: Block) -> None:
         """Count a block of samples.
@@ -93,6 +104,9 @@ class Counter:
                 self._sums = Sums(line.dtype, grid.features)
             self._sums.add(line, grid.run)
             self._check(values, self._sums)
+        if self._counting.sample:
+            slab = self._slab(sample, len(values))
+            self._sampler.add(values.reshape(slab.split), slab.pooled, slab.kept.dims)
         if self._counting.sketch and len(values):
             hashes = hash_samples(line, line.size // len(values))
             self._collector.add(hashes)
@@ -113,6 +127,7 @@ class Counter:
             nan,
             torch.zeros_like(nan),
             self._collector.sketch(),
+            self._sampler.sample(),
             self._content,
             tuple(skipped),
         )
@@ -122,6 +137,9 @@ class Counter:
             pattern = parse(self._counting.pattern)
             self._grids[sample] = Grid.of(pattern, sample, self._counting.sizes, order)
         return self._grids[sample]
+
+    def _slab(self, sample: tuple[int, ...], count: int) -> Slab:
+        return plan(parse(self._counting.pattern), (), (count, *sample), self._counting.sizes)
 
     def _check(self, values: np.ndarray, sums: Sums) -> None:
         low, high = sums.extremes
@@ -139,7 +157,7 @@ class Counter:
         where = Where(self._name, self._first + self._samples, self._features)
         if values.dtype.name in WIDE and bool((x.abs() >= EXACT).any()):
             refuse_integers(values, where)
-        slab = plan(parse(self._counting.pattern), (), tuple(x.shape), self._counting.sizes)
+        slab = self._slab(tuple(values.shape[1:]), len(values))
         missing = torch.isnan(x)
         found = moments_where(x, ~missing, slab)
         some = bool(missing.any())

@@ -11,7 +11,9 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from slabnorm.errors import DataWarning, OptionError
 from slabnorm.inputs.count import Effort, Opened, Progress
@@ -19,9 +21,12 @@ from slabnorm.inputs.counter import Counting
 from slabnorm.inputs.missing import check_left, check_policy
 from slabnorm.inputs.normalizer import InputNorm
 from slabnorm.inputs.record import Record
-from slabnorm.inputs.schemes import FixedScale, Scheme, first_features, resolve
+from slabnorm.inputs.sample import SIZE as SAMPLE
+from slabnorm.inputs.scheme import Scheme, first_features
+from slabnorm.inputs.schemes import FixedScale, resolve
 from slabnorm.inputs.sources import Source, open_source
 from slabnorm.inputs.split import guard
+from slabnorm.inputs.tally import Tally
 from slabnorm.moments import Moments
 from slabnorm.pattern import Pattern, parse
 
@@ -61,7 +66,7 @@ def fit(
             a `DataLoader` or any other iterable, whose items are batches.
             x is an item itself, the first of a tuple or list, or of a dict (and of an npz file) the
             entry named by `key`, else "x", else the only one.
-        scheme: "zscore", "minmax", "fixed", or an object: ZScore(), MinMax(), FixedScale(0, 16).
+        scheme: "zscore", "minmax", "robust", "fixed", or an object: ZScore(ddof=1), FixedScale(0, 16).
         pattern: which axes keep statistics of their own, such as "n c h w -> c". If it is left out:
             "n ->" for 1 axis (but not for batches of an iterable), "n c -> c" for 2; "n c h w -> c" for 4
             where the last axis is longer than 4, so that it is hardly the channels; every other shape
@@ -82,7 +87,8 @@ def fit(
             held-out split: validation, val, dev, test, eval, holdout, ..., or all of the data.
         DataError: the data cannot be read, are empty, differ in shape or dtype, or hold what cannot be
             normalised: complex numbers, objects, infinity, NaN under "raise", integers beyond 2^53.
-        OptionError: an argument out of its range, or a pattern that must be given.
+        LedgerError: the ledger is damaged, in use, of other data or other arguments.
+    OptionError: an argument out of its range, or a pattern that must be given.
         PatternError, ShapeError: the pattern is wrong, keeps the sample axis, or does not fit the data.
         StatisticsError: a feature's scale leaves the range of float64.
 
@@ -124,7 +130,13 @@ def fit(
     with _plain():
         record.features()  # which finds what is wrong with the pattern, before anything is read
     counting = Counting(
-        chosen.text, tuple(sorted(record.sizes.items())), schema, nan, skip_bad=skip_bad, unit=source.unit
+        chosen.text,
+        tuple(sorted(record.sizes.items())),
+        schema,
+        nan,
+        skip_bad=skip_bad,
+        unit=source.unit,
+        sample=SAMPLE if scheme.ranks else 0,
     )
     if isinstance(source, Source):
         counting = replace(counting, order=source.order, whole=source.whole)
@@ -135,10 +147,16 @@ def fit(
             record, samples=tally.samples, names=schema.names, reader=source.reader,
             skipped=len(tally.skipped), content=f"{tally.content:016x}",
         )  # fmt: skip
-        norm = InputNorm(found, tally.moments, tally.nan, tally.null)
+        norm = InputNorm(found, tally.moments, tally.nan, tally.null, _quantiles(scheme, tally))
         norm.sketch, norm.skipped = tally.sketch, tally.skipped
     _warn_of(scheme, tally.moments)
     return norm
+
+
+def _quantiles(scheme: Scheme, tally: Tally) -> Tensor:
+    """Return the quantiles that a scheme reads, a row per rank."""
+    rows = tally.sample.quantiles(scheme.ranks) if scheme.ranks else np.empty((0, 1))
+    return torch.from_numpy(rows).reshape(len(scheme.ranks), *tally.moments.shape)
 
 
 def _whole(name: str, number: int | None) -> int | None:

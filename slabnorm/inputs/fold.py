@@ -29,6 +29,12 @@ def fold(norm: InputNorm, layer: nn.Module) -> Any:
         raise _refused(
             "batches have the axes that the layer takes", f'"{norm.pattern}" for {given}', "name every axis"
         )
+    if norm.scheme.clip is not None:
+        raise OptionError(
+            "a layer's weights cannot clip",
+            f"clip={norm.scheme.clip}",
+            "fit without it, or keep the InputNorm",
+        )
     span, low = norm.scheme.target
     factor = span / norm.scale
     offset = low - (norm.shift + norm.shift_low) * factor

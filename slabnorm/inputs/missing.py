@@ -11,7 +11,7 @@ from torch import Tensor
 
 from slabnorm.errors import DataError, OptionError, StatisticsError
 from slabnorm.inputs.features import Features
-from slabnorm.inputs.schemes import first_features
+from slabnorm.inputs.scheme import first_features
 from slabnorm.moments import Moments
 from slabnorm.slab import Slab
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from slabnorm.errors import DtypeError, ShapeError, StatisticsError
 from slabnorm.inputs.frozen import Frozen
 from slabnorm.inputs.record import Record
-from slabnorm.inputs.schemes import Scheme
+from slabnorm.inputs.scheme import Scheme
 from slabnorm.inputs.sketch import Sketch
 from slabnorm.inputs.values import AFFINE, MOMENTS
 from slabnorm.moments import Moments
@@ -27,7 +27,7 @@ _KEPT = frozenset((torch.float64, torch.float16, torch.bfloat16))
 class InputNorm(Frozen):
     """Normalise raw inputs with statistics fitted on the training split; make one with `slabnorm.fit`.
 
-        forward:  y = ((x - shift) - shift_low) / scale * span + low
+        forward:  y = ((x - shift) - shift_low) / scale * span + low, ended at the scheme's `clip`
         inverse:  x = (y - low) / span * scale + shift_low + shift
 
     One shift and scale per feature, the right side of the pattern. Nothing here is trained, and train
@@ -50,11 +50,13 @@ class InputNorm(Frozen):
         moments: the statistics, of the shape of the pattern's right side.
         nan_count: NaN left out of them, per feature; None for none.
         null_count: values that were missing altogether, as in a table, per feature; None for none.
+        quantiles: those that the scheme reads, a row per rank; None for none.
 
     Attributes:
         record: scheme, pattern, split, dtype, samples and more; see Record.
         shift, shift_low, scale: buffers of the formula above.
         nan_count, null_count: buffers, what was left out when fitting, per feature.
+        quantiles: buffer, of the scheme's ranks.
         sketch: hashes of the samples, by which `audit` finds them in other data; not in the state_dict.
         skipped: files that could not be read and were left out, and why; only after `fit`.
 
@@ -77,6 +79,7 @@ class InputNorm(Frozen):
     scale: Tensor
     nan_count: Tensor
     null_count: Tensor
+    quantiles: Tensor
     sketch: Sketch
     skipped: tuple[tuple[str, str], ...]
 
@@ -86,6 +89,7 @@ class InputNorm(Frozen):
         moments: Moments,
         nan_count: Tensor | None = None,
         null_count: Tensor | None = None,
+        quantiles: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.sketch, self.skipped = Sketch(), ()
@@ -96,7 +100,8 @@ class InputNorm(Frozen):
                 str(moments.shape),
                 "take them with the same pattern and sizes",
             )
-        affine = record.scheme.affine(moments)
+        read = moments.mean.new_empty((0, *moments.shape)) if quantiles is None else quantiles.clone()
+        affine = record.scheme.affine(moments, read)
         for name in AFFINE:
             self.register_buffer(name, getattr(affine, name))
         for name in MOMENTS:
@@ -105,6 +110,7 @@ class InputNorm(Frozen):
         for name, missing in (("nan_count", nan_count), ("null_count", null_count)):
             none = torch.zeros_like(moments.count)
             self.register_buffer(name, none if missing is None else missing.clone())
+        self.register_buffer("quantiles", read)
         self._note_range()
 
     @classmethod
@@ -124,7 +130,7 @@ class InputNorm(Frozen):
             )
         record = Record.from_tensor(state[prefix + "_extra_state"])
         moments = Moments(*(state[f"{prefix}moments_{name}"].cpu().clone() for name in MOMENTS))
-        norm = cls(record, moments)
+        norm = cls(record, moments, quantiles=state.get(prefix + "quantiles"))
         inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         norm.load_state_dict({key: inside[key] for key in norm.state_dict() if key in inside})
         return norm
@@ -178,6 +184,8 @@ class InputNorm(Frozen):
         y = (x.to(work) - shift).sub_(low).div_(scale)
         if self._target != (1.0, 0.0):
             y = y.mul_(self._target[0]).add_(self._target[1])
+        if self._clip is not None:
+            y = y.clamp_(*self._clip)
         return y.to(out)
 
     def inverse(self, y: Tensor) -> Tensor:
@@ -231,6 +239,7 @@ class InputNorm(Frozen):
         constant, missing = int((m.min == m.max).sum()), int((self.nan_count + self.null_count).sum())
         parts += [f"constant={constant}"] if constant else []
         parts += [f"missing={missing}"] if missing else []
+        parts += [f"clip={self._clip}"] if self._clip else []
         return ", ".join(parts + (["leak=True"] if self.record.leak else []))
 
     def get_extra_state(self) -> Tensor:
@@ -244,7 +253,7 @@ class InputNorm(Frozen):
     def _describe(self, record: Record) -> None:
         self.record = record
         self._features = record.features()
-        self._target = record.scheme.target
+        self._target, self._clip = record.scheme.target, record.scheme.clip
 
     def _note_range(self) -> None:
         """Note whether float32 holds shift and scale with room to spare; known here, not per call."""

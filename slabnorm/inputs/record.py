@@ -12,7 +12,8 @@ from torch import Tensor
 
 from slabnorm.errors import SlabError, StatisticsError
 from slabnorm.inputs.features import Features
-from slabnorm.inputs.schemes import Scheme, from_plain, to_plain
+from slabnorm.inputs.scheme import Scheme
+from slabnorm.inputs.schemes import from_plain, to_plain
 from slabnorm.pattern import parse
 
 VERSION = 1

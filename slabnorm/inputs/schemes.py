@@ -1,69 +1,18 @@
-"""Schemes: from the Moments of a data set to a shift and a scale.
-
-    y = (x - shift) / scale * span + low
-
-A scheme is a small frozen object. It reads statistics and returns an Affine; it sees no data, and
-the normaliser only its numbers. So a scheme on quantiles needs only another statistic to read, and
-clipping only another number beside span and low.
-"""
+"""The schemes: fixed scaling, min-max, z-score, and robust."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
+from statistics import NormalDist
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from slabnorm.errors import OptionError, StatisticsError
+from slabnorm.inputs.scheme import Affine, Scheme, as_range, first_features, is_number, positive
 from slabnorm.moments import Moments
-
-
-@dataclass(frozen=True, eq=False)
-class Affine:
-    """z = ((x - shift) - shift_low) / scale.
-
-    A divisor, and not a factor: x / 255 then has the bits of torchvision's ToTensor, and the largest
-    value of a min-max feature comes out as exactly 1.
-
-    Attributes:
-        shift: float64, one per feature, in the units of the data.
-        shift_low: what `shift` lost to rounding.
-        scale: float64, positive and finite, one per feature, in the units of the data.
-    """
-
-    shift: Tensor
-    shift_low: Tensor
-    scale: Tensor
-
-
-@dataclass(frozen=True)
-class Scheme:
-    """What all schemes share: a name, and `affine`, from statistics to shift and scale."""
-
-    name: ClassVar[str] = ""
-    per_feature: ClassVar[bool] = True  # whether it reads statistics at all
-
-    @property
-    def target(self) -> tuple[float, float]:
-        """Span and low: the width and the lower end of the output range; 1 and 0 for a scheme without."""
-        out = getattr(self, "out", (0.0, 1.0))
-        return out[1] - out[0], out[0]
-
-    @classmethod
-    def named(cls, dtype: str) -> Scheme:
-        """Return the scheme that its bare name stands for, on data of this dtype."""
-        return cls()
-
-    def affine(self, moments: Moments) -> Affine:
-        """Return shift and scale, of the shape of the moments.
-
-        Raises:
-            StatisticsError: a feature's scale is not a positive float64.
-        """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -96,10 +45,11 @@ class FixedScale(Scheme):
     per_feature: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        low, high = _range("low, high", (self.low, self.high))
+        low, high = as_range("low, high", (self.low, self.high))
         object.__setattr__(self, "low", low)
         object.__setattr__(self, "high", high)
-        object.__setattr__(self, "out", _range("out", self.out))
+        object.__setattr__(self, "out", as_range("out", self.out))
+        super().__post_init__()
 
     @classmethod
     def named(cls, dtype: str) -> FixedScale:
@@ -114,7 +64,7 @@ class FixedScale(Scheme):
             "say which values can occur, as scheme=slabnorm.FixedScale(low=0, high=16)",
         )
 
-    def affine(self, moments: Moments) -> Affine:
+    def affine(self, moments: Moments, quantiles: Tensor) -> Affine:
         shift = torch.full_like(moments.mean, self.low)
         scale = torch.full_like(shift, self.high - self.low)
         return Affine(shift, torch.zeros_like(shift), scale)
@@ -145,10 +95,11 @@ class MinMax(Scheme):
     name: ClassVar[str] = "minmax"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "out", _range("out", self.out))
+        object.__setattr__(self, "out", as_range("out", self.out))
+        super().__post_init__()
 
-    def affine(self, moments: Moments) -> Affine:
-        scale = _scale(moments.max - moments.min, moments, "range")
+    def affine(self, moments: Moments, quantiles: Tensor) -> Affine:
+        scale = positive(moments.max - moments.min, moments, "range")
         return Affine(moments.min.clone(), torch.zeros_like(scale), scale)
 
 
@@ -182,22 +133,74 @@ class ZScore(Scheme):
     def __post_init__(self) -> None:
         if not isinstance(self.ddof, int) or isinstance(self.ddof, bool) or self.ddof < 0:
             raise OptionError("ddof is an integer, 0 or more", repr(self.ddof), "0: population, 1: unbiased")
-        if not _is_number(self.eps) or self.eps < 0:
+        if not is_number(self.eps) or self.eps < 0:
             raise OptionError("eps is a finite number, 0 or more", repr(self.eps), "0 is the usual one here")
         object.__setattr__(self, "eps", float(self.eps))
+        super().__post_init__()
 
-    def affine(self, moments: Moments) -> Affine:
+    def affine(self, moments: Moments, quantiles: Tensor) -> Affine:
         if bool((moments.count <= self.ddof).any()):
             raise StatisticsError(
                 f"ddof={self.ddof} needs more than {self.ddof} values of every feature",
                 f"{int(moments.count.min())} of {first_features(moments.count <= self.ddof)}",
                 "use ddof=0, or more samples",
             )
-        scale = _scale((moments.var(self.ddof) + self.eps).sqrt(), moments, "standard deviation")
+        scale = positive((moments.var(self.ddof) + self.eps).sqrt(), moments, "standard deviation")
         return Affine(moments.mean.clone(), moments.mean_low.clone(), scale)
 
 
-SCHEMES: dict[str, type[Scheme]] = {scheme.name: scheme for scheme in (FixedScale, MinMax, ZScore)}
+@dataclass(frozen=True)
+class Robust(Scheme):
+    """Centre each feature at its median and divide by a range of quantiles, which outliers do not move.
+
+        y = (x - median) / (quantile(high) - quantile(low))
+
+    Quantiles come from a uniform sample of 16384 values of each feature (see sample.py): their rank is
+    off by at most 0.013 with 99% probability, and not at all where the data have no more values.
+    A feature whose range of quantiles is 0 gets scale 1.
+
+    Args:
+        low, high: ranks of the quantiles, between 0 and 1.
+        unit: divide further by what that range is for N(0, 1), so that normal data come out with spread 1.
+
+    Raises:
+        OptionError: ranks that are not two numbers in [0, 1], the first below 0.5 and the second above.
+
+    >>> from slabnorm.inputs import fit
+    >>> x = torch.tensor([[1.0], [2.0], [3.0], [4.0], [1000.0]])
+    >>> fit(x, Robust(), split="train")(x).flatten()
+    tensor([ -1.0000,  -0.5000,   0.0000,   0.5000, 498.5000])
+    """
+
+    low: float = 0.25
+    high: float = 0.75
+    unit: bool = False
+
+    name: ClassVar[str] = "robust"
+
+    def __post_init__(self) -> None:
+        if not (is_number(self.low) and is_number(self.high) and 0 <= self.low < 0.5 < self.high <= 1):
+            raise OptionError(
+                "low and high are ranks: 0 <= low < 0.5 < high <= 1", f"{self.low!r}, {self.high!r}",
+                "as Robust(low=0.25, high=0.75)",
+            )  # fmt: skip
+        super().__post_init__()
+
+    @property
+    def ranks(self) -> tuple[float, ...]:  # type: ignore[override]
+        return (self.low, 0.5, self.high)
+
+    def affine(self, moments: Moments, quantiles: Tensor) -> Affine:
+        low, median, high = quantiles
+        spread = high - low
+        if self.unit:
+            normal = NormalDist()
+            spread = spread / (normal.inv_cdf(self.high) - normal.inv_cdf(self.low))
+        spread = torch.where(spread == 0, torch.ones_like(spread), spread)
+        return Affine(median.clone(), torch.zeros_like(median), positive(spread, moments, "quantile range"))
+
+
+SCHEMES: dict[str, type[Scheme]] = {scheme.name: scheme for scheme in (FixedScale, MinMax, ZScore, Robust)}
 
 
 def resolve(scheme: str | Scheme, dtype: str) -> Scheme:
@@ -240,37 +243,3 @@ def from_plain(plain: dict[str, Any]) -> Scheme:
     return kind(
         **{key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
     )
-
-
-def first_features(which: Tensor) -> str:
-    """Return the places where a mask is true as text: the first few, and how many more."""
-    if which.dim() == 0:
-        return "the only feature"
-    places = which.nonzero().tolist()
-    shown = [str(place[0]) if len(place) == 1 else str(tuple(place)) for place in places[:5]]
-    more = f" and {len(places) - 5} more" if len(places) > 5 else ""
-    return f"feature{'s' if len(places) > 1 else ''} {', '.join(shown)}{more}"
-
-
-def _scale(spread: Tensor, moments: Moments, what: str) -> Tensor:
-    scale = torch.where(moments.min == moments.max, torch.ones_like(spread), spread)
-    bad = ~(torch.isfinite(scale) & (scale > 0))
-    if bool(bad.any()):
-        raise StatisticsError(
-            f"the {what} of a feature that varies is a positive float64",
-            f"{scale[bad][0].item()} for {first_features(bad)}: it leaves the range of float64",
-            "bring the data nearer to 1 first, as by a change of units",
-        )
-    return scale
-
-
-def _range(name: str, ends: Any) -> tuple[float, float]:
-    if isinstance(ends, tuple | list) and len(ends) == 2 and all(map(_is_number, ends)):
-        low, high = float(ends[0]), float(ends[1])
-        if low < high and math.isfinite(high - low):
-            return low, high
-    raise OptionError(f"{name} are two finite numbers, the first below the second", repr(ends), "as (0, 1)")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from slabnorm.inputs.sample import Sample
 from slabnorm.inputs.sketch import Sketch
 from slabnorm.moments import Moments
 
 _MOMENTS = ("count", "mean", "m2", "min", "max", "mean_low", "m2_low")
 _WRAP = (1 << 64) - 1
+
+
+class Bounds(NamedTuple):
+    """Hashes and keys from which on samples and positions need not be kept: others have pushed them out."""
+
+    hash: int = 1 << 64
+    key: int = 1 << 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +35,7 @@ class Tally:
         nan: values left out because they were NaN, int64, per feature.
         null: values that were missing altogether, as in a table, int64, per feature.
         sketch: of the samples' hashes.
+        sample: of the values, for quantiles; features in the pattern's order, as if in one row.
         content: the sum of the samples' hashes modulo 2^64: another one, other samples.
         skipped: what could not be read and was left out, and why.
     """
@@ -35,6 +45,7 @@ class Tally:
     nan: Tensor
     null: Tensor
     sketch: Sketch
+    sample: Sample
     content: int = 0
     skipped: tuple[tuple[str, str], ...] = ()
 
@@ -46,6 +57,7 @@ class Tally:
             self.nan + other.nan,
             self.null + other.null,
             self.sketch.merge(other.sketch),
+            self.sample.merge(other.sample),
             (self.content + other.content) & _WRAP,
             self.skipped + other.skipped,
         )
@@ -57,9 +69,17 @@ class Tally:
         tensors = {name: getattr(self.moments, name).contiguous() for name in _MOMENTS}
         hashes = torch.from_numpy(self.sketch.hashes.view(np.int64).copy())
         tensors |= {"nan": self.nan.contiguous(), "null": self.null.contiguous(), "sketch": hashes}
+        tensors["keys"] = torch.from_numpy(self.sample.keys.view(np.int64).copy())
+        tensors["values"] = torch.from_numpy(np.ascontiguousarray(self.sample.values))
         plain = {"samples": self.samples, "content": self.content, "size": self.sketch.size,
+                 "positions": self.sample.size,
                  "skipped": self.skipped}  # fmt: skip
         return bytes(save(tensors, {"tally": json.dumps(plain)}))
+
+    @property
+    def bounds(self) -> Bounds:
+        """What can no longer be in the sketch and the sample of all data."""
+        return Bounds(self.sketch.bound, self.sample.bound)
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Tally:
@@ -76,6 +96,7 @@ class Tally:
             tensors["nan"],
             tensors["null"],
             Sketch(hashes, plain["size"]),
+            Sample(tensors["keys"].numpy().view(np.uint64), tensors["values"].numpy(), plain["positions"]),
             plain["content"],
             tuple((name, why) for name, why in plain["skipped"]),
         )

@@ -6,7 +6,7 @@ Rounding then depends on the shards' numbers and on nothing else: not on arrival
 
 from __future__ import annotations
 
-from slabnorm.inputs.tally import Tally
+from slabnorm.inputs.tally import Bounds, Tally
 
 
 class Tree:
@@ -16,12 +16,12 @@ class Tree:
         self._nodes: list[tuple[int, Tally]] = []  # (level, tally), levels falling
         self._early: dict[int, Tally] = {}
         self._next = 0
-        self.bound = 1 << 64  # from which on no hash can be in the sketch of all
+        self.bounds = Bounds()
 
     def add(self, number: int, tally: Tally) -> None:
         """Add shard `number`; each number once."""
         self._early[number] = tally
-        self.bound = min(self.bound, tally.sketch.bound)
+        self.bounds = Bounds(*map(min, self.bounds, tally.bounds))
         while self._next in self._early:
             self._append(self._early.pop(self._next))
             self._next += 1

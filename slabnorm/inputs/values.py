@@ -43,7 +43,9 @@ def check_moments(tensors: dict[str, Tensor], record: Record) -> None:
     within = (count > 0) & (nans >= 0) & (count <= values) & (nans <= values)  # sums of these do not wrap
     room = 4 * torch.finfo(torch.float64).eps * torch.maximum(low.abs(), high.abs())  # for rounding
     most = (high / 2 - low / 2).square() * (1 + 1e-9) + 1e-300
+    quantiles = torch.cat([low[None], tensors["quantiles"], high[None]])
     rules = {
+        "quantiles rise from minimum to maximum": quantiles.diff(dim=0) >= 0,
         "counts are positive, and no more than the values": within,
         "counts and NaN counts add up to all values": (count + nans == values // count.numel())
         | torch.tensor(not known),

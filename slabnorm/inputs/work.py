@@ -10,18 +10,18 @@ from slabnorm.inputs.counter import Counter, Counting
 from slabnorm.inputs.schema import check_schema
 from slabnorm.inputs.sources.base import Bad, Block, Shard
 from slabnorm.inputs.sources.parts import chunk_rows
-from slabnorm.inputs.tally import Tally
+from slabnorm.inputs.tally import Bounds, Tally
 
 
-def count_shard(shard: Shard, counting: Counting, bound: int = 1 << 64) -> Tally:
-    """Return the tally of a shard; without hashes from `bound` on, which others have pushed out.
+def count_shard(shard: Shard, counting: Counting, bounds: Bounds | None = None) -> Tally:
+    """Return the tally of a shard, without what others have pushed out.
 
     Raises:
         DataError: it cannot be read, or holds what cannot be counted. Under `skip_bad` what cannot be read is
             listed in the tally instead.
     """
     bad: list[tuple[str, str]] = []
-    counter = Counter(counting, shard.name, shard.first, bound)
+    counter = Counter(counting, shard.name, shard.first, shard.number, bounds)
     blocks = _good(shard, counting, bad)
     try:
         for chunk in blocks if counting.whole else chunks(blocks, chunk_rows(counting.schema.values)):

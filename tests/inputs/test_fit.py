@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from slabnorm.errors import DataError, DataWarning, OptionError, PatternError, ShapeError
 from slabnorm.functional import moments
 from slabnorm.inputs import FixedScale, ZScore, fit
+from slabnorm.inputs.sample import Sample
 from slabnorm.inputs.sketch import Sketch
 from slabnorm.inputs.sources import parts
 from slabnorm.inputs.tally import Tally
@@ -76,7 +77,8 @@ def test_any_chunks_merged_in_any_order(cuts, seed):
 
 def tally_of(moments, name=""):
     none = torch.zeros_like(moments.count)
-    return Tally(int(moments.count.max()), moments, none, none, Sketch(), skipped=((name, ""),))
+    counted = int(moments.count.max())
+    return Tally(counted, moments, none, none, Sketch(), Sample.empty(1, 0), skipped=((name, ""),))
 
 
 @settings(max_examples=30, deadline=None)

@@ -52,7 +52,7 @@ def test_every_entry_is_a_tensor():
     state = fit(X, split="train").state_dict()
     assert all(isinstance(value, torch.Tensor) for value in state.values())
     assert {key for key in state if not key.startswith("moments_")} == {
-        *("shift", "shift_low", "scale", "nan_count", "null_count", "_extra_state")
+        *("shift", "shift_low", "scale", "nan_count", "null_count", "quantiles", "_extra_state")
     }
 
 

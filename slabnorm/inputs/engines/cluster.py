@@ -8,7 +8,7 @@ from typing import Any
 from slabnorm.errors import DataError, ExtraError, SlabError
 from slabnorm.inputs.counter import Counting
 from slabnorm.inputs.sources.base import Shard
-from slabnorm.inputs.tally import Tally
+from slabnorm.inputs.tally import Bounds, Tally
 from slabnorm.inputs.work import count_shard
 
 RETRIES = 5  # times that a shard whose worker died is counted anew
@@ -17,7 +17,7 @@ RETRIES = 5  # times that a shard whose worker died is counted anew
 def run(
     shards: Sequence[Shard],
     counting: Counting,
-    bound: Callable[[], int],
+    bounds: Callable[[], Bounds],
     workers: int | None,
     address: str | None,
 ) -> Iterator[tuple[Shard, Tally]]:
@@ -26,7 +26,7 @@ def run(
     Args:
         shards: what to count; every node must be able to read them.
         counting: how.
-        bound: which hashes the tallies so far have pushed out.
+        bounds: what the tallies so far have pushed out.
         workers: shards at once; None for two for every processor of the cluster.
         address: of a cluster; None takes the one that this process is part of, or starts one here.
 
@@ -41,14 +41,14 @@ def run(
         ray.init(address=address, **({"log_to_driver": False} if address else quiet))
     try:
         most = workers or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
-        yield from _run(ray, shards, counting, bound, most)
+        yield from _run(ray, shards, counting, bounds, most)
     finally:
         if started:
             ray.shutdown()
 
 
 def _run(
-    ray: Any, shards: Sequence[Shard], counting: Counting, bound: Callable[[], int], most: int
+    ray: Any, shards: Sequence[Shard], counting: Counting, bounds: Callable[[], Bounds], most: int
 ) -> Iterator[tuple[Shard, Tally]]:
     count = ray.remote(num_cpus=1, max_retries=RETRIES)(_count)
     how = ray.put(counting)
@@ -57,7 +57,7 @@ def _run(
     while left or waiting:
         while left and len(waiting) < most:
             shard = left.pop()
-            waiting[count.remote(shard, how, bound())] = shard
+            waiting[count.remote(shard, how, bounds())] = shard
         done, _ = ray.wait(list(waiting), num_returns=1)
         shard = waiting.pop(done[0])
         try:
@@ -73,10 +73,10 @@ def _run(
         yield shard, Tally.from_bytes(found)
 
 
-def _count(shard: Shard, counting: Counting, bound: int) -> bytes | SlabError:
+def _count(shard: Shard, counting: Counting, bounds: Bounds) -> bytes | SlabError:
     # Errors of ours are returned: Ray would wrap what is raised, and retry it.
     try:
-        return count_shard(shard, counting, bound).to_bytes()
+        return count_shard(shard, counting, bounds).to_bytes()
     except SlabError as error:
         return error
 

@@ -18,7 +18,7 @@ import torch
 
 from slabnorm.inputs.counter import Counting
 from slabnorm.inputs.sources.base import Shard
-from slabnorm.inputs.tally import Tally
+from slabnorm.inputs.tally import Bounds, Tally
 from slabnorm.inputs.work import count_shard
 
 
@@ -30,7 +30,7 @@ def cores() -> int:
 def run(
     shards: Sequence[Shard],
     counting: Counting,
-    bound: Callable[[], int],
+    bounds: Callable[[], Bounds],
     workers: int,
     memory: int | None,
     processes: bool = False,
@@ -40,7 +40,7 @@ def run(
     Args:
         shards: what to count.
         counting: how.
-        bound: which hashes the tallies so far have pushed out; it may grow tighter meanwhile.
+        bounds: what the tallies so far have pushed out; it may grow tighter meanwhile.
         workers: how many at once.
         memory: bytes that the shards being read may take together; None for no bound.
         processes: whether the workers are processes rather than threads.
@@ -50,12 +50,12 @@ def run(
     """
     if workers == 1 and not processes:
         for shard in shards:
-            yield shard, _count(shard, counting, bound())
+            yield shard, _count(shard, counting, bounds())
         return
     with _pool(workers, processes) as pool:
         waiting: dict[Future[Tally], Shard] = {}
         try:
-            yield from _submitted(pool, shards, counting, bound, workers, memory, waiting)
+            yield from _submitted(pool, shards, counting, bounds, workers, memory, waiting)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -65,7 +65,7 @@ def _submitted(
     pool: Executor,
     shards: Sequence[Shard],
     counting: Counting,
-    bound: Callable[[], int],
+    bounds: Callable[[], Bounds],
     workers: int,
     memory: int | None,
     waiting: dict[Future[Tally], Shard],
@@ -79,7 +79,7 @@ def _submitted(
         ):  # fmt: skip
             shard = left.pop()
             held += shard.memory
-            waiting[pool.submit(_count, shard, counting, bound())] = shard
+            waiting[pool.submit(_count, shard, counting, bounds())] = shard
         done, _ = wait(waiting, return_when=FIRST_COMPLETED)
         failed = [future for future in done if future.exception() is not None]
         if failed:
@@ -106,7 +106,7 @@ def _pool(workers: int, processes: bool) -> Executor:
     return ThreadPoolExecutor(workers, thread_name_prefix="slabnorm")
 
 
-def _count(shard: Shard, counting: Counting, bound: int) -> Tally:
+def _count(shard: Shard, counting: Counting, bounds: Bounds) -> Tally:
     # Plain CPU tensors, whatever mode or default device the caller has set; both are a thread's own.
     with torch.inference_mode(False), torch.device("cpu"):
-        return count_shard(shard, counting, bound)
+        return count_shard(shard, counting, bounds)
