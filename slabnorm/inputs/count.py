@@ -15,7 +15,7 @@ from slabnorm.inputs.engines import local
 from slabnorm.inputs.ledger import Ledger
 from slabnorm.inputs.schema import Schema, check_schema, schema_of
 from slabnorm.inputs.sources import Bad, Block, Shard, Source, Stream
-from slabnorm.inputs.sources.parts import SHARD, chunk_rows
+from slabnorm.inputs.sources.parts import SHARD
 from slabnorm.inputs.tally import Bounds, Tally
 from slabnorm.inputs.tree import Tree
 
@@ -110,7 +110,7 @@ class Opened:
         if blocks is None:
             raise OptionError("an iterable is read once", self.source.name, "open it again")
         tree, number, name = Tree(), 0, self.source.name
-        rows = chunk_rows(counting.schema.values)
+        rows = counting.rows
         counter, held, first = Counter(counting, name), 0, 0
         for chunk in chunks(self._checked(blocks, counting), rows):
             if held == SHARD:

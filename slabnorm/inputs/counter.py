@@ -39,6 +39,7 @@ class Counting:
         whole: whether every block is counted by itself.
         skip_bad: whether what cannot be read is left out and listed.
         unit: how messages call a block.
+        rows: samples of a chunk.
     """
 
     pattern: str
@@ -51,6 +52,7 @@ class Counting:
     whole: bool = False
     skip_bad: bool = False
     unit: str = "block"
+    rows: int = 1
 
     def features(self) -> Features:
         """Return where the statistics lie in a batch."""

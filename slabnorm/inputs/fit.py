@@ -25,6 +25,7 @@ from slabnorm.inputs.sample import SIZE as SAMPLE
 from slabnorm.inputs.scheme import Scheme, first_features
 from slabnorm.inputs.schemes import FixedScale, resolve
 from slabnorm.inputs.sources import Source, open_source
+from slabnorm.inputs.sources.parts import chunk_rows
 from slabnorm.inputs.split import guard
 from slabnorm.inputs.tally import Tally
 from slabnorm.moments import Moments
@@ -107,12 +108,14 @@ def fit(
     (torch.float32, True)
     """
     check_policy(nan)
+    if engine not in ("local", "ray"):
+        raise OptionError('the engine is "local" or "ray"', repr(engine))
     source = open_source(source, key)
     split = guard(split, source.hints, leak)
     effort = Effort(
         engine,
         _whole("workers", workers),
-        memory,
+        _whole("memory", memory),
         Path(ledger) if ledger else None,
         resume,
         address,
@@ -137,6 +140,7 @@ def fit(
         skip_bad=skip_bad,
         unit=source.unit,
         sample=SAMPLE if scheme.ranks else 0,
+        rows=chunk_rows(schema.values),
     )
     if isinstance(source, Source):
         counting = replace(counting, order=source.order, whole=source.whole)
@@ -145,11 +149,12 @@ def fit(
         check_left(tally.moments, source.name)
         found = replace(
             record, samples=tally.samples, names=schema.names, reader=source.reader,
-            skipped=len(tally.skipped), content=f"{tally.content:016x}",
+            skipped=len(tally.skipped),
+            positions=len(tally.sample.keys), content=f"{tally.content:016x}",
         )  # fmt: skip
         norm = InputNorm(found, tally.moments, tally.nan, tally.null, _quantiles(scheme, tally))
         norm.sketch, norm.skipped = tally.sketch, tally.skipped
-    _warn_of(scheme, tally.moments)
+    _warn_of(scheme, tally.moments, norm.quantiles)
     return norm
 
 
@@ -212,7 +217,7 @@ def _choose(
     )
 
 
-def _warn_of(scheme: Scheme, moments: Moments) -> None:
+def _warn_of(scheme: Scheme, moments: Moments, quantiles: Tensor) -> None:
     if isinstance(scheme, FixedScale):
         low, high = float(moments.min.min()), float(moments.max.max())
         if low < scheme.low or high > scheme.high:
@@ -226,3 +231,7 @@ def _warn_of(scheme: Scheme, moments: Moments) -> None:
     if bool(constant.any()):
         some = f"{int(constant.sum())} of {constant.numel()} features are constant and get scale 1"
         warnings.warn(f"{some}: {first_features(constant)}", DataWarning, stacklevel=3)
+    flat = ~constant & (quantiles[-1] == quantiles[0]) if len(quantiles) else constant & False
+    if bool(flat.any()):
+        some = f"{int(flat.sum())} of {flat.numel()} features have no range between their quantiles"
+        warnings.warn(f"{some} and get scale 1: {first_features(flat)}", DataWarning, stacklevel=3)

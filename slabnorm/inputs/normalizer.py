@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from slabnorm.errors import DtypeError, ShapeError, StatisticsError
 from slabnorm.inputs.frozen import Frozen
 from slabnorm.inputs.record import Record
+from slabnorm.inputs.sample import rank_error
 from slabnorm.inputs.scheme import Scheme
 from slabnorm.inputs.sketch import Sketch
 from slabnorm.inputs.values import AFFINE, MOMENTS
@@ -159,6 +160,11 @@ class InputNorm(Frozen):
     def dtype(self) -> str:
         """The dtype of the fitted data, such as "uint8"."""
         return self.record.dtype
+
+    @property
+    def rank_error(self) -> float:
+        """By how much the ranks of `quantiles` may be off, with 99% probability."""
+        return rank_error(self.record.positions, int((self.count + self.nan_count + self.null_count).max()))
 
     @property
     def moments(self) -> Moments:

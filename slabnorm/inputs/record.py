@@ -36,6 +36,7 @@ class Record:
         names: of the features, where the data have names for them, as the columns of a table.
         reader: what read the data, with its version, where that matters: images differ by their decoder.
         skipped: how many files or parts of files could not be read and were left out.
+        positions: values of each feature that quantiles come from; 0 for a scheme without quantiles.
         content: the sum of all samples' hashes modulo 2^64, in hexadecimal: other data, another sum.
     """
 
@@ -51,6 +52,7 @@ class Record:
     names: tuple[str, ...] = ()
     reader: str = ""
     skipped: int = 0
+    positions: int = 0
     content: str = ""
 
     def features(self) -> Features:
@@ -79,7 +81,7 @@ class Record:
         for name, kind in _TYPES.items():
             if type(plain[name]) is not kind:
                 raise ValueError(f"{name} is {plain[name]!r:.80}, not of type {kind.__name__}")
-        numbers = [plain["samples"], plain["skipped"], *plain["sizes"].values()]
+        numbers = [plain["samples"], plain["skipped"], plain["positions"], *plain["sizes"].values()]
         numbers += [size for size in plain["sample"] if size is not None]
         if not all(type(number) is int and number >= 0 for number in numbers):
             raise ValueError("samples, sample and sizes are integers, 0 or more")
@@ -128,5 +130,6 @@ class Record:
 
 _TYPES = {
     "scheme": dict, "pattern": str, "sample": list, "dtype": str, "split": str, "samples": int, "nan": str,
-    "leak": bool, "sizes": dict, "names": list, "reader": str, "skipped": int, "content": str,
+    "leak": bool, "sizes": dict, "names": list, "reader": str, "skipped": int, "positions": int,
+    "content": str,
 }  # fmt: skip

@@ -19,6 +19,15 @@ VALUES = 1 << 25  # at most so many values, of fewer positions where there are m
 _DOUBT = 0.01  # probability that a rank is off by more than is said
 
 
+def rank_error(positions: int, values: int) -> float:
+    """Return by how much the rank of a quantile may be off, with 99% probability, as so many are of so many.
+
+    >>> round(rank_error(16384, 10**9), 4), rank_error(500, 500)
+    (0.0127, 0.0)
+    """
+    return math.sqrt(math.log(2 / _DOUBT) / (2 * positions)) if 0 < positions < values else 0.0
+
+
 @dataclass(frozen=True, eq=False)
 class Sample:
     """The values at some positions.
@@ -42,18 +51,6 @@ class Sample:
     def bound(self) -> int:
         """The key below which all positions are kept; 2^64 if all are."""
         return int(self.keys[-1]) + 1 if len(self.keys) >= self.size > 0 else 1 << 64
-
-    @property
-    def whole(self) -> bool:
-        """Whether no position has been left out."""
-        return len(self.keys) < self.size
-
-    @property
-    def rank_error(self) -> float:
-        """By how much the rank of a quantile may be off, with 99% probability; 0 if the sample is whole."""
-        if self.whole or not len(self.keys):
-            return 0.0
-        return math.sqrt(math.log(2 / _DOUBT) / (2 * len(self.keys)))
 
     def merge(self, other: Sample) -> Sample:
         """Return the sample of both data."""

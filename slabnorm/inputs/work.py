@@ -9,7 +9,6 @@ from slabnorm.inputs.chunks import chunks
 from slabnorm.inputs.counter import Counter, Counting
 from slabnorm.inputs.schema import check_schema
 from slabnorm.inputs.sources.base import Bad, Block, Shard
-from slabnorm.inputs.sources.parts import chunk_rows
 from slabnorm.inputs.tally import Bounds, Tally
 
 
@@ -24,7 +23,7 @@ def count_shard(shard: Shard, counting: Counting, bounds: Bounds | None = None) 
     counter = Counter(counting, shard.name, shard.first, shard.number, bounds)
     blocks = _good(shard, counting, bad)
     try:
-        for chunk in blocks if counting.whole else chunks(blocks, chunk_rows(counting.schema.values)):
+        for chunk in blocks if counting.whole else chunks(blocks, counting.rows):
             counter.add(chunk)
     except ShardError as error:
         # Its blocks so far do not count: a shard is counted whole or not at all.

@@ -1,6 +1,6 @@
 """64-bit hashes of samples, by value: the same numbers have the same hash in every dtype that holds them.
 
-A value is a 32-bit word, its float32 bits; what float32 does not hold of a 64-bit value is a second one. A
+A value is a 32-bit word, its float32 bits; what float32 loses of a 64-bit value is a second one. A
 sample's hash is sum(word * key) over blocks of KEYS values, joined by a polynomial, and mixed so that its
 leading bits are as good as the others (multilinear hashing: Lemire and Kaser, "Strongly universal string
 hashing is fast", 2014). Two samples collide with probability 2^-33 at worst, where all words that
@@ -20,6 +20,7 @@ from slabnorm.kernels.pointers import ahead, data, read
 
 KEYS = 4096
 JOIN = np.uint64(0x9E3779B97F4A7C15)  # what joins blocks
+_LOW, _NO = np.uint64((1 << 29) - 1), np.uint64(0)
 _ZERO, _NAN = np.float32(0.0), np.float32(np.nan)
 _MIX1, _MIX2, _SHIFT = np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53), np.uint64(33)
 
@@ -32,6 +33,14 @@ def _bits(context, value):
     return types.uint64(types.float32), build
 
 
+@intrinsic
+def _wide_bits(context, value):
+    def build(context, builder, signature, args):
+        return builder.bitcast(args[0], ir.IntType(64))
+
+    return types.uint64(types.float64), build
+
+
 def _term(value, key, rest):
     """Return a value's word times its key, and the rest of a 64-bit value, what float32 loses, times its."""
 
@@ -42,8 +51,11 @@ def _term_of(value, key, rest):
 
         def long(value, key, rest):
             v = np.float64(value)
-            low = np.float32(v - np.float64(np.float32(v)))
-            return _bits(_one(np.float32(v))) * key + _bits(low if low == low else _ZERO) * rest
+            narrow, bits = np.float32(v), _wide_bits(v)
+            # What float32 holds ends in 29 zero bits; what it has no exponent for keeps all its bits.
+            beyond = (narrow == 0) != (v == 0) or (abs(narrow) == np.inf) != (abs(v) == np.inf)
+            low = bits if beyond else bits & _LOW
+            return _bits(_one(narrow)) * key + (low if v == v else _NO) * rest
 
         return long
     return lambda value, key, rest: _bits(_one(np.float32(value))) * key

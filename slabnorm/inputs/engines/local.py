@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
@@ -16,6 +17,7 @@ from multiprocessing import get_context
 
 import torch
 
+from slabnorm.errors import OptionError
 from slabnorm.inputs.counter import Counting
 from slabnorm.inputs.sources.base import Shard
 from slabnorm.inputs.tally import Bounds, Tally
@@ -48,7 +50,9 @@ def run(
     Raises:
         DataError: what counting a shard raises; of several, that of the first shard.
     """
-    if workers == 1 and not processes:
+    if processes:
+        _check_pickle(shards)
+    elif workers == 1:
         for shard in shards:
             yield shard, _count(shard, counting, bounds())
         return
@@ -97,6 +101,17 @@ def _raise_first(failed: list[Future[Tally]], waiting: dict[Future[Tally], Shard
     wait(earlier)
     for future in sorted(earlier, key=lambda future: waiting[future].number):
         future.result()
+
+
+def _check_pickle(shards: Sequence[Shard]) -> None:
+    try:
+        pickle.dumps(shards[:1])
+    except Exception as error:  # pickling runs the code of what is pickled
+        raise OptionError(
+            "workers that are processes want data that can be pickled",
+            f"{shards[0].name}: {error}",
+            "define its class in a module, or read it with workers=1",
+        ) from error
 
 
 def _pool(workers: int, processes: bool) -> Executor:

@@ -31,22 +31,37 @@ _BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, Ru
 
 
 @dataclass(frozen=True)
+class _Header:
+    shape: tuple[int, ...]
+    fortran: bool
+    dtype: np.dtype
+
+
+@dataclass(frozen=True)
 class NpyShard(Shard):
-    """Some rows of a `.npy` file."""
+    """Some rows of a `.npy` file.
+
+    Its header has been read: in threads, Python 3.11's parser, which reads it, raises SystemError now and then.
+    """
 
     path: Path = Path()
     last: int = 0
+    start: int = 0
+    header: _Header | None = None
 
     def blocks(self) -> Iterator[Block]:
         """Yield a few rows at a time."""
+        header = self.header
+        assert header is not None
         try:
             with open(self.path, "rb") as file:
-                header = _read_header(file, self.name)
-                _check_size(header, self.path.stat().st_size - file.tell(), self.name)
+                _check_size(header, self.path.stat().st_size - self.start, self.name)
                 if not header.fortran:
+                    file.seek(self.start)
                     yield from _rows(file, header, self.name, self.first, self.last)
                     return
-            yield np.load(self.path, mmap_mode="r", allow_pickle=False)[self.first : self.last]
+            shape, start = header.shape, self.start
+            yield np.memmap(self.path, header.dtype, "r", start, shape, "F")[self.first : self.last]
         except OSError as error:
             raise _unreadable(self.name, error) from error
 
@@ -64,7 +79,8 @@ class NpySource(Source):
         try:
             with open(self._path, "rb") as file:
                 header = _read_header(file, self.name)
-                _check_size(header, self._path.stat().st_size - file.tell(), self.name)
+                start = file.tell()
+                _check_size(header, self._path.stat().st_size - start, self.name)
                 mark = fingerprint(self._path)
         except OSError as error:
             raise _unreadable(self.name, error) from error
@@ -72,7 +88,7 @@ class NpySource(Source):
         return [
             NpyShard(
                 number, self.name, mark, row * (last - first), 2 * max(BLOCK_BYTES, row), first,
-                self._path, last,
+                self._path, last, start, header,
             )
             for number, (first, last) in enumerate(bounds(header.shape))
         ]  # fmt: skip
@@ -127,13 +143,6 @@ class NpzSource(Stream):
             ) from error
         except OSError as error:
             raise _unreadable(str(self._path), error) from error
-
-
-@dataclass(frozen=True)
-class _Header:
-    shape: tuple[int, ...]
-    fortran: bool
-    dtype: np.dtype
 
 
 def _read_header(file: IO[bytes], name: str) -> _Header:

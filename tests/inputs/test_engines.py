@@ -1,0 +1,160 @@
+"""Engines: whoever counts, and however often workers die, the bytes are the same."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from slabnorm.errors import DataError, ExtraError, OptionError
+from slabnorm.inputs import fit, save
+from slabnorm.inputs.engines import cluster, local
+from slabnorm.inputs.sources import parts
+from slabnorm.inputs.sources.arrays import ArrayShard
+from slabnorm.inputs.sources.npy import NpyShard, NpySource
+from slabnorm.inputs.work import count_shard
+
+DATA = (np.random.default_rng(6).standard_normal((4000, 6)) + 1e4).astype(np.float32)
+
+
+@pytest.fixture
+def table(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setattr(parts, "CHUNK", 240)  # 40 rows: 7 shards of 640
+    path = tmp_path / "train.npy"
+    np.save(path, DATA)
+    return path
+
+
+def artifact(norm, path: Path) -> bytes:
+    save(norm, path)
+    return path.read_bytes()
+
+
+class Rows(Dataset):
+    def __len__(self) -> int:
+        return len(DATA)
+
+    def __getitem__(self, row: int) -> torch.Tensor:
+        return torch.from_numpy(DATA[row])
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+@pytest.mark.parametrize("memory", [None, 1, 40_000_000])
+def test_threads(table, tmp_path, workers, memory):
+    one = artifact(fit(table, split="train", workers=1), tmp_path / "one")
+    assert artifact(fit(table, split="train", workers=workers, memory=memory), tmp_path / "many") == one
+
+
+def test_processes_for_a_data_set(tmp_path):
+    # Its rows are read one by one, by Python code of its own, which a thread more would not speed up.
+    one = fit(Rows(), split="train", workers=1)
+    two = fit(Rows(), split="train", workers=2)
+    assert artifact(one, tmp_path / "one") == artifact(two, tmp_path / "two")
+    assert torch.equal(one.moments.m2, fit(DATA, split="train").moments.m2)
+
+
+def test_what_cannot_be_sent_to_processes():
+    class Local(Rows):
+        pass
+
+    with pytest.raises(OptionError, match=r"pickled(.|\n)*workers=1"):
+        fit(Local(), split="train", workers=2)
+
+
+@dataclass(frozen=True)
+class Broken(ArrayShard):
+    """Breaks at once, or later than others."""
+
+    def blocks(self):
+        time.sleep(0.1 if self.number == 2 else 0)
+        if self.number in (2, 3):
+            raise DataError("a shard is whole", f"shard {self.number}")
+        yield from super().blocks()
+
+
+def test_the_first_error_is_the_one_that_is_told(monkeypatch, table):
+    shards = [Broken(i, f"part {i}", first=10 * i, array=DATA, last=10 * i + 10) for i in range(8)]
+    monkeypatch.setattr(NpySource, "shards", lambda self: shards)
+    for workers in (1, 2, 4):
+        with pytest.raises(DataError, match="shard 2"):
+            fit(table, split="train", workers=workers)
+
+
+def test_no_more_shards_at_once_than_memory_allows(monkeypatch, table):
+    inside, most = [], []
+
+    @dataclass(frozen=True)
+    class Watched(NpyShard):
+        def blocks(self):
+            inside.append(self)
+            most.append(len(inside))
+            try:
+                time.sleep(0.01)
+                yield from super().blocks()
+            finally:
+                inside.remove(self)
+
+    real = NpySource.shards
+    watched = lambda self: [Watched(**vars(shard) | {"memory": 100}) for shard in real(self)]  # noqa: E731
+    monkeypatch.setattr(NpySource, "shards", watched)
+    fit(table, split="train", workers=4, memory=250)
+    assert max(most) == 2
+    most.clear()
+    fit(table, split="train", workers=4)
+    assert max(most) == 4
+
+
+def test_options():
+    for options, words in [
+        ({"workers": 0}, "workers is an integer"), ({"workers": True}, "workers is"),
+        ({"memory": -1}, "memory is"), ({"engine": "spark"}, '"local" or "ray"'),
+    ]:  # fmt: skip
+        with pytest.raises(OptionError, match=words):
+            fit(DATA, split="train", **options)
+
+
+def test_ray_is_an_extra(monkeypatch, table):
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    with pytest.raises(ExtraError, match=r"slabnorm\[ray\]"):
+        fit(table, split="train", engine="ray")
+
+
+def deadly(shard, counting, bounds):
+    """Count, once the marked shard's first worker has died."""
+    mark = Path(shard.path).with_name("died")
+    if shard.number == 3 and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return count_shard(shard, counting, bounds).to_bytes()
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("ray"), reason="Ray is an extra")
+def test_ray_and_a_worker_that_is_killed(table, tmp_path, monkeypatch):
+    import ray
+
+    one = artifact(fit(table, "robust", split="train", workers=1), tmp_path / "one")
+    # Pickled by value: the workers do not know this module.
+    ray.cloudpickle.register_pickle_by_value(__import__(__name__, fromlist=["deadly"]))
+    monkeypatch.setattr(cluster, "_count", deadly)
+    assert artifact(fit(table, "robust", split="train", engine="ray"), tmp_path / "ray") == one
+    assert (tmp_path / "died").exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(parts, "CHUNK", 240)
+    DATA[3999, 1] = np.nan
+    np.save(table, DATA)
+    DATA[3999, 1] = 1e4
+    with pytest.raises(DataError, match="nan at row 3999, c=1"):
+        fit(table, split="train", engine="ray")
+    assert not ray.is_initialized()
+
+
+def test_cores():
+    assert 1 <= local.cores() <= os.cpu_count()

@@ -1,0 +1,253 @@
+"""The ledger: a fit that is killed goes on, and nothing damaged is believed."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from contextlib import closing, suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from slabnorm.errors import DataError, LedgerError, OptionError
+from slabnorm.inputs import ZScore, fit, save
+from slabnorm.inputs.sources import parts
+
+DATA = (np.random.default_rng(5).standard_normal((4000, 6)) * [1, 10, 0.1, 1, 3, 2] + 1e4).astype(np.float32)
+
+
+@pytest.fixture
+def table(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setattr(parts, "CHUNK", 60)  # 10 rows: shards of 160, 25 of them
+    path = tmp_path / "train.npy"
+    np.save(path, DATA)
+    return path
+
+
+class StopHereError(Exception):
+    pass
+
+
+def stopped(path: Path, ledger: Path, shards: int, **options) -> None:
+    """Fit until so many shards are done."""
+    done = []
+
+    def progress(size: int, total: int) -> None:
+        done.append(size)
+        if len(done) == shards:
+            raise StopHereError
+
+    with pytest.raises(StopHereError):
+        fit(path, split="train", ledger=ledger, progress=progress, **options)
+
+
+def artifact(norm, path: Path) -> bytes:
+    save(norm, path)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("shards", [1, 7, 24])
+@pytest.mark.parametrize("workers", [(1, 1), (2, 1), (1, 2)])
+@pytest.mark.parametrize("scheme", ["zscore", "robust"])
+def test_a_fit_that_stops_goes_on_to_the_same_bytes(table, tmp_path, shards, workers, scheme):
+    whole = artifact(fit(table, scheme, split="train"), tmp_path / "whole")
+    ledger = tmp_path / "ledger"
+    stopped(table, ledger, shards, workers=workers[0], scheme=scheme)
+    seen = []
+    norm = fit(
+        table, scheme, split="train", ledger=ledger, resume=True, workers=workers[1],
+        progress=lambda size, total: seen.append(size),
+    )  # fmt: skip
+    assert artifact(norm, tmp_path / "again") == whole
+    assert sum(seen) == DATA.nbytes  # every shard once
+    assert artifact(fit(table, scheme, split="train", ledger=ledger, resume=True), tmp_path / "x") == whole
+
+
+def test_a_ledger_is_not_overwritten_unasked(table, tmp_path):
+    ledger = tmp_path / "ledger"
+    stopped(table, ledger, 3)
+    with pytest.raises(LedgerError, match="--resume"):
+        fit(table, split="train", ledger=ledger)
+
+
+def test_a_shard_that_changed_is_named(table, tmp_path):
+    ledger = tmp_path / "ledger"
+    stopped(table, ledger, 3)
+    os.utime(table, ns=(1, 1))
+    with pytest.raises(LedgerError, match=r"train\.npy has changed"):
+        fit(table, split="train", ledger=ledger, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"), [({"nan": "omit"}, "nan='raise', not 'omit'"), ({"pattern": "n c -> "}, "pattern=")]
+)
+def test_other_arguments_are_named(table, tmp_path, options, words):
+    ledger = tmp_path / "ledger"
+    stopped(table, ledger, 3)
+    with pytest.raises(LedgerError, match=words):
+        fit(table, split="train", ledger=ledger, resume=True, **options)
+
+
+def test_another_scheme_on_the_same_counts_goes_on(table, tmp_path):
+    ledger = tmp_path / "ledger"
+    stopped(table, ledger, 3)
+    norm = fit(table, ZScore(ddof=1), split="train", ledger=ledger, resume=True)
+    assert norm.samples == 4000
+
+
+def test_no_flipped_bit_gives_other_numbers(table, tmp_path):
+    whole = artifact(fit(table, split="train"), tmp_path / "whole")
+    ledger = tmp_path / "ledger"
+    stopped(table, ledger, 12, workers=1)
+    content, refused = ledger.read_bytes(), 0
+    chance = random.Random(1)
+    for _ in range(60):
+        bit = chance.randrange(8 * len(content))
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        ledger.write_bytes(damaged)
+        try:
+            norm = fit(table, split="train", ledger=ledger, resume=True, workers=1)
+        except LedgerError:
+            refused += 1
+        else:  # a bit that means nothing, or an entry that is no longer found and was counted anew
+            assert artifact(norm, tmp_path / "again") == whole
+    assert refused > 10
+
+
+@pytest.mark.parametrize("left", [0.1, 0.5, 0.9, 0.999])
+def test_a_torn_ledger(table, tmp_path, left):
+    whole = artifact(fit(table, split="train"), tmp_path / "whole")
+    ledger = tmp_path / "ledger"
+    stopped(table, ledger, 12)
+    content = ledger.read_bytes()
+    ledger.write_bytes(content[: int(left * len(content))])
+    try:
+        norm = fit(table, split="train", ledger=ledger, resume=True)
+    except LedgerError:
+        assert left < 1
+    else:
+        assert artifact(norm, tmp_path / "again") == whole
+
+
+def test_a_file_that_is_no_ledger(table, tmp_path):
+    ledger = tmp_path / "ledger"
+    ledger.write_text("my precious notes\n" * 100)
+    with pytest.raises(LedgerError, match="not a database"):
+        fit(table, split="train", ledger=ledger, resume=True)
+    assert ledger.read_text().startswith("my precious notes")
+    with pytest.raises(LedgerError, match="unable to open"):
+        fit(table, split="train", ledger=tmp_path / "no folder" / "ledger")
+
+
+def test_two_fits_on_one_ledger(table, tmp_path):
+    ledger, inside, go = tmp_path / "ledger", threading.Event(), threading.Event()
+
+    def progress(size: int, total: int) -> None:
+        inside.set()
+        go.wait(20)
+
+    first = threading.Thread(
+        target=fit, args=(table,), kwargs={"split": "train", "ledger": ledger, "progress": progress}
+    )
+    first.start()
+    inside.wait(20)
+    try:
+        for resume in (False, True):
+            with pytest.raises(LedgerError, match=r"in use|interrupted"):
+                fit(table, split="train", ledger=ledger, resume=resume)
+    finally:
+        go.set()
+        first.join()
+
+
+def test_a_full_disk(table, tmp_path):
+    ledger = tmp_path / "ledger"
+    stopped(table, ledger, 2)
+    with closing(sqlite3.connect(ledger)) as base:
+        pages = base.execute("PRAGMA page_count").fetchone()[0]
+    real = sqlite3.connect
+
+    class Full(sqlite3.Connection):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            self.execute(f"PRAGMA max_page_count = {pages + 2}")
+
+    sqlite3.connect = lambda *arguments, **options: real(*arguments, factory=Full, **options)
+    try:
+        with pytest.raises(LedgerError, match="full"):
+            fit(table, split="train", ledger=ledger, resume=True)
+    finally:
+        sqlite3.connect = real
+    assert fit(table, split="train", ledger=ledger, resume=True).samples == 4000
+
+
+def test_what_cannot_have_a_ledger(tmp_path):
+    for source in (DATA, iter([DATA])):
+        with pytest.raises(OptionError, match="ledger"):
+            fit(source, split="train", ledger=tmp_path / "ledger")
+    assert not (tmp_path / "ledger").exists()
+
+
+# Forked from a process that has imported and compiled everything: a new one would take seconds to begin.
+KILLED = """
+import os, sys, time
+import numpy as np
+from slabnorm.inputs import fit, save
+from slabnorm.inputs.sources import parts
+parts.CHUNK = 60
+fit(np.arange(2400.0, dtype=np.float32).reshape(400, 6), split="train", workers=1)
+for line in sys.stdin:
+    table, ledger, out, pause = line.split()
+    child = os.fork()
+    if child:
+        print(child, flush=True)
+        os.waitpid(child, 0)
+        print("over", flush=True)
+    else:
+        progress = lambda *_: time.sleep(float(pause))
+        save(fit(table, split="train", ledger=ledger, resume=True, workers=2, progress=progress), out)
+        os._exit(0)
+"""
+
+
+def test_kill_9_at_any_moment(table, tmp_path):
+    whole = artifact(fit(table, split="train"), tmp_path / "whole")
+    ledger, out, chance, left = tmp_path / "ledger", tmp_path / "out", random.Random(2), []
+    command = [sys.executable, "-c", KILLED]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        for _ in range(100):
+            print(table, ledger, out, 0.004, file=server.stdin, flush=True)
+            child = int(server.stdout.readline())
+            time.sleep(chance.uniform(0, 0.15))
+            with suppress(ProcessLookupError):  # it was faster
+                os.kill(child, signal.SIGKILL)
+            assert server.stdout.readline() == "over\n"
+            if out.exists():  # it had done its work
+                assert out.read_bytes() == whole
+                out.unlink()
+                ledger.unlink()
+            left.append(ledger.stat().st_size if ledger.exists() else 0)
+        print(table, ledger, out, 0, file=server.stdin, flush=True)
+        int(server.stdout.readline())
+        assert server.stdout.readline() == "over\n"
+        server.stdin.close()
+    assert out.read_bytes() == whole
+    assert not [path.name for path in tmp_path.iterdir() if "tmp" in path.name]
+    assert len(set(left)) > 5, left  # killed at many moments
+
+
+def test_a_broken_file_is_still_an_error_on_going_on(table, tmp_path):
+    ledger = tmp_path / "ledger"
+    stopped(table, ledger, 3)
+    with open(table, "r+b") as file:
+        file.truncate(5000)
+    with pytest.raises(DataError, match=r"truncated|changed"):
+        fit(table, split="train", ledger=ledger, resume=True)

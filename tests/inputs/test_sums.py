@@ -1,0 +1,155 @@
+"""The one-pass kernel and the hashes, against exact arithmetic."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slabnorm.inputs.sums import EXACT, Sums, hash_part, hash_samples
+from tests.inputs.oracle import mean_var, relative
+
+RNG = np.random.default_rng(11)
+# (features, run): narrow, joined, one strip, several strips, short runs, long runs and their tails
+SHAPES = [(1, 1), (3, 1), (7, 1), (64, 1), (1500, 1), (3, 5), (5, 1030), (2, 8192), (1, 20001)]
+FLOATS = {
+    "normal": lambda n: RNG.standard_normal(n),
+    "1e12 +- 1": lambda n: 1e12 + RNG.standard_normal(n),
+    "sorted": lambda n: np.sort(1e6 + RNG.standard_normal(n)),
+    "cauchy": RNG.standard_cauchy,
+    "outlier first": lambda n: np.append(1e9, RNG.standard_normal(n - 1)),
+    "times 1e30": lambda n: 1e30 * RNG.standard_normal(n),
+    "denormals": lambda n: RNG.integers(-50, 50, n) * 5e-324,
+    "constant": lambda n: np.full(n, 14.62),
+}
+
+
+def columns(values: np.ndarray, features: int, run: int) -> np.ndarray:
+    return values.reshape(-1, features, run).transpose(1, 0, 2).reshape(features, -1)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", FLOATS)
+def test_floats(shape, name):
+    features, run = shape
+    rows = max(3, 5000 // (features * run))
+    values = FLOATS[name](rows * features * run)
+    if name not in ("1e12 +- 1", "denormals"):
+        values = values.astype(np.float32) if features % 2 else values
+    sums = Sums(values.dtype, features)
+    sums.add(values, run)
+    found = sums.moments()
+    for feature, column in enumerate(columns(values, features, run)[:: max(1, features // 3)]):
+        feature *= max(1, features // 3)
+        mean, var = mean_var(column)
+        assert found.count[feature] == column.size
+        assert relative(found.mean[feature].item() + found.mean_low[feature].item(), mean) <= 1e-13 or (
+            abs(found.mean[feature].item() - mean) <= 1e-14 * float(var) ** 0.5
+        )
+        if name != "denormals":  # whose squares are nothing
+            assert relative(found.var()[feature].item(), var) <= 1e-13
+        assert (found.min[feature], found.max[feature]) == (column.min(), column.max())
+
+
+@pytest.mark.parametrize("dtype", sorted(EXACT))
+@pytest.mark.parametrize("shape", SHAPES)
+def test_narrow_integers_are_exact(dtype, shape):
+    features, run = shape
+    ends = np.iinfo(dtype)
+    rows = max(3, 5000 // (features * run))
+    values = RNG.integers(ends.min, ends.max + 1, rows * features * run).astype(dtype)
+    sums = Sums(values.dtype, features)
+    half = rows // 2 * features * run
+    for part in (values[:half], values[half:]):
+        sums.add(part, run)
+    found = sums.moments()
+    for feature, column in enumerate(columns(values, features, run)[:3]):
+        mean, var = mean_var(column)
+        assert found.mean[feature].item() == float(mean)
+        assert found.var()[feature].item() == pytest.approx(float(var), rel=1e-15)
+        assert (found.min[feature], found.max[feature]) == (column.min(), column.max())
+
+
+@pytest.mark.parametrize("dtype", ["int32", "uint32", "int64", "uint64"])
+def test_wide_integers(dtype):
+    values = RNG.integers(1 << 30, (1 << 30) + 1000, 3000).astype(dtype)
+    sums = Sums(values.dtype, 3)
+    sums.add(values)
+    _, var = mean_var(values[::3])
+    assert relative(sums.moments().var()[0].item(), var) <= 1e-13
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    features=st.integers(1, 40), run=st.integers(1, 6), rows=st.integers(1, 300),
+    holes=st.floats(0, 1), seed=st.integers(0, 999), dtype=st.sampled_from([np.float32, np.float64]),
+)  # fmt: skip
+def test_nan_is_left_out_and_counted(features, run, rows, holes, seed, dtype):
+    random = np.random.default_rng(seed)
+    values = (1e4 + random.standard_normal(rows * features * run)).astype(dtype)
+    values[random.random(values.size) < holes] = np.nan
+    sums = Sums(values.dtype, features)
+    sums.add(values, run)
+    found, table = sums.moments(), columns(values, features, run)
+    assert sums.nan.tolist() == np.isnan(table).sum(1).tolist()
+    assert found.count.tolist() == (~np.isnan(table)).sum(1).tolist()
+    for feature, column in enumerate(table[:4]):
+        left = column[~np.isnan(column)]
+        if left.size:
+            mean, var = mean_var(left)
+            assert relative(found.mean[feature].item(), mean) <= 1e-15
+            assert relative(found.var()[feature].item(), var) <= 1e-13 if var else found.m2[feature] == 0
+            assert (found.min[feature], found.max[feature]) == (left.min(), left.max())
+        else:
+            assert (found.min[feature], found.max[feature]) == (np.inf, -np.inf)
+
+
+def test_squares_that_leave_float64():
+    sums = Sums(np.dtype(np.float64), 1)
+    sums.add(np.array([1e300, -1e300, 1e299]))
+    sums.add(np.array([1e300, -1e300, 1e299]))
+    assert sums.moments().m2.tolist() == [np.inf]
+    assert sums.moments().max.tolist() == [1e300]
+
+
+@pytest.mark.parametrize("length", [1, 3, 64, 4095, 4096, 4097, 9000])
+def test_a_sample_has_one_hash_in_every_dtype_and_from_columns(length):
+    whole = RNG.integers(0, 200, (7, length))
+    hashes = hash_samples(whole.astype(np.float32).ravel(), length)
+    assert len(set(hashes.tolist())) == 7 or length == 1
+    for dtype in ("uint8", "int16", "int64", "uint64", "float64"):
+        assert (hash_samples(whole.astype(dtype).ravel(), length) == hashes).all()
+    if length < 5000:
+        out = np.full(7, length, np.uint64)
+        for place in range(length):
+            column = np.ascontiguousarray(whole[:, place])
+            hash_part(column, 1, place, place == length - 1, out)
+        assert (out == hashes).all()
+
+
+def test_hashes_tell_apart_what_differs_a_little():
+    x = RNG.standard_normal((2000, 5))
+    y = x.copy()
+    y[np.arange(2000), np.arange(2000) % 5] *= 1 + 2**-52  # a unit in the last place, which float32 loses
+    changed = (x != y).any(1)
+    assert changed.sum() > 1900
+    a, b = hash_samples(x.ravel(), 5), hash_samples(y.ravel(), 5)
+    assert (a[changed] != b[changed]).all()
+    swapped = x[:, [1, 0, 2, 3, 4]].ravel()
+    assert (hash_samples(swapped, 5) != a).all()
+    assert len(np.unique(hash_samples(np.arange(1e5), 1))) == 100_000
+
+
+def test_one_zero_and_one_nan():
+    strange = np.frombuffer(np.uint32(0xFFC00001).tobytes(), np.float32)
+    a = hash_samples(np.array([0.0, np.nan], np.float32), 1)
+    b = hash_samples(np.array([-0.0, strange[0]], np.float32), 1)
+    assert (a == b).all()
+    assert (hash_samples(np.array([-0.0, np.nan]), 1) == a).all()
+
+
+def test_hashes_are_uniform():
+    hashes = hash_samples(RNG.integers(0, 3, (60_000, 20)).astype(np.uint8).ravel(), 20)
+    counts = np.bincount((hashes >> np.uint64(58)).astype(int), minlength=64)
+    assert ((counts - 60_000 / 64) ** 2 / (60_000 / 64)).sum() < 120  # chi squared, 63 degrees of freedom
