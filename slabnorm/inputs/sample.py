@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 SIZE = 1 << 14  # positions: quantiles within 1.3% in rank
-VALUES = 1 << 25  # at most so many values, of fewer positions where there are many features
+VALUES = 1 << 23  # at most so many values: 64 MB; of fewer positions where there are many features
 _DOUBT = 0.01  # probability that a rank is off by more than is said
 
 
@@ -79,6 +79,8 @@ class Sampler:
     def __init__(self, shard: int, features: int, size: int, bound: int = 1 << 64) -> None:
         self._random = np.random.Generator(np.random.Philox(key=shard))
         self._sample, self._bound = Sample.empty(features, size), bound
+        self._pending: list[tuple[np.ndarray, np.ndarray]] = []
+        self._waiting = 0
 
     def add(self, values: np.ndarray, pooled: tuple[int, ...], kept: tuple[int, ...]) -> None:
         """Draw from a block: a position is an index into the pooled axes, its values lie along the kept."""
@@ -87,15 +89,22 @@ class Sampler:
         bound = min(self._bound, self._sample.bound)
         chosen = np.flatnonzero(keys < np.uint64(bound)) if bound < 1 << 64 else np.arange(len(keys))
         if len(chosen) > self._sample.size:
-            chosen = np.sort(chosen[np.argpartition(keys[chosen], self._sample.size)[: self._sample.size]])
+            chosen = chosen[np.argpartition(keys[chosen], self._sample.size)[: self._sample.size]]
         if not len(chosen):
             return
         places = np.unravel_index(chosen, shape) if shape else ()
         at = values.transpose(*pooled, *kept)[places].reshape(len(chosen), -1)
-        order = np.argsort(keys[chosen], kind="stable")
-        drawn = Sample(keys[chosen][order], at[order].astype(np.float64), self._sample.size)
-        self._sample = self._sample.merge(drawn)
+        self._pending.append((keys[chosen], at))
+        self._waiting += len(chosen)
+        if self._waiting >= self._sample.size:
+            self.sample()
 
     def sample(self) -> Sample:
         """Return the sample so far."""
+        if self._pending:
+            keys, values = map(np.concatenate, zip(*self._pending, strict=True))
+            order = np.argsort(keys, kind="stable")[: self._sample.size]
+            drawn = Sample(keys[order], values[order].astype(np.float64), self._sample.size)
+            self._sample = self._sample.merge(drawn)
+        self._pending, self._waiting = [], 0
         return self._sample

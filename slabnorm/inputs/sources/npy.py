@@ -41,7 +41,7 @@ class _Header:
 class NpyShard(Shard):
     """Some rows of a `.npy` file.
 
-    Its header has been read: in threads, Python 3.11's parser, which reads it, raises SystemError now and then.
+    Its header has been read: in threads, Python 3.11, which parses it, raises SystemError now and then.
     """
 
     path: Path = Path()
