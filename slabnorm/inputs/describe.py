@@ -9,14 +9,27 @@ from slabnorm.report.statistics import FeatureRecord, StatisticsRecord
 def describe(norm: InputNorm) -> StatisticsRecord:
     """Return what was fitted, and the statistics of every feature."""
     m = norm.moments
-    places = [""] if m.mean.dim() == 0 else _places(m.shape)
-    columns = (m.count, norm.nan_count, m.mean, m.std(), m.min, m.max, norm.shift, norm.scale)
-    rows = zip(places, *(column.reshape(-1).tolist() for column in columns), strict=True)
-    features = tuple(FeatureRecord(*row) for row in rows)
     record = norm.record
-    return StatisticsRecord(
-        str(norm.scheme), record.pattern, record.split, record.samples, record.dtype, record.leak, features
+    places = record.names or ([""] if m.mean.dim() == 0 else _places(m.shape))
+    columns = (
+        m.count,
+        norm.nan_count,
+        norm.null_count,
+        m.mean,
+        m.std(),
+        m.min,
+        m.max,
+        norm.shift,
+        norm.scale,
     )
+    quantiles = map(tuple, norm.quantiles.reshape(len(norm.quantiles), m.mean.numel()).T.tolist())
+    rows = zip(places, *(column.reshape(-1).tolist() for column in columns), quantiles, strict=True)
+    features = tuple(FeatureRecord(*row) for row in rows)
+    skipped, clip = record.skipped, norm.scheme.clip
+    return StatisticsRecord(
+        str(norm.scheme), record.pattern, record.split, record.samples, record.dtype, record.leak, features,
+        norm.scheme.ranks, norm.rank_error, clip, record.reader, skipped,
+    )  # fmt: skip
 
 
 def _places(shape: tuple[int, ...]) -> list[str]:

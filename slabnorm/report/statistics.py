@@ -24,24 +24,32 @@ class FeatureRecord:
         name: its place on the pattern's right side, such as "0" or "2, 1".
         count: values behind the statistics.
         nan: values left out because they were NaN.
+        null: values that were missing altogether.
         mean, std, min, max: of these values; std with ddof 0.
         shift, scale: what the scheme makes of them: (x - shift) / scale.
+        quantiles: those that the scheme reads, if any.
     """
 
     name: str
     count: int
     nan: int
+    null: int
     mean: float
     std: float
     min: float
     max: float
     shift: float
     scale: float
+    quantiles: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class StatisticsRecord:
-    """What was fitted, on what, and the statistics of every feature."""
+    """What was fitted, on what, and the statistics of every feature.
+
+    `ranks` are those of the quantiles, off by `rank_error` at most with 99% probability; `reader` decoded the
+    data, and left out `skipped` files.
+    """
 
     scheme: str
     pattern: str
@@ -50,6 +58,11 @@ class StatisticsRecord:
     dtype: str
     leak: bool
     features: tuple[FeatureRecord, ...]
+    ranks: tuple[float, ...] = ()
+    rank_error: float = 0.0
+    clip: tuple[float, float] | None = None
+    reader: str = ""
+    skipped: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """Return the record as plain dictionaries, lists, strings and numbers, ready for JSON."""
@@ -71,33 +84,51 @@ def print_statistics(record: StatisticsRecord, console: Console, every: bool = F
             f'fitted on split "{record.split}": {record.samples:,} samples of {record.dtype}, {features}'
         )
     )
+    if record.clip is not None:
+        console.print(f"output ends at {record.clip[0]:g} and {record.clip[1]:g}")
+    if record.reader:
+        console.print(Text(printable(f"read by {record.reader}"), style="dim"))
+    if record.skipped:
+        text = f"{record.skipped:,} files or parts of files could not be read and are left out"
+        console.print(Text(text, style="yellow"))
     if record.leak:
         console.print(Text("statistics from held-out data, as was asked for", style="yellow"))
     shown = record.features if every else record.features[:MOST]
-    console.print(_table(shown))
+    console.print(_table(shown, record.ranks))
     if len(shown) < len(record.features):
         console.print(f"and {len(record.features) - len(shown):,} features more", style="dim")
-    console.print("picture: minimum ├ to maximum ┤, mean █, one standard deviation around it ▒", style="dim")
+    legend = "mean █, one standard deviation around it ▒"
+    if record.ranks:
+        low, middle, high = record.ranks
+        legend = f"quantile {middle:g} █, from quantile {low:g} to {high:g} ▒"
+        error = f"ranks off by at most {record.rank_error:.3f} with 99% probability"
+        console.print(error if record.rank_error else "quantiles of all values", style="dim")
+    console.print(f"picture: minimum ├ to maximum ┤, {legend}", style="dim")
 
 
-def _table(features: tuple[FeatureRecord, ...]) -> Table:
-    missing = any(feature.nan for feature in features)
-    heads = ["feature", "count", *(["NaN"] if missing else []), "mean", "std", "min", "max"]
+def _table(features: tuple[FeatureRecord, ...], ranks: tuple[float, ...]) -> Table:
+    missing = [name for name in ("nan", "null") if any(getattr(feature, name) for feature in features)]
+    words = {"nan": "NaN", "null": "null"}
+    # Quantiles stand for mean and spread where they are what the scheme reads: 80 columns hold no more.
+    spread = [f"q {rank:g}" for rank in ranks] or ["mean", "std"]
+    heads = ["feature", "count", *(words[name] for name in missing), *spread, "min", "max"]
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     for head in heads:
         table.add_column(head, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
+    form = ".4g" if ranks else ".5g"
     for f in features:
-        numbers = [f.mean, f.std, f.min, f.max]
-        counts = [f"{f.count:,}", *([f"{f.nan:,}"] if missing else [])]
-        table.add_row(f.name, *counts, *(f"{number:.5g}" for number in numbers), picture(f))
+        numbers = [*(f.quantiles or (f.mean, f.std)), f.min, f.max]
+        counts = [f"{f.count:,}", *(f"{getattr(f, name):,}" for name in missing)]
+        table.add_row(printable(f.name), *counts, *(f"{number:{form}}" for number in numbers), picture(f))
     return table
 
 
 def picture(feature: FeatureRecord, width: int = WIDTH) -> str:
-    """Return a feature's range as a line, with its mean and one standard deviation to both sides.
+    """Return a feature's range as a line, with its mean and one standard deviation to both sides, or its
+    quantiles.
 
-    >>> picture(FeatureRecord("0", 4, 0, mean=5.0, std=2.0, min=0.0, max=10.0, shift=5.0, scale=2.0), 11)
+    >>> picture(FeatureRecord("0", 4, 0, 0, mean=5.0, std=2.0, min=0.0, max=10.0, shift=5.0, scale=2.0), 11)
     '├──▒▒█▒▒──┤'
     """
     reach = feature.max - feature.min
@@ -109,7 +140,10 @@ def picture(feature: FeatureRecord, width: int = WIDTH) -> str:
 
     line = ["─"] * width
     line[0], line[-1] = "├", "┤"
-    for i in range(place(feature.mean - feature.std), place(feature.mean + feature.std) + 1):
+    low, middle, high = feature.quantiles or (
+        feature.mean - feature.std, feature.mean, feature.mean + feature.std
+    )  # fmt: skip
+    for i in range(place(low), place(high) + 1):
         line[i] = "▒"
-    line[place(feature.mean)] = "█"
+    line[place(middle)] = "█"
     return "".join(line)
