@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def fit(
-    data: Annotated[str, typer.Argument(help="A .npy or .npz file, samples along the first axis.")],
+    data: Annotated[str, typer.Argument(help="A .npy, .npz or Zarr file, samples along the first axis.")],
     split: Annotated[
         str | None, typer.Option(help="The name of the split the samples come from, such as train.")
     ] = None,
@@ -26,8 +26,13 @@ def fit(
         typer.Option(help="Which axes keep statistics of their own.", show_default="'n c -> c' for a table"),
     ] = None,
     size: Annotated[list[str] | None, typer.Option(help="The size of a split axis, as g=32.")] = None,
-    key: Annotated[str | None, typer.Option(help="The array of a .npz file.", show_default="x")] = None,
+    key: Annotated[
+        str | None, typer.Option(help="The array of a .npz file or Zarr group.", show_default="x")
+    ] = None,
     nan: Annotated[str, typer.Option(help="raise, or omit: leave NaN out and count them.")] = "raise",
+    missing_chunks: Annotated[
+        str, typer.Option(help="raise, or fill: a chunk that a Zarr array lacks is its fill value.")
+    ] = "raise",
     leak: Annotated[bool, typer.Option("--leak", help="Take held-out data all the same.")] = False,
     out: Annotated[Path, typer.Option(help="Where the statistics go.")] = Path("inputs.safetensors"),
 ) -> None:
@@ -39,7 +44,17 @@ def fit(
 
         sizes: dict[str, Any] = dict(whole_sizes(size or []))
         check_writable(out)
-        norm = fit_statistics(data, scheme, pattern, split=split, nan=nan, leak=leak, key=key, **sizes)
+        norm = fit_statistics(
+            data,
+            scheme,
+            pattern,
+            split=split,
+            nan=nan,
+            leak=leak,
+            key=key,
+            missing_chunks=missing_chunks,
+            **sizes,
+        )
         save(norm, out)
         print_norm(norm)
         error_console().print(f"statistics: {shown(out)}", style="dim", markup=False, soft_wrap=True)
