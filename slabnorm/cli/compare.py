@@ -62,7 +62,7 @@ def compare(
         from slabnorm.study import comparison, options
         from slabnorm.study.scaling import SCHEMES
 
-        with progress_bar() as progress:
+        with progress_bar("training") as progress:
             study = comparison.compare(
                 model,
                 data,

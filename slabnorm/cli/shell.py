@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 INTERRUPTED = 130
-_TAKEN = ("source", "scheme", "pattern", "split", "nan", "leak", "key")  # by `fit` itself
+_TAKEN = ("source", "scheme", "pattern", "split", "nan", "leak", "key", "missing_chunks")  # by `fit` itself
 
 
 def split_commas(values: list[str] | None) -> list[str]:
@@ -86,8 +86,8 @@ def outputs(out: Path, json_path: str | None) -> tuple[Path, Path | None, bool]:
 
 
 @contextmanager
-def progress_bar() -> Iterator[Callable[[int, int], None]]:
-    """Show a progress bar on stderr if it is a terminal; in a pipe nothing."""
+def progress_bar(doing: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar on stderr if it is a terminal, with what is being done; in a pipe nothing."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -95,7 +95,7 @@ def progress_bar() -> Iterator[Callable[[int, int], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("preparing", total=None)
-        yield lambda done, total: bar.update(task, advance=done, total=total, description="training")
+        yield lambda done, total: bar.update(task, advance=done, total=total or None, description=doing)
 
 
 @contextmanager
