@@ -44,7 +44,8 @@ def test_importing_is_light() -> None:
     code = (
         "import sys, torch; before = set(sys.modules)\n"
         "import slabnorm; after = set(sys.modules) - before\n"
-        "heavy = {'numba', 'llvmlite', 'sklearn', 'scipy', 'plotly', 'rich', 'typer', 'jinja2', 'PIL'}\n"
+        "heavy = {'numba', 'llvmlite', 'sklearn', 'scipy', 'plotly', 'rich', 'typer', 'jinja2', 'PIL',"
+        " 'zarr', 'pyarrow'}\n"
         "print(sorted(heavy & {name.split('.')[0] for name in after}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def fit(
-    data: Annotated[str, typer.Argument(help="A .npy or .npz file, samples along the first axis.")],
+    data: Annotated[str, typer.Argument(help="A .npy, .npz or Zarr file, samples along the first axis.")],
     split: Annotated[
         str | None, typer.Option(help="The name of the split the samples come from, such as train.")
     ] = None,
@@ -34,8 +34,13 @@ def fit(
         typer.Option(help="Which axes keep statistics of their own.", show_default="'n c -> c' for a table"),
     ] = None,
     size: Annotated[list[str] | None, typer.Option(help="The size of a split axis, as g=32.")] = None,
-    key: Annotated[str | None, typer.Option(help="The array of a .npz file.", show_default="x")] = None,
+    key: Annotated[
+        str | None, typer.Option(help="The array of a .npz file or Zarr group.", show_default="x")
+    ] = None,
     nan: Annotated[str, typer.Option(help="raise, or omit: leave NaN out and count them.")] = "raise",
+    missing_chunks: Annotated[
+        str, typer.Option(help="raise, or fill: a chunk that a Zarr array lacks is its fill value.")
+    ] = "raise",
     leak: Annotated[bool, typer.Option("--leak", help="Take held-out data all the same.")] = False,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out and list files that cannot be read.")
@@ -65,6 +70,7 @@ def fit(
         ledger = Path(f"{out}.ledger")
         norm = fit_statistics(
             data, scheme, pattern, split=split, nan=nan, leak=leak, key=key, skip_bad=skip_bad,
+            missing_chunks=missing_chunks,
             workers=workers, memory=whole_bytes(memory), engine=engine, address=address,
             ledger=None if data.lower().endswith(".npz") else ledger, resume=resume, progress=progress,
             **sizes,

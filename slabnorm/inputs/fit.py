@@ -42,6 +42,7 @@ def fit(
     leak: bool = False,
     key: str | None = None,
     skip_bad: bool = False,
+    missing_chunks: str = "raise",
     workers: int | None = None,
     memory: int | None = None,
     engine: str = "local",
@@ -63,6 +64,7 @@ def fit(
         source: where the samples come from, the first axis counting samples:
             an array or tensor, or what can be sliced like one (a memory map, an HDF5 data set);
             a path to a `.npy` or `.npz` file, read a few rows at a time;
+            a path or URL of a Zarr array, or of a group with `key`, or one that is opened;
             a torch `Dataset`, whose items are single samples;
             a `DataLoader` or any other iterable, whose items are batches.
             x is an item itself, the first of a tuple or list, or of a dict (and of an npz file) the
@@ -76,7 +78,9 @@ def fit(
         nan: "raise" refuses NaN; "omit" leaves it out, feature by feature, and counts it (`nan_count`).
             Infinity is always refused.
         leak: True takes statistics from held-out data all the same, with a warning.
-        key: the entry of dicts, or the array of an npz file, that is x.
+        key: the entry of dicts, or the array of an npz file or a Zarr group, that is x.
+        missing_chunks: "raise" refuses a Zarr array that lacks a chunk; "fill" takes its fill value, for
+            arrays written without the chunks that hold nothing else.
         **sizes: sizes of split axes, as in `g=32`.
 
     Returns:
@@ -110,7 +114,7 @@ def fit(
     check_policy(nan)
     if engine not in ("local", "ray"):
         raise OptionError('the engine is "local" or "ray"', repr(engine))
-    source = open_source(source, key)
+    source = open_source(source, key, missing_chunks)
     split = guard(split, source.hints, leak)
     effort = Effort(
         engine,

@@ -54,11 +54,7 @@ def _good(shard: Shard, counting: Counting, bad: list[tuple[str, str]]) -> Itera
             return
         if isinstance(block, Bad):
             if not counting.skip_bad:
-                raise DataError(
-                    "data files can be read whole",
-                    f"{block.name}: {block.why}",
-                    "mend it, or leave out and list such files with skip_bad=True (--skip-bad)",
-                )
+                raise DataError("data files can be read whole", f"{block.name}: {block.why}", block.fix)
             bad.append((block.name, block.why))
             continue
         check_schema(counting.schema, block, shard.name, f"{counting.unit} {number} of {shard.name}")

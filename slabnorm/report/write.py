@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from slabnorm.errors import OptionError
 from slabnorm.report.names import printable
@@ -45,18 +49,73 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     Raises:
         OptionError: the disk is full, or the folder is gone.
     """
+    with replacing(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a new file beside `path`, and move it there when the block is done; else the old file stays.
+
+    Args:
+        path: a symbolic link is followed, not replaced.
+
+    Raises:
+        OptionError: the disk is full, or the folder is gone.
+    """
     target = Path(os.path.realpath(path))
-    try:
+    with _writing(path):
         descriptor, beside = open_beside(target)
         try:
             with open(descriptor, "wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(beside, target)
         except BaseException:
             beside.unlink(missing_ok=True)
             raise
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Make a folder beside `path`, and move it there when the block is done; else nothing is left of it.
+
+    Nothing may be at `path`: a folder cannot take another's place in one step.
+
+    Raises:
+        OptionError: there is something at `path`, the disk is full, or the folder above is gone.
+    """
+    check_new(path)
+    beside = path.with_name(f".{path.name.encode()[:100].decode(errors='ignore')}.{secrets.token_hex(6)}")
+    with _writing(path):
+        beside.mkdir()
+        try:
+            yield beside
+            for folder, _, files in os.walk(beside):
+                for name in files:
+                    with open(os.path.join(folder, name), "rb") as file:
+                        os.fsync(file.fileno())
+            os.rename(beside, path)
+        except BaseException:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
+
+
+def check_new(path: Path) -> None:
+    """Raise OptionError if there is anything at `path`."""
+    if os.path.lexists(path):
+        raise OptionError(
+            "an output that is a folder is new",
+            f"{printable(path)} is there",
+            "remove it, or name another one",
+        )
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise OptionError(
             "an output can be written",

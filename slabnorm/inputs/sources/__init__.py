@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset, IterableDataset
 
-from slabnorm.errors import DataError
+from slabnorm.errors import DataError, OptionError
 from slabnorm.inputs.sources.arrays import ArraySource, is_array
 from slabnorm.inputs.sources.base import Bad, Block, Shard, Source, Stream
 from slabnorm.inputs.sources.batches import BatchSource
+from slabnorm.inputs.sources.chunked import ZarrSource, is_zarr, is_zarr_path
 from slabnorm.inputs.sources.datasets import DatasetSource, IterableSource
 from slabnorm.inputs.sources.npy import NpySource, NpzSource
 from slabnorm.inputs.sources.samples import pick
@@ -22,17 +23,29 @@ from slabnorm.inputs.split import Hint, held_out
 __all__ = ["Bad", "Block", "Shard", "Source", "Stream", "open_source"]
 
 
-def open_source(source: Any, key: str | None = None) -> Source | Stream:
+def open_source(source: Any, key: str | None = None, missing_chunks: str = "raise") -> Source | Stream:
     """Return the Source that reads this kind of data.
 
     Args:
-        source: a path ending in .npy or .npz, an opened npz, an array or tensor, a torch Dataset
-            (items are samples), or any other iterable, such as a DataLoader (items are batches).
-        key: the array of an npz, or the entry of dict items, that is x.
+        source: a path ending in .npy or .npz, an opened npz, a Zarr array or group or its path or URL, an
+            array or tensor, a torch Dataset (items are samples), or any other iterable, such as a DataLoader
+            (items are batches).
+        key: the array of an npz or a Zarr group, or the entry of dict items, that is x.
+        missing_chunks: "raise", or "fill": a chunk that a Zarr array does not have is its fill value.
 
     Raises:
         DataError: it is of no known kind, or the file cannot be read.
+        OptionError: `missing_chunks` is neither, or "fill" for data without chunks.
+        ExtraError: a Zarr array, and zarr is not installed.
     """
+    if missing_chunks not in ("raise", "fill"):
+        raise OptionError('missing_chunks is "raise" or "fill"', repr(missing_chunks))
+    if is_zarr(source) or (isinstance(source, str | os.PathLike) and is_zarr_path(os.fspath(source))):
+        if not is_zarr(source):
+            _check_exists(os.fspath(source))
+        return ZarrSource(source, key, missing_chunks)
+    if missing_chunks == "fill":
+        raise OptionError('missing_chunks="fill" is for Zarr arrays', f"{source!r:.200}", "leave it out")
     if isinstance(source, str | os.PathLike):
         return _open_path(Path(source), key)
     if isinstance(source, np.lib.npyio.NpzFile):
@@ -63,20 +76,24 @@ def open_source(source: Any, key: str | None = None) -> Source | Stream:
     if isinstance(source, Iterable) and not isinstance(source, bytes | bytearray):
         return BatchSource(source, key)
     raise DataError(
-        "data are a .npy or .npz file, an array, a tensor, a Dataset, a DataLoader or an iterable of batches",
+        "data are a .npy or .npz file, a Zarr array, an array, a tensor, a Dataset, or iterable batches",
         f"a {type(source).__name__}",
         "convert it to an array or a tensor",
     )
 
 
-def _open_path(path: Path, key: str | None) -> Source | Stream:
+def _check_exists(text: str) -> None:
     try:
-        exists, regular = path.exists(), path.is_file()
+        exists = "://" in text or Path(text).exists()
     except OSError as error:  # such as a name that no file system takes
-        raise DataError("a data file exists", f"{path!s:.200}: {error.strerror}", "check the path") from error
+        raise DataError("a data file exists", f"{text:.200}: {error.strerror}", "check the path") from error
     if not exists:
-        raise DataError("a data file exists", f"no file {path}", "check the path")
-    if not regular:
+        raise DataError("a data file exists", f"no file {text}", "check the path")
+
+
+def _open_path(path: Path, key: str | None) -> Source | Stream:
+    _check_exists(str(path))
+    if not path.is_file():
         raise DataError("a path leads to one file", f"{path} is a folder or no regular file")
     kind = path.suffix.lower()
     if kind == ".npz":
@@ -85,7 +102,7 @@ def _open_path(path: Path, key: str | None) -> Source | Stream:
         _no_key(key, str(path))
         return NpySource(path)
     raise DataError(
-        "a data file ends in .npy or .npz",
+        "a data file ends in .npy, .npz, .zarr or .zarr.zip",
         str(path),
         "convert it, or give an iterable of batches read from it",
     )
@@ -93,7 +110,7 @@ def _open_path(path: Path, key: str | None) -> Source | Stream:
 
 def _no_key(key: str | None, what: str) -> None:
     if key is not None:
-        raise DataError("key= names an array of an npz file or an entry of a dict", f"key={key!r} for {what}")
+        raise DataError("key= names an array of several, or an entry of a dict", f"key={key!r} for {what}")
 
 
 def _holds_batches(items: list[Any] | tuple[Any, ...]) -> bool:

@@ -24,10 +24,11 @@ BLOCK_BYTES = 8 << 20  # what a source reads at once where it can choose
 
 
 class Bad(NamedTuple):
-    """What could not be read, among what could: a file's name, and why."""
+    """What could not be read, among what could: a file's name, why, and what to do about it."""
 
     name: str
     why: str
+    fix: str = "mend it, or leave out and list such files with skip_bad=True (--skip-bad)"
 
 
 @dataclass(frozen=True)
