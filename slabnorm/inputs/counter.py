@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from slabnorm.inputs.beside import BesideCounter, Reference
 from slabnorm.inputs.features import Features
 from slabnorm.inputs.grid import Grid, as_numpy, flat
 from slabnorm.inputs.missing import EXACT, Where, moments_where, refuse_floats, refuse_integers
@@ -36,6 +37,7 @@ class Counting:
         whole: whether every block is counted by itself.
         skip_bad: whether what cannot be read is left out and listed.
         unit: how messages call a block.
+        reference: what an audit compares the samples with.
     """
 
     pattern: str
@@ -47,6 +49,7 @@ class Counting:
     whole: bool = False
     skip_bad: bool = False
     unit: str = "block"
+    reference: Reference | None = None
 
     def features(self) -> Features:
         """Return where the statistics lie in a batch."""
@@ -72,6 +75,9 @@ class Counter:
         self._nan = torch.zeros(self._features.shape, dtype=torch.int64)
         self._collector, self._content, self._samples = Collector(counting.sketch, bound), 0, 0
         self._grid: Grid | None = None
+        self._beside: BesideCounter | None = None
+        if counting.reference is not None:
+            self._beside = BesideCounter(counting.reference, self._features, counting.sizes)
 
     def add(self, block: Block) -> None:
         """Count a block of samples.
@@ -97,6 +103,8 @@ class Counter:
             hashes = hash_samples(line, line.size // len(values))
             self._collector.add(hashes)
             self._content = (self._content + int(hashes.sum())) & ((1 << 64) - 1)
+            if self._beside is not None:
+                self._beside.add(values, hashes)
         self._samples += len(values)
 
     def tally(self, skipped: Sequence[tuple[str, str]] = ()) -> Tally:
@@ -115,6 +123,7 @@ class Counter:
             self._collector.sketch(),
             self._content,
             tuple(skipped),
+            None if self._beside is None else self._beside.counted(),
         )
 
     def _grid_of(self, sample: tuple[int, ...], order: tuple[int, ...]) -> Grid | None:

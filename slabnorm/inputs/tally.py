@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from slabnorm.inputs.beside import Beside
 from slabnorm.inputs.sketch import Sketch
 from slabnorm.moments import Moments
 
@@ -28,6 +29,7 @@ class Tally:
         sketch: of the samples' hashes.
         content: the sum of the samples' hashes modulo 2^64: another one, other samples.
         skipped: what could not be read and was left out, and why.
+        beside: what an audit counts; it does not travel as bytes.
     """
 
     samples: int
@@ -37,6 +39,7 @@ class Tally:
     sketch: Sketch
     content: int = 0
     skipped: tuple[tuple[str, str], ...] = ()
+    beside: Beside | None = None
 
     def merge(self, other: Tally) -> Tally:
         """Return the tally of both sets of samples."""
@@ -48,6 +51,7 @@ class Tally:
             self.sketch.merge(other.sketch),
             (self.content + other.content) & _WRAP,
             self.skipped + other.skipped,
+            self.beside.merge(other.beside) if self.beside and other.beside else None,
         )
 
     def to_bytes(self) -> bytes:
