@@ -7,6 +7,7 @@ import sys
 
 import typer
 
+from slabnorm.cli.audit import audit
 from slabnorm.cli.compare import compare
 from slabnorm.cli.export import export
 from slabnorm.cli.statistics import fit, show
@@ -18,7 +19,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (compare, export, fit, show):
+for command in (audit, compare, export, fit, show):
     app.command()(command)
 
 

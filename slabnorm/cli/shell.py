@@ -86,7 +86,7 @@ def outputs(out: Path, json_path: str | None) -> tuple[Path, Path | None, bool]:
 
 
 @contextmanager
-def progress_bar() -> Iterator[Callable[[int, int], None]]:
+def progress_bar(doing: str = "training") -> Iterator[Callable[[int, int], None]]:
     """Show a progress bar on stderr if it is a terminal; in a pipe nothing."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -95,7 +95,7 @@ def progress_bar() -> Iterator[Callable[[int, int], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("preparing", total=None)
-        yield lambda done, total: bar.update(task, advance=done, total=total, description="training")
+        yield lambda done, total: bar.update(task, advance=done, total=total or None, description=doing)
 
 
 @contextmanager
