@@ -9,6 +9,7 @@ from slabnorm.moments import Moments
 from slabnorm.nn import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm, SlabNorm
 
 if TYPE_CHECKING:
+    from slabnorm.inputs.audit import audit
     from slabnorm.study import compare
     from slabnorm.surgery.accelerate import accelerate, restore
 
@@ -29,6 +30,7 @@ __all__ = [
     "SlabWarning",
     "ZScore",
     "accelerate",
+    "audit",
     "compare",
     "fit",
     "load",
@@ -41,6 +43,10 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # What loads more than torch loads when it is used.
+    if name == "audit":
+        from slabnorm.inputs.audit import audit
+
+        return audit
     if name == "compare":
         from slabnorm.study import compare
 

@@ -8,6 +8,7 @@ import sys
 import typer
 
 from slabnorm.cli.apply import apply
+from slabnorm.cli.audit import audit
 from slabnorm.cli.compare import compare
 from slabnorm.cli.export import export
 from slabnorm.cli.statistics import fit, show
@@ -19,7 +20,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (apply, compare, export, fit, show):
+for command in (apply, audit, compare, export, fit, show):
     app.command()(command)
 
 

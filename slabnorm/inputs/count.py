@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from slabnorm.inputs.engines import local
 from slabnorm.inputs.ledger import Ledger
 from slabnorm.inputs.schema import Schema, check_schema, schema_of
 from slabnorm.inputs.sources import Bad, Block, Shard, Source, Stream
-from slabnorm.inputs.sources.parts import SHARD
+from slabnorm.inputs.sources.parts import SHARD, chunk_rows
 from slabnorm.inputs.tally import Bounds, Tally
 from slabnorm.inputs.tree import Tree
 
@@ -81,6 +81,16 @@ class Opened:
                 if not skip_bad:
                     raise
         raise empty(self.source.name)
+
+    def counting(self, pattern: str, sizes: dict[str, int], **options: Any) -> Counting:
+        """Return how to count this source, by this pattern."""
+        found = Counting(
+            pattern, tuple(sorted(sizes.items())), self.schema, unit=self.source.unit,
+            rows=chunk_rows(self.schema.values),
+        )  # fmt: skip
+        if self.shards is not None:
+            found = replace(found, order=self.source.order, whole=self.source.whole)
+        return replace(found, **options)
 
     def count(self, counting: Counting, effort: Effort) -> Tally:
         """Return the tally of all samples.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from slabnorm.inputs.beside import BesideCounter, Reference
 from slabnorm.inputs.features import Features
 from slabnorm.inputs.grid import Grid, as_numpy, flat
 from slabnorm.inputs.missing import EXACT, Where, moments_where, refuse_floats, refuse_integers
@@ -40,6 +41,7 @@ class Counting:
         skip_bad: whether what cannot be read is left out and listed.
         unit: how messages call a block.
         rows: samples of a chunk.
+        reference: what an audit compares the samples with.
     """
 
     pattern: str
@@ -53,6 +55,7 @@ class Counting:
     skip_bad: bool = False
     unit: str = "block"
     rows: int = 1
+    reference: Reference | None = None
 
     def features(self) -> Features:
         """Return where the statistics lie in a batch."""
@@ -85,6 +88,9 @@ class Counter:
         features = math.prod(self._features.shape)
         size = min(counting.sample, max(1, VALUES // max(1, features)))
         self._sampler = Sampler(number, features, size, bounds.key)
+        self._beside: BesideCounter | None = None
+        if counting.reference is not None:
+            self._beside = BesideCounter(counting.reference, self._features, counting.sizes)
 
     def add(self, block: Block) -> None:
         """Count a block of samples.
@@ -113,6 +119,8 @@ class Counter:
             hashes = hash_samples(line, line.size // len(values))
             self._collector.add(hashes)
             self._content = (self._content + int(hashes.sum())) & ((1 << 64) - 1)
+            if self._beside is not None:
+                self._beside.add(values, hashes)
         self._samples += len(values)
 
     def tally(self, skipped: Sequence[tuple[str, str]] = ()) -> Tally:
@@ -132,6 +140,7 @@ class Counter:
             self._sampler.sample(),
             self._content,
             tuple(skipped),
+            None if self._beside is None else self._beside.counted(),
         )
 
     def _grid_of(self, sample: tuple[int, ...], order: tuple[int, ...]) -> Grid | None:

@@ -32,6 +32,15 @@ def describe(norm: InputNorm) -> StatisticsRecord:
     )  # fmt: skip
 
 
+def feature_names(norm: InputNorm) -> list[str]:
+    """Return what features are called: by the data, else by their place, such as "(2, 1)", or "all"."""
+    if norm.record.names:
+        return list(norm.record.names)
+    shape = norm.moments.shape
+    places = _places(shape) if shape else ["all"]
+    return [f"({place})" for place in places] if len(shape) > 1 else places
+
+
 def _places(shape: tuple[int, ...]) -> list[str]:
     places = [""]
     for size in shape:

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from slabnorm.errors import DataWarning, OptionError
 from slabnorm.inputs.count import Effort, Opened, Progress
-from slabnorm.inputs.counter import Counting
 from slabnorm.inputs.missing import check_left, check_policy
 from slabnorm.inputs.normalizer import InputNorm
 from slabnorm.inputs.record import Record
@@ -25,7 +24,6 @@ from slabnorm.inputs.sample import SIZE as SAMPLE
 from slabnorm.inputs.scheme import Scheme, first_features
 from slabnorm.inputs.schemes import FixedScale, resolve
 from slabnorm.inputs.sources import Source, open_source
-from slabnorm.inputs.sources.parts import chunk_rows
 from slabnorm.inputs.split import guard
 from slabnorm.inputs.tally import Tally
 from slabnorm.moments import Moments
@@ -81,6 +79,16 @@ def fit(
         key: the entry of dicts, or the array of an npz file or a Zarr group, that is x.
         missing_chunks: "raise" refuses a Zarr array that lacks a chunk; "fill" takes its fill value, for
             arrays written without the chunks that hold nothing else.
+        skip_bad: whether files that cannot be read are left out and listed (`skipped`); else they are errors.
+        workers: how many shards are counted at once; by default one for every core. A map-style Dataset is
+            read in this process unless told so: more workers are processes, to which it is pickled.
+        memory: bytes that the shards being read may take together, beside blocks of 16 MB a worker.
+        engine: "local", or "ray", a cluster (extra `slabnorm[ray]`).
+        address: of the Ray cluster; by default the one this process is part of, else one started here.
+        ledger: a file that keeps what is counted, shard by shard, so that a fit that was killed goes on. It
+            stays; delete it when the statistics are saved. The data must be files.
+        resume: whether to go on with a ledger that is there.
+        progress: called after every shard with the bytes it had and the bytes of all (0 if unknown).
         **sizes: sizes of split axes, as in `g=32`.
 
     Returns:
@@ -93,7 +101,7 @@ def fit(
         DataError: the data cannot be read, are empty, differ in shape or dtype, or hold what cannot be
             normalised: complex numbers, objects, infinity, NaN under "raise", integers beyond 2^53.
         LedgerError: the ledger is damaged, in use, of other data or other arguments.
-    OptionError: an argument out of its range, or a pattern that must be given.
+        OptionError: an argument out of its range, or a pattern that must be given.
         PatternError, ShapeError: the pattern is wrong, keeps the sample axis, or does not fit the data.
         StatisticsError: a feature's scale leaves the range of float64.
 
@@ -136,24 +144,16 @@ def fit(
     )
     with _plain():
         record.features()  # which finds what is wrong with the pattern, before anything is read
-    counting = Counting(
-        chosen.text,
-        tuple(sorted(record.sizes.items())),
-        schema,
-        nan,
-        skip_bad=skip_bad,
-        unit=source.unit,
-        sample=SAMPLE if scheme.ranks else 0,
-        rows=chunk_rows(schema.values),
+    counting = opened.counting(
+        chosen.text, record.sizes, nan=nan, skip_bad=skip_bad, sample=SAMPLE if scheme.ranks else 0
     )
-    if isinstance(source, Source):
-        counting = replace(counting, order=source.order, whole=source.whole)
     tally = opened.count(counting, effort)
     with _plain():
         check_left(tally.moments, source.name)
         found = replace(
             record, samples=tally.samples, names=schema.names, reader=source.reader,
             skipped=len(tally.skipped),
+            order=counting.order,
             positions=len(tally.sample.keys), content=f"{tally.content:016x}",
         )  # fmt: skip
         norm = InputNorm(found, tally.moments, tally.nan, tally.null, _quantiles(scheme, tally))

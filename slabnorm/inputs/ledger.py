@@ -99,8 +99,10 @@ class Ledger:
             self._base.execute("INSERT INTO shards VALUES (?, ?, ?, ?, ?)", row)
 
     def close(self) -> None:
-        """Let go of the file."""
-        self._base.close()
+        """Let go of the file; a ledger without entries is deleted."""
+        with self._mistakes():
+            empty = not self._base.execute("SELECT EXISTS (SELECT 1 FROM shards)").fetchone()[0]
+        self.remove() if empty else self._base.close()
 
     def remove(self) -> None:
         """Delete the file: the fit is whole."""

@@ -36,6 +36,7 @@ class Record:
         names: of the features, where the data have names for them, as the columns of a table.
         reader: what read the data, with its version, where that matters: images differ by their decoder.
         skipped: how many files or parts of files could not be read and were left out.
+        order: the axes of a sample in the order in which it was hashed; () for their own.
         positions: values of each feature that quantiles come from; 0 for a scheme without quantiles.
         content: the sum of all samples' hashes modulo 2^64, in hexadecimal: other data, another sum.
     """
@@ -52,6 +53,7 @@ class Record:
     names: tuple[str, ...] = ()
     reader: str = ""
     skipped: int = 0
+    order: tuple[int, ...] = ()
     positions: int = 0
     content: str = ""
 
@@ -65,6 +67,7 @@ class Record:
             **asdict(self),
             "sample": list(self.sample),
             "names": list(self.names),
+            "order": list(self.order),
             "scheme": to_plain(self.scheme),
         }
 
@@ -89,6 +92,11 @@ class Record:
             raise ValueError(f"{len(plain['sample'])} axes, a pattern of {len(plain['pattern'])} characters")
         if not all(type(name) is str for name in plain["names"]):
             raise ValueError("names are strings")
+        if plain["order"] and (
+            not all(type(axis) is int for axis in plain["order"])
+            or sorted(plain["order"]) != list(range(len(plain["sample"])))
+        ):
+            raise ValueError("order has every axis of a sample once")
         if plain["nan"] not in ("raise", "omit"):
             raise ValueError(f"nan is {plain['nan']!r:.80}, not raise or omit")
         fields = {
@@ -96,6 +104,7 @@ class Record:
             "scheme": from_plain(plain["scheme"]),
             "sample": tuple(plain["sample"]),
             "names": tuple(plain["names"]),
+            "order": tuple(plain["order"]),
         }
         record = cls(**fields)
         shape = record.features().shape  # the pattern must fit the sample
@@ -130,6 +139,6 @@ class Record:
 
 _TYPES = {
     "scheme": dict, "pattern": str, "sample": list, "dtype": str, "split": str, "samples": int, "nan": str,
-    "leak": bool, "sizes": dict, "names": list, "reader": str, "skipped": int, "positions": int,
-    "content": str,
+    "leak": bool, "sizes": dict, "names": list, "order": list, "reader": str, "skipped": int,
+    "positions": int, "content": str,
 }  # fmt: skip

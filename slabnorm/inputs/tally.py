@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from slabnorm.inputs.beside import Beside
 from slabnorm.inputs.sample import Sample
 from slabnorm.inputs.sketch import Sketch
 from slabnorm.moments import Moments
@@ -38,6 +39,7 @@ class Tally:
         sample: of the values, for quantiles; features in the pattern's order, as if in one row.
         content: the sum of the samples' hashes modulo 2^64: another one, other samples.
         skipped: what could not be read and was left out, and why.
+        beside: what an audit counts; it does not travel as bytes.
     """
 
     samples: int
@@ -48,6 +50,7 @@ class Tally:
     sample: Sample
     content: int = 0
     skipped: tuple[tuple[str, str], ...] = ()
+    beside: Beside | None = None
 
     def merge(self, other: Tally) -> Tally:
         """Return the tally of both sets of samples."""
@@ -60,6 +63,7 @@ class Tally:
             self.sample.merge(other.sample),
             (self.content + other.content) & _WRAP,
             self.skipped + other.skipped,
+            self.beside.merge(other.beside) if self.beside and other.beside else None,
         )
 
     def to_bytes(self) -> bytes:

@@ -19,6 +19,22 @@ def render_page(study: StudyRecord) -> str:
     Args:
         study: the record.
     """
+    drawn = [name for name in FIGURES if name != "inputs" or study.inputs]
+    return render(
+        "page.html.jinja",
+        {name: FIGURES[name](study) for name in drawn},
+        study.as_dict(),
+        study=study,
+        n=numbers,
+        norm_label=norm_label,
+        scheme_label=scheme_label,
+        norm_of=lambda cell: norm_label(cell.norm),
+        scheme_of=lambda cell: scheme_label(cell.scheme),
+    )
+
+
+def render(template: str, figures: dict[str, Any], record: dict[str, Any], **words: Any) -> str:
+    """Return a page over the base template: its figures by the id of their place, and its record as JSON."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
@@ -30,14 +46,10 @@ def render_page(study: StudyRecord) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(n=numbers, norm_label=norm_label, scheme_label=scheme_label)
-    drawn = [name for name in FIGURES if name != "inputs" or study.inputs]
-    return environment.get_template("page.html.jinja").render(
-        study=study,
-        figures={name: plain(FIGURES[name](study)) for name in drawn},
-        record=study.as_dict(),
-        norm_of=lambda cell: norm_label(cell.norm),
-        scheme_of=lambda cell: scheme_label(cell.scheme),
+    return environment.get_template(template).render(
+        **words,
+        figures={name: plain(figure) for name, figure in figures.items()},
+        record=record,
         # Plotly's own script is ours to trust; nothing of the user's is in it.
         plotly=Markup(get_plotlyjs()),
     )
