@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 def fit(
-    data: Annotated[str, typer.Argument(help="A .npy or .npz file, samples along the first axis.")],
+    data: Annotated[
+        str, typer.Argument(help="A .npy or .npz file, or a table: a file, folder, glob or URL.")
+    ],
     split: Annotated[
         str | None, typer.Option(help="The name of the split the samples come from, such as train.")
     ] = None,
@@ -27,6 +29,9 @@ def fit(
     ] = None,
     size: Annotated[list[str] | None, typer.Option(help="The size of a split axis, as g=32.")] = None,
     key: Annotated[str | None, typer.Option(help="The array of a .npz file.", show_default="x")] = None,
+    column: Annotated[
+        list[str] | None, typer.Option(help="A column of a table.", show_default="all of numbers")
+    ] = None,
     nan: Annotated[str, typer.Option(help="raise, or omit: leave NaN out and count them.")] = "raise",
     leak: Annotated[bool, typer.Option("--leak", help="Take held-out data all the same.")] = False,
     out: Annotated[Path, typer.Option(help="Where the statistics go.")] = Path("inputs.safetensors"),
@@ -39,7 +44,9 @@ def fit(
 
         sizes: dict[str, Any] = dict(whole_sizes(size or []))
         check_writable(out)
-        norm = fit_statistics(data, scheme, pattern, split=split, nan=nan, leak=leak, key=key, **sizes)
+        norm = fit_statistics(
+            data, scheme, pattern, split=split, nan=nan, leak=leak, key=key, columns=column, **sizes
+        )
         save(norm, out)
         print_norm(norm)
         error_console().print(f"statistics: {shown(out)}", style="dim", markup=False, soft_wrap=True)

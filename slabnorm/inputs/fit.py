@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from numbers import Integral
@@ -35,6 +35,7 @@ def fit(
     nan: str = "raise",
     leak: bool = False,
     key: str | None = None,
+    columns: Sequence[str] | None = None,
     skip_bad: bool = False,
     workers: int | None = None,
     memory: int | None = None,
@@ -57,6 +58,7 @@ def fit(
         source: where the samples come from, the first axis counting samples:
             an array or tensor, or what can be sliced like one (a memory map, an HDF5 data set);
             a path to a `.npy` or `.npz` file, read a few rows at a time;
+            the path, folder, glob or URL of a table: Parquet, Arrow IPC, CSV (`slabnorm[tables]`);
             a torch `Dataset`, whose items are single samples;
             a `DataLoader` or any other iterable, whose items are batches.
             x is an item itself, the first of a tuple or list, or of a dict (and of an npz file) the
@@ -67,10 +69,11 @@ def fit(
             where the last axis is longer than 4, so that it is hardly the channels; every other shape
             wants it said. FixedScale, which is the same for all features, takes any shape.
         split: the name of the split that the samples come from, such as "train". It must be said.
-        nan: "raise" refuses NaN; "omit" leaves it out, feature by feature, and counts it (`nan_count`).
-            Infinity is always refused.
+        nan: "raise" refuses NaN; "omit" leaves it out, feature by feature, and counts it (`nan_count`);
+            so with null, what a table has no value for (`null_count`). Infinity is always refused.
         leak: True takes statistics from held-out data all the same, with a warning.
         key: the entry of dicts, or the array of an npz file, that is x.
+        columns: the names of a table's columns to count; by default all that hold numbers.
         **sizes: sizes of split axes, as in `g=32`.
 
     Returns:
@@ -81,7 +84,8 @@ def fit(
             test.npy, a Dataset with `train=False` or `split="test"`, also inside a Subset), is that of a
             held-out split: validation, val, dev, test, eval, holdout, ..., or all of the data.
         DataError: the data cannot be read, are empty, differ in shape or dtype, or hold what cannot be
-            normalised: complex numbers, objects, infinity, NaN under "raise", integers beyond 2^53.
+            normalised: complex numbers, objects, infinity, NaN and null under "raise", integers beyond 2^53.
+        ExtraError: a package that reads this kind of data is not installed.
         OptionError: an argument out of its range, or a pattern that must be given.
         PatternError, ShapeError: the pattern is wrong, keeps the sample axis, or does not fit the data.
         StatisticsError: a feature's scale leaves the range of float64.
@@ -101,7 +105,7 @@ def fit(
     (torch.float32, True)
     """
     check_policy(nan)
-    source = open_source(source, key)
+    source = open_source(source, key, columns)
     split = guard(split, source.hints, leak)
     effort = Effort(
         engine,
@@ -130,14 +134,16 @@ def fit(
         counting = replace(counting, order=source.order, whole=source.whole)
     tally = opened.count(counting, effort)
     with _plain():
-        check_left(tally.moments, source.name)
+        shape = tally.moments.shape
+        names = schema.names if shape == (len(schema.names),) else ()  # pooled, columns have no names
+        check_left(tally.moments, source.name, names)
         found = replace(
-            record, samples=tally.samples, names=schema.names, reader=source.reader,
+            record, samples=tally.samples, names=names, reader=source.reader,
             skipped=len(tally.skipped), content=f"{tally.content:016x}",
         )  # fmt: skip
         norm = InputNorm(found, tally.moments, tally.nan, tally.null)
         norm.sketch, norm.skipped = tally.sketch, tally.skipped
-    _warn_of(scheme, tally.moments)
+    _warn_of(scheme, tally.moments, names)
     return norm
 
 
@@ -194,7 +200,7 @@ def _choose(
     )
 
 
-def _warn_of(scheme: Scheme, moments: Moments) -> None:
+def _warn_of(scheme: Scheme, moments: Moments, names: tuple[str, ...]) -> None:
     if isinstance(scheme, FixedScale):
         low, high = float(moments.min.min()), float(moments.max.max())
         if low < scheme.low or high > scheme.high:
@@ -207,4 +213,4 @@ def _warn_of(scheme: Scheme, moments: Moments) -> None:
     constant = moments.min == moments.max
     if bool(constant.any()):
         some = f"{int(constant.sum())} of {constant.numel()} features are constant and get scale 1"
-        warnings.warn(f"{some}: {first_features(constant)}", DataWarning, stacklevel=3)
+        warnings.warn(f"{some}: {first_features(constant, names)}", DataWarning, stacklevel=3)

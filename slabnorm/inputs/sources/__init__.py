@@ -3,36 +3,45 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset, IterableDataset
 
-from slabnorm.errors import DataError
+from slabnorm.errors import DataError, ExtraError
 from slabnorm.inputs.sources.arrays import ArraySource, is_array
-from slabnorm.inputs.sources.base import Bad, Block, Shard, Source, Stream
+from slabnorm.inputs.sources.base import Bad, Block, Columns, Shard, Source, Stream
 from slabnorm.inputs.sources.batches import BatchSource
 from slabnorm.inputs.sources.datasets import DatasetSource, IterableSource
 from slabnorm.inputs.sources.npy import NpySource, NpzSource
 from slabnorm.inputs.sources.samples import pick
+from slabnorm.inputs.sources.table_files import KINDS, is_table
 from slabnorm.inputs.split import Hint, held_out
 
-__all__ = ["Bad", "Block", "Shard", "Source", "Stream", "open_source"]
+__all__ = ["Bad", "Block", "Columns", "Shard", "Source", "Stream", "open_source"]
 
 
-def open_source(source: Any, key: str | None = None) -> Source | Stream:
+def open_source(source: Any, key: str | None = None, columns: Sequence[str] | None = None) -> Source | Stream:
     """Return the Source that reads this kind of data.
 
     Args:
-        source: a path ending in .npy or .npz, an opened npz, an array or tensor, a torch Dataset
-            (items are samples), or any other iterable, such as a DataLoader (items are batches).
+        source: a path ending in .npy or .npz, an opened npz, the path, folder, glob or URL of a table
+            (see TableSource), an array or tensor, a torch Dataset (items are samples), or any other
+            iterable, such as a DataLoader (items are batches).
         key: the array of an npz, or the entry of dict items, that is x.
+        columns: of a table, the names of those that are counted.
 
     Raises:
         DataError: it is of no known kind, or the file cannot be read.
+        ExtraError: it is read by a package that is not installed.
     """
+    if isinstance(source, str | os.PathLike) and is_table(os.fspath(source)):
+        _no_key(key, str(source))
+        return _open_table(os.fspath(source), columns)
+    if columns is not None:
+        raise DataError("columns= names columns of a table", f"columns={columns!r:.200} for other data")
     if isinstance(source, str | os.PathLike):
         return _open_path(Path(source), key)
     if isinstance(source, np.lib.npyio.NpzFile):
@@ -77,7 +86,7 @@ def _open_path(path: Path, key: str | None) -> Source | Stream:
     if not exists:
         raise DataError("a data file exists", f"no file {path}", "check the path")
     if not regular:
-        raise DataError("a path leads to one file", f"{path} is a folder or no regular file")
+        raise DataError("a path leads to a file or a folder", f"{path} is none")
     kind = path.suffix.lower()
     if kind == ".npz":
         return NpzSource(path, key)
@@ -85,10 +94,20 @@ def _open_path(path: Path, key: str | None) -> Source | Stream:
         _no_key(key, str(path))
         return NpySource(path)
     raise DataError(
-        "a data file ends in .npy or .npz",
+        f"a data file ends in .npy, .npz, {', '.join(KINDS)}",
         str(path),
         "convert it, or give an iterable of batches read from it",
     )
+
+
+def _open_table(source: str, columns: Sequence[str] | None) -> Source:
+    try:
+        from slabnorm.inputs.sources.tables import TableSource
+    except ImportError as error:
+        raise ExtraError(
+            "tables are read by pyarrow", f"{source}: {error}", "pip install 'slabnorm[tables]'"
+        ) from error
+    return TableSource(source, columns)
 
 
 def _no_key(key: str | None, what: str) -> None:
