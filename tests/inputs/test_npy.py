@@ -174,9 +174,9 @@ def test_paths_that_lead_nowhere(tmp_path):
     ]:
         with pytest.raises(DataError, match=words):
             fit(path, split="train")
-    other = tmp_path / "a.parquet"
+    other = tmp_path / "a.txt"
     other.write_bytes(b"PAR1")
-    with pytest.raises(DataError, match=r"ends in \.npy or \.npz"):
+    with pytest.raises(DataError, match=r"ends in \.npy, \.npz, \.parquet"):
         fit(other, split="train")
     np.save(tmp_path / "a.npy", DATA)
     with pytest.raises(DataError, match="key="):

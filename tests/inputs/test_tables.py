@@ -517,3 +517,20 @@ def test_importing_slabnorm_does_not_import_pyarrow():
     script = "import sys, slabnorm, slabnorm.inputs; print('pyarrow' in sys.modules, 'fsspec' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
     assert found.split()[0] == "False"
+
+
+def test_examples_of_the_docs_run():
+    import re
+
+    docs = (Path(sn.__file__).parent.parent / "docs" / "inputs.md").read_text()
+    section = docs.partition("## Tables")[2].partition("\n## ")[0]
+    (block,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    exec(compile(block, "inputs.md", "exec"), {})
+
+
+def test_the_example_of_the_docstring_runs():
+    import doctest
+
+    from slabnorm.inputs.sources import tables
+
+    assert doctest.testmod(tables) == (0, 6)
