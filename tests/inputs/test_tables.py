@@ -534,3 +534,15 @@ def test_the_example_of_the_docstring_runs():
     from slabnorm.inputs.sources import tables
 
     assert doctest.testmod(tables) == (0, 6)
+
+
+def test_a_sketch_of_many_samples_at_once_is_that_of_a_few_at_a_time():
+    from slabnorm.inputs.sketch import Sketch
+
+    draw = np.random.default_rng(3)
+    for hashes in (draw.integers(0, 1 << 63, 5000, np.uint64), draw.integers(0, 300, 5000, np.uint64)):
+        whole, parts = Sketch(size=100).add(hashes), Sketch(size=100)
+        for some in np.array_split(hashes, 50):
+            parts = parts.add(some)
+        np.testing.assert_array_equal(whole.hashes, np.unique(hashes)[:100])
+        np.testing.assert_array_equal(parts.hashes, whole.hashes)
