@@ -24,7 +24,12 @@ if TYPE_CHECKING:
 
 
 def fit(
-    data: Annotated[str, typer.Argument(help="A .npy, .npz or Zarr file, samples along the first axis.")],
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="Samples along the first axis: .npy, .npz, Zarr; Parquet, Arrow or CSV; images. Or a URL."
+        ),
+    ],
     split: Annotated[
         str | None, typer.Option(help="The name of the split the samples come from, such as train.")
     ] = None,
@@ -36,6 +41,9 @@ def fit(
     size: Annotated[list[str] | None, typer.Option(help="The size of a split axis, as g=32.")] = None,
     key: Annotated[
         str | None, typer.Option(help="The array of a .npz file or Zarr group.", show_default="x")
+    ] = None,
+    column: Annotated[
+        list[str] | None, typer.Option(help="A column of a table.", show_default="all of numbers")
     ] = None,
     nan: Annotated[str, typer.Option(help="raise, or omit: leave NaN out and count them.")] = "raise",
     missing_chunks: Annotated[
@@ -70,7 +78,7 @@ def fit(
         ledger = Path(f"{out}.ledger")
         norm = fit_statistics(
             data, scheme, pattern, split=split, nan=nan, leak=leak, key=key, skip_bad=skip_bad,
-            missing_chunks=missing_chunks,
+            missing_chunks=missing_chunks, columns=column,
             workers=workers, memory=whole_bytes(memory), engine=engine, address=address,
             ledger=None if data.lower().endswith(".npz") else ledger, resume=resume, progress=progress,
             **sizes,

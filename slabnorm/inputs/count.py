@@ -15,6 +15,7 @@ from slabnorm.inputs.engines import local
 from slabnorm.inputs.ledger import Ledger
 from slabnorm.inputs.schema import Schema, check_schema, schema_of
 from slabnorm.inputs.sources import Bad, Block, Shard, Source, Stream
+from slabnorm.inputs.sources.base import BrokenShard
 from slabnorm.inputs.sources.parts import SHARD, chunk_rows
 from slabnorm.inputs.tally import Bounds, Tally
 from slabnorm.inputs.tree import Tree
@@ -61,6 +62,9 @@ class Opened:
         self._blocks: Iterator[Block] | None = None
         if isinstance(source, Source):
             self.shards = list(source.shards())
+            broken = next((shard for shard in self.shards if isinstance(shard, BrokenShard)), None)
+            if broken is not None and not skip_bad:
+                raise broken.error  # now, and not hours later
             self.schema: Schema = source.schema() if hasattr(source, "schema") else self._peek(skip_bad)
         else:
             blocks = source.blocks()

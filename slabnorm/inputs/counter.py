@@ -13,7 +13,7 @@ from slabnorm.inputs.beside import BesideCounter, Reference
 from slabnorm.inputs.features import Features
 from slabnorm.inputs.grid import Grid, as_numpy, flat
 from slabnorm.inputs.missing import EXACT, Where, moments_where, refuse_floats, refuse_integers
-from slabnorm.inputs.sample import VALUES, Sampler
+from slabnorm.inputs.sample import sampler
 from slabnorm.inputs.schema import Schema
 from slabnorm.inputs.sketch import SIZE, Collector
 from slabnorm.inputs.sources.base import Block
@@ -85,9 +85,7 @@ class Counter:
         self._nan = torch.zeros(self._features.shape, dtype=torch.int64)
         self._collector, self._content, self._samples = Collector(counting.sketch, bounds.hash), 0, 0
         self._grid: Grid | None = None
-        features = math.prod(self._features.shape)
-        size = min(counting.sample, max(1, VALUES // max(1, features)))
-        self._sampler = Sampler(number, features, size, bounds.key)
+        self._sampler = sampler(counting.sample, math.prod(self._features.shape), number, bounds.key)
         self._beside: BesideCounter | None = None
         if counting.reference is not None:
             self._beside = BesideCounter(counting.reference, self._features, counting.sizes)

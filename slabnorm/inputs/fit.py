@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from numbers import Integral
@@ -39,6 +39,7 @@ def fit(
     nan: str = "raise",
     leak: bool = False,
     key: str | None = None,
+    columns: Sequence[str] | None = None,
     skip_bad: bool = False,
     missing_chunks: str = "raise",
     workers: int | None = None,
@@ -63,6 +64,7 @@ def fit(
             an array or tensor, or what can be sliced like one (a memory map, an HDF5 data set);
             a path to a `.npy` or `.npz` file, read a few rows at a time;
             a path or URL of a Zarr array, or of a group with `key`, or one that is opened;
+            the path, folder, glob or URL of a table: Parquet, Arrow IPC, CSV (`slabnorm[tables]`);
             a torch `Dataset`, whose items are single samples;
             a `DataLoader` or any other iterable, whose items are batches.
             x is an item itself, the first of a tuple or list, or of a dict (and of an npz file) the
@@ -73,8 +75,8 @@ def fit(
             where the last axis is longer than 4, so that it is hardly the channels; every other shape
             wants it said. FixedScale, which is the same for all features, takes any shape.
         split: the name of the split that the samples come from, such as "train". It must be said.
-        nan: "raise" refuses NaN; "omit" leaves it out, feature by feature, and counts it (`nan_count`).
-            Infinity is always refused.
+        nan: "raise" refuses NaN; "omit" leaves it out, feature by feature, and counts it (`nan_count`);
+            so with null, what a table has no value for (`null_count`). Infinity is always refused.
         leak: True takes statistics from held-out data all the same, with a warning.
         key: the entry of dicts, or the array of an npz file or a Zarr group, that is x.
         missing_chunks: "raise" refuses a Zarr array that lacks a chunk; "fill" takes its fill value, for
@@ -89,6 +91,7 @@ def fit(
             stays; delete it when the statistics are saved. The data must be files.
         resume: whether to go on with a ledger that is there.
         progress: called after every shard with the bytes it had and the bytes of all (0 if unknown).
+        columns: the names of a table's columns to count; by default all that hold numbers.
         **sizes: sizes of split axes, as in `g=32`.
 
     Returns:
@@ -99,8 +102,9 @@ def fit(
             test.npy, a Dataset with `train=False` or `split="test"`, also inside a Subset), is that of a
             held-out split: validation, val, dev, test, eval, holdout, ..., or all of the data.
         DataError: the data cannot be read, are empty, differ in shape or dtype, or hold what cannot be
-            normalised: complex numbers, objects, infinity, NaN under "raise", integers beyond 2^53.
+            normalised: complex numbers, objects, infinity, NaN and null under "raise", integers beyond 2^53.
         LedgerError: the ledger is damaged, in use, of other data or other arguments.
+        ExtraError: a package that reads this kind of data is not installed.
         OptionError: an argument out of its range, or a pattern that must be given.
         PatternError, ShapeError: the pattern is wrong, keeps the sample axis, or does not fit the data.
         StatisticsError: a feature's scale leaves the range of float64.
@@ -122,7 +126,7 @@ def fit(
     check_policy(nan)
     if engine not in ("local", "ray"):
         raise OptionError('the engine is "local" or "ray"', repr(engine))
-    source = open_source(source, key, missing_chunks)
+    source = open_source(source, key, columns=columns, missing_chunks=missing_chunks)
     split = guard(split, source.hints, leak)
     effort = Effort(
         engine,
@@ -149,16 +153,18 @@ def fit(
     )
     tally = opened.count(counting, effort)
     with _plain():
-        check_left(tally.moments, source.name)
+        shape = tally.moments.shape
+        names = schema.names if shape == (len(schema.names),) else ()  # pooled, columns have no names
+        check_left(tally.moments, source.name, names)
         found = replace(
-            record, samples=tally.samples, names=schema.names, reader=source.reader,
+            record, samples=tally.samples, names=names, reader=source.reader,
             skipped=len(tally.skipped),
             order=counting.order,
             positions=len(tally.sample.keys), content=f"{tally.content:016x}",
         )  # fmt: skip
         norm = InputNorm(found, tally.moments, tally.nan, tally.null, _quantiles(scheme, tally))
         norm.sketch, norm.skipped = tally.sketch, tally.skipped
-    _warn_of(scheme, tally.moments, norm.quantiles)
+    _warn_of(scheme, tally.moments, norm.quantiles, names)
     return norm
 
 
@@ -221,7 +227,9 @@ def _choose(
     )
 
 
-def _warn_of(scheme: Scheme, moments: Moments, quantiles: Tensor) -> None:
+def _warn_of(
+    scheme: Scheme, moments: Moments, quantiles: Tensor, names: tuple[str, ...]
+) -> None:  # fmt: skip
     if isinstance(scheme, FixedScale):
         low, high = float(moments.min.min()), float(moments.max.max())
         if low < scheme.low or high > scheme.high:
@@ -234,8 +242,8 @@ def _warn_of(scheme: Scheme, moments: Moments, quantiles: Tensor) -> None:
     constant = moments.min == moments.max
     if bool(constant.any()):
         some = f"{int(constant.sum())} of {constant.numel()} features are constant and get scale 1"
-        warnings.warn(f"{some}: {first_features(constant)}", DataWarning, stacklevel=3)
+        warnings.warn(f"{some}: {first_features(constant, names)}", DataWarning, stacklevel=3)
     flat = ~constant & (quantiles[-1] == quantiles[0]) if len(quantiles) else constant & False
     if bool(flat.any()):
         some = f"{int(flat.sum())} of {flat.numel()} features have no range between their quantiles"
-        warnings.warn(f"{some} and get scale 1: {first_features(flat)}", DataWarning, stacklevel=3)
+        warnings.warn(f"{some} and get scale 1: {first_features(flat, names)}", DataWarning, stacklevel=3)

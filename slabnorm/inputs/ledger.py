@@ -107,7 +107,7 @@ class Ledger:
     def remove(self) -> None:
         """Delete the file: the fit is whole."""
         self.path.unlink(missing_ok=True)
-        self.close()
+        self._base.close()
 
     def _check_plan(self, plan: str) -> None:
         found = self._base.execute("SELECT plan FROM fit").fetchall()

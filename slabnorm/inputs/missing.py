@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from slabnorm.errors import DataError, OptionError, StatisticsError
-from slabnorm.inputs.features import Features
 from slabnorm.inputs.scheme import first_features
 from slabnorm.moments import Moments
 from slabnorm.slab import Slab
@@ -19,13 +19,20 @@ POLICIES = ("raise", "omit")
 EXACT = 2.0**53  # from here on float64 skips integers
 
 
+class Places(Protocol):
+    """Says where a value stands."""
+
+    def place(self, index: tuple[int, ...]) -> str:
+        """Return an index as text, such as "row 17, c=2"."""
+
+
 @dataclass(frozen=True)
 class Where:
     """Where a block of samples stands: in what, from which row on, and what its axes are called."""
 
     name: str
     first: int
-    features: Features
+    features: Places
 
     def refuse(self, values: np.ndarray, which: np.ndarray, rule: str, fix: str) -> NoReturn:
         """Raise DataError for the first of some values."""
@@ -68,13 +75,13 @@ def refuse_integers(values: np.ndarray, where: Where) -> NoReturn:
                  "subtract an offset, or give floats, where they are approximate")  # fmt: skip
 
 
-def check_left(found: Moments, name: str) -> None:
+def check_left(found: Moments, name: str, names: Sequence[str] = ()) -> None:
     """Raise DataError if a feature has no value left."""
     gone = found.count == 0
     if bool(gone.any()):
         raise DataError(
             "every feature has values left without its NaN",
-            f"{name}: {first_features(gone)} hold NaN only",
+            f"{name}: {first_features(gone, names)} hold NaN {'or null ' if names else ''}only",
             "leave these features out of the data",
         )
 

@@ -10,6 +10,7 @@ is, Apache DataSketches', draws its coins from the clock: no two runs give the s
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,6 +67,11 @@ class Sample:
         return np.asarray(found, np.float64)
 
 
+def sampler(counting_size: int, features: int, shard: int, bound: int) -> Sampler:
+    """Return the Sampler of a shard, of fewer positions where there are many features."""
+    return Sampler(shard, features, min(counting_size, max(1, VALUES // max(1, features))), bound)
+
+
 class Sampler:
     """Draws the sample of one shard.
 
@@ -85,16 +91,23 @@ class Sampler:
     def add(self, values: np.ndarray, pooled: tuple[int, ...], kept: tuple[int, ...]) -> None:
         """Draw from a block: a position is an index into the pooled axes, its values lie along the kept."""
         shape = [values.shape[axis] for axis in pooled]
-        keys = self._random.integers(0, 1 << 64, math.prod(shape), dtype=np.uint64)
+
+        def at(chosen: np.ndarray) -> np.ndarray:
+            places = np.unravel_index(chosen, shape) if shape else ()
+            return values.transpose(*pooled, *kept)[places].reshape(len(chosen), -1)
+
+        self.draw(math.prod(shape), at)
+
+    def draw(self, count: int, at: Callable[[np.ndarray], np.ndarray]) -> None:
+        """Draw from so many positions; `at` returns the values at some, a row for each."""
+        keys = self._random.integers(0, 1 << 64, count, dtype=np.uint64)
         bound = min(self._bound, self._sample.bound)
-        chosen = np.flatnonzero(keys < np.uint64(bound)) if bound < 1 << 64 else np.arange(len(keys))
+        chosen = np.flatnonzero(keys < np.uint64(bound)) if bound < 1 << 64 else np.arange(count)
         if len(chosen) > self._sample.size:
             chosen = chosen[np.argpartition(keys[chosen], self._sample.size)[: self._sample.size]]
         if not len(chosen):
             return
-        places = np.unravel_index(chosen, shape) if shape else ()
-        at = values.transpose(*pooled, *kept)[places].reshape(len(chosen), -1)
-        self._pending.append((keys[chosen], at))
+        self._pending.append((keys[chosen], at(chosen)))
         self._waiting += len(chosen)
         if self._waiting >= self._sample.size:
             self.sample()

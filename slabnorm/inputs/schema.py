@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from slabnorm.errors import DataError
-from slabnorm.inputs.sources.base import Block, dtype_name
+from slabnorm.inputs.sources.base import Block, Columns, dtype_name
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class Schema:
 
     Attributes:
         sample: a size for every axis; None where samples differ, as the height and width of images may.
-        dtype: such as "uint8".
+        dtype: such as "uint8"; "mixed" of a table whose columns have several.
         names: of the features, where the data have names for them, as the columns of a table.
     """
 
@@ -44,12 +44,14 @@ class Schema:
         return total
 
 
-def schema_of(block: Block, name: str) -> Schema:
+def schema_of(block: Block | Columns, name: str) -> Schema:
     """Return what a block says of its samples.
 
     Raises:
         DataError: it has no samples, or samples without values.
     """
+    if isinstance(block, Columns):
+        return Schema((len(block.names),), block.dtype, block.names)
     if block.ndim == 0:
         raise DataError(
             "data have their samples along the first axis",
@@ -62,7 +64,7 @@ def schema_of(block: Block, name: str) -> Schema:
     return Schema(sample, dtype_name(block))
 
 
-def check_schema(schema: Schema, block: Block, name: str, where: str) -> None:
+def check_schema(schema: Schema, block: Block | Columns, name: str, where: str) -> None:
     """Raise DataError unless a block's samples are of the schema."""
     given = schema_of(block, name)
     if not schema.takes(given):

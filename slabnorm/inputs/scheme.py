@@ -9,6 +9,7 @@ the normaliser only its numbers.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -77,12 +78,15 @@ class Scheme:
         raise NotImplementedError
 
 
-def first_features(which: Tensor) -> str:
-    """Return the places where a mask is true as text: the first few, and how many more."""
+def first_features(which: Tensor, names: Sequence[str] = ()) -> str:
+    """Return the places where a mask is true, or their names, as text: the first few, and how many more."""
     if which.dim() == 0:
         return "the only feature"
     places = which.nonzero().tolist()
-    shown = [str(place[0]) if len(place) == 1 else str(tuple(place)) for place in places[:5]]
+    if names:
+        shown = [repr(names[place[0]]) for place in places[:5]]
+    else:
+        shown = [str(place[0]) if len(place) == 1 else str(tuple(place)) for place in places[:5]]
     more = f" and {len(places) - 5} more" if len(places) > 5 else ""
     return f"feature{'s' if len(places) > 1 else ''} {', '.join(shown)}{more}"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -20,9 +20,11 @@ class Sums:
     Args:
         dtype: of the values; bool goes as uint8.
         features: how many.
+        like: another of the same dtype and as many features, whose working memory is shared; then both are
+            of one thread.
     """
 
-    def __init__(self, dtype: np.dtype, features: int) -> None:
+    def __init__(self, dtype: np.dtype, features: int, like: Sums | None = None) -> None:
         from slabnorm.kernels.tally import STRIP  # Numba is imported when it is needed
 
         self.dtype, self.features = dtype, features
@@ -33,7 +35,7 @@ class Sums:
         ends = (np.inf, -np.inf) if dtype.kind == "f" else (np.iinfo(dtype).max, np.iinfo(dtype).min)
         self._extremes = np.repeat(np.array(ends, dtype)[:, None], features, axis=1)
         # 64 bytes more a row: rows of the same address modulo 4096 would wait for each other.
-        self._room = (
+        self._room: tuple[np.ndarray, ...] = like._room if like else (
             np.zeros(features, wide), np.zeros((4, STRIP + 8), wide),
             np.zeros((2, STRIP + 64), dtype), np.zeros((3, features), wide),
         )  # fmt: skip
@@ -61,8 +63,16 @@ class Sums:
         """Whether neither a value nor a sum has been infinite."""
         return self._state.dtype == np.int64 or bool(np.isfinite(self._state[0]).all())
 
+    @property
+    def mean(self) -> float:
+        """The first feature's mean so far, or its sum of integers; cheap, to see whether it is finite."""
+        return float(self._state[0, 0])
+
     def moments(self) -> Moments:
         """Return the Moments so far, one per feature, in memory's order."""
+        return joined([self])
+
+    def _fields(self) -> tuple[np.ndarray, ...]:
         count = self._counts[0]
         low, high = (np.where(count > 0, end, none) for end, none in
                      zip(self._extremes.astype(np.float64), (np.inf, -np.inf), strict=True))  # fmt: skip
@@ -71,8 +81,13 @@ class Sums:
             mean, mean_low, m2, m2_low = np.array(parts).reshape(-1, 4).T
         else:
             mean, mean_low, m2, m2_low = self._state
-        fields = (count, mean, m2, low, high, mean_low, m2_low)
-        return Moments(*(torch.from_numpy(np.array(part)) for part in fields))
+        return count, mean, m2, low, high, mean_low, m2_low
+
+
+def joined(sums: Sequence[Sums]) -> Moments:
+    """Return the Moments of several sums, one after another."""
+    fields = zip(*(part._fields() for part in sums), strict=True)
+    return Moments(*(torch.from_numpy(np.concatenate(field)) for field in fields))
 
 
 def _exact(count: int, total: int, squares: int) -> tuple[float, float, float, float]:
@@ -98,7 +113,9 @@ def hash_samples(values: np.ndarray, length: int) -> np.ndarray:
 
 def hash_part(values: np.ndarray, length: int, at: int, end: bool, out: np.ndarray) -> None:
     """Add `length` values of each sample, from place `at` on, to the samples' hashes."""
-    if values.size:
+    if values.size and length == 1:
+        _column_hasher(values.dtype)(values, at, *_keys(), end, out)
+    elif values.size:
         _hasher(values.dtype.name)(values, length, at, *_keys(), end, out)
 
 
@@ -114,6 +131,13 @@ def _hasher(dtype: str) -> Callable[..., Any]:
     from slabnorm.kernels.compiled import hashes
 
     return hashes(dtype)
+
+
+@cache
+def _column_hasher(dtype: np.dtype) -> Callable[..., Any]:  # whose name takes NumPy 7 us to find
+    from slabnorm.kernels.compiled import column_hashes
+
+    return column_hashes(dtype.name)
 
 
 @cache

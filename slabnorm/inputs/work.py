@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from slabnorm.errors import DataError
 from slabnorm.inputs.chunks import chunks
+from slabnorm.inputs.columns import ColumnCounter
 from slabnorm.inputs.counter import Counter, Counting
 from slabnorm.inputs.schema import check_schema
-from slabnorm.inputs.sources.base import Bad, Block, Shard
+from slabnorm.inputs.sources.base import Bad, Shard
 from slabnorm.inputs.tally import Bounds, Tally
 
 
@@ -20,15 +22,18 @@ def count_shard(shard: Shard, counting: Counting, bounds: Bounds | None = None) 
             listed in the tally instead.
     """
     bad: list[tuple[str, str]] = []
-    counter = Counter(counting, shard.name, shard.first, shard.number, bounds)
+    columns = bool(counting.schema.names)  # a table's blocks are Columns, all others are dense
+    kind: type[Any] = ColumnCounter if columns else Counter
+    counter = kind(counting, shard.name, shard.first, shard.number, bounds)
     blocks = _good(shard, counting, bad)
     try:
-        for chunk in blocks if counting.whole else chunks(blocks, counting.rows):
+        for chunk in blocks if counting.whole or columns else chunks(blocks, counting.rows):
             counter.add(chunk)
     except ShardError as error:
         # Its blocks so far do not count: a shard is counted whole or not at all.
-        return Counter(counting, shard.name).tally([(shard.name, error.why)])
-    return counter.tally(bad)
+        counter, bad = kind(counting, shard.name), [(shard.name, error.why)]
+    tally: Tally = counter.tally(bad)
+    return tally
 
 
 class ShardError(Exception):
@@ -39,7 +44,7 @@ class ShardError(Exception):
         self.why = why
 
 
-def _good(shard: Shard, counting: Counting, bad: list[tuple[str, str]]) -> Iterator[Block]:
+def _good(shard: Shard, counting: Counting, bad: list[tuple[str, str]]) -> Iterator[Any]:
     """Yield the blocks of a shard; note what could not be read, or raise it."""
     blocks = shard.blocks()
     number = 0

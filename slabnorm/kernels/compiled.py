@@ -115,6 +115,14 @@ def hashes(dtype: str) -> Callable[..., Any]:
     return _compiled(hashing.hash_kernel(_version()), signature)
 
 
+@cache
+def column_hashes(dtype: str) -> Callable[..., Any]:
+    """Return the compiled function that adds a column of this dtype to the hashes of its samples."""
+    words, values = types.Array(types.uint64, 1, "C"), types.Array(numba.from_dtype(np.dtype(dtype)), 1, "C")
+    signature = (values, types.int64, words, words, types.boolean, words)
+    return _compiled(hashing.column_kernel(_version()), signature)
+
+
 def _flag(value: bool) -> int | None:
     # Numba leaves out, when it compiles, what stands under `if flag is None`; of numbers it knows the type.
     return 1 if value else None

@@ -75,6 +75,15 @@ def _sum(x, n, words, rests):
     return total
 
 
+@numba.njit(**INNER)
+def _mixed(h):
+    h ^= h >> _SHIFT
+    h *= _MIX1
+    h ^= h >> _SHIFT
+    h *= _MIX2
+    return h ^ (h >> _SHIFT)
+
+
 def keys() -> tuple[np.ndarray, np.ndarray]:
     """Return the keys of words and of rests: odd numbers of 64 bits (splitmix64)."""
     z = np.arange(1, 2 * KEYS + 1, dtype=np.uint64) * JOIN
@@ -104,13 +113,32 @@ def hash_kernel(version):
                     h *= JOIN
                 h += _sum(ahead(p, r * length + done), n, words[place:], rests[place:])
                 done += n
-            if end:
-                h ^= h >> _SHIFT
-                h *= _MIX1
-                h ^= h >> _SHIFT
-                h *= _MIX2
-                h ^= h >> _SHIFT
-            out[r] = h
+            out[r] = _mixed(h) if end else h
+        return x[0]
+
+    return add
+
+
+def column_kernel(version):
+    """Return a function that adds one value of each sample to its hash: a column of a table.
+
+    x: the values. at: their place in the sample. Further arguments as in `hash_kernel`, whose loop over the
+    values of a sample takes 2.6 ns a float32 here; this one 0.4.
+    """
+
+    def add(x, at, words, rests, end, out):
+        version  # noqa: B018
+        p = data(x, 0)
+        place = at % KEYS
+        key, rest = words[place], rests[place]
+        if place == 0:
+            for r in range(len(out)):
+                out[r] *= JOIN
+        for r in range(len(out)):
+            out[r] += _term(read(p, r), key, rest)
+        if end:
+            for r in range(len(out)):
+                out[r] = _mixed(out[r])
         return x[0]
 
     return add

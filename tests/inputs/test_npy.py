@@ -174,7 +174,7 @@ def test_paths_that_lead_nowhere(tmp_path):
     ]:
         with pytest.raises(DataError, match=words):
             fit(path, split="train")
-    other = tmp_path / "a.parquet"
+    other = tmp_path / "a.txt"
     other.write_bytes(b"PAR1")
     with pytest.raises(DataError, match=r"ends in \.npy, \.npz, \.zarr"):
         fit(other, split="train")

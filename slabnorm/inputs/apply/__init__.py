@@ -19,7 +19,7 @@ from slabnorm.inputs.apply.writers import write_npy, write_zarr
 from slabnorm.inputs.count import Progress, empty
 from slabnorm.inputs.normalizer import InputNorm
 from slabnorm.inputs.schema import check_schema, schema_of
-from slabnorm.inputs.sources import Bad, Block, Source, Stream, open_source
+from slabnorm.inputs.sources import Bad, Block, Columns, Source, Stream, open_source
 from slabnorm.inputs.sources.chunked import ZarrSource
 from slabnorm.report.names import printable
 from slabnorm.report.write import check_new, check_writable
@@ -100,7 +100,7 @@ def apply(
         from slabnorm.inputs.apply.tables import write_parquet
 
         return write_parquet(norm, step, Path(source), target, batch_rows, progress)
-    opened = open_source(source, key, missing_chunks)
+    opened = open_source(source, key, missing_chunks=missing_chunks)
     rows = _normalised(opened, norm, step, batch_rows, progress)
     if suffix == ".zarr":
         return write_zarr(rows, target, opened.place if isinstance(opened, ZarrSource) else None)
@@ -137,6 +137,12 @@ def _blocks(source: Source | Stream) -> Iterator[tuple[Block, int, int]]:
         for part in shard.blocks():
             if isinstance(part, Bad):
                 raise DataError("data files can be read whole", f"{part.name}: {part.why}", part.fix)
+            if isinstance(part, Columns):
+                raise OptionError(
+                    "of tables, Parquet files are written back",
+                    source.name,
+                    "convert it to a Parquet file first",
+                )
             yield part, part.nbytes, total
 
 

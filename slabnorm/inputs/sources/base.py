@@ -8,7 +8,7 @@ counted, so every source gets the same rules.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,9 +18,43 @@ from torch import Tensor
 from slabnorm.errors import DataError
 from slabnorm.inputs.split import Hint
 
-Block = np.ndarray | Tensor  # samples along the first axis; any strides, byte order or device
+Block = np.ndarray | Tensor  # dense: samples along the first axis; any strides, byte order or device
 
 BLOCK_BYTES = 8 << 20  # what a source reads at once where it can choose
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """Samples column by column, as tables hold them.
+
+    Attributes:
+        names: of the columns.
+        arrays: their values, 1-D, of one length; dtypes may differ.
+        missing: for each a mask of what is null, None where nothing is; `arrays` hold anything there.
+    """
+
+    names: tuple[str, ...]
+    arrays: tuple[np.ndarray, ...]
+    missing: tuple[np.ndarray | None, ...]
+
+    def __len__(self) -> int:
+        return len(self.arrays[0])
+
+    @property
+    def dtype(self) -> str:
+        """The name of the columns' dtype, or "mixed"."""
+        names = {array.dtype.name for array in self.arrays}
+        return names.pop() if len(names) == 1 else MIXED
+
+    def rows(self, first: int, last: int) -> Columns:
+        """Return some rows, which are views."""
+        if first == 0 and last >= len(self):
+            return self
+        missing = tuple(None if mask is None else mask[first:last] for mask in self.missing)
+        return Columns(self.names, tuple(array[first:last] for array in self.arrays), missing)
+
+
+MIXED = "mixed"  # the dtype of a table whose columns have several
 
 
 class Bad(NamedTuple):
@@ -51,13 +85,25 @@ class Shard:
     memory: int = 2 * BLOCK_BYTES
     first: int = 0
 
-    def blocks(self) -> Iterator[Block | Bad]:
+    def blocks(self) -> Iterator[Block | Columns | Bad]:
         """Yield the samples in order, in blocks of any length, or what could not be read.
 
         Raises:
             DataError: the shard as a whole cannot be read.
         """
         raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class BrokenShard(Shard):
+    """A part that could not even be listed: what was wrong with it."""
+
+    error: DataError = field(kw_only=True)
+
+    def blocks(self) -> Iterator[Block | Columns | Bad]:
+        """Raise the error, when the first block is asked for."""
+        raise self.error
+        yield
 
 
 class Source:

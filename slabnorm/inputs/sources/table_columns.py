@@ -1,0 +1,187 @@
+"""Columns of numbers: which ones of a table are, and their values as arrays."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import types
+
+from slabnorm.errors import DataError, OptionError
+from slabnorm.inputs.sources.base import Columns
+from slabnorm.inputs.sources.table_files import listed
+
+_PANDAS_INDEX = re.compile(r"__index_level_\d+__")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The columns that are counted.
+
+    Attributes:
+        names: of the columns, in their order.
+        dtypes: NumPy's name for the type of each.
+        named: whether the caller named them; else every file's numbers must be these.
+    """
+
+    names: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    named: bool
+
+
+def dtype_of(kind: Any, text: bool = False) -> str:
+    """Return NumPy's name for a column's type, "" if it is none of bool, integers and floats.
+
+    Numbers of text files are float64, however they look: 1 in one file and 1.5 in another are one column.
+    """
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    if types.is_boolean(kind):
+        return "bool"
+    if types.is_integer(kind) or types.is_floating(kind):
+        return "float64" if text else np.dtype(kind.to_pandas_dtype()).name
+    return ""
+
+
+def choose(schema: Any, wanted: Sequence[str] | None, file: str, text: bool) -> tuple[Choice, list[str]]:
+    """Return the columns to count, and which others are left out: text, times and the like.
+
+    Raises:
+        DataError: a column that was named is not there or holds no numbers; none was named, and there is no
+            column of numbers, or one whose numbers cannot be taken, as decimals and lists.
+    """
+    if wanted is not None:
+        missing = [name for name in wanted if name not in schema.names]
+        if missing:
+            has = listed([repr(name) for name in schema.names], 10)
+            raise DataError("columns= names columns of the table", f"no {missing[0]!r}; {file} has {has}")
+        for name in wanted:
+            if not dtype_of(_field(schema, name, file).type, text):
+                raise _refused(schema.field(name), file, "leave it out of columns=")
+        return Choice(tuple(wanted), tuple(dtype_of(schema.field(n).type, text) for n in wanted), True), []
+    names: list[str] = []
+    left_out: list[str] = []
+    for name in dict.fromkeys(schema.names):
+        kind = _field(schema, name, file).type
+        if not dtype_of(kind, text) and _holds_numbers(kind):
+            raise _refused(schema.field(name), file, 'name the columns to count, as columns=["a", "b"]')
+        if dtype_of(kind, text) and not _PANDAS_INDEX.fullmatch(name):
+            names.append(name)
+        else:
+            left_out.append(f"{name} ({kind})")
+    if not names:
+        raise DataError(
+            "a table has columns of numbers", f"{file} has {listed(left_out, 10) or 'no columns'}"
+        )
+    if text and all(map(_is_number, names)):
+        raise DataError(
+            "a CSV file names its columns in the first line",
+            f"{file} begins with {listed(names, 5)}",
+            "write a line of names above it",
+        )
+    return Choice(tuple(names), tuple(dtype_of(schema.field(n).type, text) for n in names), False), left_out
+
+
+def check_same(choice: Choice, schema: Any, file: str, text: bool) -> None:
+    """Raise DataError unless a file has the chosen columns with their types; their order may differ."""
+    fix = "write all files with the same columns, or name those to count, as columns=['a', 'b']"
+    for name, dtype in zip(choice.names, choice.dtypes, strict=True):
+        if name not in schema.names:
+            raise DataError("all files of a table have the same columns", f"{file}: no column {name!r}", fix)
+        kind = _field(schema, name, file).type
+        # Of a text file only the first lines were read, and these may have nothing there.
+        if dtype_of(kind, text) != dtype and not (text and types.is_null(kind)):
+            raise DataError(
+                "a column has the same type in all files of a table",
+                f"{file}: column {name!r} is {kind}, and {dtype} in the first file",
+                "write all files with the same types",
+            )
+    if choice.named:
+        return
+    for name in schema.names:
+        kind = schema.field(name).type if schema.names.count(name) == 1 else None
+        if kind and name not in choice.names and dtype_of(kind) and not _PANDAS_INDEX.fullmatch(name):
+            raise DataError(
+                "all files of a table have the same columns",
+                f"{file}: column {name!r} ({kind}), which the first file does not have as numbers",
+                fix,
+            )
+
+
+def check_names(columns: Any) -> tuple[str, ...] | None:
+    """Return the names given as columns=.
+
+    Raises:
+        OptionError: they are no list of texts, or one is there twice.
+    """
+    if columns is None:
+        return None
+    names = tuple(columns) if not isinstance(columns, str) else ()
+    if not names or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise OptionError("columns are a list of names, each once", f"{columns!r:.200}", 'as ["a", "b"]')
+    return names
+
+
+def as_columns(batch: Any, choice: Choice) -> Columns:
+    """Return the values of a record batch, without copying those of plain numbers."""
+    arrays, missing = [], []
+    for name, dtype in zip(choice.names, choice.dtypes, strict=True):
+        values, mask = _numbers(batch.column(batch.schema.get_field_index(name)), np.dtype(dtype))
+        arrays.append(values)
+        missing.append(mask)
+    return Columns(choice.names, tuple(arrays), tuple(missing))
+
+
+def _numbers(array: Any, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray | None]:
+    if types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    mask = array.is_null().to_numpy(zero_copy_only=False) if array.null_count else None
+    if types.is_boolean(array.type):  # bits
+        return (array.fill_null(False) if array.null_count else array).to_numpy(zero_copy_only=False), mask
+    # Not to_numpy, which makes float64 of integers with nulls.
+    values = array.buffers()[1]
+    whole = (
+        np.frombuffer(values, dtype, array.offset + len(array))
+        if values and len(array)
+        else np.empty(0, dtype)
+    )
+    return whole[array.offset :] if len(array) else whole, mask
+
+
+def _field(schema: Any, name: str, file: str) -> Any:
+    if schema.names.count(name) > 1:
+        raise DataError("columns have names of their own", f"{file}: several columns {name!r}", "rename them")
+    return schema.field(name)
+
+
+def _refused(field: Any, file: str, fix: str) -> DataError:
+    if types.is_decimal(field.type):
+        fix = f"cast it to float64 and mind the digits this loses, or {fix}"
+    elif types.is_nested(field.type):
+        fix = f"write one column for each number, or {fix}"
+    return DataError(
+        "a column holds bool, integers or floats",
+        f"{file}: column {field.name!r} of type {field.type}",
+        fix,
+    )
+
+
+def _holds_numbers(kind: Any) -> bool:
+    """Whether values of a type are numbers that are not plain ones: decimals, lists, tensors."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return _holds_numbers(kind.storage_type)
+    if types.is_nested(kind):
+        parts = [kind.field(at).type for at in range(kind.num_fields)]
+        return any(bool(dtype_of(part)) or _holds_numbers(part) for part in parts)
+    return bool(types.is_decimal(kind))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

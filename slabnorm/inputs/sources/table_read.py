@@ -1,0 +1,285 @@
+"""Shards of tables: which parts of a file they are, and their columns read a few rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import csv, ipc, parquet
+
+from slabnorm.errors import DataError, SlabError
+from slabnorm.inputs.sources.base import Columns, Shard
+from slabnorm.inputs.sources.filesystems import filesystem, mark_of
+from slabnorm.inputs.sources.table_columns import Choice, as_columns
+from slabnorm.inputs.sources.table_files import TableFile
+
+SHARD_BYTES = 64 << 20  # of a run of row groups or record batches, uncompressed
+BATCH_ROWS = 1 << 17  # read at once; a fit of 64 float32 columns takes 1.20 s of CPU, with 2^16 1.40
+BATCH_BYTES = 32 << 20  # ... at most
+CSV_BYTES = 4 << 20  # of text, parsed at once
+# What stands for a missing number. "nan" does not: it is a number's text, and counted as NaN.
+NULLS = ("", "NA", "N/A", "n/a", "#N/A", "NULL", "null", "None", "<NA>")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A run of row groups or record batches; (0, 0) where a file is read as a whole.
+
+    Attributes:
+        first, last: the run.
+        row: the number of its first row in the file.
+        rows: how many it has; -1 where nobody knows before reading.
+        size: about how many bytes are read for it.
+        memory: about how many it takes.
+    """
+
+    first: int = 0
+    last: int = 0
+    row: int = 0
+    rows: int = -1
+    size: int = 0
+    memory: int = 0
+
+
+@dataclass(frozen=True)
+class TableShard(Shard):
+    """Some rows of a file of a table."""
+
+    file: TableFile = field(kw_only=True)
+    part: Part = field(kw_only=True)
+    choice: Choice = field(kw_only=True)
+
+    def blocks(self) -> Iterator[Columns]:
+        """Yield a few rows at a time."""
+        _check_unchanged(self.file)
+        batches = _joined(_BATCHES[self.file.kind](self.file, self.part, self.choice), self.choice)
+        rows = 0
+        while True:
+            with reading(self.name):
+                batch = next(batches, None)
+                block = None if batch is None else as_columns(batch, self.choice)
+            if block is None:
+                break
+            rows += len(block)
+            yield block
+        if self.part.rows not in (-1, rows):
+            raise DataError(
+                "a file holds as many rows as its footer says",
+                f"{self.name}: {rows}, not {self.part.rows}",
+                "write it again",
+            )
+        _check_unchanged(self.file)
+
+
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Turn what pyarrow, and filesystems, raise of a file into a DataError that names it."""
+    try:
+        yield
+    except SlabError:
+        raise
+    except FileNotFoundError as error:
+        raise DataError("files stay while they are read", f"{name} is gone", "bring it back") from error
+    except Exception as error:  # every filesystem raises errors of its own, and damaged files anything
+        raise DataError(
+            "files of tables can be read",
+            f"{name}: {' '.join(str(error).split())[:500] or type(error).__name__}",
+            "write it again, or leave out and list such files with skip_bad=True (--skip-bad)",
+        ) from error
+
+
+def look(file: TableFile) -> tuple[Any, Callable[[Choice], list[Part]]]:
+    """Return a file's schema, and what says its parts; of a text file the first lines are read.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    with reading(file.name):
+        return _LOOK[file.kind](file)
+
+
+def _look_at_parquet(file: TableFile) -> tuple[Any, Callable[[Choice], list[Part]]]:
+    with _open(file) as handle:
+        meta = parquet.ParquetFile(handle).metadata
+    schema = meta.schema.to_arrow_schema()
+    return schema, lambda choice: _parquet_parts(meta, file, choice)
+
+
+def _parquet_parts(meta: Any, file: TableFile, choice: Choice) -> list[Part]:
+    with reading(file.name):
+        names = [meta.schema.column(at).path for at in range(meta.num_columns)]
+        places = [names.index(name) for name in choice.names]
+        runs: list[tuple[int, int, int, int]] = []  # row groups: rows, bytes, bytes in memory
+        for number in range(meta.num_row_groups):
+            group = meta.row_group(number)
+            chunks = [group.column(at) for at in places]
+            size = sum(chunk.total_compressed_size for chunk in chunks)
+            runs.append(
+                (number, group.num_rows, size, sum(chunk.total_uncompressed_size for chunk in chunks))
+            )
+    return _parts(runs)
+
+
+def _look_at_ipc(file: TableFile) -> tuple[Any, Callable[[Choice], list[Part]]]:
+    with _open(file) as handle:
+        if not _is_ipc_file(handle):
+            _check_end(handle, file)
+            return ipc.open_stream(handle).schema, lambda _: [Part(size=file.size, memory=2 * BATCH_BYTES)]
+        reader = ipc.open_file(handle, options=_fields([]))
+        schema, count = ipc.open_file(handle).schema, reader.num_record_batches
+        # Without their columns, only the lengths of batches are read.
+        rows = [reader.get_batch(number).num_rows for number in range(count)]
+    size = file.size // max(1, count)
+    return schema, lambda _: _parts([(number, n, size, size) for number, n in enumerate(rows)])
+
+
+def _look_at_csv(file: TableFile) -> tuple[Any, Callable[[Choice], list[Part]]]:
+    with _csv(file, 1 << 20, None) as reader:
+        return reader.schema, lambda _: [Part(size=file.size, memory=4 * CSV_BYTES + BATCH_BYTES)]
+
+
+def _parts(runs: Sequence[tuple[int, int, int, int]]) -> list[Part]:
+    """Join runs of rows to parts of about SHARD_BYTES."""
+    parts: list[Part] = []
+    row = 0
+    for number, rows, size, memory in runs:
+        last = parts[-1] if parts else None
+        if last and last.memory + memory <= SHARD_BYTES:
+            size, memory = last.size + size, last.memory + memory
+            parts[-1] = Part(last.first, number + 1, last.row, last.rows + rows, size, memory)
+        else:
+            parts.append(Part(number, number + 1, row, rows, size, memory))
+        row += rows
+    return parts
+
+
+def _parquet_batches(file: TableFile, part: Part, choice: Choice) -> Iterator[Any]:
+    with _open(file) as handle:
+        reader = parquet.ParquetFile(handle)
+        # Threads read other shards at the same time.
+        yield from reader.iter_batches(
+            _batch_rows(choice), list(range(part.first, part.last)), list(choice.names), use_threads=False
+        )
+
+
+def _ipc_batches(file: TableFile, part: Part, choice: Choice) -> Iterator[Any]:
+    with _open(file) as handle:
+        if _is_ipc_file(handle):
+            schema = ipc.open_file(handle).schema
+            reader = ipc.open_file(handle, options=_fields(_places(schema, choice)))
+            for number in range(part.first, part.last):
+                yield _checked(reader.get_batch(number))
+            return
+        _check_end(handle, file)
+        schema = ipc.open_stream(handle).schema
+        handle.seek(0)
+        for batch in ipc.open_stream(handle, options=_fields(_places(schema, choice))):
+            yield _checked(batch)
+
+
+def _csv_batches(file: TableFile, part: Part, choice: Choice) -> Iterator[Any]:
+    with _csv(file, CSV_BYTES, choice) as reader:
+        yield from reader
+
+
+_BATCHES: dict[str, Callable[[TableFile, Part, Choice], Iterator[Any]]] = {
+    "parquet": _parquet_batches, "ipc": _ipc_batches, "csv": _csv_batches,
+}  # fmt: skip
+_LOOK: dict[str, Callable[[TableFile], tuple[Any, Callable[[Choice], list[Part]]]]] = {
+    "parquet": _look_at_parquet, "ipc": _look_at_ipc, "csv": _look_at_csv,
+}  # fmt: skip
+
+
+def _open(file: TableFile) -> Any:
+    system, _ = filesystem(file.url)
+    return system.open_input_file(file.path)
+
+
+@contextmanager
+def _csv(file: TableFile, block: int, choice: Choice | None) -> Iterator[Any]:
+    """Open a text file; without a choice the types are guessed from the first block."""
+    convert = csv.ConvertOptions(null_values=list(NULLS), true_values=["true", "True", "TRUE"],
+                                 false_values=["false", "False", "FALSE"])  # fmt: skip
+    if choice:
+        convert.include_columns = list(choice.names)
+        convert.column_types = {
+            name: pa.from_numpy_dtype(np.dtype(dtype))
+            for name, dtype in zip(choice.names, choice.dtypes, strict=True)
+        }
+    system, _ = filesystem(file.url)
+    packed = "gzip" if file.path.lower().endswith(".gz") else None
+    with system.open_input_stream(file.path, compression=packed) as stream:
+        yield csv.open_csv(
+            stream,
+            csv.ReadOptions(use_threads=False, block_size=block),
+            csv.ParseOptions(newlines_in_values=True),
+            convert,
+        )
+
+
+def _is_ipc_file(handle: Any) -> bool:
+    """Whether Arrow data are of the file format, and not of the stream format."""
+    start = handle.read(8)
+    handle.seek(0)
+    if start[:4] == b"FEA1":
+        raise ValueError("Feather version 1, which pyarrow writes no more; write version 2")
+    return bool(start[:6] == b"ARROW1")
+
+
+def _check_end(handle: Any, file: TableFile) -> None:
+    """Raise unless a stream has its end mark: one without may have been cut off between two batches."""
+    handle.seek(max(0, file.size - 8))
+    end = handle.read(8)
+    handle.seek(0)
+    if end != b"\xff\xff\xff\xff\x00\x00\x00\x00":
+        raise ValueError("no end mark: not an Arrow stream, a truncated one, or its writer was not closed")
+
+
+def _fields(places: list[int]) -> Any:
+    return ipc.IpcReadOptions(included_fields=places, use_threads=False)
+
+
+def _places(schema: Any, choice: Choice) -> list[int]:
+    return [schema.get_field_index(name) for name in choice.names]
+
+
+def _checked(batch: Any) -> Any:
+    batch.validate()  # that lengths do not lead out of buffers
+    return batch
+
+
+def _batch_rows(choice: Choice) -> int:
+    width = sum(np.dtype(dtype).itemsize for dtype in choice.dtypes)
+    return max(1 << 10, min(BATCH_ROWS, BATCH_BYTES // max(1, width)))
+
+
+def _joined(batches: Iterator[Any], choice: Choice) -> Iterator[Any]:
+    """Yield batches of some length: small ones are joined, as a call for each of their columns costs more."""
+    enough = _batch_rows(choice) // 2
+    held: list[Any] = []
+    for batch in batches:
+        held.append(batch)
+        if sum(len(part) for part in held) >= enough:
+            yield _one(held)
+            held = []
+    if held:
+        yield _one(held)
+
+
+def _one(batches: list[Any]) -> Any:
+    return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
+
+
+def _check_unchanged(file: TableFile) -> None:
+    with reading(file.name):
+        now = mark_of(file.url, file.path)
+    if now != file.mark:
+        raise DataError(
+            "files do not change while they are read",
+            f"{file.name} has changed since it was listed",
+            "fit again",
+        )
