@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def fit(
-    data: Annotated[str, typer.Argument(help="A .npy or .npz file, samples along the first axis.")],
+    data: Annotated[str, typer.Argument(help="A .npy or .npz file, a folder of images, or tars of them.")],
     split: Annotated[
         str | None, typer.Option(help="The name of the split the samples come from, such as train.")
     ] = None,
@@ -37,6 +37,9 @@ def fit(
     key: Annotated[str | None, typer.Option(help="The array of a .npz file.", show_default="x")] = None,
     nan: Annotated[str, typer.Option(help="raise, or omit: leave NaN out and count them.")] = "raise",
     leak: Annotated[bool, typer.Option("--leak", help="Take held-out data all the same.")] = False,
+    convert: Annotated[
+        str | None, typer.Option(help="The mode all images are converted to: RGB, L or RGBA.")
+    ] = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out and list files that cannot be read.")
     ] = False,
@@ -64,8 +67,8 @@ def fit(
         check_writable(out)
         ledger = Path(f"{out}.ledger")
         norm = fit_statistics(
-            data, scheme, pattern, split=split, nan=nan, leak=leak, key=key, skip_bad=skip_bad,
-            workers=workers, memory=whole_bytes(memory), engine=engine, address=address,
+            data, scheme, pattern, split=split, nan=nan, leak=leak, key=key, convert=convert,
+            skip_bad=skip_bad, workers=workers, memory=whole_bytes(memory), engine=engine, address=address,
             ledger=None if data.lower().endswith(".npz") else ledger, resume=resume, progress=progress,
             **sizes,
         )  # fmt: skip

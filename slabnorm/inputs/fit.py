@@ -18,6 +18,7 @@ from torch import Tensor
 from slabnorm.errors import DataWarning, OptionError
 from slabnorm.inputs.count import Effort, Opened, Progress
 from slabnorm.inputs.counter import Counting
+from slabnorm.inputs.features import kept_axes
 from slabnorm.inputs.missing import check_left, check_policy
 from slabnorm.inputs.normalizer import InputNorm
 from slabnorm.inputs.record import Record
@@ -40,6 +41,7 @@ def fit(
     nan: str = "raise",
     leak: bool = False,
     key: str | None = None,
+    convert: str | None = None,
     skip_bad: bool = False,
     workers: int | None = None,
     memory: int | None = None,
@@ -62,6 +64,8 @@ def fit(
         source: where the samples come from, the first axis counting samples:
             an array or tensor, or what can be sliced like one (a memory map, an HDF5 data set);
             a path to a `.npy` or `.npz` file, read a few rows at a time;
+            a path to a folder of images, searched recursively, or to tars of images: "train.tar",
+            "shards/train-{000..009}.tar", "shards/*.tar.gz", or a folder of them;
             a torch `Dataset`, whose items are single samples;
             a `DataLoader` or any other iterable, whose items are batches.
             x is an item itself, the first of a tuple or list, or of a dict (and of an npz file) the
@@ -76,6 +80,9 @@ def fit(
             Infinity is always refused.
         leak: True takes statistics from held-out data all the same, with a warning.
         key: the entry of dicts, or the array of an npz file, that is x.
+        convert: the mode "RGB", "L" or "RGBA", to which images are converted; without it all images have one
+            mode: RGB, L, RGBA, or I;16, which is uint16.
+        skip_bad: True leaves out files that cannot be read, and lists them in `skipped`.
         **sizes: sizes of split axes, as in `g=32`.
 
     Returns:
@@ -107,7 +114,7 @@ def fit(
     (torch.float32, True)
     """
     check_policy(nan)
-    source = open_source(source, key)
+    source = open_source(source, key, convert)
     split = guard(split, source.hints, leak)
     effort = Effort(
         engine,
@@ -124,6 +131,8 @@ def fit(
     chosen = _choose(
         pattern, scheme, schema.sample, source.unit, source.pattern if isinstance(source, Source) else ""
     )
+    if None in schema.sample:
+        schema = schema.pinned(kept_axes(chosen, len(schema.sample)))
     record = Record(
         scheme, chosen.text, schema.sample, schema.dtype, split, 0, nan, leak, _plain_sizes(sizes)
     )

@@ -99,7 +99,7 @@ def hash_samples(values: np.ndarray, length: int) -> np.ndarray:
 def hash_part(values: np.ndarray, length: int, at: int, end: bool, out: np.ndarray) -> None:
     """Add `length` values of each sample, from place `at` on, to the samples' hashes."""
     if values.size:
-        _hasher(values.dtype.name)(values, length, at, *_keys(), end, out)
+        _hasher(values.dtype)(values, length, at, *_keys(), end, out)
 
 
 @cache
@@ -110,10 +110,10 @@ def _adder(dtype: str) -> Callable[..., Any]:
 
 
 @cache
-def _hasher(dtype: str) -> Callable[..., Any]:
+def _hasher(dtype: np.dtype) -> Callable[..., Any]:
     from slabnorm.kernels.compiled import hashes
 
-    return hashes(dtype)
+    return hashes(dtype.name)
 
 
 @cache

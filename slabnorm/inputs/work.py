@@ -8,7 +8,7 @@ from slabnorm.errors import DataError
 from slabnorm.inputs.chunks import chunks
 from slabnorm.inputs.counter import Counter, Counting
 from slabnorm.inputs.schema import check_schema
-from slabnorm.inputs.sources.base import Bad, Block, Shard
+from slabnorm.inputs.sources.base import Bad, Block, MismatchError, Named, Shard
 from slabnorm.inputs.sources.parts import chunk_rows
 from slabnorm.inputs.tally import Bounds, Tally
 
@@ -48,7 +48,7 @@ def _good(shard: Shard, counting: Counting, bad: list[tuple[str, str]]) -> Itera
         try:
             block = next(blocks, None)
         except DataError as error:
-            if not counting.skip_bad:
+            if not counting.skip_bad or isinstance(error, MismatchError):
                 raise
             raise ShardError(error.got or error.rule) from error
         if block is None:
@@ -62,6 +62,9 @@ def _good(shard: Shard, counting: Counting, bad: list[tuple[str, str]]) -> Itera
                 )
             bad.append((block.name, block.why))
             continue
-        check_schema(counting.schema, block, shard.name, f"{counting.unit} {number} of {shard.name}")
+        where = f"{counting.unit} {number} of {shard.name}"
+        if isinstance(block, Named):
+            where, block = block
+        check_schema(counting.schema, block, shard.name, where)
         number += 1
         yield block
