@@ -168,7 +168,7 @@ def test_paths_that_lead_nowhere(tmp_path):
     for path, words in [
         (tmp_path / "none.npy", "no file"),
         (tmp_path / "none.npz", "no file"),
-        (tmp_path, "folder"),
+        (tmp_path, "no image"),
         ("", "folder|no file"),
         ("a" * 5000 + ".npy", "too long"),
     ]:
@@ -176,7 +176,7 @@ def test_paths_that_lead_nowhere(tmp_path):
             fit(path, split="train")
     other = tmp_path / "a.parquet"
     other.write_bytes(b"PAR1")
-    with pytest.raises(DataError, match=r"ends in \.npy or \.npz"):
+    with pytest.raises(DataError, match=r"ends in \.npy, \.npz"):
         fit(other, split="train")
     np.save(tmp_path / "a.npy", DATA)
     with pytest.raises(DataError, match="key="):
