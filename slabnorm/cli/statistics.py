@@ -50,6 +50,9 @@ def fit(
         str, typer.Option(help="raise, or fill: a chunk that a Zarr array lacks is its fill value.")
     ] = "raise",
     leak: Annotated[bool, typer.Option("--leak", help="Take held-out data all the same.")] = False,
+    convert: Annotated[
+        str | None, typer.Option(help="The mode all images are converted to: RGB, L or RGBA.")
+    ] = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out and list files that cannot be read.")
     ] = False,
@@ -78,7 +81,7 @@ def fit(
         ledger = Path(f"{out}.ledger")
         norm = fit_statistics(
             data, scheme, pattern, split=split, nan=nan, leak=leak, key=key, skip_bad=skip_bad,
-            missing_chunks=missing_chunks, columns=column,
+            missing_chunks=missing_chunks, columns=column, convert=convert,
             workers=workers, memory=whole_bytes(memory), engine=engine, address=address,
             ledger=None if data.lower().endswith(".npz") else ledger, resume=resume, progress=progress,
             **sizes,

@@ -14,8 +14,7 @@ from slabnorm.inputs.counter import Counter, Counting
 from slabnorm.inputs.engines import local
 from slabnorm.inputs.ledger import Ledger
 from slabnorm.inputs.schema import Schema, check_schema, schema_of
-from slabnorm.inputs.sources import Bad, Block, Shard, Source, Stream
-from slabnorm.inputs.sources.base import BrokenShard
+from slabnorm.inputs.sources import Bad, Block, BrokenShard, Named, Shard, Source, Stream
 from slabnorm.inputs.sources.parts import SHARD, chunk_rows
 from slabnorm.inputs.tally import Bounds, Tally
 from slabnorm.inputs.tree import Tree
@@ -80,7 +79,7 @@ class Opened:
             try:
                 for block in shard.blocks():
                     if not isinstance(block, Bad):
-                        return schema_of(block, self.source.name)
+                        return schema_of(block.block if isinstance(block, Named) else block, self.source.name)
             except DataError:
                 if not skip_bad:
                     raise

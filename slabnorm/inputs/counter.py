@@ -127,8 +127,9 @@ class Counter:
         if self._sums is not None and self._grid is not None:
             found, gather = self._sums.moments(), self._grid.gather
             parts = (found.count, found.mean, found.m2, found.min, found.max, found.mean_low, found.m2_low)
-            moments = Moments(*map(gather, parts))
-            nan = gather(torch.from_numpy(self._sums.nan.copy()))
+            # Samples whose sizes differ may have been counted either way.
+            moments = moments.merge(Moments(*map(gather, parts)))
+            nan = nan + gather(torch.from_numpy(self._sums.nan.copy()))
         return Tally(
             self._samples,
             moments,
@@ -152,18 +153,20 @@ class Counter:
 
     def _check(self, values: np.ndarray, sums: Sums) -> None:
         low, high = sums.extremes
-        where = Where(self._name, self._first + self._samples, self._features)
         if values.dtype.kind == "f":
             infinite = bool(np.isneginf(low).any() or np.isposinf(high).any())
             if infinite or not sums.finite or (self._counting.nan == "raise" and sums.nan.any()):
-                refuse_floats(values, self._counting.nan, where)
-        elif values.dtype.name in WIDE and (high.max() >= EXACT or low.min() <= -EXACT):
-            refuse_integers(values, where)
+                refuse_floats(values, self._counting.nan, self._where())
+        elif values.dtype.itemsize == 8 and (high.max() >= EXACT or low.min() <= -EXACT):
+            refuse_integers(values, self._where())
+
+    def _where(self) -> Where:
+        return Where(self._name, self._first + self._samples, self._features)
 
     def _add_slowly(self, values: np.ndarray) -> None:
         """Any pattern: in plain torch, in float64."""
         x = torch.from_numpy(values.astype(np.float64))
-        where = Where(self._name, self._first + self._samples, self._features)
+        where = self._where()
         if values.dtype.name in WIDE and bool((x.abs() >= EXACT).any()):
             refuse_integers(values, where)
         slab = self._slab(tuple(values.shape[1:]), len(values))

@@ -124,6 +124,18 @@ class Features:
         return f"row {index[0]}{''.join(inside)}"
 
 
+def kept_axes(pattern: Pattern, rank: int) -> frozenset[int]:
+    """Return the axes of a sample of which a pattern keeps statistics, whole or in part.
+
+    >>> from slabnorm.pattern import parse
+    >>> sorted(kept_axes(parse("n c h w -> c w"), 3))
+    [0, 2]
+    """
+    dots = rank + 1 - len(pattern.left) + 1
+    items = [item for item in pattern.left for _ in range(dots if item == (ELLIPSIS,) else 1)]
+    return frozenset(axis for axis, item in enumerate(items[1:]) if pattern.kept.intersection(item))
+
+
 def _match(shape: tuple[int, ...], sizes: tuple[int | None, ...]) -> bool:
     return all(size is None or size == given for given, size in zip(shape, sizes, strict=True))
 

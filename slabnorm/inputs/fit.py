@@ -17,6 +17,7 @@ from torch import Tensor
 
 from slabnorm.errors import DataWarning, OptionError
 from slabnorm.inputs.count import Effort, Opened, Progress
+from slabnorm.inputs.features import kept_axes
 from slabnorm.inputs.missing import check_left, check_policy
 from slabnorm.inputs.normalizer import InputNorm
 from slabnorm.inputs.record import Record
@@ -40,6 +41,7 @@ def fit(
     leak: bool = False,
     key: str | None = None,
     columns: Sequence[str] | None = None,
+    convert: str | None = None,
     skip_bad: bool = False,
     missing_chunks: str = "raise",
     workers: int | None = None,
@@ -65,6 +67,8 @@ def fit(
             a path to a `.npy` or `.npz` file, read a few rows at a time;
             a path or URL of a Zarr array, or of a group with `key`, or one that is opened;
             the path, folder, glob or URL of a table: Parquet, Arrow IPC, CSV (`slabnorm[tables]`);
+            a path to a folder of images, searched recursively, or to tars of images: "train.tar",
+            "shards/train-{000..009}.tar", "shards/*.tar.gz", or a folder of them;
             a torch `Dataset`, whose items are single samples;
             a `DataLoader` or any other iterable, whose items are batches.
             x is an item itself, the first of a tuple or list, or of a dict (and of an npz file) the
@@ -81,6 +85,8 @@ def fit(
         key: the entry of dicts, or the array of an npz file or a Zarr group, that is x.
         missing_chunks: "raise" refuses a Zarr array that lacks a chunk; "fill" takes its fill value, for
             arrays written without the chunks that hold nothing else.
+        convert: the mode "RGB", "L" or "RGBA", to which images are converted; without it all images have one
+            mode: RGB, L, RGBA, or I;16, which is uint16.
         skip_bad: whether files that cannot be read are left out and listed (`skipped`); else they are errors.
         workers: how many shards are counted at once; by default one for every core. A map-style Dataset is
             read in this process unless told so: more workers are processes, to which it is pickled.
@@ -126,7 +132,7 @@ def fit(
     check_policy(nan)
     if engine not in ("local", "ray"):
         raise OptionError('the engine is "local" or "ray"', repr(engine))
-    source = open_source(source, key, columns=columns, missing_chunks=missing_chunks)
+    source = open_source(source, key, columns=columns, missing_chunks=missing_chunks, convert=convert)
     split = guard(split, source.hints, leak)
     effort = Effort(
         engine,
@@ -143,6 +149,8 @@ def fit(
     chosen = _choose(
         pattern, scheme, schema.sample, source.unit, source.pattern if isinstance(source, Source) else ""
     )
+    if None in schema.sample:
+        schema = opened.schema = schema.pinned(kept_axes(chosen, len(schema.sample)))
     record = Record(
         scheme, chosen.text, schema.sample, schema.dtype, split, 0, nan, leak, _plain_sizes(sizes)
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from slabnorm.errors import DataError
 from slabnorm.inputs.sources.base import Block, Columns, dtype_name
@@ -16,11 +16,13 @@ class Schema:
         sample: a size for every axis; None where samples differ, as the height and width of images may.
         dtype: such as "uint8"; "mixed" of a table whose columns have several.
         names: of the features, where the data have names for them, as the columns of a table.
+        seen: the sizes of the first sample, where samples may differ.
     """
 
     sample: tuple[int | None, ...]
     dtype: str
     names: tuple[str, ...] = ()
+    seen: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         sizes = ", ".join("any" if size is None else str(size) for size in self.sample)
@@ -34,6 +36,11 @@ class Schema:
             and len(self.sample) == len(other.sample)
             and all(size in (None, given) for size, given in zip(self.sample, other.sample, strict=True))
         )
+
+    def pinned(self, axes: frozenset[int]) -> Schema:
+        """Return the schema of samples that are as long as the first along these axes of theirs."""
+        pairs = enumerate(zip(self.sample, self.seen or self.sample, strict=True))
+        return replace(self, sample=tuple(seen if axis in axes else size for axis, (size, seen) in pairs))
 
     @property
     def values(self) -> int:

@@ -116,7 +116,7 @@ def hash_part(values: np.ndarray, length: int, at: int, end: bool, out: np.ndarr
     if values.size and length == 1:
         _column_hasher(values.dtype)(values, at, *_keys(), end, out)
     elif values.size:
-        _hasher(values.dtype.name)(values, length, at, *_keys(), end, out)
+        _hasher(values.dtype)(values, length, at, *_keys(), end, out)
 
 
 @cache
@@ -127,10 +127,10 @@ def _adder(dtype: str) -> Callable[..., Any]:
 
 
 @cache
-def _hasher(dtype: str) -> Callable[..., Any]:
+def _hasher(dtype: np.dtype) -> Callable[..., Any]:
     from slabnorm.kernels.compiled import hashes
 
-    return hashes(dtype)
+    return hashes(dtype.name)
 
 
 @cache

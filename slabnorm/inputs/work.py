@@ -10,7 +10,7 @@ from slabnorm.inputs.chunks import chunks
 from slabnorm.inputs.columns import ColumnCounter
 from slabnorm.inputs.counter import Counter, Counting
 from slabnorm.inputs.schema import check_schema
-from slabnorm.inputs.sources.base import Bad, Shard
+from slabnorm.inputs.sources.base import Bad, MismatchError, Named, Shard
 from slabnorm.inputs.tally import Bounds, Tally
 
 
@@ -52,7 +52,7 @@ def _good(shard: Shard, counting: Counting, bad: list[tuple[str, str]]) -> Itera
         try:
             block = next(blocks, None)
         except DataError as error:
-            if not counting.skip_bad:
+            if not counting.skip_bad or isinstance(error, MismatchError):
                 raise
             raise ShardError(error.got or error.rule) from error
         if block is None:
@@ -62,6 +62,9 @@ def _good(shard: Shard, counting: Counting, bad: list[tuple[str, str]]) -> Itera
                 raise DataError("data files can be read whole", f"{block.name}: {block.why}", block.fix)
             bad.append((block.name, block.why))
             continue
-        check_schema(counting.schema, block, shard.name, f"{counting.unit} {number} of {shard.name}")
+        where = f"{counting.unit} {number} of {shard.name}"
+        if isinstance(block, Named):
+            where, block = block
+        check_schema(counting.schema, block, shard.name, where)
         number += 1
         yield block

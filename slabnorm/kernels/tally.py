@@ -12,6 +12,8 @@ import numpy as np
 
 from slabnorm.kernels.memory import INNER
 from slabnorm.kernels.pointers import ahead, data, read
+from slabnorm.kernels.table import sum as sum_columns
+from slabnorm.kernels.table import sum_exact, sum_present
 
 ROWS = 1024  # rows of a piece
 # Columns, float32, ns an element on one core: 128 wide 0.62, 256 0.50, 512 0.35, 1024 0.26.
@@ -23,103 +25,54 @@ FOLD = 1024
 WIDE = 1024  # narrow rows are joined to at least so many columns
 DOUBTFUL = 64  # (mean - shift)^2 / variance, from which a piece is summed again around its mean
 
-_loop = numba.njit(**INNER, fastmath={"reassoc", "contract"})
 _serial = numba.njit(**INNER)
-
-
-@_loop
-def _sum(p, rows, step, width, k, s1, s2, lo, hi):
-    """Add v - k and its square to s1 and s2, column by column; keep the extremes."""
-    # Eight rows at once: sums are loaded and stored an eighth as often. NaN is never less and never more.
-    for r in range(0, rows - 7, 8):
-        x0 = ahead(p, r * step)
-        x1, x2, x3 = ahead(x0, step), ahead(x0, 2 * step), ahead(x0, 3 * step)
-        x4, x5 = ahead(x0, 4 * step), ahead(x0, 5 * step)
-        x6, x7 = ahead(x0, 6 * step), ahead(x0, 7 * step)
-        for j in range(width):
-            a, b, c, d = read(x0, j), read(x1, j), read(x2, j), read(x3, j)
-            e, f, g, h = read(x4, j), read(x5, j), read(x6, j), read(x7, j)
-            t, u, v, w = a - k[j], b - k[j], c - k[j], d - k[j]
-            t2, u2, v2, w2 = e - k[j], f - k[j], g - k[j], h - k[j]
-            s1[j] += ((t + u) + (v + w)) + ((t2 + u2) + (v2 + w2))
-            s2[j] += ((t * t + u * u) + (v * v + w * w)) + ((t2 * t2 + u2 * u2) + (v2 * v2 + w2 * w2))
-            least, most = lo[j], hi[j]
-            least = a if a < least else least
-            most = a if a > most else most
-            least = b if b < least else least
-            most = b if b > most else most
-            least = c if c < least else least
-            most = c if c > most else most
-            least = d if d < least else least
-            most = d if d > most else most
-            least = e if e < least else least
-            most = e if e > most else most
-            least = f if f < least else least
-            most = f if f > most else most
-            least = g if g < least else least
-            most = g if g > most else most
-            lo[j] = h if h < least else least
-            hi[j] = h if h > most else most
-    for r in range(rows // 8 * 8, rows):
-        x0 = ahead(p, r * step)
-        for j in range(width):
-            a = read(x0, j)
-            t = a - k[j]
-            s1[j] += t
-            s2[j] += t * t
-            lo[j] = a if a < lo[j] else lo[j]
-            hi[j] = a if a > hi[j] else hi[j]
-
-
-@_loop
-def _sum_present(p, rows, step, width, k, s1, s2, lo, hi, missing):
-    """As `_sum`, leaving NaN out and counting it."""
-    for r in range(rows):
-        x0 = ahead(p, r * step)
-        for j in range(width):
-            a = read(x0, j)
-            t = a - k[j]
-            t = t if t == t else 0.0
-            s1[j] += t
-            s2[j] += t * t
-            missing[j] += 1.0 if a != a else 0.0
-            lo[j] = a if a < lo[j] else lo[j]
-            hi[j] = a if a > hi[j] else hi[j]
 
 
 @_serial
 def _start(place, width, g, shift, work, ends, extremes):
     """Clear the sums of a strip of columns, the first of which has this place in a row."""
+    feature, at = place // g[2] % g[1], place % g[2]
     for j in range(width):
-        feature = (place + j) // g[2] % g[1]
         work[0, j] = shift[feature]
         work[1, j] = 0
         work[2, j] = 0
         work[3, j] = 0
         ends[0, j] = extremes[0, feature]
         ends[1, j] = extremes[1, feature]
+        feature, at = _next(feature, at, g)
+
+
+@_serial
+def _next(feature, at, g):
+    """Return the feature of the next column, and its place in the run; divisions cost more than sums."""
+    if at + 1 < g[2]:
+        return feature, at + 1
+    return (feature + 1 if feature + 1 < g[1] else 0), 0
 
 
 @_serial
 def _take(p, rows, step, width, work, ends, present):
-    """Sum a table into a strip's columns."""
+    """Sum a table into a strip's columns; `present` is whether NaN may be in it, None for integers."""
     k, s1, s2, missing, lo, hi = work[0], work[1], work[2], work[3], ends[0], ends[1]
-    if present:
-        _sum_present(p, rows, step, width, k, s1, s2, lo, hi, missing)
+    if present is None:
+        sum_exact(p, rows, step, width, s1, s2, lo, hi)
+    elif present:
+        sum_present(p, rows, step, width, k, s1, s2, lo, hi, missing)
     else:
-        _sum(p, rows, step, width, k, s1, s2, lo, hi)
+        sum_columns(p, rows, step, width, k, s1, s2, lo, hi)
 
 
 @_serial
 def _end(place, width, g, work, ends, sums, extremes):
     """Add the sums of a strip to those of its features."""
+    feature, at = place // g[2] % g[1], place % g[2]
     for j in range(width):
-        feature = (place + j) // g[2] % g[1]
         sums[0, feature] += work[1, j]
         sums[1, feature] += work[2, j]
         sums[2, feature] += work[3, j]
         extremes[0, feature] = min(extremes[0, feature], ends[0, j])
         extremes[1, feature] = max(extremes[1, feature], ends[1, j])
+        feature, at = _next(feature, at, g)
 
 
 @_serial
@@ -257,7 +210,7 @@ def add_kernel(exact, version):
         p = data(x, 0)
         first, last, no = 0 * g[0], g[0], g[0] < 0  # Numba compiles what is called once more for constants
         if exact is not None:
-            _piece(p, first, last, g, shift, work, ends, no, sums, extremes)
+            _piece(p, first, last, g, shift, work, ends, None, sums, extremes)
             for f in range(g[1]):
                 state[0, f] += sums[0, f]
                 state[1, f] += sums[1, f]

@@ -23,6 +23,8 @@ def printable(text: object, limit: int = 200) -> str:
         limit: the longest result, in characters; a longer one ends in an ellipsis.
     """
     raw = str(text)
+    if len(raw) <= limit and raw.isprintable():
+        return raw
     shown = raw if len(raw) <= limit else raw[: limit - 1] + "…"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in shown)
 

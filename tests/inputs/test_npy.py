@@ -168,7 +168,7 @@ def test_paths_that_lead_nowhere(tmp_path):
     for path, words in [
         (tmp_path / "none.npy", "no file"),
         (tmp_path / "none.npz", "no file"),
-        (tmp_path, "folder"),
+        (tmp_path, "folder of data holds"),
         ("", "folder|no file"),
         ("a" * 5000 + ".npy", "too long"),
     ]:

@@ -19,7 +19,7 @@ from slabnorm.inputs.apply.writers import write_npy, write_zarr
 from slabnorm.inputs.count import Progress, empty
 from slabnorm.inputs.normalizer import InputNorm
 from slabnorm.inputs.schema import check_schema, schema_of
-from slabnorm.inputs.sources import Bad, Block, Columns, Source, Stream, open_source
+from slabnorm.inputs.sources import Bad, Block, Columns, Named, Source, Stream, open_source
 from slabnorm.inputs.sources.chunked import ZarrSource
 from slabnorm.report.names import printable
 from slabnorm.report.write import check_new, check_writable
@@ -137,11 +137,13 @@ def _blocks(source: Source | Stream) -> Iterator[tuple[Block, int, int]]:
         for part in shard.blocks():
             if isinstance(part, Bad):
                 raise DataError("data files can be read whole", f"{part.name}: {part.why}", part.fix)
+            if isinstance(part, Named):
+                part = part.block
             if isinstance(part, Columns):
                 raise OptionError(
                     "of tables, Parquet files are written back",
                     source.name,
-                    "convert it to a Parquet file first",
+                    "convert it to Parquet first",
                 )
             yield part, part.nbytes, total
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,6 +66,17 @@ class Bad(NamedTuple):
     fix: str = "mend it, or leave out and list such files with skip_bad=True (--skip-bad)"
 
 
+class Named(NamedTuple):
+    """A block that messages call by a name of its own, as that of the file that it is."""
+
+    name: str
+    block: Block
+
+
+class MismatchError(DataError):
+    """What can be read, and is of another kind than the rest: never left out as damaged."""
+
+
 @dataclass(frozen=True)
 class Shard:
     """A part of a data set that is read alone, by any worker, as often as needed. It can be pickled.
@@ -85,7 +97,7 @@ class Shard:
     memory: int = 2 * BLOCK_BYTES
     first: int = 0
 
-    def blocks(self) -> Iterator[Block | Columns | Bad]:
+    def blocks(self) -> Iterator[Block | Columns | Bad | Named]:
         """Yield the samples in order, in blocks of any length, or what could not be read.
 
         Raises:
@@ -100,7 +112,7 @@ class BrokenShard(Shard):
 
     error: DataError = field(kw_only=True)
 
-    def blocks(self) -> Iterator[Block | Columns | Bad]:
+    def blocks(self) -> Iterator[Block | Columns | Bad | Named]:
         """Raise the error, when the first block is asked for."""
         raise self.error
         yield
@@ -207,7 +219,12 @@ def dtype_name(block: Block) -> str:
     """Return the dtype's name, the same for an array and for a tensor: "uint8", "bfloat16"."""
     if isinstance(block, Tensor):
         return str(block.dtype).removeprefix("torch.")
-    return block.dtype.newbyteorder("=").name
+    return _name(block.dtype)
+
+
+@cache  # NumPy makes up the name anew each time, for 4 us
+def _name(dtype: np.dtype) -> str:
+    return dtype.newbyteorder("=").name
 
 
 def _check_tensor(tensor: Tensor, where: str) -> Tensor:

@@ -1,0 +1,122 @@
+"""An image from its bytes, by Pillow: decoded whole, or not at all.
+
+Pixels count as they are stored: an orientation in EXIF turns none, as statistics per channel do not depend on
+it, and colour profiles are not applied.
+"""
+
+from __future__ import annotations
+
+import io
+from threading import Lock
+from typing import TYPE_CHECKING
+from zlib import crc32
+
+from slabnorm.report.names import printable
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# Fixed, so that neither Pillow's limit nor whoever lifts it decides what is read: Pillow's own default.
+PIXELS = 89_478_485
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
+
+
+class DamageError(Exception):
+    """An image that cannot be decoded whole, and why."""
+
+
+def decode(data: bytes) -> Image:
+    """Return an image with its pixels.
+
+    Raises:
+        DamageError: it is truncated, corrupt, of no kind that is read, animated, or too large.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    if not data:
+        raise DamageError("the file is empty")
+    try:
+        with _unpadded:
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+            _check_size(image, min(PIXELS, Image.MAX_IMAGE_PIXELS or PIXELS))
+            # MPO, as phones write it, is a JPEG with further pictures behind the photo.
+            frames = 1 if image.format in ("JPEG", "MPO") else getattr(image, "n_frames", 1)
+            if frames > 1:
+                raise DamageError(f"{frames} frames, where an image has one")
+            image.load()
+    except (DamageError, MemoryError):
+        raise
+    except UnidentifiedImageError:
+        raise DamageError(f"no image of the kinds {', '.join(_FORMATS)}, or its header is damaged") from None
+    # Pillow's decoders raise whatever their format makes of damage: OSError, SyntaxError, struct.error, ...
+    except Exception as error:
+        raise DamageError(printable(f"{error}" or type(error).__name__)) from error
+    if image.format == "PNG":
+        _check_png(data)
+    return image
+
+
+def reader() -> str:
+    """Return what decodes, with versions: decoders of JPEG and WebP differ in pixels."""
+    from PIL import __version__, features
+
+    zlib = "zlib-ng" if features.check("zlib_ng") else "zlib"
+    jpeg = "libjpeg-turbo" if features.check("libjpeg_turbo") else "libjpeg"
+    parts = {
+        jpeg: features.version(jpeg.replace("-", "_") if "turbo" in jpeg else "jpg"),
+        zlib: features.version(zlib.replace("-", "_")),
+        "libwebp": features.version("webp"),
+        "libtiff": features.version("libtiff"),
+    }
+    return ", ".join([f"Pillow {__version__}", *(f"{name} {of}" for name, of in parts.items() if of)])
+
+
+def _check_size(image: Image, most: int) -> None:
+    width, height = image.size
+    if width * height > most:
+        raise DamageError(
+            f"{width} x {height} pixels, and the most is {most:,}: perhaps a decompression bomb"
+        )
+
+
+def _check_png(data: bytes) -> None:
+    """Raise DamageError unless a PNG's critical chunks are as they were written, up to the last, IEND."""
+    # Pillow stops at the last row and checks no sum of IDAT: a changed bit gives other pixels, not an error.
+    at, view = 8, memoryview(data)
+    while at + 12 <= len(data):
+        end = at + 8 + int.from_bytes(data[at : at + 4])
+        kind = data[at + 4 : at + 8]
+        if kind[:1].isupper() and crc32(view[at + 4 : end]) != int.from_bytes(data[end : end + 4]):
+            raise DamageError(
+                f"the file is damaged or truncated: the checksum of {kind!r} at byte {at} is wrong"
+            )
+        if kind == b"IEND":
+            return
+        at = end + 4
+    raise DamageError("the file is truncated: a PNG ends with IEND")
+
+
+class _Unpadded:
+    """Has Pillow pad no truncated image while a thread decodes, whatever it was told."""
+
+    def __init__(self) -> None:
+        self._lock, self._threads, self._padded = Lock(), 0, False
+
+    def __enter__(self) -> None:
+        from PIL import ImageFile
+
+        with self._lock:
+            if not self._threads:
+                self._padded, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+            self._threads += 1
+
+    def __exit__(self, *_: object) -> None:
+        from PIL import ImageFile
+
+        with self._lock:
+            self._threads -= 1
+            if not self._threads:
+                ImageFile.LOAD_TRUNCATED_IMAGES = self._padded
+
+
+_unpadded = _Unpadded()

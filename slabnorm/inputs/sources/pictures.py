@@ -1,0 +1,228 @@
+"""What folders and tars of images share: their mode, how they are cut into shards, and the source."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePath
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from slabnorm.errors import DataError, OptionError
+from slabnorm.inputs.schema import Schema
+from slabnorm.inputs.sources.base import Bad, Block, MismatchError, Named, Shard, Source, dtype_name
+from slabnorm.inputs.sources.decode import DamageError, decode, reader
+from slabnorm.inputs.split import HELD_OUT, Hint
+from slabnorm.report.names import printable
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SUFFIXES = frozenset(
+    (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+)  # fmt: skip
+SHARD_BYTES = 8 << 20  # of compressed images, about 80 ms to 1 s of decoding
+BYTES = 1 << 30  # the largest file that is read for one image
+
+CONVERT = ("L", "RGB", "RGBA")
+_MODES = {**dict.fromkeys(CONVERT), "I;16": None, "I;16B": "I;16", "I;16L": "I;16"}
+_WIDE = frozenset(("I", "F", "I;16", "I;16B", "I;16L", "I;16N"))  # which 8 bits do not hold
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's name is that of an image: by its suffix; names that begin with a dot are hidden."""
+    path = PurePath(name)
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def shown(name: object) -> str:
+    """Return a file's name for messages and ledgers: unique, and nothing in it that a terminal acts on."""
+    return printable(name, 4096)
+
+
+def cut(sizes: Sequence[int]) -> list[tuple[int, int]]:
+    """Return the first and the last file of each shard, by the files' sizes.
+
+    >>> cut([5 << 20, 5 << 20, 1 << 20])
+    [(0, 2), (2, 3)]
+    """
+    parts, first, held = [], 0, 0
+    for number, size in enumerate(sizes, 1):
+        held += max(0, size)
+        if held >= SHARD_BYTES:
+            parts.append((first, number))
+            first, held = number, 0
+    return [*parts, (first, len(sizes))] if first < len(sizes) else parts
+
+
+def memory(sizes: Iterable[int]) -> int:
+    """Return about how many bytes the decoding of images takes, one after another."""
+    # JPEG at quality 90 is a tenth of its pixels; Pillow holds them in 4 bytes each, and a copy in 3.
+    return max((32 * size for size in sizes), default=0) + (1 << 20)
+
+
+def folder_hints(names: Iterable[str]) -> tuple[Hint, ...]:
+    """Return which folders among the files' own are those of a held-out split."""
+    found: dict[str, Hint] = {}
+    for folder in {name.replace("\\", "/").rpartition("/")[0] for name in names}:
+        word = next((part for part in folder.lower().split("/") if part in HELD_OUT), "")
+        if word and word not in found:
+            found[word] = Hint(f"the folder {shown(folder)}", word)
+    return tuple(found[word] for word in sorted(found))
+
+
+@dataclass(frozen=True)
+class Form:
+    """What all images of a data set are.
+
+    Attributes:
+        mode: Pillow's name for it.
+        convert: the mode that every image is converted to; "" for none.
+    """
+
+    mode: str = ""
+    convert: str = ""
+
+    @classmethod
+    def of(cls, convert: str | None) -> Form:
+        """Return the form that `fit` is asked for.
+
+        Raises:
+            OptionError: no mode that images are converted to.
+        """
+        if convert not in (None, *CONVERT):
+            raise OptionError(f"convert is one of {', '.join(CONVERT)}", repr(convert), 'convert="RGB"')
+        return cls("", convert or "")
+
+    def read(self, name: str, data: bytes | Bad) -> Named | Bad:
+        """Return an image as a block of one sample, or that it cannot be read.
+
+        Raises:
+            MismatchError: it is of another mode.
+        """
+        if isinstance(data, Bad):
+            return data
+        try:
+            image = decode(data)
+        except DamageError as error:
+            return Bad(name, str(error))
+        return Named(name, _block(self._shaped(image, name)))
+
+    def settled(self, data: bytes, name: str) -> tuple[Form, Schema]:
+        """Return the form with the mode of the first image, and what all samples have in common.
+
+        Raises:
+            MismatchError: a mode that counts by conversion only.
+            DamageError: it cannot be decoded.
+        """
+        image = decode(data)
+        form = self if self.convert else replace(self, mode=_MODES.get(image.mode) or image.mode)
+        block = _block(form._shaped(image, name))
+        sizes = tuple(block.shape[1:])
+        return form, Schema((sizes[0], None, None), dtype_name(block), seen=sizes)
+
+    def _shaped(self, image: Image, name: str) -> Image:
+        mode = image.mode
+        if self.convert:
+            if mode in _WIDE and mode != self.convert:
+                raise MismatchError(
+                    f"conversion to {self.convert} keeps 8 bits",
+                    f"{name}: mode {mode}, which has more",
+                    "convert such images first, and choose the scaling",
+                )
+            if self.convert != "RGBA":
+                image.info.pop("transparency", None)  # of which Pillow would warn
+            return image if mode == self.convert else image.convert(self.convert)
+        if mode not in _MODES:
+            raise MismatchError(
+                f"images of the modes {', '.join(_MODES)} count as they are, others converted",
+                f"{name}: mode {mode}",
+                'convert all images, as with convert="RGB" (--convert RGB)',
+            )
+        if (_MODES[mode] or mode) != self.mode:
+            raise MismatchError(
+                f"all images of a data set have one mode; the first is {self.mode}",
+                f"{name}: mode {mode}",
+                'convert all images, as with convert="RGB" (--convert RGB), or take this one out',
+            )
+        return image
+
+
+@dataclass(frozen=True)
+class ImageShard(Shard):
+    """Some images."""
+
+    form: Form = Form()
+
+    def files(self) -> Iterator[tuple[str, bytes | Bad]]:
+        """Yield each image's name and bytes, or that these cannot be had.
+
+        Raises:
+            DataError: the shard as a whole cannot be read.
+        """
+        raise NotImplementedError
+
+    def blocks(self) -> Iterator[Block | Bad | Named]:
+        """Yield the images, each a block of its own."""
+        for name, data in self.files():
+            yield self.form.read(name, data)
+
+
+class ImageSource(Source):
+    """Images, of one mode and of any size, each a sample of shape (channels, height, width).
+
+    Args:
+        name: how messages call it.
+        parts: its shards, whose images' mode is not known yet.
+        hints: what it says about its split.
+        form: what its images are to be.
+    """
+
+    unit = "image"
+    order = (1, 2, 0)
+    pattern = "n c h w -> c"
+    whole = True
+
+    def __init__(self, name: str, parts: list[ImageShard], hints: tuple[Hint, ...], form: Form) -> None:
+        self.name, self.hints, self.reader = name, hints, reader()
+        self._parts, self._form = parts, form
+        self._settled: tuple[Form, Schema] | None = None
+
+    def shards(self) -> list[Shard]:
+        """Return runs of images, about 8 MB of files each."""
+        form, _ = self._first()
+        return [replace(part, form=form) for part in self._parts]
+
+    def schema(self) -> Schema:
+        """Return what all images have in common, by the first that can be decoded."""
+        return self._first()[1]
+
+    def _first(self) -> tuple[Form, Schema]:
+        if self._settled is None:
+            self._settled = self._settle()
+        return self._settled
+
+    def _settle(self) -> tuple[Form, Schema]:
+        why = ""
+        for part in self._parts:
+            try:
+                for name, data in part.files():
+                    try:
+                        if not isinstance(data, Bad):
+                            return self._form.settled(data, name)
+                        why = why or f"{data.name}: {data.why}"
+                    except DamageError as error:
+                        why = why or f"{name}: {error}"
+            except MismatchError:
+                raise
+            except DataError as error:
+                why = why or error.got
+        rule = "some image of a data set can be read" if why else "a data set holds images"
+        raise DataError(rule, why or f"{self.name} has none", "look at the files, and at the path")
+
+
+def _block(image: Image) -> np.ndarray:
+    """Return an image as one sample, (1, channels, height, width); a view of Pillow's order."""
+    pixels = np.asarray(image)
+    return pixels[None, None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)[None]

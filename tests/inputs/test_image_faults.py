@@ -1,0 +1,158 @@
+"""Images that are damaged, hostile or no images: each an error that names it, or a line of a list."""
+
+import os
+import socket
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile
+
+import slabnorm as sn
+from slabnorm.errors import DataError, DataWarning
+from slabnorm.inputs.sources import decode, open_source
+from tests.inputs.test_images import encoded, folder, picture
+
+KINDS = {"jpg": ("JPEG", {}), "progressive.jpg": ("JPEG", {"progressive": True}), "png": ("PNG", {}),
+         "webp": ("WEBP", {}), "bmp": ("BMP", {}), "tif": ("TIFF", {}),
+         "lzw.tif": ("TIFF", {"compression": "tiff_lzw"}),
+         "gif": ("GIF", {}), "ppm": ("PPM", {})}  # fmt: skip
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("name", KINDS)
+def test_truncated_images_are_never_padded(name, padded, monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", padded)
+    kind, options = KINDS[name]
+    whole = encoded(kind, **options)
+    decode.decode(whole)
+    pixels_of = np.asarray(decode.decode(whole))
+    for place in [0, 1, 9, *np.linspace(20, len(whole) - 1, 40).astype(int).tolist(), len(whole) - 1]:
+        try:
+            found = np.asarray(decode.decode(whole[:place]))
+        except decode.DamageError:
+            continue
+        # What is cut off then is behind the pixels, such as a GIF's last byte.
+        assert len(whole) - place <= 2, place
+        np.testing.assert_array_equal(found, pixels_of)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is padded
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_changed_bit_in_a_png_is_found(padded, monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", padded)
+    whole = encoded("PNG")
+    good = np.asarray(decode.decode(whole))
+    for place in np.linspace(40, len(whole) - 14, 60).astype(int).tolist():
+        try:
+            found = decode.decode(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        except decode.DamageError:
+            continue
+        np.testing.assert_array_equal(np.asarray(found), good)
+
+
+def vanish(path):
+    (path / "a" / "bad.png").symlink_to(path / "nothing")
+
+
+def animate(path):
+    frames = [picture(i, size=(9, 9)).convert("P") for i in range(3)]
+    frames[0].save(path / "a" / "bad.gif", save_all=True, append_images=frames[1:])
+
+
+def put(name, content):
+    return lambda path: (path / "a" / name).write_bytes(content)
+
+
+FAULTS = {
+    "zero": (put("bad.png", b""), r"bad\.png: the file is empty"),
+    "text": (put("bad.png", b"hello\n" * 50), r"bad\.png: no image of the kinds"),
+    "cut": (put("bad.jpg", encoded("JPEG")[:-300]), r"bad\.jpg: .*[Tt]runcated"),
+    "no end": (put("bad.png", encoded("PNG")[:-12]), r"bad\.png: .*ends with IEND"),
+    "link": (vanish, r"bad\.png: No such file"),
+    "animation": (animate, r"bad\.gif: 3 frames"),
+    "hostile": (put("bad\x1b[31m\n\udcff.png", b""), r"bad\\x1b\[31m\\n\\udcff\.png"),
+    "windows": (put("C:\\x\\bad.PNG", b""), r"C:\\x\\bad\.PNG"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_bad_files_are_named_or_listed(name, tmp_path):
+    make, says = FAULTS[name]
+    path = folder(tmp_path / "train", suffixes=["png"])
+    good = sn.fit(path, split="train")
+    make(path)
+    with pytest.raises(DataError, match=says):
+        sn.fit(path, split="train")
+    norm = sn.fit(path, split="train", skip_bad=True, ledger=tmp_path / "ledger")
+    assert norm.samples == 12
+    assert norm.record.skipped == len(norm.skipped) == 1
+    assert "bad" in norm.skipped[0][0]
+    assert norm.record.content == good.record.content
+
+
+@pytest.mark.parametrize("most", [400, 900, None])
+def test_decompression_bombs(most, tmp_path, monkeypatch):
+    # Beyond twice Pillow's limit, beyond the limit, and beyond ours where somebody has lifted Pillow's.
+    path = folder(tmp_path / "train", suffixes=["png"], size=(10, 10))
+    picture(0, size=(40, 30)).save(path / "b" / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", most)
+    monkeypatch.setattr(decode, "PIXELS", 900)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(DataError, match=r"bomb\.png: .*decompression bomb"):
+            sn.fit(path, split="train")
+
+
+def test_links_sockets_and_hidden_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = folder(Path("train"), suffixes=["png"])
+    good = sn.fit(path, split="train")
+    (path / "a" / "again").symlink_to(path.absolute())
+    os.mkfifo(path / "a" / "pipe.png")
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind("train/socket.jpg")
+    (path / ".hidden.png").write_bytes(b"nothing")
+    (path / "notes.txt").write_text("no image")
+    with pytest.warns(DataWarning, match=r"left out.*: 3: a/again, a/pipe\.png, socket\.jpg") as caught:
+        norm = sn.fit(path, split="train")
+    assert len(caught) == 1
+    assert norm.record.content == good.record.content
+    picture(20).save("elsewhere.png")
+    (path / "b" / "linked.png").symlink_to(Path("elsewhere.png").absolute())
+    with pytest.warns(DataWarning):
+        assert sn.fit(path, split="train").samples == 13
+
+
+def test_a_file_that_changes_or_goes_after_it_was_listed(tmp_path):
+    path = folder(tmp_path / "train", suffixes=["png"], count=4)
+    shards = open_source(path).shards()
+    (path / "a" / "000.png").unlink()
+    (path / "b" / "001.png").write_bytes(encoded("PNG"))
+    found = [block for shard in shards for block in shard.blocks()]
+    assert "No such file" in found[0].why
+    assert "when the folder was listed" in found[2].why
+    assert [block.block.shape[:2] for block in (found[1], found[3])] == [(1, 3)] * 2
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_files_without_rights(tmp_path):
+    path = folder(tmp_path / "train", suffixes=["png"])
+    (path / "a" / "000.png").chmod(0)
+    with pytest.raises(DataError, match=r"000\.png: Permission denied"):
+        sn.fit(path, split="train")
+    (path / "b").chmod(0)
+    with pytest.raises(DataError, match=r"b: Permission denied"):
+        sn.fit(path, split="train")
+    (path / "b").chmod(0o700)
+
+
+def test_folders_without_images(tmp_path):
+    (tmp_path / "train").mkdir()
+    with pytest.raises(DataError, match="a folder of data holds"):
+        sn.fit(tmp_path / "train", split="train")
+    (tmp_path / "train" / "a.png").write_bytes(b"x")
+    for skip_bad in (False, True):
+        with pytest.raises(DataError, match=r"a\.png: no image"):
+            sn.fit(tmp_path / "train", split="train", skip_bad=skip_bad)

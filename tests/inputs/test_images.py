@@ -1,0 +1,205 @@
+"""Folders of images: exact statistics, one mode, and every fault named."""
+
+import io
+import os
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_images
+from typer.testing import CliRunner
+
+import slabnorm as sn
+from slabnorm.cli import app
+from slabnorm.errors import DataError, DataWarning, LeakageError, OptionError, PatternError
+from slabnorm.inputs.sources import open_source, pictures
+
+PHOTOS = [Image.fromarray(photo) for photo in load_sample_images().images]
+SUFFIXES = {"RGB": ("png", "jpg", "bmp", "webp", "tif", "ppm"), "L": ("png", "jpg", "gif", "pgm"),
+            "RGBA": ("png", "tif", "webp"), "I;16": ("png", "tif")}  # fmt: skip
+
+
+def picture(number, mode="RGB", size=None):
+    """Return a part of a photo, each of another size."""
+    left, width, height = 7 * number, *(size or (40 + 3 * number, 30 + 2 * number))
+    part = PHOTOS[number % 2].crop((left, 9, left + width, 9 + height))
+    if mode == "I;16":
+        return Image.fromarray(np.asarray(part.convert("L")).astype(np.uint16) * 257)
+    if mode == "RGBA":
+        part.putalpha(part.convert("L"))
+    return part.convert(mode)
+
+
+def folder(path, mode="RGB", count=12, suffixes=None, size=None):
+    """Write pictures into nested folders."""
+    suffixes = suffixes or SUFFIXES[mode]
+    for number in range(count):
+        inside = path / "ab"[number % 2]
+        inside.mkdir(parents=True, exist_ok=True)
+        kind = suffixes[number % len(suffixes)]
+        # A GIF has its grey as a palette: of the kinds of L, it is left to those who convert.
+        kind = "png" if kind == "gif" else kind
+        picture(number, mode, size).save(inside / f"{number:03}.{kind}")
+    return path
+
+
+def pixels(path):
+    """Return the pixels of a folder's images in order, (h * w, c) each."""
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    arrays = [np.asarray(Image.open(file)) for file in files]
+    return [a.reshape(-1, 1 if a.ndim == 2 else a.shape[2]) for a in arrays]
+
+
+def encoded(kind, **options):
+    buffer = io.BytesIO()
+    picture(0).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def check(norm, values):
+    """Hold a norm's moments against sums of integers."""
+    together = np.concatenate(values).astype(np.int64)
+    n, totals, squares = len(together), together.sum(0), (together * together).sum(0)
+    for c, (total, square) in enumerate(zip(totals.tolist(), squares.tolist(), strict=True)):
+        mean, m2 = Fraction(total, n), square - Fraction(total * total, n)
+        assert abs(Fraction(norm.moments.mean[c].item()) - mean) <= mean * Fraction(1, 1 << 52)
+        assert abs(Fraction(norm.moments.m2[c].item()) - m2) <= m2 * Fraction(1, 1 << 52)
+    assert norm.moments.count.tolist() == [n] * together.shape[1]
+    assert norm.moments.min.tolist() == together.min(0).tolist()
+    assert norm.moments.max.tolist() == together.max(0).tolist()
+
+
+def saved(norm, path):
+    """Return the bytes of a norm's file."""
+    sn.save(norm, path / "norm.safetensors")
+    return (path / "norm.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("mode", SUFFIXES)
+def test_statistics_are_those_of_all_pixels(mode, tmp_path):
+    path = folder(tmp_path / "train", mode)
+    norm = sn.fit(str(path), split="train")
+    check(norm, pixels(path))
+    assert norm.samples == 12
+    assert norm.dtype == ("uint16" if mode == "I;16" else "uint8")
+    assert norm.record.sample == (len(norm.count), None, None)
+    assert norm.record.reader.startswith("Pillow 1")
+    assert "libjpeg-turbo" in norm.record.reader
+
+
+def test_images_are_the_same_samples_as_arrays(tmp_path):
+    path = folder(tmp_path / "train", size=(20, 10))
+    stack = np.stack([p.reshape(10, 20, 3) for p in pixels(path)])
+    arrays = sn.fit(stack, "zscore", "n h w c -> c", split="train")
+    norm = sn.fit(path, split="train")
+    assert norm.record.content == arrays.record.content
+    assert (norm.sketch.hashes == arrays.sketch.hashes).all()
+    assert norm.moments.mean.tolist() == arrays.moments.mean.tolist()
+    again = norm(sn.load(_saved_path(norm, tmp_path)).inverse(norm(_batch(stack))))
+    assert again.shape == (12, 3, 10, 20)
+
+
+def _saved_path(norm, path):
+    sn.save(norm, path / "n.safetensors")
+    return path / "n.safetensors"
+
+
+def _batch(stack):
+    import torch
+
+    return torch.from_numpy(stack).permute(0, 3, 1, 2)
+
+
+def test_workers_and_an_interruption_change_no_byte(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "SHARD_BYTES", 9000)
+    path = folder(tmp_path / "train", count=24)
+    whole = saved(sn.fit(path, split="train", workers=1), tmp_path)
+    shards = open_source(path).shards()
+    assert len(shards) > 3
+    assert saved(sn.fit(path, split="train", workers=2, memory=1), tmp_path) == whole
+    done = []
+
+    def stop(bytes_done, bytes_all):
+        done.append(bytes_done)
+        if len(done) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sn.fit(path, split="train", ledger=tmp_path / "l", progress=stop)
+    assert saved(sn.fit(path, split="train", ledger=tmp_path / "l", resume=True), tmp_path) == whole
+    first = path / "a" / "000.png"
+    os.utime(first, ns=(0, 1))
+    with pytest.raises(DataError, match="changed"):
+        sn.fit(path, split="train", ledger=tmp_path / "l", resume=True)
+
+
+def test_patterns_that_keep_pixels_want_one_size(tmp_path):
+    path = folder(tmp_path / "train", size=(8, 6))
+    norm = sn.fit(path, pattern="n c h w -> c h w", split="train")
+    stack = np.stack([p.reshape(6, 8, 3) for p in pixels(path)]).astype(np.float64)
+    np.testing.assert_allclose(norm.moments.mean.numpy(), stack.mean(0).transpose(2, 0, 1), rtol=1e-14)
+    picture(1, size=(8, 7)).save(path / "b" / "other.png")
+    with pytest.raises(DataError, match=r"(?s)\(3, 6, 8\).*other\.png: samples of shape \(3, 7, 8\)"):
+        sn.fit(path, pattern="n c h w -> c h w", split="train")
+    rows = sn.fit(path, pattern="n c h w -> w", split="train")
+    assert rows.count.tolist() == [3 * (12 * 6 + 7)] * 8
+    with pytest.raises(PatternError):
+        sn.fit(path, pattern="n c h w -> n c", split="train")
+
+
+def test_one_mode_or_a_conversion(tmp_path):
+    path = folder(tmp_path / "train", suffixes=["png"])
+    picture(1, "L").save(path / "b" / "grey.png")
+    for skip_bad in (False, True):
+        with pytest.raises(DataError, match=r"(?s)first is RGB.*grey\.png: mode L.*--convert RGB"):
+            sn.fit(path, split="train", skip_bad=skip_bad)
+    picture(2).convert("P").save(path / "a" / "palette.png")
+    picture(3).convert("CMYK").save(path / "a" / "print.jpg")
+    converted = [np.asarray(Image.open(f).convert("RGB")).reshape(-1, 3) for f in path.rglob("*.*")]
+    check(sn.fit(path, split="train", convert="RGB"), converted)
+    assert sn.fit(path, split="train", convert="L").count.numel() == 1
+    (path / "0.png").write_bytes((path / "a" / "palette.png").read_bytes())
+    with pytest.raises(DataError, match=r"0\.png: mode P"):
+        sn.fit(path, split="train")
+    picture(1, "I;16").save(path / "0.png")
+    with pytest.raises(DataError, match="which has more"):
+        sn.fit(path, split="train", convert="RGB")
+    for wrong in ("CMYK", "rgb", 3):
+        with pytest.raises(OptionError, match="convert is one of"):
+            sn.fit(path, split="train", convert=wrong)
+    with pytest.raises(OptionError, match="folders and tars of images"):
+        sn.fit(np.zeros((2, 2)), split="train", convert="RGB")
+
+
+@pytest.mark.parametrize("inside", ["val", "test/x", "."])
+def test_held_out_folders_are_refused(inside, tmp_path):
+    name = "photos" if inside != "." else "photos-test"
+    folder(tmp_path / name / inside, count=2)
+    with pytest.raises(LeakageError, match=r"val|test"):
+        sn.fit(tmp_path / name, split="train")
+    with pytest.warns(DataWarning, match="held-out"):
+        assert sn.fit(tmp_path / name, split="train", leak=True).samples == 2
+
+
+def test_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = folder(Path("photos/train"), suffixes=["png"], count=30)
+    picture(1, "L").save(path / "grey.png")
+    for number in range(22):
+        (path / f"bad{number:02}\x1b[1m.jpg").write_bytes(encoded("JPEG")[:200])
+
+    def run(*arguments):
+        return CliRunner().invoke(app, ["fit", "photos/train", "--split", "train", *arguments])
+
+    assert run("--out", "other.safetensors").exit_code == 2
+    result = run("--convert", "RGB", "--skip-bad", "--workers", "2", "--memory", "100MB")
+    assert result.exit_code == 0, result.stderr
+    assert "31 samples of uint8, 3 features" in result.stdout
+    assert "could not be read: 22" in result.stderr
+    assert result.stderr.count("bad") == 20
+    assert "\x1b" not in result.stderr
+    assert "and 2 more" in result.stderr
+    assert sn.load("inputs.safetensors").record.skipped == 22
+    assert sum(1 for file in path.rglob("*.*")) == 31 + 22
