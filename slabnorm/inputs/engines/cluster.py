@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from slabnorm.errors import DataError, ExtraError, SlabError
+from slabnorm.errors import DataError, SlabError
 from slabnorm.inputs.counter import Counting
+from slabnorm.inputs.extras import extra
 from slabnorm.inputs.sources.base import Shard
 from slabnorm.inputs.tally import Bounds, Tally
 from slabnorm.inputs.work import count_shard
@@ -34,7 +35,7 @@ def run(
         ExtraError: Ray is not installed.
         DataError: what counting a shard raises, or a worker that died time and again.
     """
-    ray = _ray()
+    ray = extra("ray", 'engine="ray"', "'slabnorm[ray]'")
     started = not ray.is_initialized()
     if started:
         quiet: dict[str, Any] = {"log_to_driver": False, "include_dashboard": False}
@@ -79,13 +80,3 @@ def _count(shard: Shard, counting: Counting, bounds: Bounds) -> bytes | SlabErro
         return count_shard(shard, counting, bounds).to_bytes()
     except SlabError as error:
         return error
-
-
-def _ray() -> Any:
-    try:
-        import ray
-    except ImportError as error:
-        raise ExtraError(
-            'engine="ray" needs Ray', "it is not installed", "pip install 'slabnorm[ray]'"
-        ) from error
-    return ray

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
-from slabnorm.errors import ExtraError, OptionError, StatisticsError
+from slabnorm.errors import OptionError, StatisticsError
 from slabnorm.inputs import canonical
 from slabnorm.inputs.normalizer import InputNorm
 from slabnorm.parser import ELLIPSIS, Item
@@ -24,20 +23,6 @@ def batch_axes(norm: InputNorm) -> list[Item]:
     left = norm.pattern.left
     dots = 1 + len(norm.record.sample) - len(left) + 1
     return [item for item in left for _ in range(dots if item == (ELLIPSIS,) else 1)]
-
-
-def optional(package: str, install: str) -> Any:
-    """Return a package that slabnorm works without.
-
-    Raises:
-        ExtraError: it is not installed.
-    """
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise ExtraError(
-            f"this export is made with the package {package}", str(error), f"pip install {install}"
-        ) from error
 
 
 def feature_names(names: Any, places: list[str]) -> list[str]:

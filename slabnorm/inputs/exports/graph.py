@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from slabnorm.errors import OptionError
-from slabnorm.inputs.exports.checks import batch_axes, check_numbers, optional, plain_json
+from slabnorm.inputs.exports.checks import batch_axes, check_numbers, plain_json
+from slabnorm.inputs.extras import extra
 from slabnorm.inputs.normalizer import InputNorm
 from slabnorm.pattern import ELLIPSIS
 from slabnorm.report.names import printable
@@ -56,7 +57,7 @@ def to_onnx(norm: InputNorm, dtype: str | None = None) -> Any:
     >>> [axis.dim_param or axis.dim_value for axis in model.graph.input[0].type.tensor_type.shape.dim]
     ['n', 2]
     """
-    onnx = optional("onnx", "'slabnorm[onnx]'")
+    onnx = extra("onnx", "this export", "'slabnorm[onnx]'")
     check_numbers(norm)
     given = _DTYPES.get(name := str(norm.dtype if dtype is None else dtype).removeprefix("torch."))
     if given is None:

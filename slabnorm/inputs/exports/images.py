@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from slabnorm.errors import OptionError
-from slabnorm.inputs.exports.checks import batch_axes, check_numbers, optional
+from slabnorm.inputs.exports.checks import batch_axes, check_numbers
+from slabnorm.inputs.extras import extra
 from slabnorm.inputs.fold import OFFSET
 from slabnorm.inputs.normalizer import InputNorm
 from slabnorm.pattern import ELLIPSIS
@@ -100,7 +101,7 @@ def to_torchvision(norm: InputNorm, scaled_by: float | None = None) -> Any:
     [0.0]
     """
     found = image_statistics(norm, scaled_by)
-    transforms = optional("torchvision.transforms", "torchvision")
+    transforms = extra("torchvision.transforms", "this export", "torchvision")
     return transforms.Normalize(found.mean, found.std)
 
 

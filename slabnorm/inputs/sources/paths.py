@@ -6,7 +6,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from slabnorm.errors import DataError, ExtraError, OptionError
+from slabnorm.errors import DataError, OptionError
+from slabnorm.inputs.extras import extra
 from slabnorm.inputs.sources import archives, images
 from slabnorm.inputs.sources.base import Source, Stream
 from slabnorm.inputs.sources.chunked import ZarrSource, is_zarr_path
@@ -39,7 +40,10 @@ def open_path(
     if kind == "tar":
         tars = archives.expand(Path(path)) if archives.is_pattern(Path(path)) else [Path(path)]
         return archives.open_tars(tars, path, form)
-    return _open_table(path, columns)
+    extra("pyarrow", "reading tables", "'slabnorm[tables]'")
+    from slabnorm.inputs.sources.tables import TableSource
+
+    return TableSource(path, columns)
 
 
 def _kind(path: str) -> str:
@@ -118,13 +122,3 @@ def _check_options(
         raise OptionError('missing_chunks="fill" is for Zarr arrays', path, "leave it out")
     if convert is not None and kind not in ("images", "tar"):
         raise OptionError("convert= is for folders and tars of images", f"convert={convert!r} for {path}")
-
-
-def _open_table(path: str, columns: Sequence[str] | None) -> Source:
-    try:
-        from slabnorm.inputs.sources.tables import TableSource
-    except ImportError as error:
-        raise ExtraError(
-            "tables are read by pyarrow", f"{path}: {error}", "pip install 'slabnorm[tables]'"
-        ) from error
-    return TableSource(path, columns)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SUFFIXES = frozenset(
     (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 )  # fmt: skip
-SHARD_BYTES = 8 << 20  # of compressed images, about 80 ms to 1 s of decoding
+SHARD_BYTES = 2 << 20  # of compressed images, 20 to 250 ms of decoding: few images still fill all cores
 BYTES = 1 << 30  # the largest file that is read for one image
 
 CONVERT = ("L", "RGB", "RGBA")
