@@ -240,7 +240,7 @@ def _warn_of(
 ) -> None:  # fmt: skip
     if isinstance(scheme, FixedScale):
         low, high = float(moments.min.min()), float(moments.max.max())
-        if low < scheme.low or high > scheme.high:
+        if (low < scheme.low or high > scheme.high) and scheme.clip is None:
             warnings.warn(
                 f"values from {low:g} to {high:g} lie outside the range of {scheme}",
                 DataWarning,

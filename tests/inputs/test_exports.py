@@ -20,7 +20,7 @@ import torch
 from onnx.reference import ReferenceEvaluator
 from sklearn.base import clone
 from sklearn.datasets import load_digits, load_sample_images, load_wine
-from sklearn.preprocessing import MinMaxScaler, StandardScaler
+from sklearn.preprocessing import MinMaxScaler, RobustScaler, StandardScaler
 
 import slabnorm as sn
 from slabnorm.errors import DataError, ExtraError, OptionError, SlabError, StatisticsError
@@ -56,6 +56,8 @@ CASES: dict[str, tuple[np.ndarray, Any, str, dict[str, int]]] = {
     "bools": (RNG.integers(0, 2, (20, 3)).astype(bool), "zscore", "n c -> c", {}),
     "unsigned": (RNG.integers(0, 2**16, (20, 3), np.uint16), "zscore", "n c -> c", {}),
     "huge": (1e35 * RNG.standard_normal((20, 3)).astype(np.float32), "zscore", "n c -> c", {}),
+    "robust": (WINE, sn.Robust(0.1, 0.9, clip=(-1, 0.5)), "n c -> c", {}),
+    "clipped": (FIRST, sn.FixedScale(50, 200, clip=True), "n ... ->", {}),
     "unchanged": (RNG.uniform(0, 1, (5, 2)).astype(np.float32), sn.FixedScale(0, 1), "n c ->", {}),
 }
 
@@ -506,3 +508,24 @@ def test_examples_of_the_docs_run(tmp_path: Path, monkeypatch) -> None:
     names: dict[str, Any] = {}
     for block in blocks:
         exec(compile(block, "inputs.md", "exec"), names)
+
+
+def test_sklearn_robust_and_clipped() -> None:
+    norm = sn.fit(WINE, sn.Robust(0.1, 0.9, unit=True), split="train")
+    scaler = exports.to_sklearn(norm)
+    other = RobustScaler(quantile_range=(10, 90), unit_variance=True).fit(WINE)
+    assert np.allclose(scaler.transform(WINE), other.transform(WINE), rtol=1e-12, atol=1e-12)
+    clipped = sn.fit(WINE, sn.MinMax((-1, 1), clip=True), split="train")
+    beyond = 3 * WINE
+    want = clipped(torch.from_numpy(beyond)).numpy()
+    assert within(exports.to_sklearn(clipped).transform(beyond), want, 1e-12)
+    assert want.max() == 1
+
+
+def test_what_cannot_clip() -> None:
+    table = sn.fit(WINE, sn.ZScore(clip=(-3, 3)), split="train")
+    with pytest.raises(OptionError, match="clip"):
+        exports.to_sklearn(table)
+    photos = sn.fit(FIRST, sn.ZScore(clip=(-3, 3)), "n c h w -> c", split="train")
+    with pytest.raises(OptionError, match="clip"):
+        exports.image_statistics(photos)

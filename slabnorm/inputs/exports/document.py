@@ -15,7 +15,7 @@ FORMAT, VERSION = "slabnorm.inputs.json", 1
 def to_json(norm: InputNorm, names: Sequence[str] | None = None) -> str:
     """Return one line of JSON with everything: how the statistics were fitted, and those of every feature.
 
-        y = ((x - shift) - shift_low) / scale * span + low
+        y = ((x - shift) - shift_low) / scale * span + low, between the ends of clip
 
     `features` are in the order of the pattern's right side, the last axis fastest; each has name, count,
     nan, mean, std (ddof 0), min, max, shift, shift_low and scale. The same statistics give the same text:
@@ -46,9 +46,10 @@ def to_json(norm: InputNorm, names: Sequence[str] | None = None) -> str:
         **plain,
         "format": FORMAT,
         "version": VERSION,
-        "formula": "y = ((x - shift) - shift_low) / scale * span + low",
+        "formula": "y = ((x - shift) - shift_low) / scale * span + low, between the ends of clip",
         "span": span,
         "low": base,
+        "clip": norm.scheme.clip,
         "features": [
             {**vars(feature), "name": name, "shift_low": rest, "std": _finite(feature.std)}
             for feature, name, rest in zip(features, named, low, strict=True)

@@ -24,13 +24,13 @@ _DTYPES = {
     )
 }  # fmt: skip
 _Call = tuple[str, list[str], dict[str, int]]  # operator, inputs beside the first, attributes
-_IDENTITY = {"Sub": 0.0, "Add": 0.0, "Mul": 1.0, "Div": 1.0}
+_IDENTITY = {"Sub": 0.0, "Add": 0.0, "Mul": 1.0, "Div": 1.0, "Max": -torch.inf, "Min": torch.inf}
 
 
 def to_onnx(norm: InputNorm, dtype: str | None = None) -> Any:
     """Return an ONNX model, raw data `x` in, normalised data `y` out.
 
-        y = ((x - shift) - shift_low) / scale * span + low
+        y = ((x - shift) - shift_low) / scale * span + low, between the scheme's `clip`
 
     The graph has the dtypes and the two-part shift of `InputNorm.forward`, so that float32 is within
     1e-6 * max(1, abs(y)) of the float64 result however large the offset. Integers are cast inside it.
@@ -100,6 +100,9 @@ def _formula(norm: InputNorm, work: torch.dtype, rank: int) -> list[tuple[str, s
     steps = zip(("Sub", "Sub", "Div"), values, strict=True)
     found = [(op, name, value.cpu()) for op, (name, value) in steps]
     found += [("Mul", "span", span), ("Add", "low", low)]
+    ends = norm.scheme.clip or (-torch.inf, torch.inf)
+    clip = (torch.tensor(end, dtype=work, device="cpu") for end in ends)
+    found += zip(("Max", "Min"), ("least", "most"), clip, strict=True)
     return [step for step in found if bool((step[2] != _IDENTITY[step[0]]).any())]
 
 

@@ -56,6 +56,8 @@ def image_statistics(norm: InputNorm, scaled_by: float | None = None) -> ImageSt
     ImageStatistics(mean=[0.5], std=[0.5], scaled_by=255.0, per_channel=True)
     """
     check_numbers(norm)
+    if norm.scheme.clip is not None:
+        raise _refused("mean and std cannot clip", f"clip={norm.scheme.clip}")
     divisor = _divisor(norm, scaled_by)
     per_channel = _is_per_channel(norm)
     shift, low, scale = (t.reshape(-1).cpu() for t in (norm.shift, norm.shift_low, norm.scale))

@@ -10,15 +10,15 @@ import numpy as np
 from slabnorm.errors import OptionError
 from slabnorm.inputs.exports.checks import check_numbers, feature_names
 from slabnorm.inputs.normalizer import InputNorm
-from slabnorm.inputs.schemes import FixedScale, MinMax
+from slabnorm.inputs.schemes import FixedScale, MinMax, Robust
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def to_sklearn(norm: InputNorm, names: Sequence[str] | None = None) -> Any:
-    """Return a fitted StandardScaler, or MinMaxScaler for the schemes `minmax` and `fixed`.
+    """Return a fitted StandardScaler, MinMaxScaler for `minmax` and `fixed`, or RobustScaler for `robust`.
 
-        StandardScaler:  y = (x - mean_) / scale_
+        StandardScaler:  y = (x - mean_) / scale_                 RobustScaler: center_ for mean_
         MinMaxScaler:    y = x * scale_ + min_        scale_ = span / scale,  min_ = low - shift * scale_
 
     In float64 it is within 1e-12 * max(1, abs(y)) of the InputNorm for data within 1000 times their scale of
@@ -32,8 +32,8 @@ def to_sklearn(norm: InputNorm, names: Sequence[str] | None = None) -> Any:
         names: of the columns, if any: `feature_names_in_`.
 
     Raises:
-        OptionError: not one statistic per column of a table; not one name per column; or a scale that
-            leaves float64.
+        OptionError: not one statistic per column of a table; not one name per column; a scale that leaves
+            float64; or a clip that is not the output range of `minmax` or `fixed`.
         StatisticsError: statistics without values, on the meta device.
 
     >>> import torch, slabnorm as sn
@@ -52,8 +52,16 @@ def to_sklearn(norm: InputNorm, names: Sequence[str] | None = None) -> Any:
             'fit a table with "n c -> c", or export to JSON or ONNX',
         )
     scheme = norm.scheme
+    if scheme.clip not in (None, getattr(scheme, "out", None)):
+        raise OptionError(
+            "of scikit-learn's scalers MinMaxScaler clips, at its feature_range", f"clip={scheme.clip}",
+            "fit without it, or export to ONNX",
+        )  # fmt: skip
     with np.errstate(all="ignore"):  # what leaves float64 is refused
-        scaler = _minmax(norm, scheme) if isinstance(scheme, MinMax | FixedScale) else _standard(norm)
+        if isinstance(scheme, MinMax | FixedScale):
+            scaler = _minmax(norm, scheme)
+        else:
+            scaler = _robust(norm, scheme) if isinstance(scheme, Robust) else _standard(norm)
     scaler.n_features_in_ = norm.record.sample[0]
     if names is not None:
         places = [str(place) for place in range(scaler.n_features_in_)]
@@ -76,11 +84,20 @@ def _standard(norm: InputNorm) -> Any:
     return scaler
 
 
+def _robust(norm: InputNorm, scheme: Robust) -> Any:
+    from sklearn.preprocessing import RobustScaler
+
+    ends = (100 * scheme.low, 100 * scheme.high)
+    scaler = RobustScaler(quantile_range=ends, unit_variance=scheme.unit)
+    scaler.center_, scaler.scale_ = _column(norm, norm.shift), _finite(_column(norm, norm.scale))
+    return scaler
+
+
 def _minmax(norm: InputNorm, scheme: MinMax | FixedScale) -> Any:
     from sklearn.preprocessing import MinMaxScaler
 
     span, low = scheme.target
-    scaler = MinMaxScaler(feature_range=scheme.out)
+    scaler = MinMaxScaler(feature_range=scheme.out, clip=scheme.clip is not None)
     scaler.data_min_ = _column(norm, norm.shift)
     scaler.data_max_ = _column(norm, norm.moments.max)
     if isinstance(scheme, FixedScale):
