@@ -10,6 +10,7 @@ from slabnorm.nn import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm, 
 
 if TYPE_CHECKING:
     from slabnorm.inputs.audit import audit
+    from slabnorm.inputs.sklearn import SlabScaler
     from slabnorm.study import compare
     from slabnorm.surgery.accelerate import accelerate, restore
 
@@ -27,6 +28,7 @@ __all__ = [
     "Robust",
     "SlabError",
     "SlabNorm",
+    "SlabScaler",
     "SlabWarning",
     "ZScore",
     "accelerate",
@@ -47,6 +49,10 @@ def __getattr__(name: str) -> Any:
         from slabnorm.inputs.audit import audit
 
         return audit
+    if name == "SlabScaler":
+        from slabnorm.inputs.sklearn import SlabScaler
+
+        return SlabScaler
     if name == "compare":
         from slabnorm.study import compare
 

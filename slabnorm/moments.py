@@ -35,7 +35,7 @@ class Moments:
 
         mean = sum(x) / count        m2 = sum((x - mean)^2)        var = m2 / (count - ddof)
 
-    All fields are tensors of one shape: `count` int64, the others float64. `mean_low` and `m2_low`
+    All these are tensors of one shape: `count` int64, the others float64. `mean_low` and `m2_low`
     hold what `mean` and `m2` lost to rounding, so that merging a million chunks of numbers around
     1e12 with a spread of 1 still gives the variance to 13 digits, in any order.
 
@@ -45,6 +45,7 @@ class Moments:
         m2: their sum of squared deviations from the mean, in squared units.
         min: the smallest element; +inf where count is 0.
         max: the largest element; -inf where count is 0.
+        weighted: whether elements have real weights: `count` is then their sum, float64, and so are all sums.
 
     Raises:
         StatisticsError: a negative count or a negative `m2`.
@@ -67,10 +68,11 @@ class Moments:
     max: Tensor
     mean_low: Tensor = field(default=None, repr=False)  # type: ignore[assignment]
     m2_low: Tensor = field(default=None, repr=False)  # type: ignore[assignment]
+    weighted: Any = field(default=False, repr=False, kw_only=True)  # a bool; Any for Moments(**tensors)
 
     def __post_init__(self) -> None:
         store = object.__setattr__
-        store(self, "count", _tensor(self.count, torch.int64))
+        store(self, "count", _tensor(self.count, torch.float64 if self.weighted else torch.int64))
         for name in ("mean", "m2", "min", "max"):
             store(self, name, _tensor(getattr(self, name), torch.float64))
         for name, of in (("mean_low", self.mean), ("m2_low", self.m2)):
@@ -83,7 +85,7 @@ class Moments:
                 "the fields of Moments have one shape", str(shapes), "give one count, mean, ... per slab"
             )
         # Meta tensors have shapes and no values: nothing to check.
-        if self.count.device.type != "meta" and bool(((self.count < 0) | (self.m2 < 0)).any()):
+        if self.count.device.type != "meta" and bool((~(self.count >= 0) | (self.m2 < 0)).any()):
             raise StatisticsError(
                 "a count and a sum of squares are never negative",
                 f"count {self.count.min().item()}, m2 {self.m2.min().item()}",
@@ -132,7 +134,7 @@ class Moments:
         a, b = self._expand(shape, other), other._expand(shape, self)
         count = a.count + b.count
         na, nb = a.count.double(), b.count.double()
-        share = nb / count.clamp(min=1)
+        share = nb / torch.where(count > 0, count, 1)
         # The high parts may be huge and nearly equal; their difference is exact where it matters.
         high, error = two_sum(b.mean, -a.mean)
         delta = high + (error + (b.mean_low - a.mean_low))
@@ -148,7 +150,7 @@ class Moments:
             torch.where(only_a, x, torch.where(only_b, y, z))
             for x, y, z in zip(of_a, of_b, merged, strict=True)
         ]
-        return Moments(count, *kept)
+        return Moments(count, *kept, weighted=self.weighted or other.weighted)
 
     def __add__(self, other: object) -> Moments:
         return self.merge(other) if isinstance(other, Moments) else NotImplemented
@@ -183,4 +185,5 @@ class Moments:
             return self
         # A scalar on the CPU, such as the neutral element, meets tensors of any device.
         device = other.mean.device if self.mean.ndim == 0 else self.mean.device
-        return Moments(*(value.to(device).expand(shape) for value in (self.count, *self._values())))
+        parts = (value.to(device).expand(shape) for value in (self.count, *self._values()))
+        return Moments(*parts, weighted=self.weighted)

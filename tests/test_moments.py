@@ -166,3 +166,24 @@ def test_an_outlier_in_first_place(dtype: torch.dtype, pattern: str) -> None:
 def test_what_is_no_moments() -> None:
     with pytest.raises(TypeError):
         Moments.empty() + 1
+
+
+def test_elements_with_real_weights() -> None:
+    def one(x: float, weight: float) -> Moments:
+        parts = (torch.tensor([v], dtype=torch.float64) for v in (weight, x, 0.0, x, x))
+        return Moments(*parts, weighted=True)
+
+    numbers, weights = [1e12, 1e12 + 1, 1e12 + 3, 1e12 - 7], [0.25, 1e-3, 3.5, 0.125]
+    m = Moments.empty() + of([1e12 + 2])  # an element without a weight has weight 1
+    for x, weight in zip(numbers, weights, strict=True):
+        m = m + one(x, weight)
+    pairs = [(Fraction(x), Fraction(w)) for x, w in zip([*numbers, 1e12 + 2], [*weights, 1.0], strict=True)]
+    total = sum(w for _, w in pairs)
+    mean = sum(x * w for x, w in pairs) / total
+    assert m.weighted
+    assert m.count.dtype == torch.float64
+    assert close(m.count, total, 1e-15)
+    assert close(m.mean, mean, 1e-15)
+    assert close(m.var(), sum(w * (x - mean) ** 2 for x, w in pairs) / total, 1e-13)
+    with pytest.raises(StatisticsError, match="never negative"):
+        one(1.0, float("nan"))
