@@ -1,4 +1,4 @@
-"""The univariate sets of NIST's Statistical Reference Datasets that follow from a formula.
+"""The univariate sets of NIST's Statistical Reference Datasets.
 
 https://www.itl.nist.gov/div898/strd/univ/homepage.html certifies mean and standard deviation (ddof=1) to 15
 digits. `python -m tests.inputs.nist` prints how many of these slabnorm and scikit-learn find, and how many
@@ -17,6 +17,7 @@ import torch
 from sklearn.preprocessing import StandardScaler
 
 import slabnorm as sn
+from tests.inputs.nist_tables import LEW, LOTTERY, MAVRO, MICHELSO
 from tests.inputs.oracle import mean_var
 
 CHUNK = 64  # rows, in what is read in chunks
@@ -60,6 +61,10 @@ def pi_digits() -> list[float]:
 
 
 SETS = [
+    Certified("Lew", LEW, -177.435000000000, 277.332168044316),
+    Certified("Lottery", LOTTERY, 518.958715596330, 291.699727470969),
+    Certified("Mavro", MAVRO, 2.00185600000000, 0.000429123454003053),
+    Certified("Michelso", MICHELSO, 299.852400000000, 0.0790105478190518),
     Certified("PiDigits", pi_digits(), 4.53480000000000, 2.86733906028871),
     Certified("NumAcc1", [10000001.0, 10000003.0, 10000002.0], 10000002.0, 1.0),
     Certified("NumAcc2", alternating(1.2, 1.1, 1.3), 1.2, 0.1),
