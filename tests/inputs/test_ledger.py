@@ -221,7 +221,7 @@ for line in sys.stdin:
 def test_kill_9_at_any_moment(table, tmp_path):
     whole = artifact(fit(table, split="train"), tmp_path / "whole")
     ledger, out, chance, left = tmp_path / "ledger", tmp_path / "out", random.Random(2), []
-    command = [sys.executable, "-c", KILLED]
+    command, lasts = [sys.executable, "-c", KILLED], 0.0
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         for number in range(101):
             print(table, ledger, out, 0.002, file=server.stdin, flush=True)
@@ -232,7 +232,8 @@ def test_kill_9_at_any_moment(table, tmp_path):
                     os.kill(child, signal.SIGKILL)
             start = time.perf_counter()
             assert server.stdout.readline() == "over\n"
-            lasts = lasts if number else time.perf_counter() - start
+            if not number:
+                lasts = time.perf_counter() - start
             if out.exists():  # it had done its work
                 assert out.read_bytes() == whole
                 out.unlink()
