@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import slabnorm
 from slabnorm.errors import PatternError, ShapeError
 from slabnorm.pattern import Pattern, parse
 
@@ -194,7 +195,7 @@ def test_bind_splits_sizes_exactly(made: tuple[str, list[list[str]], list[str]],
 def test_the_notation_needs_no_torch() -> None:
     code = (
         "import importlib.util, sys\n"
-        "import types; package = types.ModuleType('slabnorm'); package.__path__ = ['slabnorm']\n"
+        f"import types; package = types.ModuleType('slabnorm'); package.__path__ = {slabnorm.__path__!r}\n"
         "sys.modules['slabnorm'] = package\n"
         "import slabnorm.pattern\n"
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"

@@ -466,7 +466,7 @@ def test_files_that_change_or_vanish(tmp_path):
         source.shards()[0].blocks().__next__()
 
 
-def test_empty_and_odd_folders(tmp_path):
+def test_empty_and_odd_folders(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"none in .*(.|\n)*check the path"):
         fitted(tmp_path)
     with pytest.raises(DataError, match=r"no file .*nowhere"):
@@ -478,7 +478,7 @@ def test_empty_and_odd_folders(tmp_path):
     (tmp_path / "data" / "self").symlink_to("self")
     (tmp_path / "data" / "README.md").write_text("hello")
     with socket.socket(socket.AF_UNIX) as listening:
-        os.chdir(tmp_path)  # a socket's path is short
+        monkeypatch.chdir(tmp_path)  # a socket's path is short
         listening.bind("data/s.parquet")
         with pytest.warns(DataWarning, match="left out") as caught:
             check_same(fitted(tmp_path / "data"), WINE.to_numpy())
