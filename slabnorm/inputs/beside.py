@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from slabnorm.inputs.features import Features
-from slabnorm.inputs.sketch import Collector, Sketch
+from slabnorm.inputs.sketch import Bounds, Collector, Sketch
 from slabnorm.slab import plan
 
 # Distinct hashes of the new data, 8 MiB: an interval of a share is then narrower than 0.2 points.
@@ -71,14 +71,13 @@ class BesideCounter:
 
     def __init__(self, reference: Reference, features: Features, sizes: tuple[tuple[str, int], ...]) -> None:
         self._reference, self._features, self._sizes = reference, features, sizes
-        self._collector, self._told = Collector(reference.most, reference.bound), 0
+        self._collector, self._told = Collector(reference.most, Bounds()), 0
         self._below = torch.zeros(features.shape, dtype=torch.int64)
         self._above = torch.zeros(features.shape, dtype=torch.int64)
 
     def add(self, values: np.ndarray, hashes: np.ndarray) -> None:
-        """Count a block of samples, given with their hashes."""
-        if self._reference.bound < 1 << 64:
-            hashes = hashes[hashes < np.uint64(self._reference.bound)]
+        """Count a block of samples, given with their hashes, of which none is kept here but as a copy."""
+        hashes = hashes[hashes <= np.uint64(self._reference.bound - 1)]
         self._told += len(hashes)
         self._collector.add(hashes)
         self._below += self._where(values, self._reference.low, np.less)

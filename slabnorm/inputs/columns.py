@@ -14,16 +14,15 @@ from slabnorm.errors import DataError
 from slabnorm.inputs.beside import BesideCounter
 from slabnorm.inputs.counter import WIDE, Counting
 from slabnorm.inputs.missing import EXACT, Where, refuse_floats, refuse_integers
-from slabnorm.inputs.sample import sampler
-from slabnorm.inputs.sketch import Collector
+from slabnorm.inputs.sample import Sampler, most
+from slabnorm.inputs.sketch import Bounds, Collector
 from slabnorm.inputs.sources.base import Columns
 from slabnorm.inputs.sums import Sums, hash_part, joined
-from slabnorm.inputs.tally import Bounds, Tally
+from slabnorm.inputs.tally import Tally
 from slabnorm.moments import Moments
 
 ROWS = 1 << 17  # of a chunk: 1 MB of float64 and of hashes each, so that hashing finds them in the cache
 _FIELDS = ("count", "mean", "m2", "min", "max", "mean_low", "m2_low")
-_WRAP = (1 << 64) - 1
 
 
 class ColumnCounter:
@@ -47,9 +46,10 @@ class ColumnCounter:
         self._names = counting.schema.names
         self._sums: list[Sums] = []
         self._null = np.zeros(len(self._names), np.int64)
-        self._collector, self._content, self._samples = Collector(counting.sketch, bounds.hash), 0, 0
+        self._collector, self._samples = Collector(counting.sketch, bounds), 0
         self._features = counting.features()
-        self._sampler = sampler(counting.sample, prod(self._features.shape), number, bounds.key)
+        features = prod(self._features.shape)
+        self._sampler = Sampler(number, features, most(counting.sample, features), bounds)
         self._beside: BesideCounter | None = None
         if counting.reference is not None:
             self._beside = BesideCounter(counting.reference, self._features, counting.sizes)
@@ -79,14 +79,13 @@ class ColumnCounter:
             self._summed(self._null, shape),
             self._collector.sketch(),
             self._sampler.sample(),
-            self._content,
+            self._collector.content,
             tuple(skipped),
             None if self._beside is None else self._beside.counted(),
         )
 
     def _count(self, block: Columns) -> None:
-        hashes = np.full(len(block), len(self._names), np.uint64)
-        last = len(self._names) - 1
+        hashes = self._collector.begin(len(block), len(self._names))
         for at, (array, missing) in enumerate(zip(block.arrays, block.missing, strict=True)):
             values = _plain(array)
             if at == len(self._sums):
@@ -97,16 +96,13 @@ class ColumnCounter:
             self._null[at] += len(values) - len(there)
             self._check(at, values, missing)
             if self._counting.sketch:
-                hash_part(
-                    values if missing is None else _with_nan(values, missing), 1, at, at == last, hashes
-                )
+                hash_part(values if missing is None else _with_nan(values, missing), 1, at, hashes)
         if self._counting.sample:
             self._draw(block)
+        if self._counting.sketch:
+            self._collector.finish(hashes)
         if self._beside is not None:
             self._beside.add(np.column_stack([*map(_dense, block.arrays, block.missing)]), hashes)
-        if self._counting.sketch:
-            self._collector.add(hashes)
-            self._content = (self._content + int(hashes.sum())) & _WRAP
         self._samples += len(block)
 
     def _draw(self, block: Columns) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
@@ -13,10 +14,12 @@ from slabnorm.inputs.chunks import chunks
 from slabnorm.inputs.counter import Counter, Counting
 from slabnorm.inputs.engines import local
 from slabnorm.inputs.ledger import Ledger
+from slabnorm.inputs.sample import likely_bound, most
 from slabnorm.inputs.schema import Schema, check_schema, schema_of
+from slabnorm.inputs.sketch import Bounds
 from slabnorm.inputs.sources import Bad, Block, BrokenShard, Named, Shard, Source, Stream
 from slabnorm.inputs.sources.parts import SHARD, chunk_rows
-from slabnorm.inputs.tally import Bounds, Tally
+from slabnorm.inputs.tally import Tally
 from slabnorm.inputs.tree import Tree
 
 Progress = Callable[[int, int], None]  # bytes done since the last call, bytes in all; 0 if unknown
@@ -148,6 +151,7 @@ def _count_shards(
     shards: list[Shard], source: Source, counting: Counting, effort: Effort
 ) -> Tally | None:  # fmt: skip
     tree = Tree()
+    tree.bounds.lower(key=_likely_bound(shards, counting))
     ledger = None
     if effort.ledger is not None:
         if not all(shard.fingerprint for shard in shards):
@@ -164,7 +168,7 @@ def _count_shards(
             tree.add(left.pop(shard.number).number, tally)
             if effort.progress:
                 effort.progress(shard.size, all_bytes)
-        for shard, tally in _run(list(left.values()), source, counting, lambda: tree.bounds, effort):
+        for shard, tally in _run(list(left.values()), source, counting, tree.bounds, effort):
             if ledger:
                 ledger.add(shard, tally)
             tree.add(shard.number, tally)
@@ -177,7 +181,7 @@ def _count_shards(
 
 
 def _run(
-    shards: Sequence[Shard], source: Source, counting: Counting, bounds: Callable[[], Bounds], effort: Effort
+    shards: Sequence[Shard], source: Source, counting: Counting, bounds: Bounds, effort: Effort
 ) -> Iterator[tuple[Shard, Tally]]:
     if effort.engine == "ray":
         from slabnorm.inputs.engines.cluster import run
@@ -188,6 +192,13 @@ def _run(
     workers = effort.workers or (local.cores() if source.parallel else 1)
     workers = min(workers, max(1, len(shards)))
     yield from local.run(shards, counting, bounds, workers, effort.memory, processes)
+
+
+def _likely_bound(shards: list[Shard], counting: Counting) -> int:
+    """Return a bound of the sample's keys, so that few values are kept which others push out."""
+    features = math.prod(counting.features().shape)
+    samples = sum(shard.samples for shard in shards) if all(shard.samples for shard in shards) else 0
+    return likely_bound(most(counting.sample, features), samples * counting.schema.values // features)
 
 
 def _plan(source: Source, counting: Counting, shards: list[Shard]) -> dict[str, Any]:

@@ -13,12 +13,12 @@ from slabnorm.inputs.beside import BesideCounter, Reference
 from slabnorm.inputs.features import Features
 from slabnorm.inputs.grid import Grid, as_numpy, flat
 from slabnorm.inputs.missing import EXACT, Where, moments_where, refuse_floats, refuse_integers
-from slabnorm.inputs.sample import sampler
+from slabnorm.inputs.sample import Sampler, most
 from slabnorm.inputs.schema import Schema
-from slabnorm.inputs.sketch import SIZE, Collector
+from slabnorm.inputs.sketch import SIZE, Bounds, Collector
 from slabnorm.inputs.sources.base import Block
-from slabnorm.inputs.sums import Sums, hash_samples
-from slabnorm.inputs.tally import Bounds, Tally
+from slabnorm.inputs.sums import Sums, hash_part
+from slabnorm.inputs.tally import Tally
 from slabnorm.moments import Moments
 from slabnorm.pattern import parse
 from slabnorm.slab import Slab, plan
@@ -81,11 +81,12 @@ class Counter:
         self._features = counting.features()
         self._grids: dict[tuple[int, ...], Grid | None] = {}
         self._sums: Sums | None = None
-        self._other = Moments.empty(self._features.shape)
+        self._other: Moments | None = None  # of blocks that have no grid
         self._nan = torch.zeros(self._features.shape, dtype=torch.int64)
-        self._collector, self._content, self._samples = Collector(counting.sketch, bounds.hash), 0, 0
+        self._collector, self._samples = Collector(counting.sketch, bounds), 0
         self._grid: Grid | None = None
-        self._sampler = sampler(counting.sample, math.prod(self._features.shape), number, bounds.key)
+        features = math.prod(self._features.shape)
+        self._sampler = Sampler(number, features, most(counting.sample, features), bounds)
         self._beside: BesideCounter | None = None
         if counting.reference is not None:
             self._beside = BesideCounter(counting.reference, self._features, counting.sizes)
@@ -114,9 +115,10 @@ class Counter:
             slab = self._slab(sample, len(values))
             self._sampler.add(values.reshape(slab.split), slab.pooled, slab.kept.dims)
         if self._counting.sketch and len(values):
-            hashes = hash_samples(line, line.size // len(values))
-            self._collector.add(hashes)
-            self._content = (self._content + int(hashes.sum())) & ((1 << 64) - 1)
+            length = line.size // len(values)
+            hashes = self._collector.begin(len(values), length)
+            hash_part(line, length, 0, hashes)
+            self._collector.finish(hashes)
             if self._beside is not None:
                 self._beside.add(values, hashes)
         self._samples += len(values)
@@ -128,16 +130,17 @@ class Counter:
             found, gather = self._sums.moments(), self._grid.gather
             parts = (found.count, found.mean, found.m2, found.min, found.max, found.mean_low, found.m2_low)
             # Samples whose sizes differ may have been counted either way.
-            moments = moments.merge(Moments(*map(gather, parts)))
+            found = Moments(*map(gather, parts))
+            moments = found if moments is None else moments.merge(found)
             nan = nan + gather(torch.from_numpy(self._sums.nan.copy()))
         return Tally(
             self._samples,
-            moments,
+            Moments.empty(self._features.shape) if moments is None else moments,
             nan,
             torch.zeros_like(nan),
             self._collector.sketch(),
             self._sampler.sample(),
-            self._content,
+            self._collector.content,
             tuple(skipped),
             None if self._beside is None else self._beside.counted(),
         )
@@ -154,7 +157,7 @@ class Counter:
     def _check(self, values: np.ndarray, sums: Sums) -> None:
         low, high = sums.extremes
         if values.dtype.kind == "f":
-            infinite = bool(np.isneginf(low).any() or np.isposinf(high).any())
+            infinite = bool(low.min() == -np.inf or high.max() == np.inf)
             if infinite or not sums.finite or (self._counting.nan == "raise" and sums.nan.any()):
                 refuse_floats(values, self._counting.nan, self._where())
         elif values.dtype.itemsize == 8 and (high.max() >= EXACT or low.min() <= -EXACT):
@@ -179,7 +182,7 @@ class Counter:
             or bool(torch.isinf(x).any())
         ):
             refuse_floats(values, self._counting.nan, where)
-        self._other = self._other.merge(found)
+        self._other = found if self._other is None else self._other.merge(found)
         if some:
             split = missing.reshape(slab.split).sum(slab.pooled, keepdim=True)
             self._nan = self._nan + slab.kept.gather(split)

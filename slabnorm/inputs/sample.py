@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from slabnorm.inputs.sketch import Bounds
+
 SIZE = 1 << 14  # positions: quantiles within 1.3% in rank
 VALUES = 1 << 23  # at most so many values: 64 MB; of fewer positions where there are many features
 _DOUBT = 0.01  # probability that a rank is off by more than is said
@@ -59,17 +61,37 @@ class Sample:
             return self
         keys = np.concatenate([self.keys, other.keys])
         order = np.argsort(keys, kind="stable")[: self.size]
-        return Sample(keys[order], np.concatenate([self.values, other.values])[order], self.size)
+        values = np.empty((len(order), self.values.shape[1]))
+        first = order < len(self.keys)
+        values[first], values[~first] = (
+            self.values[order[first]],
+            other.values[order[~first] - len(self.keys)],
+        )
+        return Sample(keys[order], values, self.size)
 
     def quantiles(self, ranks: tuple[float, ...]) -> np.ndarray:
         """Return a row of values per rank, one per feature, without NaN; interpolated linearly."""
-        found = np.nanquantile(self.values, ranks, axis=0)
-        return np.asarray(found, np.float64)
+        ordered = np.sort(self.values.T)  # NaN last; a tenth of nanquantile's time, which goes row by row
+        last = np.count_nonzero(~np.isnan(ordered), axis=1) - 1
+        rows, found = np.arange(len(ordered)), np.empty((len(ranks), len(ordered)))
+        for number, rank in enumerate(ranks):
+            below = np.floor(rank * last).astype(np.int64)
+            low, high = ordered[rows, below], ordered[rows, np.minimum(below + 1, last)]
+            # Not low + (high - low) * part, which overflows between -1e308 and 1e308.
+            part = rank * last - below
+            found[number] = np.where(low == high, low, low * (1 - part) + high * part)
+        return found
 
 
-def sampler(counting_size: int, features: int, shard: int, bound: int) -> Sampler:
-    """Return the Sampler of a shard, of fewer positions where there are many features."""
-    return Sampler(shard, features, min(counting_size, max(1, VALUES // max(1, features))), bound)
+def most(size: int, features: int) -> int:
+    """Return how many positions are sampled: fewer where there are many features."""
+    return min(size, max(1, VALUES // max(1, features)))
+
+
+def likely_bound(size: int, positions: int) -> int:
+    """Return a key below which at least `size` of so many positions lie, but for one time in 10^15."""
+    share = (size + 8 * math.sqrt(size)) / positions if positions else 1.0
+    return int(share * (1 << 64)) if share < 1 else 1 << 64
 
 
 class Sampler:
@@ -79,12 +101,12 @@ class Sampler:
         shard: its number, which decides the keys.
         features: values at a position.
         size: of the sample.
-        bound: keys from this on are left out, as other shards have pushed them out already.
+        bounds: what need not be kept.
     """
 
-    def __init__(self, shard: int, features: int, size: int, bound: int = 1 << 64) -> None:
+    def __init__(self, shard: int, features: int, size: int, bounds: Bounds) -> None:
         self._random = np.random.Generator(np.random.Philox(key=shard))
-        self._sample, self._bound = Sample.empty(features, size), bound
+        self._sample, self._bounds = Sample.empty(features, size), bounds
         self._pending: list[tuple[np.ndarray, np.ndarray]] = []
         self._waiting = 0
 
@@ -101,7 +123,7 @@ class Sampler:
     def draw(self, count: int, at: Callable[[np.ndarray], np.ndarray]) -> None:
         """Draw from so many positions; `at` returns the values at some, a row for each."""
         keys = self._random.integers(0, 1 << 64, count, dtype=np.uint64)
-        bound = min(self._bound, self._sample.bound)
+        bound = self._bounds.key
         chosen = np.flatnonzero(keys < np.uint64(bound)) if bound < 1 << 64 else np.arange(count)
         if len(chosen) > self._sample.size:
             chosen = chosen[np.argpartition(keys[chosen], self._sample.size)[: self._sample.size]]
@@ -110,7 +132,7 @@ class Sampler:
         self._pending.append((keys[chosen], at(chosen)))
         self._waiting += len(chosen)
         if self._waiting >= self._sample.size:
-            self.sample()
+            self._bounds.lower(key=self.sample().bound)
 
     def sample(self) -> Sample:
         """Return the sample so far."""

@@ -104,19 +104,25 @@ def _quotient(a: int, b: int) -> tuple[float, float]:
     return high, (a * q - p * b) / (b * q)
 
 
-def hash_samples(values: np.ndarray, length: int) -> np.ndarray:
-    """Return a 64-bit hash of each sample of a flat, contiguous array, `length` values a sample."""
-    out = np.full(values.size // length, length, np.uint64)
-    hash_part(values, length, 0, True, out)
-    return out
-
-
-def hash_part(values: np.ndarray, length: int, at: int, end: bool, out: np.ndarray) -> None:
-    """Add `length` values of each sample, from place `at` on, to the samples' hashes."""
+def hash_part(values: np.ndarray, length: int, at: int, out: np.ndarray) -> None:
+    """Add `length` values of each sample, from place `at` on, to the hashes, which began as lengths."""
     if values.size and length == 1:
-        _column_hasher(values.dtype)(values, at, *_keys(), end, out)
+        _column_hasher(values.dtype)(values, at, *_keys(), out)
     elif values.size:
-        _hasher(values.dtype)(values, length, at, *_keys(), end, out)
+        _hasher(values.dtype)(values, length, at, *_keys(), out)
+
+
+def finish_hashes(hashes: np.ndarray, room: np.ndarray, bound: int = 1 << 64) -> tuple[np.ndarray, int]:
+    """Finish the samples' hashes in place; return those below a bound, and the sum of all modulo 2^64.
+
+    Args:
+        hashes: of samples, all their parts added.
+        room: working memory, of as many uint64.
+        bound: 1 to 2^64.
+    """
+    total = np.zeros(1, np.uint64)
+    kept = _mixer()(hashes, np.uint64(bound - 1), room, total)
+    return room[:kept].copy(), int(total[0])
 
 
 @cache
@@ -138,6 +144,13 @@ def _column_hasher(dtype: np.dtype) -> Callable[..., Any]:  # whose name takes N
     from slabnorm.kernels.compiled import column_hashes
 
     return column_hashes(dtype.name)
+
+
+@cache
+def _mixer() -> Callable[..., int]:
+    from slabnorm.kernels.compiled import mix
+
+    return mix()
 
 
 @cache

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,13 +16,6 @@ from slabnorm.moments import Moments
 
 _MOMENTS = ("count", "mean", "m2", "min", "max", "mean_low", "m2_low")
 _WRAP = (1 << 64) - 1
-
-
-class Bounds(NamedTuple):
-    """Hashes and keys from which on samples and positions need not be kept: others have pushed them out."""
-
-    hash: int = 1 << 64
-    key: int = 1 << 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,11 +71,6 @@ class Tally:
                  "positions": self.sample.size,
                  "skipped": self.skipped}  # fmt: skip
         return bytes(save(tensors, {"tally": json.dumps(plain)}))
-
-    @property
-    def bounds(self) -> Bounds:
-        """What can no longer be in the sketch and the sample of all data."""
-        return Bounds(self.sketch.bound, self.sample.bound)
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Tally:

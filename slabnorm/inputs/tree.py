@@ -6,7 +6,8 @@ Rounding then depends on the shards' numbers and on nothing else: not on arrival
 
 from __future__ import annotations
 
-from slabnorm.inputs.tally import Bounds, Tally
+from slabnorm.inputs.sketch import Bounds
+from slabnorm.inputs.tally import Tally
 
 
 class Tree:
@@ -21,7 +22,7 @@ class Tree:
     def add(self, number: int, tally: Tally) -> None:
         """Add shard `number`; each number once."""
         self._early[number] = tally
-        self.bounds = Bounds(*map(min, self.bounds, tally.bounds))
+        self.bounds.lower(tally.sketch.bound, tally.sample.bound)
         while self._next in self._early:
             self._append(self._early.pop(self._next))
             self._next += 1

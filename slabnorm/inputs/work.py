@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from slabnorm.errors import DataError
@@ -10,8 +11,9 @@ from slabnorm.inputs.chunks import chunks
 from slabnorm.inputs.columns import ColumnCounter
 from slabnorm.inputs.counter import Counter, Counting
 from slabnorm.inputs.schema import check_schema
+from slabnorm.inputs.sketch import Bounds
 from slabnorm.inputs.sources.base import Bad, MismatchError, Named, Shard
-from slabnorm.inputs.tally import Bounds, Tally
+from slabnorm.inputs.tally import Tally
 
 
 def count_shard(shard: Shard, counting: Counting, bounds: Bounds | None = None) -> Tally:
@@ -24,6 +26,8 @@ def count_shard(shard: Shard, counting: Counting, bounds: Bounds | None = None) 
     bad: list[tuple[str, str]] = []
     columns = bool(counting.schema.names)  # a table's blocks are Columns, all others are dense
     kind: type[Any] = ColumnCounter if columns else Counter
+    if bounds is not None and counting.skip_bad:
+        bounds = replace(bounds)  # a shard that breaks has counted what must not push others out
     counter = kind(counting, shard.name, shard.first, shard.number, bounds)
     blocks = _good(shard, counting, bad)
     try:

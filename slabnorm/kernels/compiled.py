@@ -111,7 +111,7 @@ def tally(dtype: str, exact: bool) -> Callable[..., Any]:
 def hashes(dtype: str) -> Callable[..., Any]:
     """Return the compiled function that adds values of this dtype to the hashes of their samples."""
     words, values = types.Array(types.uint64, 1, "C"), types.Array(numba.from_dtype(np.dtype(dtype)), 1, "C")
-    signature = (values, types.int64, types.int64, words, words, types.boolean, words)
+    signature = (values, types.int64, types.int64, words, words, words)
     return _compiled(hashing.hash_kernel(_version()), signature)
 
 
@@ -119,8 +119,15 @@ def hashes(dtype: str) -> Callable[..., Any]:
 def column_hashes(dtype: str) -> Callable[..., Any]:
     """Return the compiled function that adds a column of this dtype to the hashes of its samples."""
     words, values = types.Array(types.uint64, 1, "C"), types.Array(numba.from_dtype(np.dtype(dtype)), 1, "C")
-    signature = (values, types.int64, words, words, types.boolean, words)
+    signature = (values, types.int64, words, words, words)
     return _compiled(hashing.column_kernel(_version()), signature)
+
+
+@cache
+def mix() -> Callable[..., int]:
+    """Return the compiled function that finishes hashes and picks the small ones."""
+    words = types.Array(types.uint64, 1, "C")
+    return _compiled(hashing.mix_kernel(_version()), (words, types.uint64, words, words))
 
 
 def _flag(value: bool) -> int | None:

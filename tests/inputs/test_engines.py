@@ -6,7 +6,7 @@ import importlib.util
 import os
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +16,10 @@ from torch.utils.data import Dataset
 
 from slabnorm.errors import DataError, ExtraError, OptionError
 from slabnorm.inputs import fit, save
+from slabnorm.inputs.count import Opened
 from slabnorm.inputs.engines import cluster, local
-from slabnorm.inputs.sources import parts
+from slabnorm.inputs.sketch import Bounds
+from slabnorm.inputs.sources import open_source, parts
 from slabnorm.inputs.sources.arrays import ArrayShard
 from slabnorm.inputs.sources.npy import NpyShard, NpySource
 from slabnorm.inputs.work import count_shard
@@ -81,7 +83,7 @@ class Broken(ArrayShard):
 
 
 def test_the_first_error_is_the_one_that_is_told(monkeypatch, table):
-    shards = [Broken(i, f"part {i}", first=10 * i, array=DATA, last=10 * i + 10) for i in range(8)]
+    shards = [Broken(i, f"part {i}", first=10 * i, samples=10, array=DATA) for i in range(8)]
     monkeypatch.setattr(NpySource, "shards", lambda self: shards)
     for workers in (1, 2, 4):
         with pytest.raises(DataError, match="shard 2"):
@@ -158,3 +160,23 @@ def test_ray_and_a_worker_that_is_killed(table, tmp_path, monkeypatch):
 
 def test_cores():
     assert 1 <= local.cores() <= os.cpu_count()
+
+
+@dataclass(frozen=True)
+class Torn(ArrayShard):
+    """Breaks after its samples have been counted."""
+
+    def blocks(self):
+        yield from super().blocks()
+        raise DataError("a shard is whole", "torn")
+
+
+def test_a_shard_that_breaks_pushes_nothing_out():
+    source = open_source(DATA)
+    counting = Opened(source).counting("n c -> c", {}, sketch=4, sample=4, skip_bad=True)
+    bounds, whole = Bounds(), ArrayShard(0, "whole", samples=len(DATA), array=DATA)
+    tally = count_shard(Torn(1, "torn", samples=len(DATA), array=DATA), counting, bounds)
+    assert (tally.samples, tally.skipped, bounds) == (0, (("torn", "torn"),), Bounds())
+    assert count_shard(whole, counting, bounds).sketch.bound == count_shard(whole, counting).sketch.bound
+    count_shard(whole, replace(counting, skip_bad=False), bounds)
+    assert bounds == Bounds(count_shard(whole, counting).sketch.bound, bounds.key) != Bounds()

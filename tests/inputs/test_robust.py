@@ -11,6 +11,7 @@ from sklearn.preprocessing import RobustScaler
 import slabnorm as sn
 from slabnorm.errors import ArtifactError, OptionError
 from slabnorm.inputs.sample import Sample, Sampler
+from slabnorm.inputs.sketch import Bounds
 from slabnorm.inputs.sources import parts
 
 TABLE = load_breast_cancer().data
@@ -60,7 +61,7 @@ def test_the_sample_does_not_depend_on_workers_or_batches(monkeypatch):
 
 
 def test_samples_are_uniform_and_merge_in_any_order():
-    samplers = [Sampler(shard, 1, 64) for shard in range(40)]
+    samplers = [Sampler(shard, 1, 64, Bounds()) for shard in range(40)]
     for shard, sampler in enumerate(samplers):
         sampler.add(shard * 100.0 + np.arange(100.0)[:, None], (0,), (1,))
     samples = [sampler.sample() for sampler in samplers]

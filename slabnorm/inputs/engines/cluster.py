@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from slabnorm.errors import DataError, SlabError
 from slabnorm.inputs.counter import Counting
 from slabnorm.inputs.extras import extra
+from slabnorm.inputs.sketch import Bounds
 from slabnorm.inputs.sources.base import Shard
-from slabnorm.inputs.tally import Bounds, Tally
+from slabnorm.inputs.tally import Tally
 from slabnorm.inputs.work import count_shard
 
 RETRIES = 5  # times that a shard whose worker died is counted anew
@@ -18,7 +19,7 @@ RETRIES = 5  # times that a shard whose worker died is counted anew
 def run(
     shards: Sequence[Shard],
     counting: Counting,
-    bounds: Callable[[], Bounds],
+    bounds: Bounds,
     workers: int | None,
     address: str | None,
 ) -> Iterator[tuple[Shard, Tally]]:
@@ -49,7 +50,7 @@ def run(
 
 
 def _run(
-    ray: Any, shards: Sequence[Shard], counting: Counting, bounds: Callable[[], Bounds], most: int
+    ray: Any, shards: Sequence[Shard], counting: Counting, bounds: Bounds, most: int
 ) -> Iterator[tuple[Shard, Tally]]:
     count = ray.remote(num_cpus=1, max_retries=RETRIES)(_count)
     how = ray.put(counting)
@@ -58,7 +59,7 @@ def _run(
     while left or waiting:
         while left and len(waiting) < most:
             shard = left.pop()
-            waiting[count.remote(shard, how, bounds())] = shard
+            waiting[count.remote(shard, how, bounds)] = shard
         done, _ = ray.wait(list(waiting), num_returns=1)
         shard = waiting.pop(done[0])
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
     Executor,
@@ -19,8 +19,9 @@ import torch
 
 from slabnorm.errors import OptionError
 from slabnorm.inputs.counter import Counting
+from slabnorm.inputs.sketch import Bounds
 from slabnorm.inputs.sources.base import Shard
-from slabnorm.inputs.tally import Bounds, Tally
+from slabnorm.inputs.tally import Tally
 from slabnorm.inputs.work import count_shard
 
 
@@ -32,7 +33,7 @@ def cores() -> int:
 def run(
     shards: Sequence[Shard],
     counting: Counting,
-    bounds: Callable[[], Bounds],
+    bounds: Bounds,
     workers: int,
     memory: int | None,
     processes: bool = False,
@@ -54,7 +55,7 @@ def run(
         _check_pickle(shards)
     elif workers == 1:
         for shard in shards:
-            yield shard, _count(shard, counting, bounds())
+            yield shard, _count(shard, counting, bounds)
         return
     with _pool(workers, processes) as pool:
         waiting: dict[Future[Tally], Shard] = {}
@@ -69,7 +70,7 @@ def _submitted(
     pool: Executor,
     shards: Sequence[Shard],
     counting: Counting,
-    bounds: Callable[[], Bounds],
+    bounds: Bounds,
     workers: int,
     memory: int | None,
     waiting: dict[Future[Tally], Shard],
@@ -83,7 +84,7 @@ def _submitted(
         ):  # fmt: skip
             shard = left.pop()
             held += shard.memory
-            waiting[pool.submit(_count, shard, counting, bounds())] = shard
+            waiting[pool.submit(_count, shard, counting, bounds)] = shard
         done, _ = wait(waiting, return_when=FIRST_COMPLETED)
         failed = [future for future in done if future.exception() is not None]
         if failed:

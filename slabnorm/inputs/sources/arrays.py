@@ -21,7 +21,6 @@ class ArrayShard(Shard):
     """Some rows of an array."""
 
     array: Any = None
-    last: int = 0
 
     def blocks(self) -> Iterator[Block]:
         """Yield the rows: those of an array are a view, and a memory map reads what it is asked for."""
@@ -55,7 +54,7 @@ class ArraySource(Source):
         shape = tuple(self._array.shape)
         size = math.prod(shape[1:]) * self._array.dtype.itemsize
         return [
-            ArrayShard(number, self.name, "", size * (last - first), 0, first, self._array, last)
+            ArrayShard(number, self.name, "", size * (last - first), 0, first, last - first, self._array)
             for number, (first, last) in enumerate(bounds(shape))
         ]
 

@@ -88,6 +88,7 @@ class Shard:
         size: about how many bytes are read for it.
         memory: about how many bytes it takes while it is read.
         first: the number of its first sample, where that is known.
+        samples: how many it has; 0 where nobody knows before reading.
     """
 
     number: int
@@ -96,6 +97,12 @@ class Shard:
     size: int = 0
     memory: int = 2 * BLOCK_BYTES
     first: int = 0
+    samples: int = 0
+
+    @property
+    def last(self) -> int:
+        """The number after its last sample's."""
+        return self.first + self.samples
 
     def blocks(self) -> Iterator[Block | Columns | Bad | Named]:
         """Yield the samples in order, in blocks of any length, or what could not be read.

@@ -45,7 +45,6 @@ class ZarrShard(Shard):
     """Some rows of a Zarr array."""
 
     place: Place = field(default_factory=lambda: Place("", ""))
-    last: int = 0
     fill: bool = False
     digest: str = ""
 
@@ -166,7 +165,7 @@ class ZarrSource(Source):
                 absent += found.count(None)
                 shards.append(ZarrShard(
                     number, self.name, _fingerprint(plan, found, self._fill) if marks.lasting else "",
-                    row * (last - first), memory, first, self.place, last, self._fill, plan,
+                    row * (last - first), memory, first, last - first, self.place, self._fill, plan,
                 ))  # fmt: skip
             if self._fill and absent:
                 warnings.warn(

@@ -39,7 +39,6 @@ class DatasetShard(Shard):
 
     dataset: Any = None
     key: str | None = None
-    last: int = 0
 
     def blocks(self) -> Iterator[Block]:
         """Yield one sample at a time."""
@@ -72,7 +71,7 @@ class DatasetSource(Source):
             return []
         first = x_of(dataset[0], self._key, f"item 0 of {self.name}")
         return [
-            DatasetShard(number, self.name, "", 0, 0, start, dataset, self._key, last)
+            DatasetShard(number, self.name, "", 0, 0, start, last - start, dataset, self._key)
             for number, (start, last) in enumerate(bounds((count, *first.shape)))
         ]
 

@@ -45,7 +45,6 @@ class NpyShard(Shard):
     """
 
     path: Path = Path()
-    last: int = 0
     start: int = 0
     header: _Header | None = None
 
@@ -88,7 +87,7 @@ class NpySource(Source):
         return [
             NpyShard(
                 number, self.name, mark, row * (last - first), 2 * max(BLOCK_BYTES, row), first,
-                self._path, last, start, header,
+                last - first, self._path, start, header,
             )
             for number, (first, last) in enumerate(bounds(header.shape))
         ]  # fmt: skip

@@ -79,7 +79,7 @@ class TableSource(Source):
                 shards.append(
                     TableShard(
                         len(shards), name, file.mark, part.size, part.memory, part.row,
-                        file=file, part=part, choice=self._choice,
+                        max(0, part.rows), file=file, part=part, choice=self._choice,
                     )
                 )  # fmt: skip
         return shards
