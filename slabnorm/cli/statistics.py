@@ -45,6 +45,9 @@ def fit(
     column: Annotated[
         list[str] | None, typer.Option(help="A column of a table.", show_default="all of numbers")
     ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="How often samples count: a column of a table, or a .npy file.")
+    ] = None,
     nan: Annotated[str, typer.Option(help="raise, or omit: leave NaN out and count them.")] = "raise",
     missing_chunks: Annotated[
         str, typer.Option(help="raise, or fill: a chunk that a Zarr array lacks is its fill value.")
@@ -81,6 +84,7 @@ def fit(
         ledger = Path(f"{out}.ledger")
         norm = fit_statistics(
             data, scheme, pattern, split=split, nan=nan, leak=leak, key=key, skip_bad=skip_bad,
+            weights=_weights(weights),
             missing_chunks=missing_chunks, columns=column, convert=convert,
             workers=workers, memory=whole_bytes(memory), engine=engine, address=address,
             ledger=None if data.lower().endswith(".npz") else ledger, resume=resume, progress=progress,
@@ -92,6 +96,22 @@ def fit(
         print_norm(norm)
         print_skipped(norm)
         error_console().print(f"statistics: {shown(out)}", style="dim", markup=False, soft_wrap=True)
+
+
+def _weights(text: str | None) -> Any:
+    """Return the name of a column, or the numbers in a file."""
+    if text is None or not text.lower().endswith(".npy"):
+        return text
+    import numpy as np
+
+    from slabnorm.errors import DataError
+
+    try:
+        return np.load(text)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            "weights are a column, or a .npy file of one number per sample", f"{text}: {error}"
+        ) from None
 
 
 def show(

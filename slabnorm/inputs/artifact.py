@@ -97,7 +97,8 @@ def load(path: str | os.PathLike[str]) -> InputNorm:
         record = Record.from_plain(plain["record"])
         _check_shapes(tensors, record)
         check_moments(tensors, record)
-        moments = Moments(**{name: tensors[name] for name in MOMENTS})
+        found = {name: tensors[name] for name in MOMENTS}
+        moments = Moments(**found, weighted=record.weights == "real")
         missing = tensors["nan_count"], tensors["null_count"]
         norm = InputNorm(record, moments, *missing, tensors["quantiles"])
         norm.sketch = _sketch(tensors["sketch"], plain["sketch"], record.samples)
@@ -173,7 +174,7 @@ def _digest(plain: dict[str, Any], tensors: dict[str, Tensor]) -> str:
 
 
 def _check_shapes(tensors: dict[str, Tensor], record: Record) -> None:
-    for name, dtype in _DTYPES.items():
+    for name, dtype in (_DTYPES | {"count": record.count_dtype}).items():
         tensor = tensors[name]
         shape = (tensor.numel(),) if name == "sketch" else record.features().shape
         if name == "quantiles":

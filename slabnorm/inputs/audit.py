@@ -7,8 +7,6 @@ from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
-import torch
-
 from slabnorm.errors import OptionError, StatisticsError
 from slabnorm.inputs.artifact import load
 from slabnorm.inputs.beside import Beside, Reference
@@ -18,10 +16,11 @@ from slabnorm.inputs.drift import compare, find_constant, find_drift, find_missi
 from slabnorm.inputs.explain import find_order, find_scale
 from slabnorm.inputs.normalizer import InputNorm
 from slabnorm.inputs.overlap import find_overlap, overlap_of
+from slabnorm.inputs.plain import plain_tensors
 from slabnorm.inputs.provenance import find_leak
 from slabnorm.inputs.schema import Schema
 from slabnorm.inputs.sides import Side
-from slabnorm.inputs.sources import open_source
+from slabnorm.inputs.sources import Source, Stream, open_source
 from slabnorm.inputs.tally import Tally
 from slabnorm.report.audit import AuditRecord, Finding
 
@@ -84,12 +83,19 @@ def audit(
     norm = _at_hand(norm if isinstance(norm, InputNorm) else load(norm))
     if workers is not None and (type(workers) is not int or workers < 1):
         raise OptionError("workers is an integer, 1 or more", repr(workers))
-    with torch.inference_mode(False), torch.device("cpu"):
-        sources = [open_source(data, key) for data in (against, train) if data is not None]
+    with plain_tensors():
+        sources = [_open(norm, data, key) for data in (against, train) if data is not None]
         opened = [Opened(source, skip_bad) for source in sources]
         effort = Effort(workers=workers, memory=memory, progress=_joint(opened, progress))
         tallies = [_count(norm, each, effort, skip_bad) for each in opened]
         return _record(norm, opened[0], tallies[0], tallies[1] if train is not None else None)
+
+
+def _open(norm: InputNorm, data: Any, key: str | None) -> Source | Stream:
+    """Open a data set; of a table that has more columns, those that were fitted."""
+    source, fitted = open_source(data, key), norm.record.names
+    given = source.schema().names if fitted and hasattr(source, "schema") else ()
+    return open_source(data, key, columns=fitted) if set(fitted) < set(given) else source
 
 
 def _at_hand(norm: InputNorm) -> InputNorm:

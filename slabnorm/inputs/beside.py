@@ -77,7 +77,8 @@ class BesideCounter:
 
     def add(self, values: np.ndarray, hashes: np.ndarray) -> None:
         """Count a block of samples, given with their hashes, of which none is kept here but as a copy."""
-        hashes = hashes[hashes <= np.uint64(self._reference.bound - 1)]
+        bound = self._reference.bound
+        hashes = hashes[hashes < np.uint64(bound)] if bound < 1 << 64 else hashes.copy()
         self._told += len(hashes)
         self._collector.add(hashes)
         self._below += self._where(values, self._reference.low, np.less)

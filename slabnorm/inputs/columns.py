@@ -10,10 +10,9 @@ from math import isfinite, isinf, prod
 import numpy as np
 import torch
 
-from slabnorm.errors import DataError
 from slabnorm.inputs.beside import BesideCounter
 from slabnorm.inputs.counter import WIDE, Counting
-from slabnorm.inputs.missing import EXACT, Where, refuse_floats, refuse_integers
+from slabnorm.inputs.missing import EXACT, Where, refuse_floats, refuse_integers, refuse_null
 from slabnorm.inputs.sample import Sampler, most
 from slabnorm.inputs.sketch import Bounds, Collector
 from slabnorm.inputs.sources.base import Columns
@@ -102,12 +101,12 @@ class ColumnCounter:
         if self._counting.sketch:
             self._collector.finish(hashes)
         if self._beside is not None:
-            self._beside.add(np.column_stack([*map(_dense, block.arrays, block.missing)]), hashes)
+            self._beside.add(np.column_stack([*map(dense, block.arrays, block.missing)]), hashes)
         self._samples += len(block)
 
     def _draw(self, block: Columns) -> None:
         """Sample rows, or, where columns are pooled, single values."""
-        table = [*map(_dense, block.arrays, block.missing)]
+        table = [*map(dense, block.arrays, block.missing)]
         if prod(self._features.shape) == len(table):
             self._sampler.draw(len(block), lambda rows: np.column_stack([column[rows] for column in table]))
         else:
@@ -117,9 +116,9 @@ class ColumnCounter:
         """Raise what is wrong with a column, of which only the sums so far are looked at."""
         sums, strict = self._sums[at], self._counting.nan == "raise"
         low, high = sums.extremes[0, 0], sums.extremes[1, 0]
-        where = Where(self._name, self._first + self._samples, _Column(self._names[at]))
+        where = Where(self._name, self._first + self._samples, Cells((self._names[at],)))
         if strict and missing is not None and missing.any():
-            self._refuse_null(where, missing)
+            refuse_null(where, missing)
         if values.dtype.kind == "f":
             # Without any value the extremes are infinite, and mean nothing.
             infinite = not isfinite(sums.mean) or (low <= high and (isinf(low) or isinf(high)))
@@ -127,16 +126,6 @@ class ColumnCounter:
                 refuse_floats(_filled(values, missing), self._counting.nan, where)
         elif values.dtype.name in WIDE and low <= high and (int(high) >= EXACT or int(low) <= -EXACT):
             refuse_integers(_filled(values, missing), where)
-
-    def _refuse_null(self, where: Where, missing: np.ndarray) -> None:
-        gone = np.flatnonzero(missing)
-        place = where.features.place((where.first + int(gone[0]),))
-        rows = f"rows {where.first}..{where.first + len(missing) - 1}"
-        raise DataError(
-            'tables hold no null under nan="raise"',
-            f"{where.name}: null at {place}; {len(gone)} in {rows}",
-            'mend them, or leave them out and count them with nan="omit"',
-        )
 
     def _features_of_columns(self) -> np.ndarray:
         """Return of which feature each column is: "n c -> c" has a feature for each, "n c ->" one for all."""
@@ -151,13 +140,14 @@ class ColumnCounter:
 
 
 @dataclass(frozen=True)
-class _Column:
-    """Says in messages where a value of a column stands."""
+class Cells:
+    """Says in messages where a value of a table, or of one of its columns, stands."""
 
-    name: str
+    names: tuple[str, ...]
 
     def place(self, index: tuple[int, ...]) -> str:
-        return f"row {index[0]}, column {self.name!r}"
+        """Return an index as text."""
+        return f"row {index[0]}, column {self.names[index[1] if len(index) > 1 else 0]!r}"
 
 
 def _plain(array: np.ndarray) -> np.ndarray:
@@ -175,7 +165,8 @@ def _with_nan(values: np.ndarray, missing: np.ndarray) -> np.ndarray:
     return copy
 
 
-def _dense(array: np.ndarray, missing: np.ndarray | None) -> np.ndarray:
+def dense(array: np.ndarray, missing: np.ndarray | None) -> np.ndarray:
+    """Return a column in a dtype that kernels take, NaN where a mask says that nothing is."""
     values = _plain(array)
     return values if missing is None else _with_nan(values, missing)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -9,9 +10,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from slabnorm.errors import DataError, OptionError
 from slabnorm.inputs.chunks import chunks
-from slabnorm.inputs.counter import Counter, Counting
+from slabnorm.inputs.counter import Counting
 from slabnorm.inputs.engines import local
 from slabnorm.inputs.ledger import Ledger
 from slabnorm.inputs.sample import likely_bound, most
@@ -21,6 +24,8 @@ from slabnorm.inputs.sources import Bad, Block, BrokenShard, Named, Shard, Sourc
 from slabnorm.inputs.sources.parts import SHARD, chunk_rows
 from slabnorm.inputs.tally import Tally
 from slabnorm.inputs.tree import Tree
+from slabnorm.inputs.weights import check_weights
+from slabnorm.inputs.work import counter_of
 
 Progress = Callable[[int, int], None]  # bytes done since the last call, bytes in all; 0 if unknown
 
@@ -96,7 +101,29 @@ class Opened:
         )  # fmt: skip
         if self.shards is not None:
             found = replace(found, order=self.source.order, whole=self.source.whole)
-        return replace(found, **options)
+        found = replace(found, **options)
+        if isinstance(found.weights, np.ndarray):
+            self._check_weights(found.weights, found.skip_bad)
+        return found
+
+    def _check_weights(self, weights: np.ndarray, skip_bad: bool) -> None:
+        """Raise unless samples are numbered through, and there are as many as weights."""
+        name = self.source.name
+        if self.schema.names:
+            raise OptionError(
+                "weights of a table are one of its columns", f"an array, for {name}", 'weights="its name"'
+            )
+        if skip_bad:
+            raise OptionError("weights want every sample read", "skip_bad=True", "mend what is damaged")
+        if self.shards is None:
+            return  # known when all are read
+        if not all(shard.samples for shard in self.shards):
+            raise OptionError(
+                "an array of weights goes with numbered samples: arrays, .npy, Zarr, batches, Datasets",
+                name,
+                "repeat files by their weight, or give batches from a loader",
+            )
+        check_weights(weights, sum(shard.samples for shard in self.shards))
 
     def count(self, counting: Counting, effort: Effort) -> Tally:
         """Return the tally of all samples.
@@ -111,6 +138,8 @@ class Opened:
         else:
             total = _count_shards(self.shards, self.source, counting, effort)
         if total is None or not total.samples:
+            if counting.weights is not None:
+                raise DataError("some sample has a weight", f"{self.source.name}: all weights are 0")
             raise empty(self.source.name)
         return total
 
@@ -127,17 +156,20 @@ class Opened:
             raise OptionError("an iterable is read once", self.source.name, "open it again")
         tree, number, name = Tree(), 0, self.source.name
         rows = counting.rows
-        counter, held, first = Counter(counting, name), 0, 0
+        kind = counter_of(counting)
+        counter, held, first, read = kind(counting, name), 0, 0, 0
         for chunk in chunks(self._checked(blocks, counting), rows):
             if held == SHARD:
                 tree.add(number, counter.tally())
                 number, first = number + 1, first + held * rows
-                counter, held = Counter(counting, name, first, number, tree.bounds), 0
+                counter, held = kind(counting, name, first, number, tree.bounds), 0
             counter.add(chunk)
-            held += 1
+            held, read = held + 1, read + len(chunk)
             if effort.progress:
                 effort.progress(chunk.nbytes, 0)
         tree.add(number, counter.tally())
+        if isinstance(counting.weights, np.ndarray):
+            check_weights(counting.weights, read)
         return tree.total()
 
     def _checked(self, blocks: Iterator[Block], counting: Counting) -> Iterator[Block]:
@@ -202,7 +234,12 @@ def _likely_bound(shards: list[Shard], counting: Counting) -> int:
 
 
 def _plan(source: Source, counting: Counting, shards: list[Shard]) -> dict[str, Any]:
-    plain = asdict(counting)
+    weights = counting.weights
+    plain = asdict(replace(counting, weights=None))
+    if isinstance(weights, np.ndarray):
+        plain["weights"] = hashlib.sha256(weights.tobytes()).hexdigest()
+    elif weights is not None:
+        plain["weights"] = f"column {weights}"
     schema = plain.pop("schema")
     return {**plain, **schema, "source": source.name, "shards": len(shards)}
 

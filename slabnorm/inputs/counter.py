@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -42,6 +42,7 @@ class Counting:
         unit: how messages call a block.
         rows: samples of a chunk.
         reference: what an audit compares the samples with.
+        weights: of all samples, in their order; or the name of a table's column, which is no feature then.
     """
 
     pattern: str
@@ -56,6 +57,7 @@ class Counting:
     unit: str = "block"
     rows: int = 1
     reference: Reference | None = None
+    weights: np.ndarray | str | None = field(default=None, compare=False)
 
     def features(self) -> Features:
         """Return where the statistics lie in a batch."""

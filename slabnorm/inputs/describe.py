@@ -28,7 +28,7 @@ def describe(norm: InputNorm) -> StatisticsRecord:
     skipped, clip = record.skipped, norm.scheme.clip
     return StatisticsRecord(
         str(norm.scheme), record.pattern, record.split, record.samples, record.dtype, record.leak, features,
-        norm.scheme.ranks, norm.rank_error, clip, record.reader, skipped,
+        norm.scheme.ranks, norm.rank_error, clip, record.reader, skipped, record.weights,
     )  # fmt: skip
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
@@ -15,19 +13,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slabnorm.errors import DataWarning, OptionError
+from slabnorm.errors import OptionError
 from slabnorm.inputs.count import Effort, Opened, Progress
+from slabnorm.inputs.counter import Counting
 from slabnorm.inputs.features import kept_axes
 from slabnorm.inputs.missing import check_left, check_policy
 from slabnorm.inputs.normalizer import InputNorm
+from slabnorm.inputs.plain import plain_tensors
 from slabnorm.inputs.record import Record
 from slabnorm.inputs.sample import SIZE as SAMPLE
-from slabnorm.inputs.scheme import Scheme, first_features
-from slabnorm.inputs.schemes import FixedScale, resolve
+from slabnorm.inputs.scheme import Scheme
+from slabnorm.inputs.schemes import resolve
 from slabnorm.inputs.sources import Source, open_source
 from slabnorm.inputs.split import guard
 from slabnorm.inputs.tally import Tally
-from slabnorm.moments import Moments
+from slabnorm.inputs.warn import warn_of
+from slabnorm.inputs.weights import check_weights
 from slabnorm.pattern import Pattern, parse
 
 
@@ -42,6 +43,7 @@ def fit(
     key: str | None = None,
     columns: Sequence[str] | None = None,
     convert: str | None = None,
+    weights: Any = None,
     skip_bad: bool = False,
     missing_chunks: str = "raise",
     workers: int | None = None,
@@ -87,6 +89,9 @@ def fit(
             arrays written without the chunks that hold nothing else.
         convert: the mode "RGB", "L" or "RGBA", to which images are converted; without it all images have one
             mode: RGB, L, RGBA, or I;16, which is uint16.
+        weights: how often each sample counts: an array of numbers, one per sample in their order, or the name
+            of a table's column, which is no feature then. Weights 2 and 0 are as if the sample came twice, or
+            not at all; real ones make counts real.
         skip_bad: whether files that cannot be read are left out and listed (`skipped`); else they are errors.
         workers: how many shards are counted at once; by default one for every core. A map-style Dataset is
             read in this process unless told so: more workers are processes, to which it is pickled.
@@ -132,7 +137,11 @@ def fit(
     check_policy(nan)
     if engine not in ("local", "ray"):
         raise OptionError('the engine is "local" or "ray"', repr(engine))
-    source = open_source(source, key, columns=columns, missing_chunks=missing_chunks, convert=convert)
+    column = weights if isinstance(weights, str) else None
+    source = open_source(
+        source, key, columns=columns, missing_chunks=missing_chunks, convert=convert, weights=column
+    )
+    given = check_weights(weights) if weights is not None and column is None else column
     split = guard(split, source.hints, leak)
     effort = Effort(
         engine,
@@ -154,13 +163,14 @@ def fit(
     record = Record(
         scheme, chosen.text, schema.sample, schema.dtype, split, 0, nan, leak, _plain_sizes(sizes)
     )
-    with _plain():
+    with plain_tensors():
         record.features()  # which finds what is wrong with the pattern, before anything is read
     counting = opened.counting(
-        chosen.text, record.sizes, nan=nan, skip_bad=skip_bad, sample=SAMPLE if scheme.ranks else 0
-    )
+        chosen.text, record.sizes, nan=nan, skip_bad=skip_bad, sample=SAMPLE if scheme.ranks else 0,
+        weights=given,
+    )  # fmt: skip
     tally = opened.count(counting, effort)
-    with _plain():
+    with plain_tensors():
         shape = tally.moments.shape
         names = schema.names if shape == (len(schema.names),) else ()  # pooled, columns have no names
         check_left(tally.moments, source.name, names)
@@ -168,18 +178,37 @@ def fit(
             record, samples=tally.samples, names=names, reader=source.reader,
             skipped=len(tally.skipped),
             order=counting.order,
-            positions=len(tally.sample.keys), content=f"{tally.content:016x}",
+            positions=_positions(tally, counting), content=f"{tally.content:016x}",
+            weights=_kind_of_weights(tally, counting),
         )  # fmt: skip
-        norm = InputNorm(found, tally.moments, tally.nan, tally.null, _quantiles(scheme, tally))
+        quantiles = _quantiles(scheme, tally, found.weights)
+        norm = InputNorm(found, tally.moments, tally.nan, tally.null, quantiles)
         norm.sketch, norm.skipped = tally.sketch, tally.skipped
-    _warn_of(scheme, tally.moments, norm.quantiles, names)
+    warn_of(scheme, tally.moments, norm.quantiles, names)
     return norm
 
 
-def _quantiles(scheme: Scheme, tally: Tally) -> Tensor:
+def _quantiles(scheme: Scheme, tally: Tally, weights: str) -> Tensor:
     """Return the quantiles that a scheme reads, a row per rank."""
-    rows = tally.sample.quantiles(scheme.ranks) if scheme.ranks else np.empty((0, 1))
+    rows = np.empty((0, 1))
+    if scheme.ranks and weights:
+        rows = tally.sample.weighted_quantiles(scheme.ranks, weights == "whole")
+    elif scheme.ranks:
+        rows = tally.sample.quantiles(scheme.ranks)
     return torch.from_numpy(rows).reshape(len(scheme.ranks), *tally.moments.shape)
+
+
+def _kind_of_weights(tally: Tally, counting: Counting) -> str:
+    if counting.weights is None:
+        return ""
+    return "real" if tally.moments.weighted else "whole"
+
+
+def _positions(tally: Tally, counting: Counting) -> int:
+    """Return what a sample of positions is worth: of weights that differ, fewer than there are."""
+    drawn = len(tally.sample.keys)
+    every = tally.samples * counting.schema.values // max(1, tally.moments.mean.numel())
+    return drawn if counting.weights is None or drawn >= every else min(drawn, tally.sample.effective)
 
 
 def _whole(name: str, number: int | None) -> int | None:
@@ -191,13 +220,6 @@ def _whole(name: str, number: int | None) -> int | None:
 def _plain_sizes(sizes: dict[str, int]) -> dict[str, int]:
     # NumPy's integers are no JSON; what is no size at all is left for the pattern to refuse.
     return {name: int(size) if isinstance(size, Integral) else size for name, size in sizes.items()}
-
-
-@contextmanager
-def _plain() -> Iterator[None]:
-    """Make plain CPU tensors, whatever mode or default device the caller has set."""
-    with torch.inference_mode(False), torch.device("cpu"):
-        yield
 
 
 def _choose(
@@ -233,25 +255,3 @@ def _choose(
         f"samples of shape {sample}, and no pattern",
         f'as pattern="{readings[0]}", or pattern="{readings[1]}"',
     )
-
-
-def _warn_of(
-    scheme: Scheme, moments: Moments, quantiles: Tensor, names: tuple[str, ...]
-) -> None:  # fmt: skip
-    if isinstance(scheme, FixedScale):
-        low, high = float(moments.min.min()), float(moments.max.max())
-        if (low < scheme.low or high > scheme.high) and scheme.clip is None:
-            warnings.warn(
-                f"values from {low:g} to {high:g} lie outside the range of {scheme}",
-                DataWarning,
-                stacklevel=3,
-            )
-        return
-    constant = moments.min == moments.max
-    if bool(constant.any()):
-        some = f"{int(constant.sum())} of {constant.numel()} features are constant and get scale 1"
-        warnings.warn(f"{some}: {first_features(constant, names)}", DataWarning, stacklevel=3)
-    flat = ~constant & (quantiles[-1] == quantiles[0]) if len(quantiles) else constant & False
-    if bool(flat.any()):
-        some = f"{int(flat.sum())} of {flat.numel()} features have no range between their quantiles"
-        warnings.warn(f"{some} and get scale 1: {first_features(flat, names)}", DataWarning, stacklevel=3)

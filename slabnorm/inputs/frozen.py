@@ -43,17 +43,18 @@ class Frozen(nn.Module):
                     "load statistics of the same features, or use InputNorm.from_state_dict",
                 )
         check_state(given, prefix)
+        extra = state_dict.get(prefix + "_extra_state")
+        record = self.record if extra is None else Record.from_tensor(extra)
+        if record.pattern != self.record.pattern or record.sizes != self.record.sizes:
+            raise StatisticsError(
+                f'these statistics are for "{self.record.pattern}"',
+                f'a state_dict for "{record.pattern}"',
+                "use InputNorm.from_state_dict, which takes the pattern from there",
+            )
+        if "moments_count" in given:
+            self._buffers["moments_count"] = self.get_buffer("moments_count").to(record.count_dtype)
         for name, value in given.items():
             # assign=True would take a checkpoint's half precision over as it is.
             state_dict[prefix + name] = value.to(getattr(self, name).dtype)
-        extra = state_dict.get(prefix + "_extra_state")
-        if extra is not None:
-            record = Record.from_tensor(extra)
-            if record.pattern != self.record.pattern or record.sizes != self.record.sizes:
-                raise StatisticsError(
-                    f'these statistics are for "{self.record.pattern}"',
-                    f'a state_dict for "{record.pattern}"',
-                    "use InputNorm.from_state_dict, which takes the pattern from there",
-                )
         super()._load_from_state_dict(state_dict, prefix, *rest)
         self._note_range()

@@ -75,6 +75,18 @@ def refuse_integers(values: np.ndarray, where: Where) -> NoReturn:
                  "subtract an offset, or give floats, where they are approximate")  # fmt: skip
 
 
+def refuse_null(where: Where, missing: np.ndarray) -> NoReturn:
+    """Raise DataError for the first null of a column."""
+    gone = np.flatnonzero(missing)
+    place = where.features.place((where.first + int(gone[0]),))
+    rows = f"rows {where.first}..{where.first + len(missing) - 1}"
+    raise DataError(
+        'tables hold no null under nan="raise"',
+        f"{where.name}: null at {place}; {len(gone)} in {rows}",
+        'mend them, or leave them out and count them with nan="omit"',
+    )
+
+
 def check_left(found: Moments, name: str, names: Sequence[str] = ()) -> None:
     """Raise DataError if a feature has no value left."""
     gone = found.count == 0

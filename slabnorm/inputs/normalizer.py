@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 import torch
@@ -109,7 +110,7 @@ class InputNorm(Frozen):
             # A copy: load_state_dict writes into it.
             self.register_buffer(f"moments_{name}", getattr(moments, name).clone())
         for name, missing in (("nan_count", nan_count), ("null_count", null_count)):
-            none = torch.zeros_like(moments.count)
+            none = torch.zeros_like(moments.count, dtype=torch.int64)
             self.register_buffer(name, none if missing is None else missing.clone())
         self.register_buffer("quantiles", read)
         self._note_range()
@@ -130,7 +131,8 @@ class InputNorm(Frozen):
                 "give the prefix under which the InputNorm lies, such as 'norm.'",
             )
         record = Record.from_tensor(state[prefix + "_extra_state"])
-        moments = Moments(*(state[f"{prefix}moments_{name}"].cpu().clone() for name in MOMENTS))
+        found = (state[f"{prefix}moments_{name}"].cpu().clone() for name in MOMENTS)
+        moments = Moments(*found, weighted=record.weights == "real")
         norm = cls(record, moments, quantiles=state.get(prefix + "quantiles"))
         inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         norm.load_state_dict({key: inside[key] for key in norm.state_dict() if key in inside})
@@ -164,16 +166,20 @@ class InputNorm(Frozen):
     @property
     def rank_error(self) -> float:
         """By how much the ranks of `quantiles` may be off, with 99% probability."""
-        return rank_error(self.record.positions, int((self.count + self.nan_count + self.null_count).max()))
+        record, values = self.record, int((self.count + self.nan_count + self.null_count).max())
+        if record.weights:  # whose samples are all of one size
+            values = record.samples * prod(size or 1 for size in record.sample) // self.scale.numel()
+        return rank_error(record.positions, values)
 
     @property
     def moments(self) -> Moments:
         """The fitted statistics."""
-        return Moments(*(getattr(self, f"moments_{name}") for name in MOMENTS))
+        found = (getattr(self, f"moments_{name}") for name in MOMENTS)
+        return Moments(*found, weighted=self.record.weights == "real")
 
     @property
     def count(self) -> Tensor:
-        """Number of values behind each feature's statistics."""
+        """Number of values behind each feature's statistics; where they have weights, their sum."""
         return self.moments.count
 
     def forward(self, x: Tensor) -> Tensor:

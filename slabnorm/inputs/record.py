@@ -38,6 +38,8 @@ class Record:
         skipped: how many files or parts of files could not be read and were left out.
         order: the axes of a sample in the order in which it was hashed; () for their own.
         positions: values of each feature that quantiles come from; 0 for a scheme without quantiles.
+        weights: "" if every sample counts 1, "whole" or "real" if each counts its weight; then `samples` are
+            those whose weight is not 0.
         content: the sum of all samples' hashes modulo 2^64, in hexadecimal: other data, another sum.
     """
 
@@ -56,6 +58,12 @@ class Record:
     order: tuple[int, ...] = ()
     positions: int = 0
     content: str = ""
+    weights: str = ""
+
+    @property
+    def count_dtype(self) -> torch.dtype:
+        """The dtype of counts: sums of real weights are float64."""
+        return torch.float64 if self.weights == "real" else torch.int64
 
     def features(self) -> Features:
         """Return where the fitted values lie in a batch."""
@@ -99,6 +107,8 @@ class Record:
             raise ValueError("order has every axis of a sample once")
         if plain["nan"] not in ("raise", "omit"):
             raise ValueError(f"nan is {plain['nan']!r:.80}, not raise or omit")
+        if plain["weights"] not in ("", "whole", "real"):
+            raise ValueError(f"weights are {plain['weights']!r:.80}, not whole or real")
         fields = {
             **plain,
             "scheme": from_plain(plain["scheme"]),
@@ -141,4 +151,5 @@ _TYPES = {
     "scheme": dict, "pattern": str, "sample": list, "dtype": str, "split": str, "samples": int, "nan": str,
     "leak": bool, "sizes": dict, "names": list, "order": list, "reader": str, "skipped": int,
     "positions": int, "content": str,
+    "weights": str,
 }  # fmt: skip

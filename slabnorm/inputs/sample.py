@@ -82,6 +82,37 @@ class Sample:
             found[number] = np.where(low == high, low, low * (1 - part) + high * part)
         return found
 
+    def weighted_quantiles(self, ranks: tuple[float, ...], whole: bool) -> np.ndarray:
+        """Return quantiles of values whose weight is the last of each position.
+
+        Whole weights give what repeated values give; of real ones a quantile is the least value up to which
+        that share of all weight lies.
+        """
+        weights, found = self.values[:, -1], np.full((len(ranks), self.values.shape[1] - 1), np.nan)
+        for feature, column in enumerate(self.values[:, :-1].T):
+            order = np.argsort(column, kind="stable")[: np.count_nonzero(~np.isnan(column))]  # NaN last
+            if not len(order):
+                continue
+            ordered, upto = column[order], np.cumsum(weights[order])
+            for number, rank in enumerate(ranks):
+                if whole:
+                    place = rank * (upto[-1] - 1)
+                    below = np.floor(place)
+                    ends = np.searchsorted(upto, [below, min(below + 1, upto[-1] - 1)], side="right")
+                    low, high = ordered[ends]
+                    part = place - below
+                    found[number, feature] = low if low == high else low * (1 - part) + high * part
+                else:
+                    at = np.searchsorted(upto, rank * upto[-1])
+                    found[number, feature] = ordered[min(at, len(ordered) - 1)]
+        return found
+
+    @property
+    def effective(self) -> int:
+        """As how many positions of one weight these count (Kish, "Survey Sampling", 1965, 11.7)."""
+        weights = self.values[:, -1]
+        return int(weights.sum() ** 2 / np.square(weights).sum()) if len(weights) else 0
+
 
 def most(size: int, features: int) -> int:
     """Return how many positions are sampled: fewer where there are many features."""
@@ -110,13 +141,23 @@ class Sampler:
         self._pending: list[tuple[np.ndarray, np.ndarray]] = []
         self._waiting = 0
 
-    def add(self, values: np.ndarray, pooled: tuple[int, ...], kept: tuple[int, ...]) -> None:
-        """Draw from a block: a position is an index into the pooled axes, its values lie along the kept."""
+    def add(
+        self,
+        values: np.ndarray,
+        pooled: tuple[int, ...],
+        kept: tuple[int, ...],
+        weights: np.ndarray | None = None,
+    ) -> None:
+        """Draw from a block: a position is an index into the pooled axes, its values lie along the kept.
+
+        The first axis are the samples; their weights are drawn with them, as one feature more.
+        """
         shape = [values.shape[axis] for axis in pooled]
 
         def at(chosen: np.ndarray) -> np.ndarray:
-            places = np.unravel_index(chosen, shape) if shape else ()
-            return values.transpose(*pooled, *kept)[places].reshape(len(chosen), -1)
+            places = np.unravel_index(chosen, shape)
+            drawn = values.transpose(*pooled, *kept)[places].reshape(len(chosen), -1)
+            return drawn if weights is None else np.column_stack([drawn, weights[places[0]]])
 
         self.draw(math.prod(shape), at)
 

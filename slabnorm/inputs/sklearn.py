@@ -13,17 +13,17 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from slabnorm.errors import DtypeError, OptionError, ShapeError, StatisticsError
 from slabnorm.inputs.exports.checks import check_numbers
-from slabnorm.inputs.fit import _plain, _warn_of
 from slabnorm.inputs.missing import check_left
 from slabnorm.inputs.normalizer import InputNorm
+from slabnorm.inputs.plain import plain_tensors
 from slabnorm.inputs.record import Record
 from slabnorm.inputs.scaling import Scaling, column
 from slabnorm.inputs.scheme import Scheme, first_features
 from slabnorm.inputs.schemes import resolve
 from slabnorm.inputs.split import Hint, guard
-from slabnorm.inputs.sums import Sums
+from slabnorm.inputs.table_moments import table_moments
 from slabnorm.inputs.values import MOMENTS
-from slabnorm.inputs.weights import weighted, weights_of
+from slabnorm.inputs.warn import warn_of
 from slabnorm.moments import Moments
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -153,18 +153,18 @@ class SlabScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         check_left(self.moments_, "SlabScaler", names)
         if self.moments_.weighted:
             raise OptionError(
-                "an artifact counts samples",
+                "an artifact says how many samples there were, which SlabScaler does not know",
                 "statistics of rows with real weights",
-                "use whole weights, or none",
+                'use slabnorm.fit(X, weights=..., split="train")',
             )
         samples = int(self.moments_.count[0]) + int(self.nan_count_[0])
-        with _plain():
+        with plain_tensors():
             record = Record(
                 self.scheme_, "n c -> c", (self.n_features_in_,), self._dtype, split, samples, "omit", leak,
                 names=names,
             )  # fmt: skip
             norm = InputNorm(record, self.moments_, torch.from_numpy(self.nan_count_))
-        _warn_of(self.scheme_, self.moments_, norm.quantiles, names)
+        warn_of(self.scheme_, self.moments_, norm.quantiles, names)
         return norm
 
     @classmethod
@@ -189,9 +189,10 @@ class SlabScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
                 'fit a table with "n c -> c"',
             )
         scaler = cls(norm.scheme)
-        with _plain():
+        with plain_tensors():
             spread = record.features().spread
-            found = Moments(*(spread(getattr(norm.moments, name).cpu(), 2)[0].clone() for name in MOMENTS))
+            moments = (spread(getattr(norm.moments, name).cpu(), 2)[0].clone() for name in MOMENTS)
+            found = Moments(*moments, weighted=norm.moments.weighted)
             missing = spread((norm.nan_count + norm.null_count).cpu(), 2)[0].clone()
             scaler._settle(scaler._scheme(), found, missing.numpy(), record.dtype, more=False)
         scaler.n_features_in_ = record.sample[0]
@@ -207,10 +208,7 @@ class SlabScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             scheme = self._scheme()
             X = self._table(X, fresh)
             with torch.inference_mode(False):  # tensors that are used later, wherever
-                if sample_weight is None:
-                    found, missing = _moments(X)
-                else:
-                    found, missing = weighted(X, weights_of(sample_weight, len(X)))
+                found, missing = table_moments(X, sample_weight)
                 dtype = X.dtype.name
                 if fresh:
                     self._hints = ()
@@ -276,16 +274,6 @@ class SlabScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         tags.input_tags.allow_nan = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
-
-
-def _moments(X: Array) -> tuple[Moments, Array]:
-    """Return the Moments of each column of a float32 or float64 table, and how many NaN they leave out."""
-    sums = Sums(X.dtype, X.shape[1])
-    if X.flags.f_contiguous:
-        sums.add(X.T.reshape(-1), run=len(X))  # a column is a run
-    else:
-        sums.add(np.ascontiguousarray(X).reshape(-1))
-    return sums.moments(), sums.nan.copy()
 
 
 def _refuse_sparse(X: Any) -> None:

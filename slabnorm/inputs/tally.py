@@ -80,10 +80,11 @@ class Tally:
         length = int.from_bytes(content[:8], "little")
         plain = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["tally"])
         tensors = load(content)
+        moments = {name: tensors[name] for name in _MOMENTS}
         hashes = tensors["sketch"].numpy().view(np.uint64)
         return cls(
             plain["samples"],
-            Moments(**{name: tensors[name] for name in _MOMENTS}),
+            Moments(**moments, weighted=moments["count"].is_floating_point()),
             tensors["nan"],
             tensors["null"],
             Sketch(hashes, plain["size"]),

@@ -1,4 +1,4 @@
-"""The Moments of rows with weights: a row of weight w counts as w equal rows."""
+"""The Moments of samples with weights: a sample of weight w counts as w equal ones."""
 
 from __future__ import annotations
 
@@ -6,36 +6,46 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.utils.validation import check_array
 
 from slabnorm.errors import DataError, ShapeError
+from slabnorm.inputs.features import Features
 from slabnorm.inputs.scaling import BLOCK
-from slabnorm.moments import Moments
+from slabnorm.moments import Moments, two_sum
+from slabnorm.slab import plan
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _ROWS = 1 << 12  # at most so many values are added up one by one
 _EXACT = 2.0**53  # up to here float64 adds whole numbers exactly
 
 
-def weights_of(given: Any, rows: int) -> Array:
-    """Return sample weights: int64 where all are whole, else float64.
+def check_weights(given: Any, rows: int | None = None, name: str = "weights") -> Array:
+    """Return weights as float64, one per sample.
 
     Raises:
-        ShapeError: not one weight per row.
-        DataError: weights that are negative, or all zero.
-        ValueError: what scikit-learn refuses in any array: NaN, infinity, text.
+        ShapeError: they are not one number per sample.
+        DataError: they are no numbers, or one is negative, NaN or infinite.
     """
-    weights: Array = check_array(given, dtype=np.float64, ensure_2d=False, input_name="sample_weight")
-    if weights.shape != (rows,):
-        raise ShapeError("sample_weight has one number per row", f"shape {weights.shape} for {rows} rows")
-    if (weights < 0).any() or not weights.any():
+    try:
+        found: Array = np.asarray(given, np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{name} are numbers, one per sample", f"{type(given).__name__}: {error}") from error
+    if found.ndim != 1 or rows not in (None, len(found)):
+        samples = "" if rows is None else f" for {rows} samples"
+        raise ShapeError(f"{name} are one number per sample", f"weights of shape {found.shape}{samples}")
+    bad = np.flatnonzero(~((found >= 0) & (found < np.inf)))
+    if len(bad):
         raise DataError(
-            "sample weights are 0 or more, and not all zero",
-            f"weights from {weights.min():g} to {weights.max():g}",
-            "leave out rows that shall not count",
+            f"{name} are finite numbers of 0 or more",
+            f"{found[bad[0]]:g} at row {bad[0]}; {len(bad)} such",
+            "a sample of weight 0 does not count",
         )
-    whole = bool((weights == np.floor(weights)).all()) and float(weights.sum()) <= _EXACT
-    return weights.astype(np.int64) if whole else weights
+    return found
+
+
+def whole(weights: Array) -> Array:
+    """Return weights as int64 where all are whole, so that counts stay exact; else as they are."""
+    exact = bool((weights == np.floor(weights)).all()) and float(weights.sum()) <= _EXACT
+    return weights.astype(np.int64) if exact else weights
 
 
 def weighted(X: Array, weights: Array) -> tuple[Moments, Array]:
@@ -79,5 +89,24 @@ def _of_block(x: Array, weights: Array) -> tuple[Moments, Array]:
         low = weigh(x) / divisor
         x -= low
         x *= x
-        parts = (count, shift, weigh(x), least, most, low, np.zeros_like(low))
-    return Moments(*map(torch.from_numpy, parts), weighted=weights.dtype == np.float64), missing
+        mean, mean_low = two_sum(torch.from_numpy(shift), torch.from_numpy(low))
+        m2, start, end = map(torch.from_numpy, (weigh(x), least, most))
+    real = weights.dtype == np.float64
+    return Moments(torch.from_numpy(count), mean, m2, start, end, mean_low, weighted=real), missing
+
+
+def weighted_features(
+    values: Array, weights: Array, features: Features, sizes: tuple[tuple[str, int], ...]
+) -> tuple[Moments, torch.Tensor]:
+    """Return the Moments of each feature of a block of samples, and how many NaN they leave out."""
+    slab = plan(features.pattern, (), values.shape, sizes)
+    split = values.reshape(slab.split)
+    pooled, kept = list(slab.pooled), list(slab.kept.dims)
+    table = split.transpose(*pooled, *kept).reshape(-1, int(np.prod([split.shape[dim] for dim in kept])))
+    # The samples are the first of the pooled axes.
+    found, _ = weighted(table, np.repeat(whole(weights), len(table) // len(values)))
+    nan = torch.from_numpy(np.isnan(table).sum(0)) if table.dtype.kind == "f" else torch.zeros(table.shape[1])
+    fields = (found.count, found.mean, found.m2, found.min, found.max, found.mean_low, found.m2_low)
+    shape = features.shape
+    moments = Moments(*(field.reshape(shape) for field in fields), weighted=found.weighted)
+    return moments, nan.to(torch.int64).reshape(shape)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from slabnorm.inputs.schema import check_schema
 from slabnorm.inputs.sketch import Bounds
 from slabnorm.inputs.sources.base import Bad, MismatchError, Named, Shard
 from slabnorm.inputs.tally import Tally
+from slabnorm.inputs.weighing import WeightedCounter
 
 
 def count_shard(shard: Shard, counting: Counting, bounds: Bounds | None = None) -> Tally:
@@ -24,20 +25,26 @@ def count_shard(shard: Shard, counting: Counting, bounds: Bounds | None = None) 
             listed in the tally instead.
     """
     bad: list[tuple[str, str]] = []
-    columns = bool(counting.schema.names)  # a table's blocks are Columns, all others are dense
-    kind: type[Any] = ColumnCounter if columns else Counter
+    kind = counter_of(counting)
     if bounds is not None and counting.skip_bad:
         bounds = replace(bounds)  # a shard that breaks has counted what must not push others out
     counter = kind(counting, shard.name, shard.first, shard.number, bounds)
     blocks = _good(shard, counting, bad)
     try:
-        for chunk in blocks if counting.whole or columns else chunks(blocks, counting.rows):
+        for chunk in blocks if counting.whole or counting.schema.names else chunks(blocks, counting.rows):
             counter.add(chunk)
     except ShardError as error:
         # Its blocks so far do not count: a shard is counted whole or not at all.
         counter, bad = kind(counting, shard.name), [(shard.name, error.why)]
     tally: Tally = counter.tally(bad)
     return tally
+
+
+def counter_of(counting: Counting) -> Callable[..., Any]:
+    """Return the class that counts a shard: a table's blocks are Columns, all others are dense."""
+    if counting.weights is not None:
+        return WeightedCounter
+    return ColumnCounter if counting.schema.names else Counter
 
 
 class ShardError(Exception):

@@ -22,7 +22,7 @@ class FeatureRecord:
 
     Attributes:
         name: its place on the pattern's right side, such as "0" or "2, 1".
-        count: values behind the statistics.
+        count: values behind the statistics; where samples have weights, their sum.
         nan: values left out because they were NaN.
         null: values that were missing altogether.
         mean, std, min, max: of these values; std with ddof 0.
@@ -31,7 +31,7 @@ class FeatureRecord:
     """
 
     name: str
-    count: int
+    count: float
     nan: int
     null: int
     mean: float
@@ -48,7 +48,7 @@ class StatisticsRecord:
     """What was fitted, on what, and the statistics of every feature.
 
     `ranks` are those of the quantiles, off by `rank_error` at most with 99% probability; `reader` decoded the
-    data, and left out `skipped` files.
+    data, and left out `skipped` files; `weights` are "whole" or "real" where samples count by them.
     """
 
     scheme: str
@@ -63,6 +63,7 @@ class StatisticsRecord:
     clip: tuple[float, float] | None = None
     reader: str = ""
     skipped: int = 0
+    weights: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the record as plain dictionaries, lists, strings and numbers, ready for JSON."""
@@ -84,6 +85,8 @@ def print_statistics(record: StatisticsRecord, console: Console, every: bool = F
             f'fitted on split "{record.split}": {record.samples:,} samples of {record.dtype}, {features}'
         )
     )
+    if record.weights:
+        console.print("samples count by their weights; count is the weight of a feature's values")
     if record.clip is not None:
         console.print(f"output ends at {record.clip[0]:g} and {record.clip[1]:g}")
     if record.reader:
@@ -119,7 +122,8 @@ def _table(features: tuple[FeatureRecord, ...], ranks: tuple[float, ...]) -> Tab
     form = ".4g" if ranks else ".5g"
     for f in features:
         numbers = [*(f.quantiles or (f.mean, f.std)), f.min, f.max]
-        counts = [f"{f.count:,}", *(f"{getattr(f, name):,}" for name in missing)]
+        weight = f"{f.count:,}" if isinstance(f.count, int) else f"{f.count:,.1f}"
+        counts = [weight, *(f"{getattr(f, name):,}" for name in missing)]
         table.add_row(printable(f.name), *counts, *(f"{number:{form}}" for number in numbers), picture(f))
     return table
 

@@ -369,3 +369,15 @@ def test_examples_of_the_docs_run(capsys):
     (block,) = re.findall(r"```python\n(.*?)```", docs, re.DOTALL)
     exec(compile(block, "docs/audit.md", "exec"), {})
     assert re.search(r"verdict\)  # (.*)", docs)[1] in capsys.readouterr().out
+
+
+def test_a_table_with_more_columns_than_were_fitted(tmp_path):
+    table = load_wine(as_frame=True).data
+    table.iloc[::2].assign(w=1.5).to_parquet(tmp_path / "a.parquet")
+    table.iloc[1::2].assign(w=0.5, label=0).to_parquet(tmp_path / "b.parquet")
+    columns = ["ash", "alcohol", "proline"]
+    for options in ({"columns": columns}, {"columns": columns, "weights": "w"}):
+        norm = sn.fit(tmp_path / "a.parquet", split="train", **options)
+        record = audit(norm, tmp_path / "b.parquet", train=tmp_path / "a.parquet")
+        assert record.clean
+        assert [feature.name for feature in record.features] == columns

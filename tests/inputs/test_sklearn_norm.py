@@ -49,7 +49,7 @@ def test_the_norm_is_that_of_fit():
 def test_whole_weights_travel_and_real_ones_do_not():
     x, weights = RNG.standard_normal((20, 2)), RNG.integers(0, 4, 20)
     assert SlabScaler().fit(x, sample_weight=weights).to_norm().samples == weights.sum()
-    with pytest.raises(OptionError, match="counts samples"):
+    with pytest.raises(OptionError, match="how many samples"):
         SlabScaler().fit(x, sample_weight=weights + 0.5).to_norm()
 
 

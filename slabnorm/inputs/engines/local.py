@@ -15,10 +15,9 @@ from concurrent.futures import (
 )
 from multiprocessing import get_context
 
-import torch
-
 from slabnorm.errors import OptionError
 from slabnorm.inputs.counter import Counting
+from slabnorm.inputs.plain import plain_tensors
 from slabnorm.inputs.sketch import Bounds
 from slabnorm.inputs.sources.base import Shard
 from slabnorm.inputs.tally import Tally
@@ -123,6 +122,5 @@ def _pool(workers: int, processes: bool) -> Executor:
 
 
 def _count(shard: Shard, counting: Counting, bounds: Bounds) -> Tally:
-    # Plain CPU tensors, whatever mode or default device the caller has set; both are a thread's own.
-    with torch.inference_mode(False), torch.device("cpu"):
+    with plain_tensors():
         return count_shard(shard, counting, bounds)

@@ -29,6 +29,7 @@ def open_source(
     columns: Sequence[str] | None = None,
     missing_chunks: str = "raise",
     convert: str | None = None,
+    weights: str | None = None,
 ) -> Source | Stream:
     """Return the Source that reads this kind of data.
 
@@ -39,6 +40,7 @@ def open_source(
         columns: of a table, the names of those that are counted.
         missing_chunks: "raise", or "fill": a chunk that a Zarr array does not have is its fill value.
         convert: the mode that images are converted to.
+        weights: of a table, the name of the column of weights.
 
     Raises:
         DataError: it is of no known kind, or the file cannot be read.
@@ -48,7 +50,11 @@ def open_source(
     if missing_chunks not in ("raise", "fill"):
         raise OptionError('missing_chunks is "raise" or "fill"', repr(missing_chunks))
     if isinstance(source, str | os.PathLike):
-        return open_path(os.fspath(source), key, columns, missing_chunks, convert)
+        return open_path(os.fspath(source), key, columns, missing_chunks, convert, weights)
+    if weights is not None:
+        raise DataError(
+            "weights= names a column of a table", f"{weights!r:.200} for other data", "give an array"
+        )
     if is_zarr(source):
         return ZarrSource(source, key, missing_chunks)
     if columns is not None:

@@ -32,11 +32,13 @@ class Columns:
         names: of the columns.
         arrays: their values, 1-D, of one length; dtypes may differ.
         missing: for each a mask of what is null, None where nothing is; `arrays` hold anything there.
+        weights: of the samples, float64, NaN for null; None where they have none.
     """
 
     names: tuple[str, ...]
     arrays: tuple[np.ndarray, ...]
     missing: tuple[np.ndarray | None, ...]
+    weights: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.arrays[0])
@@ -52,7 +54,10 @@ class Columns:
         if first == 0 and last >= len(self):
             return self
         missing = tuple(None if mask is None else mask[first:last] for mask in self.missing)
-        return Columns(self.names, tuple(array[first:last] for array in self.arrays), missing)
+        arrays = tuple(array[first:last] for array in self.arrays)
+        return Columns(
+            self.names, arrays, missing, None if self.weights is None else self.weights[first:last]
+        )
 
 
 MIXED = "mixed"  # the dtype of a table whose columns have several

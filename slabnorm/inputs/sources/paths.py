@@ -17,7 +17,12 @@ from slabnorm.inputs.sources.table_files import KINDS, is_table, kind_of
 
 
 def open_path(
-    path: str, key: str | None, columns: Sequence[str] | None, missing_chunks: str, convert: str | None
+    path: str,
+    key: str | None,
+    columns: Sequence[str] | None,
+    missing_chunks: str,
+    convert: str | None,
+    weights: str | None = None,
 ) -> Source | Stream:
     """Return the source of a path or URL.
 
@@ -28,6 +33,11 @@ def open_path(
     """
     kind = _kind(path)
     _check_options(path, kind, key, columns, missing_chunks, convert)
+    if weights is not None and kind != "table":
+        raise DataError(
+            "weights= names a column of a table, or is an array of one weight per sample",
+            f"weights={weights!r:.200} for {path}", "give an array",
+        )  # fmt: skip
     if kind == "zarr":
         return ZarrSource(path, key, missing_chunks)
     if kind == "npz":
@@ -43,7 +53,7 @@ def open_path(
     extra("pyarrow", "reading tables", "'slabnorm[tables]'")
     from slabnorm.inputs.sources.tables import TableSource
 
-    return TableSource(path, columns)
+    return TableSource(path, columns, weights)
 
 
 def _kind(path: str) -> str:

@@ -20,17 +20,24 @@ _PANDAS_INDEX = re.compile(r"__index_level_\d+__")
 
 @dataclass(frozen=True)
 class Choice:
-    """The columns that are counted.
+    """The columns that are read.
 
     Attributes:
-        names: of the columns, in their order.
+        names: of the columns, in their order; that of the weights last.
         dtypes: NumPy's name for the type of each.
         named: whether the caller named them; else every file's numbers must be these.
+        weighted: whether the last column is weights, and no feature.
     """
 
     names: tuple[str, ...]
     dtypes: tuple[str, ...]
     named: bool
+    weighted: bool = False
+
+    @property
+    def features(self) -> int:
+        """How many columns are features."""
+        return len(self.names) - self.weighted
 
 
 def dtype_of(kind: Any, text: bool = False) -> str:
@@ -46,21 +53,37 @@ def dtype_of(kind: Any, text: bool = False) -> str:
     return ""
 
 
-def choose(schema: Any, wanted: Sequence[str] | None, file: str, text: bool) -> tuple[Choice, list[str]]:
-    """Return the columns to count, and which others are left out: text, times and the like.
+def choose(
+    schema: Any, wanted: Sequence[str] | None, weights: str | None, file: str, text: bool
+) -> tuple[Choice, list[str]]:
+    """Return the columns to read, and which others are left out: text, times and the like.
 
     Raises:
         DataError: a column that was named is not there or holds no numbers; none was named, and there is no
             column of numbers, or one whose numbers cannot be taken, as decimals and lists.
     """
+    if weights is None:
+        return _choose(schema, wanted, file, text)
+    last, _ = _choose(schema, (weights,), file, text, "weights")
+    if wanted is not None and weights in wanted:
+        raise DataError("a column of weights is no feature", repr(weights), "leave it out of columns=")
+    others = pa.schema([field for field in schema if field.name != weights])
+    found, left_out = _choose(others, wanted, file, text)
+    names, dtypes = (*found.names, *last.names), (*found.dtypes, *last.dtypes)
+    return Choice(names, dtypes, found.named, True), left_out
+
+
+def _choose(
+    schema: Any, wanted: Sequence[str] | None, file: str, text: bool, option: str = "columns"
+) -> tuple[Choice, list[str]]:
     if wanted is not None:
         missing = [name for name in wanted if name not in schema.names]
         if missing:
             has = listed([repr(name) for name in schema.names], 10)
-            raise DataError("columns= names columns of the table", f"no {missing[0]!r}; {file} has {has}")
+            raise DataError(f"{option}= names columns of the table", f"no {missing[0]!r}; {file} has {has}")
         for name in wanted:
             if not dtype_of(_field(schema, name, file).type, text):
-                raise _refused(schema.field(name), file, "leave it out of columns=")
+                raise _refused(schema.field(name), file, f"leave it out of {option}=")
         return Choice(tuple(wanted), tuple(dtype_of(schema.field(n).type, text) for n in wanted), True), []
     names: list[str] = []
     left_out: list[str] = []
@@ -132,7 +155,12 @@ def as_columns(batch: Any, choice: Choice) -> Columns:
         values, mask = _numbers(batch.column(batch.schema.get_field_index(name)), np.dtype(dtype))
         arrays.append(values)
         missing.append(mask)
-    return Columns(choice.names, tuple(arrays), tuple(missing))
+    if not choice.weighted:
+        return Columns(choice.names, tuple(arrays), tuple(missing))
+    weights, gone = arrays.pop().astype(np.float64), missing.pop()
+    if gone is not None:
+        weights[gone] = np.nan
+    return Columns(choice.names[:-1], tuple(arrays), tuple(missing), weights)
 
 
 def _numbers(array: Any, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray | None]:

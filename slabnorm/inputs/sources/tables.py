@@ -29,6 +29,7 @@ class TableSource(Source):
     Args:
         source: a file, a folder, a glob, or a URL of these, as `s3://`, `gs://`, `memory://`.
         columns: the names of the columns to count; by default all of numbers.
+        weights: the name of the column that says how often a row counts; it is no feature.
 
     Raises:
         DataError: there are no such files; a column that was named is not there or holds no numbers;
@@ -50,8 +51,8 @@ class TableSource(Source):
 
     unit, pattern = "rows", "n c -> c"
 
-    def __init__(self, source: str, columns: Sequence[str] | None = None) -> None:
-        self.name = source
+    def __init__(self, source: str, columns: Sequence[str] | None = None, weights: str | None = None) -> None:
+        self.name, self._weights = source, weights
         self._wanted = check_names(columns)
         found = find(source)
         self._files, self.hints = found.files, found.hints
@@ -61,7 +62,8 @@ class TableSource(Source):
 
     def schema(self) -> Schema:
         """Return the columns' names and their common dtype."""
-        names, dtypes = self._choice.names, set(self._choice.dtypes)
+        names = self._choice.names[: self._choice.features]
+        dtypes = set(self._choice.dtypes[: len(names)])
         return Schema((len(names),), dtypes.pop() if len(dtypes) == 1 else MIXED, names)
 
     def shards(self) -> list[Shard]:
@@ -91,7 +93,7 @@ class TableSource(Source):
             if isinstance(schema, DataError):
                 broken = broken or schema
                 continue
-            choice, left_out = choose(schema, self._wanted, file.name, file.kind == "csv")
+            choice, left_out = choose(schema, self._wanted, self._weights, file.name, file.kind == "csv")
             if left_out:
                 _warn(f"{self.name}: columns that hold no numbers are left out: {listed(left_out, 10)}")
             return choice
