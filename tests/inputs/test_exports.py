@@ -529,3 +529,28 @@ def test_what_cannot_clip() -> None:
     photos = sn.fit(FIRST, sn.ZScore(clip=(-3, 3)), "n c h w -> c", split="train")
     with pytest.raises(OptionError, match="clip"):
         exports.image_statistics(photos)
+
+
+def test_names_of_a_table_go_along(tmp_path: Path) -> None:
+    table = load_wine(as_frame=True).data
+    table.to_parquet(tmp_path / "wine.parquet")
+    norm = sn.fit(tmp_path / "wine.parquet", split="train")
+    scaler = exports.to_sklearn(norm)
+    assert scaler.feature_names_in_.tolist() == table.columns.tolist()
+    assert np.allclose(scaler.transform(table), StandardScaler().fit_transform(table), rtol=1e-12)
+    features = json.loads(exports.to_json(norm))["features"]
+    assert [feature["name"] for feature in features] == table.columns.tolist()
+
+
+def test_real_weights_go_along() -> None:
+    x = load_wine().data
+    weights = np.random.default_rng(1).random(len(x))
+    norm = sn.fit(x, split="train", weights=weights)
+    own = StandardScaler().fit(x, sample_weight=weights)
+    scaler = exports.to_sklearn(norm)
+    assert np.allclose(scaler.mean_, own.mean_, rtol=1e-12)
+    assert np.allclose(scaler.scale_, own.scale_, rtol=1e-12)
+    assert np.allclose(scaler.n_samples_seen_, own.n_samples_seen_, rtol=1e-12)
+    plain = json.loads(exports.to_json(norm))
+    assert abs(plain["features"][0]["count"] - weights.sum()) < 1e-9
+    assert (plain["weights"], plain["samples"]) == ("real", 178)

@@ -29,7 +29,7 @@ def to_sklearn(norm: InputNorm, names: Sequence[str] | None = None) -> Any:
 
     Args:
         norm: fitted on a table: pattern "n c -> c".
-        names: of the columns, if any: `feature_names_in_`.
+        names: of the columns: `feature_names_in_`. By default those of the fitted table, if it had any.
 
     Raises:
         OptionError: not one statistic per column of a table; not one name per column; a scale that leaves
@@ -63,6 +63,7 @@ def to_sklearn(norm: InputNorm, names: Sequence[str] | None = None) -> Any:
         else:
             scaler = _robust(norm, scheme) if isinstance(scheme, Robust) else _standard(norm)
     scaler.n_features_in_ = norm.record.sample[0]
+    names = names if names is not None else norm.record.names or None
     if names is not None:
         places = [str(place) for place in range(scaler.n_features_in_)]
         scaler.feature_names_in_ = np.asarray(feature_names(names, places), dtype=object)
@@ -80,7 +81,7 @@ def _standard(norm: InputNorm) -> Any:
     scaler.mean_ = _finite(_column(norm, norm.shift) - (low * scaler.scale_ - _column(norm, norm.shift_low)))
     scaler.var_ = _column(norm, m.var())
     # As scikit-learn has it: one number, unless columns differ because of NaN.
-    scaler.n_samples_seen_ = np.int64(counts[0]) if (counts == counts[0]).all() else counts
+    scaler.n_samples_seen_ = counts[0] if (counts == counts[0]).all() else counts
     return scaler
 
 
