@@ -16,6 +16,7 @@ from slabnorm.errors import DataError, OptionError
 from slabnorm.inputs.chunks import chunks
 from slabnorm.inputs.counter import Counting
 from slabnorm.inputs.engines import local
+from slabnorm.inputs.groups import grouped
 from slabnorm.inputs.ledger import Ledger
 from slabnorm.inputs.sample import likely_bound, most
 from slabnorm.inputs.schema import Schema, check_schema, schema_of
@@ -184,7 +185,9 @@ def _count_shards(
 ) -> Tally | None:  # fmt: skip
     tree = Tree()
     tree.bounds.lower(key=_likely_bound(shards, counting))
+    tree.bounds.live = effort.ledger is None and not counting.skip_bad
     ledger = None
+    shards = grouped(shards)
     if effort.ledger is not None:
         if not all(shard.fingerprint for shard in shards):
             raise OptionError(

@@ -72,10 +72,17 @@ class Bounds:
 
     Whoever counts some of the data lowers them; what two threads write at once may be lost, which costs time
     and changes no result.
+
+    Attributes:
+        hash, key: from where on.
+        live: whether those at work lower them for each other at once; else the tallies of what is done do.
+            A shard that breaks, and is left out or mended before the fit goes on from its ledger, must not
+            have pushed out anything.
     """
 
     hash: int = 1 << 64
     key: int = 1 << 64
+    live: bool = False
 
     def lower(self, hash: int = 1 << 64, key: int = 1 << 64) -> None:
         """Leave out what lies from these on."""

@@ -13,11 +13,11 @@ from slabnorm.inputs.tally import Tally
 class Tree:
     """Takes shards in any order; at most one node per level waits for its neighbour, and what came early."""
 
-    def __init__(self) -> None:
+    def __init__(self, bounds: Bounds | None = None) -> None:
         self._nodes: list[tuple[int, Tally]] = []  # (level, tally), levels falling
         self._early: dict[int, Tally] = {}
         self._next = 0
-        self.bounds = Bounds()
+        self.bounds = bounds or Bounds()
 
     def add(self, number: int, tally: Tally) -> None:
         """Add shard `number`; each number once."""
@@ -33,6 +33,12 @@ class Tree:
             tally = self._nodes.pop()[1].merge(tally)
             level += 1
         self._nodes.append((level, tally))
+
+    def whole(self) -> Tally:
+        """Return the tally of all shards, of which there is at least one."""
+        total = self.total()
+        assert total is not None
+        return total
 
     def total(self) -> Tally | None:
         """Return the tally of all shards, of which none may be missing; None if there were none."""

@@ -10,10 +10,12 @@ from slabnorm.errors import DataError
 from slabnorm.inputs.chunks import chunks
 from slabnorm.inputs.columns import ColumnCounter
 from slabnorm.inputs.counter import Counter, Counting
+from slabnorm.inputs.groups import Group
 from slabnorm.inputs.schema import check_schema
 from slabnorm.inputs.sketch import Bounds
 from slabnorm.inputs.sources.base import Bad, MismatchError, Named, Shard
 from slabnorm.inputs.tally import Tally
+from slabnorm.inputs.tree import Tree
 from slabnorm.inputs.weighing import WeightedCounter
 
 
@@ -24,10 +26,16 @@ def count_shard(shard: Shard, counting: Counting, bounds: Bounds | None = None) 
         DataError: it cannot be read, or holds what cannot be counted. Under `skip_bad` what cannot be read is
             listed in the tally instead.
     """
+    bounds = bounds or Bounds()
+    if isinstance(shard, Group):
+        tree = Tree(bounds if bounds.live else replace(bounds))
+        for number, part in enumerate(shard.parts):
+            tree.add(number, count_shard(part, counting, tree.bounds))
+        return tree.whole()
+    if not bounds.live:
+        bounds = replace(bounds)
     bad: list[tuple[str, str]] = []
     kind = counter_of(counting)
-    if bounds is not None and counting.skip_bad:
-        bounds = replace(bounds)  # a shard that breaks has counted what must not push others out
     counter = kind(counting, shard.name, shard.first, shard.number, bounds)
     blocks = _good(shard, counting, bad)
     try:

@@ -6,7 +6,7 @@ import importlib.util
 import os
 import signal
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import Dataset
 
 from slabnorm.errors import DataError, ExtraError, OptionError
-from slabnorm.inputs import fit, save
+from slabnorm.inputs import fit, groups, save
 from slabnorm.inputs.count import Opened
 from slabnorm.inputs.engines import cluster, local
 from slabnorm.inputs.sketch import Bounds
@@ -171,12 +171,34 @@ class Torn(ArrayShard):
         raise DataError("a shard is whole", "torn")
 
 
-def test_a_shard_that_breaks_pushes_nothing_out():
+def test_a_shard_that_breaks_pushes_nothing_out(monkeypatch, table, tmp_path):
     source = open_source(DATA)
     counting = Opened(source).counting("n c -> c", {}, sketch=4, sample=4, skip_bad=True)
-    bounds, whole = Bounds(), ArrayShard(0, "whole", samples=len(DATA), array=DATA)
-    tally = count_shard(Torn(1, "torn", samples=len(DATA), array=DATA), counting, bounds)
-    assert (tally.samples, tally.skipped, bounds) == (0, (("torn", "torn"),), Bounds())
-    assert count_shard(whole, counting, bounds).sketch.bound == count_shard(whole, counting).sketch.bound
-    count_shard(whole, replace(counting, skip_bad=False), bounds)
-    assert bounds == Bounds(count_shard(whole, counting).sketch.bound, bounds.key) != Bounds()
+    whole, torn = (kind(0, "part", samples=len(DATA), array=DATA) for kind in (ArrayShard, Torn))
+    wanted = count_shard(whole, counting).sketch.bound
+    bounds = Bounds()
+    tally = count_shard(torn, counting, bounds)
+    assert (tally.samples, tally.skipped, bounds) == (0, (("part", "torn"),), Bounds())
+    assert count_shard(whole, counting, bounds).sketch.bound == wanted
+    assert bounds == Bounds()
+    bounds.live = True
+    count_shard(whole, counting, bounds)
+    assert wanted <= bounds.hash < 1 << 64
+    seen = []
+    for options in ({}, {"skip_bad": True}, {"ledger": tmp_path / "ledger"}):
+        real = local.count_shard
+        with monkeypatch.context() as patch:
+            patch.setattr(local, "count_shard", lambda *a, real=real: seen.append(a[2].live) or real(*a))
+            fit(table, split="train", workers=1, **options)
+    assert sorted({*seen[:7]}) == [True]
+    assert not any(seen[7:])
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 3, 5, 6])
+def test_groups_of_shards_give_the_same_bytes(monkeypatch, table, tmp_path, tasks):
+    one = artifact(fit(table, "robust", split="train"), tmp_path / "one")
+    monkeypatch.setattr(groups, "TASKS", tasks)
+    for options in ({"workers": 1}, {"workers": 3}, {"ledger": tmp_path / "ledger"}):
+        assert artifact(fit(table, "robust", split="train", **options), tmp_path / "grouped") == one
+    again = fit(table, "robust", split="train", ledger=tmp_path / "ledger", resume=True)
+    assert artifact(again, tmp_path / "again") == one
