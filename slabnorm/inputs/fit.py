@@ -59,7 +59,7 @@ def fit(
 
         y = (x - shift) / scale * span + low          shift and scale: one per feature, from the scheme
 
-    The data are read once, in chunks of about 2^17 values; the Moments of the chunks are merged in a tree
+    The data are read once, in chunks of about 2^20 values; what shards of 16 chunks hold is merged in a tree
     that only the data decide. The same samples in the same order give the same bits, whether they come
     as one array, as a file or in batches of any size.
 

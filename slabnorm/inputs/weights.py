@@ -9,12 +9,12 @@ import torch
 
 from slabnorm.errors import DataError, ShapeError
 from slabnorm.inputs.features import Features
-from slabnorm.inputs.scaling import BLOCK
 from slabnorm.moments import Moments, two_sum
 from slabnorm.slab import plan
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _ROWS = 1 << 12  # at most so many values are added up one by one
+_BLOCK = 1 << 18  # values worked on at once: merging what they give takes 0.5 ms
 _EXACT = 2.0**53  # up to here float64 adds whole numbers exactly
 
 
@@ -53,7 +53,7 @@ def weighted(X: Array, weights: Array) -> tuple[Moments, Array]:
 
     count = sum(w)      mean = sum(w x) / count      m2 = sum(w (x - mean)^2)
     """
-    step = min(_ROWS, max(1, BLOCK // X.shape[1]))
+    step = min(_ROWS, max(1, _BLOCK // X.shape[1]))
     total = Moments.empty((X.shape[1],), device="cpu")
     missing = np.zeros(X.shape[1], weights.dtype)
     for start in range(0, len(X), step):
@@ -70,10 +70,13 @@ def _of_block(x: Array, weights: Array) -> tuple[Moments, Array]:
     some = bool(nan.any())
     every = np.broadcast_to(weights[:, None], x.shape)
     # Not the one from the other: sums of real weights are rounded, and no value left must count 0.
-    count, missing = np.where(nan, 0, every).sum(0), np.where(nan, every, 0).sum(0)
+    if some:
+        count, missing = np.where(nan, 0, every).sum(0), np.where(nan, every, 0).sum(0)
+    else:
+        count, missing = np.full(x.shape[1], weights.sum()), np.zeros(x.shape[1], weights.dtype)
     w, divisor = weights.astype(np.float64), np.where(count > 0, count, 1)
-    least = np.fmin.reduce(x, 0, initial=np.inf)
-    most = np.fmax.reduce(x, 0, initial=-np.inf)
+    least = (np.fmin if some else np.minimum).reduce(x, 0, initial=np.inf)
+    most = (np.fmax if some else np.maximum).reduce(x, 0, initial=-np.inf)
 
     def weigh(z: Array) -> Array:
         if some:

@@ -190,7 +190,7 @@ class ImageSource(Source):
         self._settled: tuple[Form, Schema] | None = None
 
     def shards(self) -> list[Shard]:
-        """Return runs of images, about 8 MB of files each."""
+        """Return runs of images, about 2 MB of files each."""
         form, _ = self._first()
         return [replace(part, form=form) for part in self._parts]
 
