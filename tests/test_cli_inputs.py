@@ -1,6 +1,8 @@
 """The commands `slabnorm fit` and `slabnorm show`, from the outside."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -98,3 +100,45 @@ def test_held_out_data_are_taken_when_asked_for_and_said_so():
     assert result.exit_code == 0
     assert "warning:" in result.stderr
     assert "statistics from held-out data" in run("show", "inputs.safetensors").stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("fit", "wine.npy", "--split", "train", "--out", "wine.npy"),
+        ("fit", "data", "--split", "train", "--out", "data/a.parquet"),
+        ("fit", "data/a.parquet", "--split", "train", "--out", "link.parquet"),
+        ("audit", "s.safetensors", "--against", "wine.npy", "--out", "wine.npy"),
+        ("audit", "s.safetensors", "--against", "wine.npy", "--json", "wine.npy"),
+        ("audit", "s.safetensors", "--against", "wine.npy", "--out", "s.safetensors"),
+        ("export", "s.safetensors", "--to", "json", "--out", "s.safetensors"),
+    ],
+)
+def test_an_output_never_takes_the_place_of_what_is_read(arguments):
+    run("fit", "wine.npy", "--split", "train", "--out", "s.safetensors")
+    Path("data").mkdir()
+    load_wine(as_frame=True).data.to_parquet("data/a.parquet")
+    Path("link.parquet").symlink_to("data/a.parquet")
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert "no part of the data" in result.stderr
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+
+
+def test_an_artifact_may_lie_beside_the_data():
+    Path("data").mkdir()
+    load_wine(as_frame=True).data.to_parquet("data/a.parquet")
+    for _ in range(2):
+        assert run("fit", "data", "--split", "train", "--out", "data/s.safetensors").exit_code == 0
+
+
+def test_a_closed_stdout():
+    run("fit", "wine.npy", "--split", "train")
+    done = subprocess.run(
+        f"{sys.executable} -m slabnorm show inputs.safetensors >&-",
+        shell=True,
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")

@@ -26,6 +26,8 @@ for command in (apply, audit, compare, export, fit, show):
 
 def main() -> None:
     """Run the command `slabnorm`."""
+    if sys.stdout is None:  # it was closed, as by >&-
+        sys.stdout = io.StringIO()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # pictures, on a terminal that has ASCII only

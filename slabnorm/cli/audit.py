@@ -24,6 +24,10 @@ def audit(
         str | None, typer.Option(help="The training split, to see whether the statistics are of it alone.")
     ] = None,
     key: Annotated[str | None, typer.Option(help="The array of .npz files.", show_default="x")] = None,
+    missing_chunks: Annotated[
+        str, typer.Option(help="raise, or fill: a chunk that a Zarr array lacks is its fill value.")
+    ] = "raise",
+    convert: Annotated[str | None, typer.Option(help="The mode all images are converted to.")] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out what cannot be read.")] = False,
     workers: Annotated[int | None, typer.Option(help="Parts of the data read at once.")] = None,
     out: Annotated[Path, typer.Option(help="The report, one HTML file.")] = Path("audit.html"),
@@ -38,11 +42,17 @@ def audit(
     with exits(), shown_warnings():
         targets = outputs(out, json_path)
         from slabnorm.inputs.audit import audit as look
+        from slabnorm.report.write import check_apart
+
+        for target in filter(None, targets[:2]):
+            for source in filter(None, (str(artifact), against, train)):
+                check_apart(source, target)
 
         with progress_bar("reading") as progress:
             record = look(
-                artifact, against, train=train, key=key, skip_bad=skip_bad, workers=workers, progress=progress
-            )
+                artifact, against, train=train, key=key, missing_chunks=missing_chunks, convert=convert,
+                skip_bad=skip_bad, workers=workers, progress=progress,
+            )  # fmt: skip
         deliver(record, *targets)
         if not record.clean:
             raise typer.Exit(FOUND)

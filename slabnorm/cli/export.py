@@ -39,10 +39,11 @@ def export(
         from slabnorm.errors import OptionError
         from slabnorm.inputs import load
         from slabnorm.inputs.exports import content
-        from slabnorm.report.write import check_writable, write_atomically
+        from slabnorm.report.write import check_apart, check_writable, write_atomically
 
         if out is not None:
             check_writable(out)
+            check_apart(str(artifact), out)
         made = content(load(artifact), to, out, scaled_by=scaled_by, dtype=dtype)
         if out is not None:
             write_atomically(out, made)

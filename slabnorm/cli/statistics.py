@@ -77,11 +77,13 @@ def fit(
     with exits(), shown_warnings(), progress_bar("counting") as progress:
         from slabnorm.inputs import fit as fit_statistics
         from slabnorm.inputs import save
-        from slabnorm.report.write import check_writable
+        from slabnorm.report.write import check_apart, check_writable
 
         sizes: dict[str, Any] = dict(whole_sizes(size or []))
         check_writable(out)
         ledger = Path(f"{out}.ledger")
+        for target in (out, ledger):
+            check_apart(data, target)
         norm = fit_statistics(
             data, scheme, pattern, split=split, nan=nan, leak=leak, key=key, skip_bad=skip_bad,
             weights=_weights(weights),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
-from slabnorm.errors import OptionError, StatisticsError
+from slabnorm.errors import StatisticsError
 from slabnorm.inputs.artifact import load
 from slabnorm.inputs.beside import Beside, Reference
 from slabnorm.inputs.count import Effort, Opened, Progress
@@ -31,6 +32,8 @@ def audit(
     *,
     train: Any = None,
     key: str | None = None,
+    missing_chunks: str = "raise",
+    convert: str | None = None,
     skip_bad: bool = False,
     workers: int | None = None,
     memory: int | None = None,
@@ -55,6 +58,7 @@ def audit(
         against: the data, anything that `fit` takes; held-out data are what this is for.
         train: the training split, to see whether the statistics are of it alone.
         key: the entry of dicts, or the array of an npz file, that is x; of both data sets.
+        missing_chunks, convert: as in `fit`, of both data sets: as the statistics were fitted.
         skip_bad: leave out what cannot be read, and say so.
         workers, memory, progress: as in `fit`.
 
@@ -81,19 +85,19 @@ def audit(
     1 error in array. Identical to training samples: 100 of 1,100 distinct samples (9.09%).
     """
     norm = _at_hand(norm if isinstance(norm, InputNorm) else load(norm))
-    if workers is not None and (type(workers) is not int or workers < 1):
-        raise OptionError("workers is an integer, 1 or more", repr(workers))
+    effort = Effort(workers=workers, memory=memory)
     with plain_tensors():
-        sources = [_open(norm, data, key) for data in (against, train) if data is not None]
+        options = {"missing_chunks": missing_chunks, "convert": convert}
+        sources = [_open(norm, data, key, options) for data in (against, train) if data is not None]
         opened = [Opened(source, skip_bad) for source in sources]
-        effort = Effort(workers=workers, memory=memory, progress=_joint(opened, progress))
+        effort = replace(effort, progress=_joint(opened, progress))
         tallies = [_count(norm, each, effort, skip_bad) for each in opened]
         return _record(norm, opened[0], tallies[0], tallies[1] if train is not None else None)
 
 
-def _open(norm: InputNorm, data: Any, key: str | None) -> Source | Stream:
+def _open(norm: InputNorm, data: Any, key: str | None, options: dict[str, Any]) -> Source | Stream:
     """Open a data set; of a table that has more columns, those that were fitted."""
-    source, fitted = open_source(data, key), norm.record.names
+    source, fitted = open_source(data, key, **options), norm.record.names
     given = source.schema().names if fitted and hasattr(source, "schema") else ()
     return open_source(data, key, columns=fitted) if set(fitted) < set(given) else source
 

@@ -53,6 +53,15 @@ class Effort:
     address: str | None = None
     progress: Progress | None = None
 
+    def __post_init__(self) -> None:
+        """Raise OptionError for what is out of range."""
+        if self.engine not in ("local", "ray"):
+            raise OptionError('the engine is "local" or "ray"', repr(self.engine))
+        for name in ("workers", "memory"):
+            number = getattr(self, name)
+            if number is not None and (type(number) is not int or number < 1):
+                raise OptionError(f"{name} is an integer, 1 or more", repr(number))
+
 
 class Opened:
     """A source whose first block has been looked at.
@@ -243,8 +252,7 @@ def _plan(source: Source, counting: Counting, shards: list[Shard]) -> dict[str, 
         plain["weights"] = hashlib.sha256(weights.tobytes()).hexdigest()
     elif weights is not None:
         plain["weights"] = f"column {weights}"
-    schema = plain.pop("schema")
-    return {**plain, **schema, "source": source.name, "shards": len(shards)}
+    return {**plain, "source": source.name, "shards": len(shards)}
 
 
 def empty(name: str) -> DataError:

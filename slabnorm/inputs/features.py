@@ -7,6 +7,7 @@ little else; so everything that needs the pattern is decided here, beforehand.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 from torch import Tensor
 
@@ -50,7 +51,9 @@ class Features:
             ShapeError: the shape does not fit the pattern.
             PatternError: the sizes do not fit it, or it keeps or splits the sample axis.
         """
-        shape = (1, *(1 if size is None else size for size in sample))
+        # Of an axis whose size is not known any that can be split will do.
+        some = prod(size for _, size in sizes)
+        shape = (1, *(some if size is None else size for size in sample))
         _check_sample_axis(pattern, shape)
         slab = plan(pattern, (), shape, sizes)
         kept, split = slab.kept.dims, slab.split

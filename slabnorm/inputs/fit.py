@@ -17,7 +17,7 @@ from slabnorm.errors import OptionError
 from slabnorm.inputs.count import Effort, Opened, Progress
 from slabnorm.inputs.counter import Counting
 from slabnorm.inputs.features import kept_axes
-from slabnorm.inputs.missing import check_left, check_policy
+from slabnorm.inputs.missing import check_left, check_policy, check_present
 from slabnorm.inputs.normalizer import InputNorm
 from slabnorm.inputs.plain import plain_tensors
 from slabnorm.inputs.record import Record
@@ -135,23 +135,15 @@ def fit(
     (torch.float32, True)
     """
     check_policy(nan)
-    if engine not in ("local", "ray"):
-        raise OptionError('the engine is "local" or "ray"', repr(engine))
+    if not isinstance(skip_bad, bool):
+        raise OptionError("skip_bad is True or False", repr(skip_bad))
+    effort = Effort(engine, workers, memory, _path(ledger), resume, address, progress)
     column = weights if isinstance(weights, str) else None
     source = open_source(
         source, key, columns=columns, missing_chunks=missing_chunks, convert=convert, weights=column
     )
     given = check_weights(weights) if weights is not None and column is None else column
     split = guard(split, source.hints, leak)
-    effort = Effort(
-        engine,
-        _whole("workers", workers),
-        _whole("memory", memory),
-        Path(ledger) if ledger else None,
-        resume,
-        address,
-        progress,
-    )
     opened = Opened(source, skip_bad)
     schema = opened.schema
     scheme = resolve(scheme, schema.dtype)
@@ -181,6 +173,7 @@ def fit(
             positions=_positions(tally, counting), content=f"{tally.content:016x}",
             weights=_kind_of_weights(tally, counting),
         )  # fmt: skip
+        check_present(tally.sample, source.name, names)
         quantiles = _quantiles(scheme, tally, found.weights)
         norm = InputNorm(found, tally.moments, tally.nan, tally.null, quantiles)
         norm.sketch, norm.skipped = tally.sketch, tally.skipped
@@ -205,16 +198,21 @@ def _kind_of_weights(tally: Tally, counting: Counting) -> str:
 
 
 def _positions(tally: Tally, counting: Counting) -> int:
-    """Return what a sample of positions is worth: of weights that differ, fewer than there are."""
+    """Return what a sample of positions is worth: fewer than there are, of weights that differ, and where
+    values are missing.
+    """
     drawn = len(tally.sample.keys)
     every = tally.samples * counting.schema.values // max(1, tally.moments.mean.numel())
-    return drawn if counting.weights is None or drawn >= every else min(drawn, tally.sample.effective)
+    if not drawn or drawn >= every:
+        return drawn
+    return min(tally.sample.present, tally.sample.effective if counting.weights is not None else drawn)
 
 
-def _whole(name: str, number: int | None) -> int | None:
-    if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
-        raise OptionError(f"{name} is an integer, 1 or more", repr(number))
-    return number
+def _path(ledger: Any) -> Path | None:
+    try:
+        return Path(ledger) if ledger else None
+    except TypeError:
+        raise OptionError("the ledger is a path", repr(ledger)) from None
 
 
 def _plain_sizes(sizes: dict[str, int]) -> dict[str, int]:

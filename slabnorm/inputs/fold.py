@@ -13,7 +13,10 @@ from slabnorm.errors import OptionError
 if TYPE_CHECKING:
     from slabnorm.inputs.normalizer import InputNorm
 
-OFFSET = 1000  # in units of the scale: float32 arithmetic on raw data farther away loses too many digits
+# Raw data that lie r scales from 0 cost r times the dtype's eps. float32 takes 1000, which is 1e-4 of the
+# spread; bfloat16 and float16, which round to 1e-2 and 1e-3 of it anyway, take 4, as far as pixels lie.
+OFFSET = 1000
+_LOST = OFFSET * torch.finfo(torch.float32).eps
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -22,6 +25,10 @@ def fold(norm: InputNorm, layer: nn.Module) -> Any:
     if type(layer) not in (nn.Linear, *_CONVOLUTIONS) or not isinstance(layer.weight, nn.Parameter):
         raise _refused("the layer after it is a Linear or a Conv1d to Conv3d", type(layer).__name__)
     given: Any = layer
+    if given.weight.is_meta or norm.scale.is_meta:
+        raise _refused(
+            "there are numbers to work with", "weights or statistics on the device meta", "load them"
+        )
     if set(given._parameters) != {"weight", "bias"} or "forward" in vars(given) or _hooked(given):
         raise _refused("it is as torch makes it", "a layer with hooks, pruned, or with another forward")
     kept = norm.record.features()
@@ -75,9 +82,10 @@ def _check(folded: Any, weight: Tensor, shifts: Tensor) -> None:
     new, bias = folded.weight.detach(), folded.bias.detach()
     if not bool(new.isfinite().all() & bias.isfinite().all()) or bool(((new == 0) & (weight != 0)).any()):
         raise _refused("its weights hold the scale of the data", f"a scale that leaves {new.dtype}")
-    if new.dtype != torch.float64 and float(shifts.abs().max()) > OFFSET:
+    most = max(_LOST / torch.finfo(new.dtype).eps, 4.0)
+    if new.dtype != torch.float64 and float(shifts.abs().max()) > most:
         raise _refused(
-            f"raw data lie within {OFFSET} of their scale from 0: farther away, {new.dtype} loses digits",
+            f"raw data lie within {most:.4g} of their scale from 0: farther away, {new.dtype} loses digits",
             f"an offset of {float(shifts.abs().max()):.3g} times the scale",
             "keep the InputNorm, which subtracts exactly",
         )

@@ -5,17 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from slabnorm.errors import ShapeError, StatisticsError
 from slabnorm.inputs.record import Record
-from slabnorm.inputs.values import check_state
+from slabnorm.inputs.sketch import Sketch
+from slabnorm.inputs.values import MOMENTS, check_state
+from slabnorm.moments import Moments
+
+CLOSE = 1e-9  # relative
 
 
 class Frozen(nn.Module):
     """What InputNorm inherits: buffers that follow a device but no cast, and are checked before a change."""
 
     record: Record
+    sketch: Sketch
+    skipped: tuple[tuple[str, str], ...]
 
     def _note_range(self) -> None:
         """Look at new values."""
@@ -56,5 +63,28 @@ class Frozen(nn.Module):
         for name, value in given.items():
             # assign=True would take a checkpoint's half precision over as it is.
             state_dict[prefix + name] = value.to(getattr(self, name).dtype)
+        self._check_affine(given, record, prefix)
+        before = self.record.content
         super()._load_from_state_dict(state_dict, prefix, *rest)
+        if record.content != before:  # what was kept of other samples says nothing of these
+            self.sketch, self.skipped = Sketch(), ()
         self._note_range()
+
+    def _check_affine(self, given: dict[str, Tensor], record: Record, prefix: str) -> None:
+        """Raise StatisticsError unless shift and scale are those that the moments give."""
+        both = {name: given.get(name, old) for name, old in self._buffers.items() if old is not None}
+        exact = all(value.dtype in (torch.float64, torch.int64) for value in both.values())
+        if not exact or any(value.is_meta for value in both.values()):
+            return
+        values = {name: value.cpu() for name, value in both.items()}
+        moments = Moments(*(values[f"moments_{name}"] for name in MOMENTS), weighted=record.weights == "real")
+        wanted = record.scheme.affine(moments, values["quantiles"])
+        # Another release may round them otherwise.
+        away = (values["shift"] - wanted.shift) + (values["shift_low"] - wanted.shift_low)
+        wrong = (away.abs() > CLOSE * wanted.scale) | ((values["scale"] / wanted.scale - 1).abs() > CLOSE)
+        if bool(wrong.any()):
+            raise StatisticsError(
+                "shift and scale are what the scheme makes of the moments",
+                f"a state_dict in which {prefix}shift or {prefix}scale is of other statistics",
+                "load the whole state_dict of one InputNorm",
+            )

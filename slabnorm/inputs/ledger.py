@@ -72,7 +72,7 @@ class Ledger:
             for number, name, fingerprint, content, digest in rows:
                 if digest != _digest(number, name, fingerprint, content):
                     raise self._damaged(f"the entry of shard {number} is not what was written")
-                if not 0 <= number < len(shards) or shards[number].name != name:
+                if not 0 <= number < len(shards) or _text(shards[number].name) != name:
                     raise LedgerError(
                         "a fit goes on with the same data",
                         f"{self.path} has {name}, which is no longer shard {number} of the data",
@@ -93,8 +93,9 @@ class Ledger:
             LedgerError: it cannot be written, as on a full disk.
         """
         content = tally.to_bytes()
-        digest = _digest(shard.number, shard.name, shard.fingerprint, content)
-        row = (shard.number, shard.name, shard.fingerprint, content, digest)
+        name = _text(shard.name)
+        digest = _digest(shard.number, name, shard.fingerprint, content)
+        row = (shard.number, name, shard.fingerprint, content, digest)
         with self._mistakes():
             self._base.execute("INSERT INTO shards VALUES (?, ?, ?, ?, ?)", row)
 
@@ -124,7 +125,11 @@ class Ledger:
     def _mistakes(self) -> Iterator[None]:
         try:
             yield
+        except LedgerError:  # which is a ValueError
+            raise
         except sqlite3.OperationalError as error:
+            if "no such" in str(error):  # another program's tables
+                raise self._damaged(str(error)) from error
             if "locked" in str(error):
                 raise LedgerError(
                     "one fit at a time writes an output",
@@ -139,6 +144,11 @@ class Ledger:
         return LedgerError(
             "a ledger is as slabnorm wrote it", f"{self.path}: {why}", "delete it and begin anew"
         )
+
+
+def _text(name: str) -> str:
+    """Return a name that SQLite takes: those of files may hold bytes that are no UTF-8."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _digest(number: int, name: str, fingerprint: str, content: bytes) -> str:

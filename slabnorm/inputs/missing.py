@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from slabnorm.errors import DataError, OptionError, StatisticsError
+from slabnorm.inputs.sample import Sample
 from slabnorm.inputs.scheme import first_features
 from slabnorm.moments import Moments
 from slabnorm.slab import Slab
@@ -95,6 +96,17 @@ def check_left(found: Moments, name: str, names: Sequence[str] = ()) -> None:
             "every feature has values left without its NaN",
             f"{name}: {first_features(gone, names)} hold NaN {'or null ' if names else ''}only",
             "leave these features out of the data",
+        )
+
+
+def check_present(sample: Sample, name: str, names: Sequence[str] = ()) -> None:
+    """Raise DataError if a sample of values, from which quantiles come, has none of a feature."""
+    gone = torch.from_numpy(sample.counts == 0)
+    if len(sample.keys) and bool(gone.any()):
+        raise DataError(
+            f"a feature has values among the {len(sample.keys)} that quantiles are taken from",
+            f"{name}: of {first_features(gone, names)} almost all values are NaN or null",
+            'leave these features out, or fit "zscore" or "minmax", which read every value',
         )
 
 

@@ -122,8 +122,8 @@ class InputNorm(Frozen):
         Raises:
             StatisticsError: an entry is missing or damaged.
         """
-        missing = [key for key in ("_extra_state", *(f"moments_{name}" for name in MOMENTS))
-                   if prefix + key not in state]  # fmt: skip
+        missing = [key for key in ("_extra_state", *(f"moments_{name}" for name in MOMENTS), *AFFINE)
+                   if not isinstance(state.get(prefix + key), Tensor)]  # fmt: skip
         if missing:
             raise StatisticsError(
                 "the state_dict of an InputNorm holds its record and its moments",

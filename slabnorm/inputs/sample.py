@@ -108,6 +108,17 @@ class Sample:
         return found
 
     @property
+    def present(self) -> int:
+        """As many values as the feature has of which most are missing; features are columns."""
+        return int(self.counts.min(initial=len(self.keys)))
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Values of each feature that are not NaN."""
+        found: np.ndarray = np.count_nonzero(~np.isnan(self.values), axis=0)
+        return found
+
+    @property
     def effective(self) -> int:
         """As how many positions of one weight these count (Kish, "Survey Sampling", 1965, 11.7)."""
         weights = self.values[:, -1]

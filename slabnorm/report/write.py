@@ -13,6 +13,8 @@ from typing import BinaryIO
 from slabnorm.errors import OptionError
 from slabnorm.report.names import printable
 
+OURS = (".safetensors", ".html", ".json")  # what is written again, also beside data
+
 
 def check_writable(path: Path) -> None:
     """Raise OptionError unless a file can be written at `path`; ask before the work, not after it.
@@ -100,6 +102,31 @@ def new_folder(path: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(beside, ignore_errors=True)
             raise
+
+
+def check_apart(source: str, target: Path, within: bool = False) -> None:
+    """Raise OptionError if an output would take the place of what is read.
+
+    Args:
+        source: a path, or a URL, which is never the output.
+        target: the output.
+        within: whether nothing may be written into a folder that is read, either; else no file there that is
+            none of ours.
+    """
+    if "://" in source:
+        return
+    a, b = Path(os.path.realpath(source)), Path(os.path.realpath(target))
+    try:
+        same = a == b or (b.exists() and b.samefile(a))
+    except OSError:  # one is not there
+        same = False
+    inside = a in b.parents and (within or (b.exists() and b.suffix.lower() not in OURS))
+    if same or inside:
+        raise OptionError(
+            "the output is no part of the data that are read",
+            f"{printable(target)} {'for both' if same else f'in {printable(source)}'}",
+            "name another output",
+        )
 
 
 def check_new(path: Path) -> None:

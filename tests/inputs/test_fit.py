@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -12,7 +13,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from torch.utils.data import Dataset
 
+import slabnorm as sn
 from slabnorm.errors import DataError, DataWarning, OptionError, PatternError, ShapeError
 from slabnorm.functional import moments
 from slabnorm.inputs import FixedScale, ZScore, fit
@@ -262,3 +266,42 @@ grown = peak() - before
 assert grown < 48_000, grown
 """
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_options_of_the_wrong_kind():
+    x = np.arange(12.0).reshape(6, 2)
+    for options, words in (
+        ({"skip_bad": "no"}, "skip_bad is True or False"), ({"ledger": 7}, "ledger is a path"),
+        ({"memory": "2GB"}, "memory is an integer"), ({"workers": 1.5}, "workers is an integer"),
+    ):  # fmt: skip
+        with pytest.raises(OptionError, match=words):
+            fit(x, split="train", **options)
+    with pytest.raises(OptionError, match="memory is an integer"):
+        sn.audit(fit(x, split="train"), x, memory="2GB")
+    with pytest.raises(DataError, match="float8"):
+        fit(torch.zeros(4, 2, dtype=torch.float8_e4m3fn), split="train")
+
+
+class Dies(Dataset):
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, item):
+        if multiprocessing.parent_process() is not None:
+            os._exit(1)
+        return np.zeros(2)
+
+
+def test_a_worker_process_that_dies():
+    with pytest.raises(DataError, match="a worker process died"):
+        fit(Dies(), split="train", workers=2)
+
+
+def test_pooled_axes_that_are_split_may_differ_in_size(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number, size in enumerate((8, 12)):
+        pixels = np.arange(size * size * 3).reshape(size, size, 3) % 251
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
+    norm = fit(folder, "zscore", "n c (a h) w -> c", split="train", a=2)
+    assert torch.equal(norm.moments.mean, fit(folder, split="train").moments.mean)

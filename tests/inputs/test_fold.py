@@ -120,3 +120,25 @@ def test_zero_padding_where_zero_stays_zero() -> None:
 def test_what_would_not_be_exact_is_refused(layer: nn.Module, pattern: str) -> None:
     with pytest.raises(OptionError, match="fold"):
         sn.fit(images(), "zscore", pattern, split="train").fold_into(layer)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_half_precision_takes_what_it_can(dtype: torch.dtype) -> None:
+    random = np.random.default_rng(1)
+    layer = nn.Linear(8, 4).to(dtype)
+    near = torch.from_numpy(random.normal(2, 1, (1000, 8))).to(dtype)
+    norm = sn.fit(near, split="train")
+    wanted = nn.functional.linear(norm(near.double()), layer.weight.double(), layer.bias.double())
+    own, folded = layer(norm(near)).double(), norm.fold_into(layer)(near).double()
+    assert (folded - wanted).abs().max() < 6 * max((own - wanted).abs().max(), 1e-7)
+    far = sn.fit(random.normal(50, 1, (1000, 8)), split="train")
+    if dtype == torch.float32:
+        far.fold_into(layer)
+    else:
+        with pytest.raises(OptionError, match="within 4 of their scale"):
+            far.fold_into(layer)
+
+
+def test_a_layer_without_numbers() -> None:
+    with pytest.raises(OptionError, match="meta"):
+        sn.fit(torch.randn(9, 3), split="train").fold_into(nn.Linear(3, 3, device="meta"))

@@ -255,3 +255,21 @@ def test_a_broken_file_is_still_an_error_on_going_on(table, tmp_path):
         file.truncate(5000)
     with pytest.raises(DataError, match=r"truncated|changed"):
         fit(table, split="train", ledger=ledger, resume=True)
+
+
+@pytest.mark.parametrize(("begun", "goes_on"), [("zscore", "robust"), ("robust", "minmax")])
+def test_a_ledger_with_and_one_without_quantiles_are_two(table, tmp_path, begun, goes_on):
+    ledger = tmp_path / "ledger"
+    stopped(table, ledger, 3, scheme=begun)
+    with pytest.raises(LedgerError, match=r"arguments it began with(.|\n)*sample=") as caught:
+        fit(table, goes_on, split="train", ledger=ledger, resume=True)
+    assert "slabnorm wrote it" not in str(caught.value)
+
+
+def test_a_file_whose_name_is_no_text(tmp_path):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/tr\xff.npy"))
+    np.save(path, DATA)
+    ledger = tmp_path / "ledger"
+    first = fit(path, split="train", ledger=ledger)
+    again = fit(path, split="train", ledger=ledger, resume=True)
+    assert artifact(first, tmp_path / "a") == artifact(again, tmp_path / "b")

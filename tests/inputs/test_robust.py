@@ -9,7 +9,7 @@ from sklearn.datasets import load_breast_cancer
 from sklearn.preprocessing import RobustScaler
 
 import slabnorm as sn
-from slabnorm.errors import ArtifactError, OptionError
+from slabnorm.errors import DataError, DataWarning, OptionError
 from slabnorm.inputs.sample import Sample, Sampler
 from slabnorm.inputs.sketch import Bounds
 from slabnorm.inputs.sources import parts
@@ -139,3 +139,23 @@ def test_clips_that_are_none():
     for clip in [(1, 0), 3, ("a", "b"), True]:
         with pytest.raises(OptionError, match="clip"):
             sn.ZScore(clip=clip)
+
+
+def test_missing_values_widen_the_error_that_is_said():
+    random = np.random.default_rng(3)
+    x = random.standard_normal((200_000, 2))
+    x[random.random(200_000) < 0.98, 1] = np.nan
+    norm = sn.fit(x, "robust", split="train", nan="omit")
+    there = np.sort(x[~np.isnan(x[:, 1]), 1])
+    ranks = np.searchsorted(there, norm.quantiles[:, 1].numpy()) / len(there)
+    assert 0.07 < norm.rank_error < 0.13  # of 16384 values 2% are there: sqrt(log(200) / 2 / 328) = 0.09
+    assert np.abs(ranks - [0.25, 0.5, 0.75]).max() < norm.rank_error
+
+
+def test_a_feature_that_the_sample_does_not_have():
+    x = np.random.default_rng(4).standard_normal((300_000, 2))
+    x[:-1, 1] = np.nan
+    with pytest.raises(DataError, match=r"feature 1 almost all(.|\n)*zscore"):
+        sn.fit(x, "robust", split="train", nan="omit")
+    with pytest.warns(DataWarning, match="constant"):
+        assert sn.fit(x, split="train", nan="omit").count.tolist() == [300_000, 1]

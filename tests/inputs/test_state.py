@@ -167,3 +167,25 @@ def test_the_record_is_the_same_bytes_again():
     one, two = (fit(X, split="train").record for _ in range(2))
     assert torch.equal(one.to_tensor(), two.to_tensor())
     assert Record.from_tensor(one.to_tensor()) == one
+
+
+def test_what_was_kept_of_other_samples_goes():
+    norm, other = fit(X, split="train"), fit(OTHER, split="train")
+    kept = norm.sketch
+    norm.load_state_dict(norm.state_dict())
+    assert norm.sketch is kept
+    norm.load_state_dict(other.state_dict())
+    assert len(norm.sketch.hashes) == 0
+
+
+@pytest.mark.parametrize("left_out", ["shift", "scale", "moments_mean"])
+def test_a_state_dict_in_part(left_out):
+    norm, state = fit(X, split="train"), fit(OTHER, split="train").state_dict()
+    before = norm(X)
+    del state[left_out]
+    with pytest.raises(StatisticsError, match="what the scheme makes"):
+        norm.load_state_dict(state, strict=False)
+    assert torch.equal(norm(X), before)
+    if left_out != "moments_mean":
+        with pytest.raises(StatisticsError, match=f"no '{left_out}'"):
+            InputNorm.from_state_dict(state)

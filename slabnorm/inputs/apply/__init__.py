@@ -22,7 +22,7 @@ from slabnorm.inputs.schema import check_schema, schema_of
 from slabnorm.inputs.sources import Bad, Block, Columns, Named, Source, Stream, open_source
 from slabnorm.inputs.sources.chunked import ZarrSource
 from slabnorm.report.names import printable
-from slabnorm.report.write import check_new, check_writable
+from slabnorm.report.write import check_apart, check_new, check_writable
 
 __all__ = ["apply"]
 
@@ -88,7 +88,7 @@ def apply(
     suffix = _check_out(target, str(os.fspath(out)))
     _check_batch(batch_rows)
     if isinstance(source, str | os.PathLike):
-        _check_apart(os.fspath(source), target)
+        check_apart(os.fspath(source), target, within=True)
     step: Step = norm.inverse if inverse else norm
     if _is_table(source) or suffix in TABLES:
         if not (_is_table(source) and suffix in TABLES):
@@ -193,19 +193,3 @@ def _check_out(target: Path, text: str) -> str:
     else:
         check_writable(target)
     return suffix
-
-
-def _check_apart(source: str, target: Path) -> None:
-    if "://" in source:
-        return
-    a, b = Path(os.path.realpath(source)), Path(os.path.realpath(target))
-    try:
-        same = a == b or a in b.parents or b.samefile(a)
-    except OSError:  # one is not there
-        same = False
-    if same:
-        raise OptionError(
-            "the output is no part of the data that are read",
-            f"{printable(target)} for both",
-            "name another output",
-        )

@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Iterator, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
+    BrokenExecutor,
     Executor,
     Future,
     ProcessPoolExecutor,
@@ -15,7 +16,7 @@ from concurrent.futures import (
 )
 from multiprocessing import get_context
 
-from slabnorm.errors import OptionError
+from slabnorm.errors import DataError, OptionError
 from slabnorm.inputs.counter import Counting
 from slabnorm.inputs.plain import plain_tensors
 from slabnorm.inputs.sketch import Bounds
@@ -60,6 +61,12 @@ def run(
         waiting: dict[Future[Tally], Shard] = {}
         try:
             yield from _submitted(pool, shards, counting, bounds, workers, memory, waiting)
+        except BrokenExecutor as error:
+            raise DataError(
+                "workers live until their shards are counted",
+                f"a worker process died: {error}",
+                "it may have run out of memory, or the data set's own code ends it; try workers=1",
+            ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

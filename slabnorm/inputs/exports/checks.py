@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from slabnorm.errors import OptionError, StatisticsError
@@ -33,7 +34,7 @@ def feature_names(names: Any, places: list[str]) -> list[str]:
     """
     if names is None:
         return places
-    given = [names] if isinstance(names, str) else list(names)
+    given = list(names) if isinstance(names, Iterable) and not isinstance(names, str) else [names]
     if len(given) != len(places) or not all(isinstance(name, str) for name in given):
         raise OptionError(
             f"names are one text per feature, here {len(places)}", f"{len(given)}: {given!r:.200}"

@@ -245,6 +245,8 @@ def _check_tensor(tensor: Tensor, where: str) -> Tensor:
         problem, fix = f"layout {tensor.layout}", "convert it with .to_dense(), or pad it"
     elif tensor.is_quantized:
         problem, fix = f"dtype {tensor.dtype}", "convert it with .dequantize()"
+    elif tensor.is_floating_point() and tensor.element_size() == 1:
+        problem, fix = f"dtype {tensor.dtype}", "convert it with .float()"
     elif tensor.is_complex():
         problem, fix = f"dtype {tensor.dtype}", "normalise real and imaginary parts: torch.view_as_real(x)"
     elif tensor.device.type == "meta":
