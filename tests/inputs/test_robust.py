@@ -9,7 +9,7 @@ from sklearn.datasets import load_breast_cancer
 from sklearn.preprocessing import RobustScaler
 
 import slabnorm as sn
-from slabnorm.errors import DataError, DataWarning, OptionError
+from slabnorm.errors import ArtifactError, DataError, DataWarning, OptionError
 from slabnorm.inputs.sample import Sample, Sampler
 from slabnorm.inputs.sketch import Bounds
 from slabnorm.inputs.sources import parts
