@@ -27,7 +27,14 @@ import slabnorm as sn
 from benchmarks import fitting_data as data
 from benchmarks.load import Others
 from benchmarks.machine import machine
+from slabnorm.inputs.count import Opened
 from slabnorm.inputs.engines.local import cores
+from slabnorm.inputs.ledger import Ledger
+from slabnorm.inputs.sources import open_source
+from slabnorm.inputs.sources.arrays import ArrayShard
+from slabnorm.inputs.tally import Tally
+from slabnorm.inputs.tree import Tree
+from slabnorm.inputs.work import count_shard
 
 RESULTS = Path(__file__).with_name("results") / "fitting.json"
 Calls = dict[str, Callable[[], Any]]
@@ -144,6 +151,27 @@ print(peak() - before)
     return int(done.stdout) / 1000
 
 
+def task() -> float:
+    """Return the seconds that one place takes for a task: its bytes to a Tally, to the ledger, into the tree."""
+    x = np.random.default_rng(0).standard_normal((1 << 16, data.COLUMNS), np.float32)
+    opened = Opened(open_source(x))
+    counting = opened.counting("n c -> c", {})
+    found = []
+    for number in range(512):
+        shard = ArrayShard(number, f"part {number}", "mark", first=128 * number, samples=128, array=x)
+        found.append((shard, count_shard(shard, counting).to_bytes()))
+    with tempfile.TemporaryDirectory() as folder:
+        ledger, tree = Ledger(Path(folder) / "ledger", {}, False), Tree()
+        start = time.perf_counter()
+        for shard, content in found:
+            tally = Tally.from_bytes(content)
+            ledger.add(shard, tally)
+            tree.add(shard.number, tally)
+        seconds = time.perf_counter() - start
+        ledger.close()
+    return seconds / len(found)
+
+
 def measure(quick: bool) -> dict[str, Any]:
     """Return everything measured."""
     rounds, part = (3, 8) if quick else (9, 1)
@@ -158,6 +186,7 @@ def measure(quick: bool) -> dict[str, Any]:
             found["files"][kind] = images(path, max(3, rounds // 2))
         for kind, (path, options) in data.others(folder, part).items():
             found["files"][kind] = other(path, max(3, rounds // 2), **options)
+    found["task"] = task()
     for gigabytes in (1, 2) if quick else (1, 8):
         found["resident"][f"{gigabytes} GB"] = resident(gigabytes)
     return found
@@ -186,6 +215,7 @@ def show(found: dict[str, Any], console: Console) -> None:
             f"{own / alone:.2f}" if alone else "", f"{case['one worker'] / own:.2f}",
         )  # fmt: skip
     console.print(table)
+    console.print(f"a task takes {1e3 * found['task']:.2f} ms where all come together")
     for name, grown in found["resident"].items():
         console.print(f"a file of {name}: the process grows by {grown:.0f} MB")
 
