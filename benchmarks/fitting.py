@@ -152,7 +152,7 @@ print(peak() - before)
 
 
 def task() -> float:
-    """Return the seconds for a task where all come together: bytes to a Tally, to the ledger, into the tree."""
+    """Return the seconds for a task where all come together: bytes to Tally to ledger and tree."""
     x = np.random.default_rng(0).standard_normal((1 << 16, data.COLUMNS), np.float32)
     opened = Opened(open_source(x))
     counting = opened.counting("n c -> c", {})

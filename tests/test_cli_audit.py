@@ -33,7 +33,7 @@ def test_nothing_found():
     assert "0 of 78 distinct samples were in training, exactly" in result.stdout
     assert "the statistics are those of the training split alone" in result.stdout
     assert "report: audit.html" in result.stdout
-    assert "Nothing found: test.npy" in Path("audit.html").read_text()
+    assert "Nothing found in test.npy" in Path("audit.html").read_text()
 
 
 def test_findings():

@@ -84,14 +84,21 @@ def fit(
         ledger = Path(f"{out}.ledger")
         for target in (out, ledger):
             check_apart(data, target)
-        norm = fit_statistics(
-            data, scheme, pattern, split=split, nan=nan, leak=leak, key=key, skip_bad=skip_bad,
-            weights=_weights(weights),
-            missing_chunks=missing_chunks, columns=column, convert=convert,
-            workers=workers, memory=whole_bytes(memory), engine=engine, address=address,
-            ledger=None if data.lower().endswith(".npz") else ledger, resume=resume, progress=progress,
-            **sizes,
-        )  # fmt: skip
+        try:
+            norm = fit_statistics(
+                data, scheme, pattern, split=split, nan=nan, leak=leak, key=key, skip_bad=skip_bad,
+                weights=_weights(weights), missing_chunks=missing_chunks, columns=column, convert=convert,
+                workers=workers, memory=whole_bytes(memory), engine=engine, address=address,
+                ledger=None if data.lower().endswith(".npz") else ledger, resume=resume, progress=progress,
+                **sizes,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            if ledger.exists():
+                console = error_console()
+                console.print(
+                    f"counted so far: {shown(ledger)}; --resume goes on", markup=False, soft_wrap=True
+                )
+            raise
         save(norm, out)
         ledger.unlink(missing_ok=True)
     with exits():

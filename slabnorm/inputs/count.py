@@ -57,6 +57,8 @@ class Effort:
         """Raise OptionError for what is out of range."""
         if self.engine not in ("local", "ray"):
             raise OptionError('the engine is "local" or "ray"', repr(self.engine))
+        if self.address is not None and self.engine != "ray":
+            raise OptionError("an address is that of a Ray cluster", repr(self.address), 'engine="ray"')
         for name in ("workers", "memory"):
             number = getattr(self, name)
             if number is not None and (type(number) is not int or number < 1):

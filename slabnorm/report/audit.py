@@ -9,6 +9,8 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+FEW = 100  # samples, from which on that nothing was found says something
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -124,7 +126,10 @@ class AuditRecord:
     def verdict(self) -> str:
         """The outcome in one sentence."""
         if self.clean:
-            return f"Nothing found: {self.data} is fit to be used with these statistics."
+            few = (
+                f", whose {self.samples:,} samples show great differences only" if self.samples < FEW else ""
+            )
+            return f"Nothing found in {self.data}{few}."
         errors = sum(finding.severity == "error" for finding in self.findings)
         warnings = len(self.findings) - errors
         counts = [f"{n} {word}{'s' if n > 1 else ''}" for n, word in

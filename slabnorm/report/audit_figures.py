@@ -42,7 +42,7 @@ def overview_figure(record: AuditRecord) -> Any:
     )  # fmt: skip
     found = {feature.name for feature in drifting(record)}
     for panel, values in enumerate((_shifts, _spreads)):
-        for wanted, colour, label in ((False, TRAIN, "as in training"), (True, NEW, "named in a finding")):
+        for wanted, colour, label in ((False, TRAIN, "not in a finding"), (True, NEW, "named in a finding")):
             chosen = [i for i in features if (record.features[i].name in found) == wanted]
             trace = _points(record, chosen, values, colour, label, named)
             trace.update(showlegend=panel == 0)
