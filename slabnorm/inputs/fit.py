@@ -110,8 +110,9 @@ def fit(
 
     Raises:
         LeakageError: no split is named; or the name, or what the source says of itself (a file called
-            test.npy, a Dataset with `train=False` or `split="test"`, also inside a Subset), is that of a
-            held-out split: validation, val, dev, test, eval, holdout, ..., or all of the data.
+            test.npy, a folder test/ or split=test/, a Dataset with `train=False` or `split="test"`, also
+            inside a Subset), is that of a held-out split: validation, val, dev, test, eval, holdout,
+            testset, trainval, ..., or all of the data.
         DataError: the data cannot be read, are empty, differ in shape or dtype, or hold what cannot be
             normalised: complex numbers, objects, infinity, NaN and null under "raise", integers beyond 2^53.
         LedgerError: the ledger is damaged, in use, of other data or other arguments.

@@ -1,20 +1,25 @@
 """The split guard: statistics belong to the training split, and `fit` wants to hear so.
 
 Two things speak: the name the caller gives, and what the source says of itself (a file called
-test.npy, a torchvision data set with train=False). Both are read word by word: "x_test" and "valSet"
-hold the words test and val, "latest" and "contest" do not.
+test.npy, a torchvision data set with train=False). Names are read word by word: "x_test" and "valSet"
+hold the words test and val, "latest" and "contest" do not. Folders are read whole, and the nearest name that
+says anything decides: test/train/x.npy is train.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
+from urllib.request import url2pathname
 
 from slabnorm.errors import DataWarning, LeakageError, OptionError
+from slabnorm.report.names import printable
 
 HELD_OUT = frozenset((
     "validation", "validate", "valid", "val", "dev", "devel", "development", "test", "tests", "testing",
@@ -22,6 +27,19 @@ HELD_OUT = frozenset((
 ))  # fmt: skip
 # A split that holds everything holds the test split too. As part of a file's name these say nothing.
 EVERYTHING = frozenset(("all", "full", "whole", "everything"))
+NEAR = 3  # folders above a path that are read: what lies higher is a user's or a project's name
+
+_TRAIN, _END = "train(?:ing)?", "(?:sets?|data|splits?)?"  # as in "testset"; val2017 has its year, too
+_SAYS_TRAIN = re.compile(rf"{_TRAIN}{_END}(?:\d{{4}})?")
+
+
+def _reader(names: frozenset[str]) -> re.Pattern[str]:
+    # "trainval" is not train alone, "devtest" neither.
+    word = "|".join(sorted(names, key=len, reverse=True))
+    return re.compile(rf"(?:{_TRAIN})?(?:{word})+(?:{_TRAIN})?{_END}(?:\d{{4}})?")
+
+
+_IN_DATA, _IN_SPLIT = _reader(HELD_OUT), _reader(HELD_OUT | EVERYTHING)
 
 
 @dataclass(frozen=True)
@@ -52,7 +70,7 @@ def guard(split: str | None, hints: Iterable[Hint], leak: bool) -> str:
         raise OptionError("split is the name of a split", repr(split), 'as split="train"')
     if not isinstance(leak, bool):
         raise OptionError("leak is True or False", repr(leak))
-    word = held_out(split, HELD_OUT | EVERYTHING)
+    word = _first(_words(split), _IN_SPLIT)
     found = [f"split={split!r}"] if word else []
     found += [f"{hint.where} (the word {hint.word!r})" for hint in hints if hint.word]
     if not found:
@@ -67,25 +85,125 @@ def guard(split: str | None, hints: Iterable[Hint], leak: bool) -> str:
     return split
 
 
-def held_out(text: str, names: frozenset[str] = HELD_OUT) -> str:
+def held_out(text: str) -> str:
     """Return the first word of a text that names a held-out split, or "".
 
-    >>> held_out("x_test"), held_out("HoldOut"), held_out("latest")
-    ('test', 'holdout', '')
+    >>> held_out("x_test"), held_out("HoldOut"), held_out("trainval"), held_out("latest")
+    ('test', 'holdout', 'trainval', '')
     """
-    words = _words(text)
+    return _first(_words(text), _IN_DATA)
+
+
+def path_hints(paths: Iterable[str | os.PathLike[str]], base: str = "") -> tuple[Hint, ...]:
+    """Return what paths and URLs say about their split, one hint for each word.
+
+    Read are the name, word by word; folders key=value; and the names of folders as a whole: the nearest
+    three above, and all that lie within the folder `base`. Local paths are read as they are given and as they
+    resolve: a link, or a file in the working directory, says no less than where it leads.
+
+    Args:
+        paths: of files; one that ends in "/" is a folder, whose name counts only as a whole.
+        base: the path in which these were found; by default each was given itself.
+    """
+    found: dict[str, Hint] = {}
+    real: dict[str, str] = {}  # of folders: resolving every file of a large data set would take long
+    bases = [_parts(place) for place in _places(base, {})] if base else []
+    for path in (os.fspath(path) for path in paths):
+        places = _places(path, real)
+        for number, place in enumerate(places):
+            if number and place == places[0]:
+                continue
+            parts = _parts(place)
+            top = bases[number] if bases else parts
+            # A link inside leads elsewhere: then the target's own folders count.
+            inside = parts[: len(top) - 1] == top[:-1]
+            first = (len(top) if inside else len(parts)) - 1 - NEAR
+            part, word = _nearest(parts, max(first, _home(parts)))
+            if word:
+                named = f"the file {printable(path, 4096)}"
+                which = "" if part == parts[-1] else f"the folder {printable(part)} of "
+                leads = "" if place == places[0] else f", which leads to {printable(place, 4096)}"
+                found.setdefault(word, Hint(f"{which}{named}{leads}", word))
+    return tuple(found[word] for word in sorted(found))
+
+
+def inner_hints(names: Iterable[str]) -> tuple[Hint, ...]:
+    """Return what the folders of an archive's members say, which lie in no file system."""
+    found: dict[str, Hint] = {}
+    for folder in sorted({name.replace("\\", "/").rpartition("/")[0] for name in names}):
+        _, word = _nearest([*folder.split("/"), ""], 0)
+        if word:
+            found.setdefault(word, Hint(f"the folder {printable(folder, 4096)}", word))
+    return tuple(found[word] for word in sorted(found))
+
+
+def _nearest(parts: Sequence[str], first: int) -> tuple[str, str]:
+    """Return the name nearest to a file that says it is held out, and by which word; "" twice if none does.
+
+    Args:
+        parts: the names of a path; the last, the file's, is read word by word.
+        first: from where on folders are read that are no key=value.
+    """
+    for at in range(len(parts) - 1, -1, -1):
+        part = parts[at]
+        _, is_pair, value = part.partition("=")
+        if at == len(parts) - 1 or part.lower().endswith((".zarr", ".zip")):  # files that hold files
+            words = _words(part)
+        elif is_pair:
+            words = _words(value)
+        elif at >= first:
+            words = [re.sub(r"[\W_]+", "", part).lower()]
+        else:
+            continue
+        word = _first(words, _IN_DATA)
+        if word:
+            return part, word
+        if any(map(_SAYS_TRAIN.fullmatch, words)):
+            break
+    return "", ""
+
+
+def _places(path: str, real: dict[str, str]) -> list[str]:
+    """Return a URL, or a local path in full and resolved; a "/" at the end stays.
+
+    Args:
+        path: of any kind.
+        real: what folders resolve to, as far as it is known; is added to.
+    """
+    if path.lower().startswith("file://") and "::" not in path:
+        path = url2pathname(urlsplit(path).path)
+    if "://" in path:
+        return [path]
+    folder, name = os.path.split(os.path.join(os.getcwd(), path))
+    if name in (".", ".."):
+        folder, name = os.path.split(os.path.abspath(path))
+    if folder not in real:
+        real[folder] = os.path.realpath(folder)
+    full = os.path.join(os.path.normpath(folder), name)
+    target = os.path.realpath(full) if name and os.path.islink(full) else os.path.join(real[folder], name)
+    return [full, target]
+
+
+def _parts(place: str) -> list[str]:
+    """Return the names in a path or URL, the file's last; "" for a path that ends in "/"."""
+    if "://" not in place:
+        return [*Path(place).parts, *([""] if place.endswith(("/", os.sep)) else [])]
+    # zip://inner::s3://outer: what lies within comes first there, and is nearest.
+    pieces = [piece for piece in place.split("::") if "/" in piece]
+    if place.lower().startswith(("http://", "https://")):
+        pieces = [re.split("[?#]", piece)[0] for piece in pieces]
+    names = "/".join(unquote(piece.partition("://")[2] or piece) for piece in reversed(pieces))
+    return [name for name in names.split("/")[:-1] if name] + [names.rpartition("/")[2]]
+
+
+def _home(parts: Sequence[str]) -> int:
+    # /home/test/ is a user called test.
+    return 3 if parts[1:2] in (["home"], ["Users"]) and os.path.isabs(parts[0]) else 0
+
+
+def _first(words: list[str], reader: re.Pattern[str]) -> str:
     pairs = [first + second for first, second in pairwise(words)]
-    return next((word for word in words + pairs if word in names), "")
-
-
-def file_hints(path: Path) -> tuple[Hint, ...]:
-    """Return what a file's name says: its stem word by word, its folder only as a whole."""
-    # A whole path would blame train.npy for lying in /home/me/test-project.
-    word = held_out(path.stem)
-    folder = path.parent.name.lower()
-    if not word and folder in HELD_OUT:
-        word = folder
-    return (Hint(f"the file {path}", word),) if word else ()
+    return next((word for word in words + pairs if reader.fullmatch(word)), "")
 
 
 def _words(text: str) -> list[str]:

@@ -221,3 +221,9 @@ def test_tars_without_images_and_held_out_tars(tmp_path, images):
         member(into, "data/test/1.png", encoded("PNG"))
     with pytest.raises(LeakageError, match="test"):
         sn.fit(tmp_path / "inside.tar", split="train")
+    (tmp_path / "test/sub").mkdir(parents=True)
+    with pytest.raises(LeakageError, match="the folder test"):
+        sn.fit(pack(tmp_path / "test/sub/a.tar", files), split="train")
+    with tarfile.open(tmp_path / "nearer.tar", "w") as into:
+        member(into, "test/train/1.png", encoded("PNG"))
+    assert sn.fit(tmp_path / "nearer.tar", split="train").samples == 1

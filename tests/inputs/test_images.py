@@ -183,6 +183,26 @@ def test_held_out_folders_are_refused(inside, tmp_path):
         assert sn.fit(tmp_path / name, split="train", leak=True).samples == 2
 
 
+def test_the_folders_above_and_where_links_lead(tmp_path, monkeypatch):
+    folder(tmp_path / "val/birds", count=2)
+    (tmp_path / "photos").symlink_to("val/birds")
+    (tmp_path / "mixed/cats").mkdir(parents=True)
+    for path in [path for path in (tmp_path / "val/birds").rglob("*") if path.is_file()]:
+        (tmp_path / "mixed/cats" / path.name).symlink_to(path)
+    for name in ("val/birds", "photos", "mixed"):
+        with pytest.raises(LeakageError, match="the folder val"):
+            sn.fit(tmp_path / name, split="train")
+    monkeypatch.chdir(tmp_path / "val/birds")
+    with pytest.raises(LeakageError, match="the folder val"):
+        sn.fit(".", split="train")
+    monkeypatch.chdir(tmp_path)
+    folder(Path("test/train/birds"), count=2)
+    folder(Path("trips/test-drive"), count=2)  # a class
+    assert sn.fit("test/train", split="train").samples == 2
+    assert sn.fit("test/train/birds", split="train").samples == 2
+    assert sn.fit("trips", split="train").samples == 2
+
+
 def test_the_command_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = folder(Path("photos/train"), suffixes=["png"], count=30)

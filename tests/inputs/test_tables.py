@@ -294,6 +294,45 @@ def test_the_split_guard_reads_paths(place, tmp_path):
         fitted(source)
 
 
+@pytest.mark.parametrize("place", ["split=test/a.parquet", "test/sub/a.parquet", "test/sub", "split=val/b/c"])
+def test_the_split_guard_reads_the_folders_above(place, tmp_path):
+    path = tmp_path / place
+    file = path if path.suffix else path / "p0.parquet"
+    file.parent.mkdir(parents=True)
+    write(WINE, file)
+    for source in (path, f"{file.parent}/*.parquet"):
+        with pytest.raises(LeakageError, match="the folder"):
+            fitted(source)
+
+
+def test_the_split_guard_reads_the_nearest_folder(tmp_path):
+    (tmp_path / "test/train").mkdir(parents=True)
+    write(WINE, tmp_path / "test/train/a.parquet")
+    for source in ("test/train/a.parquet", "test/train", "test/train/*.parquet"):
+        assert fitted(tmp_path / source).samples == 178
+    (tmp_path / "data").mkdir()
+    (tmp_path / "val").mkdir()
+    write(WINE, tmp_path / "val/b.parquet")
+    (tmp_path / "data/a.parquet").symlink_to(tmp_path / "val/b.parquet")
+    with pytest.raises(LeakageError, match="the folder val"):
+        fitted(tmp_path / "data")
+
+
+def test_the_split_guard_reads_urls(tmp_path):
+    write(WINE, tmp_path / "a.csv")
+    memory = fsspec.filesystem("memory")
+    for place in ("/guard/test/sub/a.csv", "/guard/test/train/a.csv"):
+        memory.put(str(tmp_path / "a.csv"), place)
+    for source in ("test/sub/a.csv", "test/sub", "test/sub/*.csv"):
+        with pytest.raises(LeakageError, match="the folder test"):
+            fitted(f"memory://guard/{source}")
+    assert fitted("memory://guard/test/train").samples == 178
+    (tmp_path / "test").mkdir()
+    (tmp_path / "a.csv").rename(tmp_path / "test/a.csv")
+    with pytest.raises(LeakageError, match="the folder test"):
+        fitted(f"file://{tmp_path}/test/a.csv")
+
+
 def test_another_filesystem(tmp_path):
     memory = fsspec.filesystem("memory")
     for path in parts(tmp_path / "data", end="csv") + parts(tmp_path / "data", end="parquet"):

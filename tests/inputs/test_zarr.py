@@ -312,6 +312,17 @@ def test_options(tmp_path):
         sn.fit(tmp_path / "test.zarr", split="train")
 
 
+@pytest.mark.parametrize("place", ["test/sub/a.zarr", "x_test.zarr/images", "split=test/b/c/d/e/a.zarr"])
+def test_the_split_guard_reads_the_folders_above(place, tmp_path):
+    (tmp_path / place).parent.mkdir(parents=True)
+    write(tmp_path / place)
+    # An array within a store is none by its URL alone.
+    url = f"file://{tmp_path / place}" if place.endswith(".zarr") else tmp_path / place
+    for source in (tmp_path / place, zarr.open_array(tmp_path / place), url):
+        with pytest.raises(LeakageError, match=r"the folder .*test.* of the file"):
+            sn.fit(source, split="train")
+
+
 def test_the_extra(tmp_path, monkeypatch):
     Path(tmp_path / "a.zarr").mkdir()
     monkeypatch.setitem(sys.modules, "zarr", None)

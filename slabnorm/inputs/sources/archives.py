@@ -30,12 +30,11 @@ from slabnorm.inputs.sources.pictures import (
     ImageShard,
     ImageSource,
     cut,
-    folder_hints,
     is_image,
     memory,
     shown,
 )
-from slabnorm.inputs.split import Hint, file_hints
+from slabnorm.inputs.split import Hint, inner_hints, path_hints
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 MOST = 1_000_000  # tars that a pattern may name
@@ -81,10 +80,9 @@ def open_tars(paths: Sequence[Path], name: str, form: Form) -> ImageSource:
         DataWarning: members called like images that are no files were left out.
     """
     parts: list[ImageShard] = []
-    hints: dict[Hint, None] = {}
+    hints: dict[Hint, None] = dict.fromkeys(path_hints(paths))
     links: list[str] = []
     for path in paths:
-        hints |= dict.fromkeys(file_hints(path))
         try:
             mark, size = fingerprint(path), os.path.getsize(path)
         except OSError as error:
@@ -99,7 +97,7 @@ def open_tars(paths: Sequence[Path], name: str, form: Form) -> ImageSource:
         except DataError as error:
             parts.append(BrokenShard(len(parts), shown(path), mark, size, error=error))
             continue
-        hints |= dict.fromkeys(folder_hints(member.name for member in members))
+        hints |= dict.fromkeys(inner_hints(member.name for member in members))
         parts += _shards(path, members, mark, len(parts))
     if links:
         warnings.warn(f"members of tars that are links were left out: {len(links)}: {links[0]}", DataWarning,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from slabnorm.inputs.sources.base import BLOCK_BYTES, Block, Shard, Source, as_block
 from slabnorm.inputs.sources.parts import bounds
-from slabnorm.inputs.split import Hint, file_hints
+from slabnorm.inputs.split import Hint, path_hints
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class ArraySource(Source):
         self.hints = hints
         if isinstance(array, np.memmap) and array.filename is not None and not name:
             path = Path(str(array.filename))
-            self.name, self.hints = str(path), file_hints(path)
+            self.name, self.hints = str(path), path_hints([path])
         whole = isinstance(array, np.ndarray | Tensor) or not _slices(array)
         self._array = as_block(array, self.name) if whole else array
 

@@ -12,7 +12,6 @@ from slabnorm.errors import DataError, DataWarning
 from slabnorm.inputs.sources.base import Block, Stream
 from slabnorm.inputs.sources.datasets import dataset_hints
 from slabnorm.inputs.sources.samples import x_of
-from slabnorm.inputs.split import Hint
 
 
 class BatchSource(Stream):
@@ -22,10 +21,8 @@ class BatchSource(Stream):
 
     def __init__(self, batches: Iterable[Any], key: str | None) -> None:
         self.name = type(batches).__name__
-        self.hints: tuple[Hint, ...] = ()
+        self.hints = dataset_hints(batches)  # also of what wraps a data set: a loader, and its iterator
         self._batches, self._key = batches, key
-        if isinstance(batches, DataLoader):
-            self.hints = dataset_hints(batches.dataset)
 
     def blocks(self) -> Iterator[Block]:
         """Yield one batch at a time."""

@@ -35,7 +35,7 @@ from slabnorm.inputs.sources.stores import (
     outer,
     place_of,
 )
-from slabnorm.inputs.split import Hint, file_hints, held_out
+from slabnorm.inputs.split import Hint, held_out, path_hints
 
 FILES = ("zarr.json", ".zarray", ".zgroup")  # by which a folder is known
 
@@ -128,7 +128,7 @@ class ZarrSource(Source):
             self._look()
         word = held_out(self.place.path)
         self.hints = (
-            *file_hints(Path(place.name.rstrip("/").removesuffix(".zip"))),
+            *path_hints([self.place.where.rstrip("/")]),
             *((Hint(f"the array {self.place.path!r}", word),) if word else ()),
         )
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
+import numpy as np
 from torch.utils.data import Dataset, IterableDataset
 
 from slabnorm.errors import DataError
@@ -14,7 +16,8 @@ from slabnorm.inputs.sources.parts import bounds
 from slabnorm.inputs.sources.samples import x_of
 from slabnorm.inputs.split import Hint, held_out
 
-_SAYS_SPLIT = ("split", "_split", "image_set")  # as torchvision's data sets name it
+_NAMES_SPLIT = ("split", "_split", "image_set", "subset", "mode", "phase")  # as common data sets call it
+_IS_TRAIN = ("train", "is_train", "is_training")
 
 
 class IterableSource(Stream):
@@ -77,24 +80,57 @@ class DatasetSource(Source):
 
 
 def dataset_hints(dataset: Any) -> tuple[Hint, ...]:
-    """Return what a data set, or one inside it (Subset, ConcatDataset), says about its split."""
+    """Return what a data set, or one inside it (Subset, ConcatDataset, a loader), says about its split."""
     hints: list[Hint] = []
     inside, seen = [dataset], set()
     while inside:
         part = inside.pop()
-        if id(part) in seen:
+        if id(part) in seen or part is None:
             continue
         seen.add(id(part))
-        name, attributes = type(part).__name__, getattr(part, "__dict__", {})
-        if attributes.get("train") is False:
-            hints.append(Hint(f"{name}.train is False", "test"))
-        for attribute in _SAYS_SPLIT:
-            said = attributes.get(attribute)
-            word = held_out(said) if isinstance(said, str) else ""
-            if word:
-                hints.append(Hint(f"{name}.{attribute} is {said!r}", word))
-        inside.append(attributes.get("dataset"))
+        name = type(part).__name__
+        for attribute in _IS_TRAIN:
+            if _is_false(_get(part, attribute)):
+                hints.append(Hint(f"{name}.{attribute} is False", "test"))
+        for attribute in _NAMES_SPLIT:
+            for said in _names(_get(part, attribute)):
+                word = held_out(said)
+                if word:
+                    hints.append(Hint(f"{name}.{attribute} is {said!r:.200}", word))
+                    break
+        attributes = getattr(part, "__dict__", {})
+        inside += [attributes.get("dataset"), attributes.get("_dataset")]  # the latter of a loader's iterator
         several = attributes.get("datasets")
         if isinstance(several, list | tuple):  # and no iterator, which looking would use up
             inside.extend(several)
     return tuple(hints)
+
+
+def _get(part: Any, attribute: str) -> Any:
+    """Return an attribute or property; None if there is none, or asking for it fails."""
+    try:
+        return getattr(part, attribute, None)
+    except Exception:  # a property is anyone's code
+        return None
+
+
+def _is_false(value: Any) -> bool:
+    return isinstance(value, bool | np.bool_ | int | np.integer) and not value
+
+
+def _names(value: Any) -> list[str]:
+    """Return the names that a value may mean: of text, an Enum's member, or an object that shows as one."""
+    if isinstance(value, Enum):
+        return [text for text in (value.value, value.name) if isinstance(text, str)]
+    if isinstance(value, str):
+        return [str(value)]
+    # As Hugging Face's NamedSplit. Indices and tables, which `subset` may be, are no names, and long to show;
+    # a path says where a list of samples lies.
+    kind = type(value)
+    other = any(hasattr(kind, name) for name in ("__len__", "__iter__", "__array__", "__fspath__"))
+    if other or kind.__str__ is object.__str__:
+        return []
+    try:
+        return [str(value)]
+    except Exception:
+        return []

@@ -20,12 +20,11 @@ from slabnorm.inputs.sources.pictures import (
     ImageShard,
     ImageSource,
     cut,
-    folder_hints,
     is_image,
     memory,
     shown,
 )
-from slabnorm.inputs.split import file_hints
+from slabnorm.inputs.split import path_hints
 
 
 def open_folder(folder: Path, form: Form) -> ImageSource:
@@ -59,7 +58,8 @@ def open_folder(folder: Path, form: Form) -> ImageSource:
             f"{shown(folder)}: {found.files} files, no image",
             "check the path",
         )
-    hints = (*file_hints(folder), *folder_hints(name for name, _, _ in found.images))
+    inside = {os.path.dirname(os.path.join(folder, name)) for name, _, _ in found.images} | found.led_to
+    hints = (*path_hints([folder]), *path_hints((f"{path}/" for path in sorted(inside)), str(folder)))
     return ImageSource(shown(folder), list(_shards(folder, found.images)), hints, form)
 
 
@@ -81,12 +81,14 @@ class FolderShard(ImageShard):
 
 @dataclass
 class _Listing:
-    """What a folder holds: images with size and time, and tars, sorted; and how many files in all."""
+    """What a folder holds: images with size and time, and tars, sorted; folders of images that links lead to;
+    and how many files in all."""
 
     folder: Path
     images: list[tuple[str, int, int]] = field(default_factory=list)
     tars: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    led_to: set[str] = field(default_factory=set)
     files: int = 0
 
     def __post_init__(self) -> None:
@@ -138,6 +140,8 @@ class _Listing:
             self.files += 1
             if is_image(entry.name):
                 self.images.append((name, status.st_size, status.st_mtime_ns) if status else (name, -1, 0))
+                if entry.is_symlink():
+                    self.led_to.add(os.path.dirname(os.path.realpath(entry.path)))
             elif archives.is_tar(entry.name):
                 self.tars.append(name)
 

@@ -23,7 +23,7 @@ from slabnorm.errors import DataError
 from slabnorm.inputs.sources.base import BLOCK_BYTES, Block, Shard, Source, Stream, check_array
 from slabnorm.inputs.sources.parts import bounds, fingerprint
 from slabnorm.inputs.sources.samples import pick
-from slabnorm.inputs.split import Hint, file_hints, held_out
+from slabnorm.inputs.split import Hint, held_out, path_hints
 
 # What numpy lets through from its reading of a header as Python text.
 _BROKEN = (ValueError, SyntaxError, EOFError, RecursionError, MemoryError, TypeError, TokenError)
@@ -70,7 +70,7 @@ class NpySource(Source):
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
-        self.hints = file_hints(path)
+        self.hints = path_hints([path])
         self._path = path
 
     def shards(self) -> list[Shard]:
@@ -106,7 +106,7 @@ class NpzSource(Stream):
         self.name = f"{path}[{self._key!r}]"
         word = held_out(self._key)
         self.hints = (
-            *file_hints(path),
+            *path_hints([path]),
             *((Hint(f"the array {self._key!r} of {path}", word),) if word else ()),
         )
 

@@ -13,7 +13,7 @@ from slabnorm.errors import DataError, OptionError
 from slabnorm.inputs.schema import Schema
 from slabnorm.inputs.sources.base import Bad, Block, MismatchError, Named, Shard, Source, dtype_name
 from slabnorm.inputs.sources.decode import DamageError, decode, reader
-from slabnorm.inputs.split import HELD_OUT, Hint
+from slabnorm.inputs.split import Hint
 from slabnorm.report.names import printable
 
 if TYPE_CHECKING:
@@ -60,16 +60,6 @@ def memory(sizes: Iterable[int]) -> int:
     """Return about how many bytes the decoding of images takes, one after another."""
     # JPEG at quality 90 is a tenth of its pixels; Pillow holds them in 4 bytes each, and a copy in 3.
     return max((32 * size for size in sizes), default=0) + (1 << 20)
-
-
-def folder_hints(names: Iterable[str]) -> tuple[Hint, ...]:
-    """Return which folders among the files' own are those of a held-out split."""
-    found: dict[str, Hint] = {}
-    for folder in {name.replace("\\", "/").rpartition("/")[0] for name in names}:
-        word = next((part for part in folder.lower().split("/") if part in HELD_OUT), "")
-        if word and word not in found:
-            found[word] = Hint(f"the folder {shown(folder)}", word)
-    return tuple(found[word] for word in sorted(found))
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,13 @@ class Place:
         """The local file or folder that holds it all, if there is one."""
         return Path(self.store) if isinstance(self.store, str) and "://" not in self.store else None
 
+    @property
+    def where(self) -> str:
+        """The path or URL of the store."""
+        path = getattr(self.store, "path", self.store)
+        # A store that is no file of this machine has a path all the same.
+        return f"{path}" if isinstance(path, Path) or path is self.store else f"store://{path}"
+
 
 class MissingChunkError(Exception):
     """A chunk was asked for, and is not there."""

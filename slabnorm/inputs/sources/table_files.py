@@ -7,14 +7,14 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from slabnorm.errors import DataError
 from slabnorm.inputs.sources.filesystems import filesystem, local_mark, remote_mark
-from slabnorm.inputs.split import HELD_OUT, Hint, file_hints, held_out
+from slabnorm.inputs.split import Hint, path_hints
 
 KINDS = {
     ".parquet": "parquet", ".parq": "parquet", ".pq": "parquet", ".csv": "csv", ".csv.gz": "csv",
@@ -88,7 +88,7 @@ def find(source: str) -> Found:
             "check the path; files and folders whose names begin with . or _ are not read",
         )
     files.sort(key=lambda file: file.path)
-    return Found(files, left_out, _hints(base, files))
+    return Found(files, left_out, _hints(source, base, files))
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:
@@ -215,18 +215,11 @@ def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
 
 
-def _hints(base: str, files: list[TableFile]) -> tuple[Hint, ...]:
-    """Return what the names of files say, and of the folders that they lie in: whole, or as split=test."""
-    found: dict[str, Hint] = {}
-    top = PurePosixPath(Path(base).as_posix()).parent
-    for file in files:
-        path = PurePosixPath(Path(file.path).as_posix())
-        for hint in file_hints(Path(file.path)):
-            found.setdefault(hint.word, hint)
-        inside = path.relative_to(top).parts[:-1] if path.is_relative_to(top) else ()
-        for part in inside:
-            name, _, value = part.partition("=")
-            word = held_out(value) if value else name.lower() if name.lower() in HELD_OUT else ""
-            if word:
-                found.setdefault(word, Hint(f"the folder {part} of {file.name}", word))
-    return tuple(found.values())
+def _hints(source: str, base: str, files: list[TableFile]) -> tuple[Hint, ...]:
+    if _is_glob(source):
+        base = f"{base}/*" if base else "*"
+    if "://" in source:
+        base = f"{urlsplit(source).scheme}://{base.lstrip('/')}"
+    names = [file.name for file in files]
+    # Of zip://part.csv::s3://test/a.zip the files' paths have the first half only.
+    return (*path_hints(names, base), *(path_hints([source]) if "::" in source else ()))
