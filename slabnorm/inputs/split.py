@@ -27,6 +27,8 @@ HELD_OUT = frozenset((
 ))  # fmt: skip
 # A split that holds everything holds the test split too. As part of a file's name these say nothing.
 EVERYTHING = frozenset(("all", "full", "whole", "everything"))
+# Where programs are written and tested; of folders they say something of the data that lie right in them only.
+WORKSHOPS = frozenset(("dev", "devel", "development", "tests", "testing"))
 NEAR = 3  # folders above a path that are read: what lies higher is a user's or a project's name
 
 _TRAIN, _END = "train(?:ing)?", "(?:sets?|data|splits?)?"  # as in "testset"; val2017 has its year, too
@@ -151,7 +153,7 @@ def _nearest(parts: Sequence[str], first: int) -> tuple[str, str]:
             words = _words(part)
         elif is_pair:
             words = _words(value)
-        elif at >= first:
+        elif at >= first and (at == len(parts) - 2 or part.lower() not in WORKSHOPS):
             words = [re.sub(r"[\W_]+", "", part).lower()]
         else:
             continue

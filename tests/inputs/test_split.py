@@ -207,6 +207,7 @@ NOT_HELD_OUT = [
     *("train.npy", "latest.npy", "test-project/train.npy", "full.npy", "test-project/a.npy", "contest/a.npy"),
     *("test/train/a.npy", "test/training/b/a.npy", "test/train.npy", "split=test/split=train/a.npy"),
     *("test/b/c/d/a.npy", "test_something0/a.npy", "test_data0/a.npy", "env=dev/split=train/b/c/d/a.npy"),
+    *("dev/project/a.npy", "tests/fixtures/a.npy"),
 ]
 
 
