@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import slabnorm as sn
 from slabnorm.cli import app
 from slabnorm.errors import DataError, DataWarning, LeakageError, OptionError, PatternError
+from slabnorm.inputs.apply import apply
 from slabnorm.inputs.sources import open_source, pictures
 
 PHOTOS = [Image.fromarray(photo) for photo in load_sample_images().images]
@@ -171,6 +172,29 @@ def test_one_mode_or_a_conversion(tmp_path):
             sn.fit(path, split="train", convert=wrong)
     with pytest.raises(OptionError, match="folders and tars of images"):
         sn.fit(np.zeros((2, 2)), split="train", convert="RGB")
+
+
+def test_urls_of_files(tmp_path, monkeypatch):
+    path = folder(tmp_path / "train #1 100%", count=4)
+    norm = sn.fit(path, split="train")
+    assert sn.fit(path.as_uri(), split="train").record.content == norm.record.content
+    array = np.arange(12.0).reshape(4, 3)
+    np.save(tmp_path / "a.npy", array)
+    np.savez(tmp_path / "a.npz", x=array)
+    for name in ("a.npy", "a.npz"):
+        url = (tmp_path / name).as_uri()
+        assert sn.fit(url, split="train").moments.mean.tolist() == array.mean(0).tolist()
+        assert sn.fit(url.replace("file://", "FILE://localhost"), split="train").samples == 4
+    for wrong in ("file://a.npy", "file://data/a.npy", "file://"):
+        with pytest.raises(DataError, match=rf"three slashes\n  got: {wrong}\n"):
+            sn.fit(wrong, split="train")
+    with pytest.raises(DataError, match=r"no file /nowhere\.npy"):
+        sn.fit("file:///nowhere.npy", split="train")
+    norm = sn.fit(array, split="train")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OptionError):
+        apply(norm, (tmp_path / "a.npy").as_uri(), "a.npy")
+    assert apply(norm, (tmp_path / "a.npy").as_uri(), "b.npy") == 4
 
 
 @pytest.mark.parametrize("inside", ["val", "test/x", "."])

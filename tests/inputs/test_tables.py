@@ -256,6 +256,7 @@ def test_folders_globs_and_files_of_several_formats(tmp_path, monkeypatch):
     check_same(fitted(f"{folder}/part-*.parquet"), whole)
     check_same(fitted(f"{tmp_path}/**/*.parquet"), whole)
     check_same(fitted(folder.as_uri()), whole)
+    check_same(fitted(f"file://localhost{folder}/part-?.parquet"), whole)
     monkeypatch.chdir(tmp_path)
     assert fitted("data/part-[01].parquet").samples == 90
     assert fitted("d*").samples == 178
