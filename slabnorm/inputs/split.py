@@ -27,7 +27,7 @@ HELD_OUT = frozenset((
 ))  # fmt: skip
 # A split that holds everything holds the test split too. As part of a file's name these say nothing.
 EVERYTHING = frozenset(("all", "full", "whole", "everything"))
-# Where programs are written and tested; of folders they say something of the data that lie right in them only.
+# Where programs are written and tested: such folders say something only of data that lie right in them.
 WORKSHOPS = frozenset(("dev", "devel", "development", "tests", "testing"))
 NEAR = 3  # folders above a path that are read: what lies higher is a user's or a project's name
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from slabnorm.errors import OptionError
 from slabnorm.report.names import printable
@@ -113,6 +115,8 @@ def check_apart(source: str, target: Path, within: bool = False) -> None:
         within: whether nothing may be written into a folder that is read, either; else no file there that is
             none of ours.
     """
+    if source.lower().startswith("file://"):
+        source = url2pathname(urlsplit(source).path)
     if "://" in source:
         return
     a, b = Path(os.path.realpath(source)), Path(os.path.realpath(target))

@@ -2,6 +2,8 @@
 
 import io
 import os
+import struct
+import zlib
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from typer.testing import CliRunner
 import slabnorm as sn
 from slabnorm.cli import app
 from slabnorm.errors import DataError, DataWarning, LeakageError, OptionError, PatternError
+from slabnorm.inputs.apply import apply
 from slabnorm.inputs.sources import open_source, pictures
 
 PHOTOS = [Image.fromarray(photo) for photo in load_sample_images().images]
@@ -171,6 +174,74 @@ def test_one_mode_or_a_conversion(tmp_path):
             sn.fit(path, split="train", convert=wrong)
     with pytest.raises(OptionError, match="folders and tars of images"):
         sn.fit(np.zeros((2, 2)), split="train", convert="RGB")
+
+
+def deep_png(kind, channels):
+    """Return a PNG of 3 x 2 pixels with 16 bits a channel, of a colour type."""
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 3, 2, 16, kind, 0, 0, 0))
+    rows = zlib.compress((b"\0" + bytes(range(6 * channels))) * 2)
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def deep_tiff(end):
+    """Return a TIFF of 1 x 1 pixel with 16 bits a channel, in a byte order."""
+    tags = ((256, 1, 1), (257, 1, 1), (258, 3, 122), (259, 1, 1), (262, 1, 2), (273, 1, 128), (277, 1, 3),
+            (278, 1, 1), (279, 1, 6))  # fmt: skip
+    entries = []
+    for tag, count, value in tags:
+        if tag in (256, 257, 259, 262, 277, 278):  # numbers of 16 bits, which lie left in a field of 32
+            entries.append(struct.pack(end + "HHIHH", tag, 3, count, value, 0))
+        else:
+            entries.append(struct.pack(end + "HHII", tag, 3 if tag == 258 else 4, count, value))
+    head = {"<": b"II", ">": b"MM"}[end] + struct.pack(end + "HI", 42, 8) + struct.pack(end + "H", len(tags))
+    return head + b"".join(entries) + bytes(4) + struct.pack(end + "6H", 16, 16, 16, 100, 40000, 65535)
+
+
+DEEP = {
+    "2.png": deep_png(2, 3), "4.png": deep_png(4, 2), "6.png": deep_png(6, 4),
+    "a.ppm": b"P6 2 1 65535\n" + bytes(12), "b.ppm": b"P6 2 1 1023\n" + bytes(12),
+    "c.ppm": b"P3 1 1 65535\n1 2 3\n", "a.tif": deep_tiff("<"), "b.tif": deep_tiff(">"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_more_than_8_bits_a_channel_are_not_cut(name, tmp_path):
+    path = folder(tmp_path / "train", suffixes=["png"])
+    (path / "b" / name).write_bytes(DEEP[name])
+    for convert in (None, "L", "RGB", "RGBA"):
+        with pytest.raises(DataError, match=rf"more than 8 bits a channel(.|\n)*{name}: mode RGB"):
+            sn.fit(path, split="train", convert=convert, skip_bad=True)
+    (path / "0").mkdir()
+    (path / "0" / name).write_bytes(DEEP[name])
+    with pytest.raises(DataError, match=rf"more than 8 bits a channel(.|\n)*{name}: mode RGB"):
+        sn.fit(path, split="train")
+
+
+def test_urls_of_files(tmp_path, monkeypatch):
+    path = folder(tmp_path / "train #1 100%", count=4)
+    norm = sn.fit(path, split="train")
+    assert sn.fit(path.as_uri(), split="train").record.content == norm.record.content
+    array = np.arange(12.0).reshape(4, 3)
+    np.save(tmp_path / "a.npy", array)
+    np.savez(tmp_path / "a.npz", x=array)
+    for name in ("a.npy", "a.npz"):
+        url = (tmp_path / name).as_uri()
+        assert sn.fit(url, split="train").moments.mean.tolist() == array.mean(0).tolist()
+        assert sn.fit(url.replace("file://", "FILE://localhost"), split="train").samples == 4
+    for wrong in ("file://a.npy", "file://data/a.npy", "file://"):
+        with pytest.raises(DataError, match=rf"three slashes\n  got: {wrong}\n"):
+            sn.fit(wrong, split="train")
+    with pytest.raises(DataError, match=r"no file /nowhere\.npy"):
+        sn.fit("file:///nowhere.npy", split="train")
+    norm = sn.fit(array, split="train")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OptionError):
+        apply(norm, (tmp_path / "a.npy").as_uri(), "a.npy")
+    assert apply(norm, (tmp_path / "a.npy").as_uri(), "b.npy") == 4
 
 
 @pytest.mark.parametrize("inside", ["val", "test/x", "."])

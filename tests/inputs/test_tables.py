@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import pickle
 import socket
+import warnings
 from decimal import Decimal
 from pathlib import Path
 
@@ -208,8 +210,6 @@ def test_null_and_nan_are_counted_apart(end, tmp_path):
 @pytest.fixture(autouse=True)
 def _constant_c(recwarn):
     """The column c of the test above is constant, which every fit of it says."""
-    import warnings
-
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "1 of 3 features are constant.*'c'", DataWarning)
         yield
@@ -256,6 +256,7 @@ def test_folders_globs_and_files_of_several_formats(tmp_path, monkeypatch):
     check_same(fitted(f"{folder}/part-*.parquet"), whole)
     check_same(fitted(f"{tmp_path}/**/*.parquet"), whole)
     check_same(fitted(folder.as_uri()), whole)
+    check_same(fitted(f"file://localhost{folder}/part-?.parquet"), whole)
     monkeypatch.chdir(tmp_path)
     assert fitted("data/part-[01].parquet").samples == 90
     assert fitted("d*").samples == 178
@@ -456,7 +457,7 @@ def test_a_first_file_that_is_damaged(tmp_path):
 
 
 def test_text_far_down_a_column_of_a_csv(tmp_path, monkeypatch):
-    monkeypatch.setattr("slabnorm.inputs.sources.table_read.CSV_BYTES", 1 << 20)
+    monkeypatch.setattr("slabnorm.inputs.sources.table_text.CSV_BYTES", 1 << 20)
     (tmp_path / "a.csv").write_text("a,b\n" + "1,2\n" * 400_000 + "1,oops\n")
     with pytest.raises(DataError, match=r"a\.csv: .*CSV column #1.*oops"):
         fitted(tmp_path / "a.csv")
@@ -477,7 +478,10 @@ def test_csv_of_other_looks(tmp_path):
     with pytest.raises(DataError, match="several columns 'a'"):
         fitted(path)
     path.write_text('a,b\n1,"two\nlines"\n3,x\n')
-    with pytest.warns(DataWarning, match=r"left out: b \(string\)"):
+    with (
+        pytest.warns(DataWarning, match="2 rows from 3 lines"),
+        pytest.warns(DataWarning, match=r"left out: b \(string\)"),
+    ):
         assert fitted(path).moments.mean.item() == 2
     path.write_text("\ufeffa,b\r\n1,nan\r\nNA,2\r\n3,5\r\n")
     norm = fitted(path, nan="omit")
@@ -489,6 +493,74 @@ def test_csv_of_other_looks(tmp_path):
     path.write_text("a,b\n")
     with pytest.raises(DataError, match=r"a\.csv"):
         fitted(path)
+
+
+LINES = "".join(f"{at},n{at}\n" for at in range(11, 1000))
+TOP = "a,name\n" + "".join(f"{at},n{at}\n" for at in range(10))
+
+
+@pytest.mark.parametrize("end", ["csv", "csv.gz"])
+def test_a_quote_that_is_not_closed(end, tmp_path):
+    good = write(pd.DataFrame({"a": [1.5, 2.5], "name": ["x", "y"]}), tmp_path / f"a.{end}")
+    path, opened = tmp_path / f"b.{end}", gzip.open if end == "csv.gz" else open
+    # In the middle, where the rest is one value; in the last line; with the file cut off inside of a value.
+    for text in (TOP + '10,"broken\n' + LINES, TOP + '10,"broken\n', TOP + '10,"bro', TOP + '10,"\r\n\r\n'):
+        with opened(path, "wt", newline="") as file:
+            file.write(text)
+        with pytest.raises(DataError, match=rf"b\.{end}: a quote is open at the end: 11 rows from"):
+            fitted(path, columns=["a"])
+        norm = fitted(tmp_path, columns=["a"], skip_bad=True)
+        assert ([name for name, _ in norm.skipped], norm.samples) == ([str(path)], 2)
+    assert fitted(good, columns=["a"]).samples == 2
+
+
+def test_values_in_quotes_that_span_lines(tmp_path, monkeypatch):
+    monkeypatch.setattr("slabnorm.inputs.sources.table_text._PIECE", 7)
+    path = tmp_path / "a.csv"
+    path.write_text(TOP + '10,"two\n\nlines"\n' + LINES + '1000,"broken\n1001,x\n1002,"broken\n')
+    with pytest.warns(DataWarning, match=r"a\.csv: 1,001 rows from 1,004 lines below the names"):
+        assert fitted(path, columns=["a"]).samples == 1001
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(DataWarning, match="1,001 rows from 1,004 lines"):
+            fitted(path, columns=["a"], skip_bad=True)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lines_that_are_rows_are_not_warned_of(end, tmp_path, monkeypatch):
+    monkeypatch.setattr("slabnorm.inputs.sources.table_text._PIECE", 7)
+    lines = ["", "a,name", '1,5" pipe', "", "", '2,"a ""b"""', '3,"x,y"', "4,z", ""]
+    for text in (lines, lines[:-1], [*lines[:-2], '4,5" pipe'], [*lines, '5,5" pipe', ""], [*lines, "5,"]):
+        (tmp_path / "a.csv").write_text(end.join(text), newline="")
+        assert fitted(tmp_path / "a.csv", columns=["a"]).samples in (4, 5)
+
+
+def test_names_of_columns_that_are_not_utf8(tmp_path):
+    parts(tmp_path / "data", end="csv")
+    path = tmp_path / "data" / "part-0.csv"
+    path.write_bytes("gr\u00f6\u00dfe,b\n1,2\n3,5\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"names of columns are UTF-8(.|\n)*part-0\.csv"):
+        fitted(path)
+    norm = fitted(tmp_path / "data", skip_bad=True)
+    assert ([name for name, _ in norm.skipped], norm.samples) == ([str(path)], 178 - 45)
+
+
+def test_a_column_of_a_csv_that_begins_with_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("slabnorm.inputs.sources.table_text.LOOK_BYTES", 1 << 10)
+    path = tmp_path / "a.csv"
+    path.write_text("a,b\n" + "1,\n" * 1000 + "2,7\n4,9\n")
+    with pytest.warns(DataWarning, match=r"left out: b \(nothing in its first rows; columns= takes it\)"):
+        fitted(path, sn.MinMax())
+    norm = fitted(path, columns=["b", "a"], nan="omit")
+    assert (norm.moments.mean[0].item(), norm.null_count.tolist()) == (8, [1000, 0])
+    with pytest.raises(DataError, match="nan at row 0; 1000 such"):
+        fitted(path, columns=["a"], weights="b")
+    path.write_text("a,b\n" + "1,\n" * 1000 + "2,text\n")
+    with pytest.raises(DataError, match=r"a\.csv: .*text"):
+        fitted(path, columns=["b"])
+    table = pa.table({"a": [1.0, 2.0], "b": pa.nulls(2)})
+    with pytest.raises(DataError, match="column 'b' of type null"):
+        fitted(write(table, tmp_path / "a.parquet"), columns=["b"])
 
 
 def test_files_that_change_or_vanish(tmp_path):

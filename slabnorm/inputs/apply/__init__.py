@@ -21,6 +21,7 @@ from slabnorm.inputs.normalizer import InputNorm
 from slabnorm.inputs.schema import check_schema, schema_of
 from slabnorm.inputs.sources import Bad, Block, Columns, Named, Source, Stream, open_source
 from slabnorm.inputs.sources.chunked import ZarrSource
+from slabnorm.inputs.sources.filesystems import local_path
 from slabnorm.report.names import printable
 from slabnorm.report.write import check_apart, check_new, check_writable
 
@@ -88,7 +89,8 @@ def apply(
     suffix = _check_out(target, str(os.fspath(out)))
     _check_batch(batch_rows)
     if isinstance(source, str | os.PathLike):
-        check_apart(os.fspath(source), target, within=True)
+        source = local_path(os.fspath(source))
+        check_apart(source, target, within=True)
     step: Step = norm.inverse if inverse else norm
     if _is_table(source) or suffix in TABLES:
         if not (_is_table(source) and suffix in TABLES):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 from slabnorm.report.names import printable
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # Fixed, so that neither Pillow's limit nor whoever lifts it decides what is read: Pillow's own default.
 PIXELS = 89_478_485
+_BITS_PER_SAMPLE = 258  # TIFF's number for it
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
 
 
@@ -25,11 +26,16 @@ class DamageError(Exception):
     """An image that cannot be decoded whole, and why."""
 
 
+class DepthError(Exception):
+    """An image in colour of more than 8 bits a channel, of which Pillow drops all but 8."""
+
+
 def decode(data: bytes) -> Image:
     """Return an image with its pixels.
 
     Raises:
         DamageError: it is truncated, corrupt, of no kind that is read, animated, or too large.
+        DepthError: its pixels would not be what the file holds.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -43,8 +49,10 @@ def decode(data: bytes) -> Image:
             frames = 1 if image.format in ("JPEG", "MPO") else getattr(image, "n_frames", 1)
             if frames > 1:
                 raise DamageError(f"{frames} frames, where an image has one")
+            if _is_cut(image):
+                raise DepthError(image.mode)
             image.load()
-    except (DamageError, MemoryError):
+    except (DamageError, DepthError, MemoryError):
         raise
     except UnidentifiedImageError:
         raise DamageError(f"no image of the kinds {', '.join(_FORMATS)}, or its header is damaged") from None
@@ -77,6 +85,21 @@ def _check_size(image: Image, most: int) -> None:
         raise DamageError(
             f"{width} x {height} pixels, and the most is {most:,}: perhaps a decompression bomb"
         )
+
+
+def _is_cut(image: Any) -> bool:
+    """Whether an image that is not loaded yet has more than 8 bits a channel, and its mode has 8."""
+    if image.mode.startswith(("I", "F")):
+        return False
+    if image.format == "TIFF":
+        return max(image.tag_v2.get(_BITS_PER_SAMPLE, (1,))) > 8
+    if image.format not in ("PNG", "PPM") or not image.tile:
+        return False
+    # What Pillow's decoder is told: of PNG the layout of a pixel, as "RGB;16B"; of PPM the largest value.
+    told = image.tile[0][3]
+    if image.format == "PNG":
+        return ";16" in str(told)
+    return isinstance(told, tuple) and told[-1] > 255
 
 
 def _check_png(data: bytes) -> None:

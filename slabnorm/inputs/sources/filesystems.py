@@ -6,6 +6,7 @@ import os
 from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from slabnorm.errors import DataError, ExtraError
 
@@ -21,6 +22,28 @@ _MARKS = (
     "mtime",
     "created",
 )
+
+
+def local_path(source: str) -> str:
+    """Return the path of a file:// URL; any other source as it is.
+
+    Raises:
+        DataError: the URL leads to another machine, or is of a relative path.
+
+    >>> local_path("file:///data/a%20b.npy"), local_path("s3://bucket/a.csv")
+    ('/data/a b.npy', 's3://bucket/a.csv')
+    """
+    if not source.lower().startswith("file://"):
+        return source
+    # Not by urlsplit, which cuts names at # and ?.
+    host, slash, path = source[len("file://") :].partition("/")
+    if host.lower() not in ("", "localhost") or not slash:
+        raise DataError(
+            "a file:// URL holds a whole path after three slashes",
+            f"{source:.200}",
+            "as file:///data/train.npy, or give the path itself",
+        )
+    return url2pathname(slash + path)
 
 
 @cache

@@ -11,6 +11,7 @@ from slabnorm.inputs.extras import extra
 from slabnorm.inputs.sources import archives, images
 from slabnorm.inputs.sources.base import Source, Stream
 from slabnorm.inputs.sources.chunked import ZarrSource, is_zarr_path
+from slabnorm.inputs.sources.filesystems import local_path
 from slabnorm.inputs.sources.npy import NpySource, NpzSource
 from slabnorm.inputs.sources.pictures import SUFFIXES, Form, is_image
 from slabnorm.inputs.sources.table_files import KINDS, is_table, kind_of
@@ -31,6 +32,7 @@ def open_path(
         OptionError: an option that this kind of data does not have.
         ExtraError: it is read by a package that is not installed.
     """
+    path = local_path(path)
     kind = _kind(path)
     _check_options(path, kind, key, columns, missing_chunks, convert)
     if weights is not None and kind != "table":

@@ -12,7 +12,7 @@ import numpy as np
 from slabnorm.errors import DataError, OptionError
 from slabnorm.inputs.schema import Schema
 from slabnorm.inputs.sources.base import Bad, Block, MismatchError, Named, Shard, Source, dtype_name
-from slabnorm.inputs.sources.decode import DamageError, decode, reader
+from slabnorm.inputs.sources.decode import DamageError, DepthError, decode, reader
 from slabnorm.inputs.split import Hint
 from slabnorm.report.names import printable
 
@@ -94,7 +94,7 @@ class Form:
         if isinstance(data, Bad):
             return data
         try:
-            image = decode(data)
+            image = _decoded(data, name)
         except DamageError as error:
             return Bad(name, str(error))
         return Named(name, _block(self._shaped(image, name)))
@@ -106,7 +106,7 @@ class Form:
             MismatchError: a mode that counts by conversion only.
             DamageError: it cannot be decoded.
         """
-        image = decode(data)
+        image = _decoded(data, name)
         form = self if self.convert else replace(self, mode=_MODES.get(image.mode) or image.mode)
         block = _block(form._shaped(image, name))
         sizes = tuple(block.shape[1:])
@@ -210,6 +210,17 @@ class ImageSource(Source):
                 why = why or error.got
         rule = "some image of a data set can be read" if why else "a data set holds images"
         raise DataError(rule, why or f"{self.name} has none", "look at the files, and at the path")
+
+
+def _decoded(data: bytes, name: str) -> Image:
+    try:
+        return decode(data)
+    except DepthError as error:
+        raise MismatchError(
+            "images of more than 8 bits a channel count only where they are grey, as I;16",
+            f"{name}: mode {error}, stored with more, of which 8 would be left",
+            "convert such images first, and choose the scaling; or give arrays of uint16",
+        ) from None
 
 
 def _block(image: Image) -> np.ndarray:

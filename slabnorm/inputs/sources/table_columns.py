@@ -81,10 +81,14 @@ def _choose(
         if missing:
             has = listed([repr(name) for name in schema.names], 10)
             raise DataError(f"{option}= names columns of the table", f"no {missing[0]!r}; {file} has {has}")
+        dtypes = []
         for name in wanted:
-            if not dtype_of(_field(schema, name, file).type, text):
+            kind = _field(schema, name, file).type
+            # Of text only the first lines were read: a column that holds nothing there is named as numbers.
+            dtypes.append("float64" if text and types.is_null(kind) else dtype_of(kind, text))
+            if not dtypes[-1]:
                 raise _refused(schema.field(name), file, f"leave it out of {option}=")
-        return Choice(tuple(wanted), tuple(dtype_of(schema.field(n).type, text) for n in wanted), True), []
+        return Choice(tuple(wanted), tuple(dtypes), True), []
     names: list[str] = []
     left_out: list[str] = []
     for name in dict.fromkeys(schema.names):
@@ -93,6 +97,9 @@ def _choose(
             raise _refused(schema.field(name), file, 'name the columns to count, as columns=["a", "b"]')
         if dtype_of(kind, text) and not _PANDAS_INDEX.fullmatch(name):
             names.append(name)
+        elif text and types.is_null(kind):
+            # First, as of many only some are shown.
+            left_out.insert(0, f"{name} (nothing in its first rows; columns= takes it)")
         else:
             left_out.append(f"{name} ({kind})")
     if not names:

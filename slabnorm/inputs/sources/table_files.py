@@ -10,7 +10,6 @@ from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from slabnorm.errors import DataError
 from slabnorm.inputs.sources.filesystems import filesystem, local_mark, remote_mark
@@ -73,8 +72,6 @@ def find(source: str) -> Found:
         DataError: there are none, or they cannot be listed.
         ExtraError: the URL's filesystem wants a package that is not installed.
     """
-    if source.lower().startswith("file://"):
-        source = url2pathname(urlsplit(source).path)
     left_out: list[str] = []
     if "://" in source:
         base, files = _find_remote(source, left_out)

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import csv, ipc, parquet
+from pyarrow import ipc, parquet
 
-from slabnorm.errors import DataError, SlabError
+from slabnorm.errors import DataError, SlabError, SlabWarning
+from slabnorm.inputs.sources import table_text
 from slabnorm.inputs.sources.base import Columns, Shard
 from slabnorm.inputs.sources.filesystems import filesystem, mark_of
 from slabnorm.inputs.sources.table_columns import Choice, as_columns
@@ -20,9 +21,6 @@ from slabnorm.inputs.sources.table_files import TableFile
 SHARD_BYTES = 64 << 20  # of a run of row groups or record batches, uncompressed
 BATCH_ROWS = 1 << 17  # read at once; a fit of 64 float32 columns takes 1.20 s of CPU, with 2^16 1.40
 BATCH_BYTES = 32 << 20  # ... at most
-CSV_BYTES = 4 << 20  # of text, parsed at once
-# What stands for a missing number. "nan" does not: it is a number's text, and counted as NaN.
-NULLS = ("", "NA", "N/A", "n/a", "#N/A", "NULL", "null", "None", "<NA>")
 
 
 @dataclass(frozen=True)
@@ -35,6 +33,7 @@ class Part:
         rows: how many it has; -1 where nobody knows before reading.
         size: about how many bytes are read for it.
         memory: about how many it takes.
+        beside: of a text file, whether it has columns that are not read.
     """
 
     first: int = 0
@@ -43,6 +42,7 @@ class Part:
     rows: int = -1
     size: int = 0
     memory: int = 0
+    beside: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def reading(name: str) -> Iterator[None]:
     """Turn what pyarrow, and filesystems, raise of a file into a DataError that names it."""
     try:
         yield
-    except SlabError:
+    except (SlabError, SlabWarning):  # a warning is raised where warnings are errors
         raise
     except FileNotFoundError as error:
         raise DataError("files stay while they are read", f"{name} is gone", "bring it back") from error
@@ -99,7 +99,16 @@ def look(file: TableFile) -> tuple[Any, Callable[[Choice], list[Part]]]:
         DataError: it cannot be read.
     """
     with reading(file.name):
-        return _LOOK[file.kind](file)
+        schema, parts = _LOOK[file.kind](file)
+        try:
+            _ = schema.names  # pyarrow decodes them only when asked
+        except UnicodeDecodeError as error:
+            raise DataError(
+                "the names of columns are UTF-8",
+                f"{file.name}: a name that holds {error.object[:100]!r}",
+                "write it as UTF-8, or leave out and list such files with skip_bad=True (--skip-bad)",
+            ) from error
+        return schema, parts
 
 
 def _look_at_parquet(file: TableFile) -> tuple[Any, Callable[[Choice], list[Part]]]:
@@ -138,8 +147,10 @@ def _look_at_ipc(file: TableFile) -> tuple[Any, Callable[[Choice], list[Part]]]:
 
 
 def _look_at_csv(file: TableFile) -> tuple[Any, Callable[[Choice], list[Part]]]:
-    with _csv(file, 1 << 20, None) as reader:
-        return reader.schema, lambda _: [Part(size=file.size, memory=4 * CSV_BYTES + BATCH_BYTES)]
+    schema, memory = table_text.schema_of(file), 4 * table_text.CSV_BYTES + BATCH_BYTES
+    return schema, lambda choice: [
+        Part(size=file.size, memory=memory, beside=len(choice.names) < len(schema))
+    ]
 
 
 def _parts(runs: Sequence[tuple[int, int, int, int]]) -> list[Part]:
@@ -182,8 +193,7 @@ def _ipc_batches(file: TableFile, part: Part, choice: Choice) -> Iterator[Any]:
 
 
 def _csv_batches(file: TableFile, part: Part, choice: Choice) -> Iterator[Any]:
-    with _csv(file, CSV_BYTES, choice) as reader:
-        yield from reader
+    return table_text.read(file, choice, part.beside)
 
 
 _BATCHES: dict[str, Callable[[TableFile, Part, Choice], Iterator[Any]]] = {
@@ -197,28 +207,6 @@ _LOOK: dict[str, Callable[[TableFile], tuple[Any, Callable[[Choice], list[Part]]
 def _open(file: TableFile) -> Any:
     system, _ = filesystem(file.url)
     return system.open_input_file(file.path)
-
-
-@contextmanager
-def _csv(file: TableFile, block: int, choice: Choice | None) -> Iterator[Any]:
-    """Open a text file; without a choice the types are guessed from the first block."""
-    convert = csv.ConvertOptions(null_values=list(NULLS), true_values=["true", "True", "TRUE"],
-                                 false_values=["false", "False", "FALSE"])  # fmt: skip
-    if choice:
-        convert.include_columns = list(choice.names)
-        convert.column_types = {
-            name: pa.from_numpy_dtype(np.dtype(dtype))
-            for name, dtype in zip(choice.names, choice.dtypes, strict=True)
-        }
-    system, _ = filesystem(file.url)
-    packed = "gzip" if file.path.lower().endswith(".gz") else None
-    with system.open_input_stream(file.path, compression=packed) as stream:
-        yield csv.open_csv(
-            stream,
-            csv.ReadOptions(use_threads=False, block_size=block),
-            csv.ParseOptions(newlines_in_values=True),
-            convert,
-        )
 
 
 def _is_ipc_file(handle: Any) -> bool:

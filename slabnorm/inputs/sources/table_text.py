@@ -1,0 +1,150 @@
+"""Text of tables: CSV through pyarrow, and quotes that are not closed, which pyarrow passes over."""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from csv import reader
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import csv
+
+from slabnorm.errors import DataError, DataWarning
+from slabnorm.inputs.sources.filesystems import filesystem
+from slabnorm.inputs.sources.table_columns import Choice
+from slabnorm.inputs.sources.table_files import TableFile
+
+LOOK_BYTES = 1 << 20  # of text, from which types are guessed
+CSV_BYTES = 4 << 20  # of text, parsed at once
+# What stands for a missing number. "nan" does not: it is a number's text, and counted as NaN.
+NULLS = ("", "NA", "N/A", "n/a", "#N/A", "NULL", "null", "None", "<NA>")
+_PIECE = 1 << 16  # bytes that are counted at once: they stay in cache, 0.25 ns a byte, with 4 MiB 0.9
+
+
+def schema_of(file: TableFile) -> Any:
+    """Return a text file's schema, guessed from its first lines."""
+    with _stream(file) as stream, _reader(stream, LOOK_BYTES, None) as lines:
+        return lines.schema
+
+
+def read(file: TableFile, choice: Choice, beside: bool) -> Iterator[Any]:
+    """Yield the chosen columns of a text file as record batches.
+
+    Args:
+        file: of text.
+        choice: the columns.
+        beside: whether the file has others: a quote that is open there swallows lines without an error,
+            where a chosen column would hold what is no number.
+
+    Raises:
+        DataError: a quote is open where the file ends.
+
+    Warns:
+        DataWarning: there are fewer rows than lines.
+    """
+    rows = 0
+    # Counted from a stream of its own: pyarrow would call a stream made in Python from its threads, and
+    # these end the process by abort() if they do so, or only let go of it, while Python exits.
+    with _stream(file) as stream, _stream(file) if beside else nullcontext() as again:
+        counted = Counted(again)
+        with _reader(stream, CSV_BYTES, choice) as batches:
+            for batch in batches:
+                rows += len(batch)
+                yield batch
+                if beside:
+                    counted.read(CSV_BYTES)  # now, while the system still holds it in memory
+        if beside:
+            while counted.read(CSV_BYTES):
+                pass
+            counted.check(rows, file.name)
+
+
+class Counted:
+    """What tells whether the lines of a text are rows, counted as it is read.
+
+    Attributes:
+        quotes: how many quote characters there are.
+        lines: how many lines are not empty.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self.quotes = self.lines = 0
+        self._stream, self._buffer = stream, np.empty(_PIECE, np.uint8)
+        self._ended = True  # whether the next byte begins a line
+        self._held: deque[bytes] = deque(maxlen=2)  # what was read last, in which the last line lies
+
+    def read(self, size: int) -> bool:
+        """Read some bytes; return whether there may be more."""
+        for _ in range(size // _PIECE):
+            count = self._stream.readinto(self._buffer)
+            if not count:
+                return False
+            self._count(self._buffer[:count])
+        return True
+
+    def _count(self, piece: np.ndarray) -> None:
+        text = piece.tobytes()
+        self._held.append(text)
+        ends = piece == ord("\n")
+        if b"\r" in text:  # in few files, and found in no time
+            ends |= piece == ord("\r")
+        # Where a byte that ends no line follows one that does, a line begins: empty ones do not count.
+        self.lines += int(np.count_nonzero(ends[:-1] > ends[1:])) + int(self._ended and not ends[0])
+        self._ended = bool(ends[-1])
+        if b'"' in text:
+            self.quotes += int(np.count_nonzero(piece == ord('"')))
+
+    def check(self, rows: int, name: str) -> None:
+        """Raise, or warn, if a quote has swallowed lines: `rows` were read, and the names."""
+        lines = self.lines - 1
+        # A quote inside of a value, as in 5" pipe, opens nothing: then each line is a row all the same.
+        if self.quotes % 2 and (rows < lines or self._open_at_end()):
+            raise DataError(
+                "quotes in a CSV file are closed",
+                f"{name}: a quote is open at the end: {rows:,} rows from {lines:,} lines below the names,"
+                f" {self.quotes:,} quote characters",
+                "close the quote, or leave out and list such files with skip_bad=True (--skip-bad)",
+            )
+        if rows < lines:
+            warnings.warn(
+                f"{name}: {rows:,} rows from {lines:,} lines below the names: values in quotes span lines,"
+                " or quotes are not closed",
+                DataWarning,
+                stacklevel=2,
+            )
+
+    def _open_at_end(self) -> bool:
+        """Whether a quote of the last line is open, and so takes in the line's end."""
+        lines = b"".join(self._held).rstrip(b"\r\n").splitlines() or [b""]
+        last = lines[-1].decode("latin-1")
+        return next(reader([last + "\n"]))[-1].endswith("\n")
+
+
+@contextmanager
+def _stream(file: TableFile) -> Iterator[Any]:
+    system, _ = filesystem(file.url)
+    packed = "gzip" if file.path.lower().endswith(".gz") else None
+    with system.open_input_stream(file.path, compression=packed) as stream:
+        yield stream
+
+
+def _reader(stream: Any, block: int, choice: Choice | None) -> Any:
+    """Open text; without a choice the types are guessed from the first block."""
+    convert = csv.ConvertOptions(null_values=list(NULLS), true_values=["true", "True", "TRUE"],
+                                 false_values=["false", "False", "FALSE"])  # fmt: skip
+    if choice:
+        convert.include_columns = list(choice.names)
+        convert.column_types = {
+            name: pa.from_numpy_dtype(np.dtype(dtype))
+            for name, dtype in zip(choice.names, choice.dtypes, strict=True)
+        }
+    return csv.open_csv(
+        stream,
+        csv.ReadOptions(use_threads=False, block_size=block),
+        csv.ParseOptions(newlines_in_values=True),
+        convert,
+    )
