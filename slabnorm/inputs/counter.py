@@ -129,12 +129,11 @@ class Counter:
         """Return what has been counted."""
         moments, nan = self._other, self._nan
         if self._sums is not None and self._grid is not None:
-            found, gather = self._sums.moments(), self._grid.gather
-            parts = (found.count, found.mean, found.m2, found.min, found.max, found.mean_low, found.m2_low)
             # Samples whose sizes differ may have been counted either way.
-            found = Moments(*map(gather, parts))
+            gather = self._grid.gather
+            found = Moments(*map(gather, self._sums.fields()))
             moments = found if moments is None else moments.merge(found)
-            nan = nan + gather(torch.from_numpy(self._sums.nan.copy()))
+            nan = nan + gather(self._sums.nan)
         return Tally(
             self._samples,
             Moments.empty(self._features.shape) if moments is None else moments,

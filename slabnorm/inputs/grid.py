@@ -50,14 +50,13 @@ class Grid:
             tuple(axes[first:last]),
         )  # fmt: skip
 
-    def gather(self, values: Tensor) -> Tensor:
-        """Return values in memory's order as the tensor that the pattern's right side says."""
-        split = self._slab.split
-        # The kept axes as memory has them, then as the split sample has them, then as the pattern does.
-        opened = values.reshape([split[axis] for axis in self._kept])
-        ordered = opened.permute(sorted(range(len(self._kept)), key=self._kept.__getitem__))
-        spread = ordered.reshape([n if axis in self._kept else 1 for axis, n in enumerate(split)])
-        return self._slab.kept.gather(spread)
+    def gather(self, values: np.ndarray) -> Tensor:
+        """Return a copy of values in memory's order as the tensor that the pattern's right side says."""
+        kept = self._slab.kept
+        # Axes of one element have no place in memory's order. By NumPy: torch takes ten times as long here.
+        opened = values.reshape([self._slab.split[axis] for axis in self._kept])
+        order = [self._kept.index(axis) for axis in kept.dims if axis in self._kept]
+        return torch.from_numpy(opened.transpose(order).reshape(kept.shape).copy())
 
 
 def flat(block: np.ndarray, order: Sequence[int]) -> np.ndarray:

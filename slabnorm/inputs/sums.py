@@ -72,7 +72,8 @@ class Sums:
         """Return the Moments so far, one per feature, in memory's order."""
         return joined([self])
 
-    def _fields(self) -> tuple[np.ndarray, ...]:
+    def fields(self) -> tuple[np.ndarray, ...]:
+        """Return the fields of the Moments so far, in memory's order; views of what is still added to."""
         count = self._counts[0]
         low, high = (np.where(count > 0, end, none) for end, none in
                      zip(self._extremes.astype(np.float64), (np.inf, -np.inf), strict=True))  # fmt: skip
@@ -86,7 +87,7 @@ class Sums:
 
 def joined(sums: Sequence[Sums]) -> Moments:
     """Return the Moments of several sums, one after another."""
-    fields = zip(*(part._fields() for part in sums), strict=True)
+    fields = zip(*(part.fields() for part in sums), strict=True)
     return Moments(*(torch.from_numpy(np.concatenate(field)) for field in fields))
 
 

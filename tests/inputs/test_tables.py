@@ -280,7 +280,7 @@ def test_a_partitioned_folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "place", ["test.parquet", "val/a.parquet", "data/x_test/a.parquet", "data/dev/b/a.parquet"]
+    "place", ["test.parquet", "val/a.parquet", "data/x_test/a.parquet", "data/val/b/a.parquet"]
 )
 def test_the_split_guard_reads_paths(place, tmp_path):
     path = tmp_path / place
