@@ -1,8 +1,8 @@
 """Many shards as one task, so that a fit hands out, commits and merges no more of them than it can.
 
 A group is 2^k neighbours, merged by whoever counts them: a node of the tree above shards, so that the bits
-are those of shards handed out one by one. Committing and merging a task takes 1.6 ms, in one place: a
-petabyte in shards of 64 MB would take it 7 hours, in 65536 groups of at most 16 GB not 2 minutes.
+are those of shards handed out one by one. Committing and merging a task takes 2.5 ms, in one place: a
+petabyte in shards of 64 MB would take it 11 hours, in at most 65536 groups of 32 GB not 3 minutes.
 """
 
 from __future__ import annotations
