@@ -58,12 +58,12 @@ class Frozen(nn.Module):
                 f'a state_dict for "{record.pattern}"',
                 "use InputNorm.from_state_dict, which takes the pattern from there",
             )
+        self._check_affine(given, record, prefix)
         if "moments_count" in given:
             self._buffers["moments_count"] = self.get_buffer("moments_count").to(record.count_dtype)
         for name, value in given.items():
             # assign=True would take a checkpoint's half precision over as it is.
             state_dict[prefix + name] = value.to(getattr(self, name).dtype)
-        self._check_affine(given, record, prefix)
         before = self.record.content
         super()._load_from_state_dict(state_dict, prefix, *rest)
         if record.content != before:  # what was kept of other samples says nothing of these

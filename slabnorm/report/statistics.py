@@ -92,7 +92,8 @@ def print_statistics(record: StatisticsRecord, console: Console, every: bool = F
     if record.reader:
         console.print(Text(printable(f"read by {record.reader}"), style="dim"))
     if record.skipped:
-        text = f"{record.skipped:,} files or parts of files could not be read and are left out"
+        many = "files or parts of files" if record.skipped > 1 else "file or part of one"
+        text = f"{record.skipped:,} {many} could not be read: left out"
         console.print(Text(text, style="yellow"))
     if record.leak:
         console.print(Text("statistics from held-out data, as was asked for", style="yellow"))
