@@ -1,0 +1,16 @@
+"""What holds for all tests."""
+
+from __future__ import annotations
+
+from zlib import crc32
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers(request: pytest.FixtureRequest) -> None:
+    """Have a module's RNG draw the same for a test whichever others ran before it in this process."""
+    random = getattr(request.module, "RNG", None)
+    if isinstance(random, np.random.Generator):
+        random.bit_generator.state = np.random.PCG64(crc32(request.node.nodeid.encode())).state
