@@ -67,8 +67,8 @@ class Case:
         return self.elements // slabs.get(self.norm.removesuffix("32"), self.elements // self.shape[-1])
 
     def tensor(self, generator: torch.Generator) -> Tensor:
-        """Return a random tensor of the case's shape, layout and dtype."""
-        drawn = torch.randn(self.shape, generator=generator).to(DTYPES[self.dtype])
+        """Return a random tensor of the case's shape, layout and dtype, on the generator's device."""
+        drawn = torch.randn(self.shape, generator=generator, device=generator.device).to(DTYPES[self.dtype])
         return drawn.contiguous(memory_format=FORMATS[self.layout])
 
 

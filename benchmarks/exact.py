@@ -20,7 +20,7 @@ def reference(case: Case, tensors: Tensors) -> Results:
         for given in (tensors.x, tensors.residual)
     )
     exact = replace(tensors, x=x, residual=residual)
-    layer = make(case, "eager", exact).double()
+    layer = make(case, "eager", exact).double().to(x.device)
     if not x.requires_grad:
         with torch.no_grad():
             return (layer.eval()(*exact.arguments),)

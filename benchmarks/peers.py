@@ -26,14 +26,14 @@ class Tensors:
     bias: Tensor
 
     @classmethod
-    def draw(cls, case: Case) -> Tensors:
+    def draw(cls, case: Case, device: torch.device | str = "cpu", seed: int = 0) -> Tensors:
         """Return random tensors, the same for the same case in every run."""
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator(device).manual_seed(seed)
         x = case.tensor(generator).requires_grad_()
         residual = case.tensor(generator).requires_grad_() if case.residual else None
         features = case.shape[-1] if case.norm.endswith("rows") else case.shape[1]
-        weight = 0.5 + torch.rand(features, generator=generator)
-        bias = 0.1 * torch.randn(features, generator=generator)
+        weight = 0.5 + torch.rand(features, generator=generator, device=device)
+        bias = 0.1 * torch.randn(features, generator=generator, device=device)
         return cls(x, residual, case.tensor(generator), weight, bias)
 
     @property

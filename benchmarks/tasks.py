@@ -27,12 +27,12 @@ class Task:
     described: str
 
 
-def digits(quick: bool) -> Task:
+def digits(size: int) -> Task:
     """Classify handwritten digits, 32x32 in three channels, with a ResNet-18."""
     images, labels = datasets.load_digits(return_X_y=True)
     small = torch.tensor(images / 16, dtype=torch.float32).view(-1, 1, 8, 8)
     large = F.interpolate(small, size=32, mode="bilinear").expand(-1, 3, -1, -1).contiguous()
-    classes, size = torch.tensor(labels), 8 if quick else 32
+    classes = torch.tensor(labels)
 
     def batch(generator: torch.Generator) -> Batch:
         chosen = torch.randint(len(large), (size,), generator=generator)
@@ -45,11 +45,10 @@ def digits(quick: bool) -> Task:
     return Task(ResNet18, batch, F.cross_entropy, sgd, described)
 
 
-def photos(quick: bool) -> Task:
+def photos(size: int, side: int) -> Task:
     """Find the noise in crops of photos, with a UNet."""
     pictures = [torch.tensor(picture / 127.5 - 1, dtype=torch.float32).permute(2, 0, 1)
                 for picture in datasets.load_sample_images().images]  # fmt: skip
-    size, side = (2, 64) if quick else (4, 96)
 
     def crop(generator: torch.Generator) -> Tensor:
         picture = pictures[int(torch.randint(len(pictures), (), generator=generator))]
@@ -68,12 +67,12 @@ def photos(quick: bool) -> Task:
     return Task(UNet, batch, F.mse_loss, adam, described)
 
 
-def text(quick: bool) -> Task:
+def text(size: int) -> Task:
     """Guess the next character of English text, with a transformer."""
     loaders = ("iris", "digits", "wine", "breast_cancer", "diabetes", "linnerud")
     written = "\n".join(getattr(datasets, f"load_{name}")().DESCR for name in loaders)
     characters, numbers = np.unique(list(written), return_inverse=True)
-    tokens, size, context = torch.tensor(numbers), 4 if quick else 16, 128
+    tokens, context = torch.tensor(numbers), 128
 
     def network() -> nn.Module:
         return Transformer(len(characters), context)
@@ -93,4 +92,9 @@ def text(quick: bool) -> Task:
     return Task(network, batch, loss, adam, described)
 
 
-TASKS: dict[str, Callable[[bool], Task]] = {"ResNet-18": digits, "UNet": photos, "transformer": text}
+# quick or not
+TASKS: dict[str, Callable[[bool], Task]] = {
+    "ResNet-18": lambda quick: digits(8 if quick else 32),
+    "UNet": lambda quick: photos(2, 64) if quick else photos(4, 96),
+    "transformer": lambda quick: text(4 if quick else 16),
+}

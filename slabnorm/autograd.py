@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slabnorm import kernels
+from slabnorm import kernels, operators
 from slabnorm.errors import StatisticsError
 from slabnorm.kernels import eager
 from slabnorm.kernels.activation import ACTIVATIONS
@@ -76,7 +76,10 @@ def _check_spread(stats: Any, call: Call, backend: ModuleType) -> None:
 def _traced(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, call: Call
 ) -> tuple[Tensor, Found | None]:
-    """Run as plain torch operations, which compile, export and torch.func can follow."""
+    """Run as plain torch operations, which compile, export and torch.func can follow; or as one operator."""
+    if operators.takes(x):
+        y, mean, m2 = operators.norm(x, weight, bias, residual, call)
+        return y, FoundTensors(mean, m2) if call.given is None else None
     if call.given is None:
         mean, _, m2 = eager.statistics(x.detach(), call.slab)
         return eager.formula(x, weight, bias, residual, call), FoundTensors(mean, m2)
@@ -122,34 +125,17 @@ class _Normalize(torch.autograd.Function):
         dy = upstream[0]
         if dy is None:
             return (None,) * 7
+        x, weight, bias, residual = ctx.saved_tensors
+        needed = ctx.needs_input_grad[:4]
+        backend, stats, call = ctx.backend, ctx.stats, ctx.call
         if torch.is_grad_enabled():  # create_graph: the gradient itself is to be differentiated
-            return *_differentiable(dy, ctx), None, None, None
-        tensors, needed = ctx.saved_tensors, ctx.needs_input_grad[:4]
-        backend, stats = ctx.backend, ctx.stats
+            used = None if call.given is None else backend.used(stats, call.slab)
+            grads = eager.differentiable_backward(dy, x, weight, bias, residual, used, call, needed)
+            return *grads, None, None, None
         if kernels.backward_backend(dy, backend) is not backend:
-            backend, stats = eager, backend.used(stats, ctx.call.slab)
-        return *backend.backward(dy, *tensors, stats, ctx.call, needed), None, None, None
+            backend, stats = eager, backend.used(stats, call.slab)
+        return *backend.backward(dy, x, weight, bias, residual, stats, call, needed), None, None, None
 
 
 # Function.apply without what it does for torch.func, which does not come here: 3 of 9 microseconds.
 _apply = super(torch.autograd.Function, _Normalize).apply
-
-
-def _differentiable(dy: Tensor, ctx: Any) -> tuple[Tensor | None, ...]:
-    """Differentiate the plain formula again, with a graph."""
-    call: Call = ctx.call
-    x, weight, bias, residual = ctx.saved_tensors
-    needed = ctx.needs_input_grad[:4]
-    wanted = [
-        t for t, need in zip((x, weight, bias, residual), needed, strict=True) if need and t is not None
-    ]
-    if call.given is None:
-        y = eager.formula(x, weight, bias, residual, call)
-    else:
-        y = eager.apply(x, weight, bias, residual, ctx.backend.used(ctx.stats, call.slab), call)
-    found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
-    grads = [next(found) if need and t is not None else None
-             for t, need in zip((x, weight, bias, residual), needed, strict=True)]  # fmt: skip
-    if needed[3] and residual is None:  # not kept, for want of an activation
-        grads[3] = dy
-    return tuple(grads)

@@ -131,7 +131,7 @@ def run(
     case: Case, x: Tensor, eps: float = EPS, plain: bool = False, activation: str | None = None,
     residual: bool = False
 ) -> Run:  # fmt: skip
-    """Run a case on x; `plain` leaves weight at 1 and bias at 0."""
+    """Run a case on x, on its device; all returned is on the CPU. `plain`: weight is 1 and bias 0."""
     generator = torch.Generator().manual_seed(1)
     half = x.dtype in (torch.float16, torch.bfloat16)
     dtype = torch.float32 if half else x.dtype
@@ -139,11 +139,11 @@ def run(
     bias = 0.5 * torch.randn(case.weight_shape, generator=generator, dtype=torch.float64)
     if plain:
         weight, bias = torch.ones_like(weight), torch.zeros_like(bias)
-    weight, bias = (t.to(dtype).requires_grad_() for t in (weight, bias))
-    dy = torch.randn(case.shape, generator=generator, dtype=torch.float64).to(x.dtype)
+    weight, bias = (t.to(x.device, dtype).requires_grad_() for t in (weight, bias))
+    dy = torch.randn(case.shape, generator=generator, dtype=torch.float64).to(x)
     added = None
     if residual:
-        added = torch.randn(case.shape, generator=generator, dtype=torch.float64).to(x.dtype).requires_grad_()
+        added = torch.randn(case.shape, generator=generator, dtype=torch.float64).to(x).requires_grad_()
     x = x.detach().requires_grad_()
     y = sn.normalize(
         x,
@@ -157,7 +157,8 @@ def run(
     )
     inputs = [t for t in (x, weight, bias, added) if t is not None]
     dx, dweight, dbias, *dresidual = torch.autograd.grad(y, inputs, dy)
-    return Run(x, weight, bias, dy, y.detach(), dx, dweight, dbias, added, dresidual[0] if residual else None)
+    tensors = x, weight, bias, dy, y, dx, dweight, dbias, added, dresidual[0] if residual else None
+    return Run(*(None if t is None else t.detach().cpu() for t in tensors))
 
 
 # Rounding of one unit in the last place, and the gates of accuracy: (output, input gradient, sums).

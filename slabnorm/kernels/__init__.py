@@ -14,12 +14,17 @@ Inside, forward is reduce, merge, apply; and backward the same three.
 | backend | runs |
 |---|---|
 | cpu   | the CPU, every dtype, any memory order whose slabs lie in a Layout (layout.py) |
+| gpu   | NVIDIA GPUs of compute capability 8.0 and up, with Triton: the same but float64 |
 | eager | everything else: plain torch in float64, any device and strides |
+
+What a kernel found enters running statistics through its Found (call.py), or it is left to torch.
 """
 
 from __future__ import annotations
 
 import os
+from functools import cache
+from importlib.util import find_spec
 from types import ModuleType
 
 import torch
@@ -27,7 +32,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from slabnorm.kernels import eager
-from slabnorm.kernels.call import Found
+from slabnorm.kernels.call import Found, FoundTensors
 from slabnorm.slab import Slab
 
 
@@ -73,6 +78,7 @@ def _after_fork() -> None:
 
 _TENSORS = (Tensor, torch.nn.Parameter)
 _WIDE = (torch.float32, torch.float64)
+TRITON = torch.version.hip is None and find_spec("triton") is not None  # for NVIDIA's GPUs
 _forked = False
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
@@ -86,13 +92,29 @@ def backend(
     residual: Tensor | None = None,
 ) -> ModuleType:
     """Return the backend that runs a call: the first of the table that takes it."""
-    fits = residual is None or (residual.dtype == x.dtype and plain(residual))
-    if fits and x.device.type == "cpu" and not _forked and plain(x) and _simple(weight) and _simple(bias):
+    if residual is not None and not (residual.dtype == x.dtype and plain(residual)):
+        return eager
+    if not (plain(x) and _simple(weight) and _simple(bias)):
+        return eager
+    if x.device.type == "cpu" and not _forked:
         from slabnorm.kernels import cpu  # loads Numba: on first use, not with `import slabnorm`
 
-        if cpu.takes(x, slab):
-            return cpu
+        return cpu if cpu.takes(x, slab) else eager
+    if triton_runs_on(x.device):
+        from slabnorm.kernels import gpu  # loads Triton
+
+        return gpu if gpu.takes(x, slab) else eager
     return eager
+
+
+def triton_runs_on(device: torch.device) -> bool:
+    """Return whether the GPU kernels run on a device."""
+    return device.type == "cuda" and TRITON and _recent(device)
+
+
+@cache
+def _recent(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _simple(t: Tensor | None) -> bool:
@@ -101,24 +123,23 @@ def _simple(t: Tensor | None) -> bool:
 
 def enter(
     found: Found, count: int, mean: Tensor, var: Tensor, momentum: float, batches: Tensor | None,
-    elements: Tensor | None,
+    elements: Tensor | None, skipped: Tensor | None,
 ) -> bool | None:  # fmt: skip
     """Let a batch enter running statistics, one per slab, and the counters of batches and elements.
 
-    Return False, and change nothing, if a statistic of the batch is not finite; None if no kernel can do it.
+    Where a statistic of the batch is not finite nothing else changes. A GPU then counts it in `skipped`;
+    where nobody has to wait for the answer, it is False. None if no kernel can do it.
     """
-    if type(found).__name__ != "Measured" or mean.dtype != var.dtype or mean.dtype not in _WIDE:
+    if isinstance(found, FoundTensors) or mean.dtype != var.dtype or mean.dtype not in _WIDE:
         return None
     # Kernels write to addresses: what does not fit is torch's to refuse.
-    slab = found.slab  # type: ignore[attr-defined]
-    if not (mean.shape == var.shape == slab.kept.shape and _simple(mean) and _simple(var)):
+    device, counters = found.device, (batches, elements, skipped)
+    if not (mean.shape == var.shape == found.mean.shape and mean.device == var.device == device):
         return None
-    if not (_counts(batches) and _counts(elements)):
+    if not (_simple(mean) and _simple(var) and all(_counts(t, device) for t in counters)):
         return None
-    from slabnorm.kernels import cpu
-
-    return cpu.enter(found, count, mean, var, momentum, batches, elements)  # type: ignore[arg-type]
+    return found.enter(count, mean, var, momentum, *counters)
 
 
-def _counts(t: Tensor | None) -> bool:
-    return t is None or (t.dtype == torch.int64 and t.numel() == 1 and t.device.type == "cpu" and plain(t))
+def _counts(t: Tensor | None, device: torch.device) -> bool:
+    return t is None or (t.dtype == torch.int64 and t.numel() == 1 and t.device == device and plain(t))

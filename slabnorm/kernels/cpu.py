@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from slabnorm.errors import DeviceError, ShapeError
 from slabnorm.kernels import compiled, plans
-from slabnorm.kernels.call import Call, Found, Given, Statistics
+from slabnorm.kernels.call import Call, Found, Given, Statistics, memory_of
 from slabnorm.kernels.curves import PIECEWISE
 from slabnorm.kernels.elements import HAS_FLOAT16
+from slabnorm.kernels.strides import memory
 from slabnorm.slab import Axes, Slab
 
 _WIDE = (torch.float32, torch.float64)
@@ -22,6 +22,7 @@ class Measured:
     """Statistics that a kernel found, as tensors when they are asked for."""
 
     __slots__ = ("slab", "stats")
+    device = torch.device("cpu")
 
     def __init__(self, stats: np.ndarray, slab: Slab) -> None:
         self.stats, self.slab = stats, slab
@@ -36,12 +37,20 @@ class Measured:
         """The sums of squared deviations, gathered."""
         return _gathered(self.stats[1], self.slab.kept)
 
+    def enter(
+        self, count: int, mean: Tensor, var: Tensor, momentum: float, batches: Tensor | None,
+        elements: Tensor | None, skipped: Tensor | None,
+    ) -> bool:  # fmt: skip
+        """Let a batch enter running statistics; False, and nothing changed, if it is not finite."""
+        addresses = mean.data_ptr(), var.data_ptr(), momentum, _address(batches), _address(elements)
+        return bool(compiled.enter(mean.dtype)(self.stats, count, *addresses))
+
 
 def takes(x: Tensor, slab: Slab) -> bool:
     """Take tensors whose slabs lie in a Layout; strided ones that do not through a dense copy."""
     if slab.numel == 0 or (x.dtype == torch.float16 and not HAS_FLOAT16):
         return False
-    return plans.memory(x, slab) is not None
+    return memory(x, slab) is not None
 
 
 def fuses(activation: str | None, dtype: torch.dtype) -> bool:
@@ -127,15 +136,6 @@ def used(stats: np.ndarray, slab: Slab) -> Statistics:
     return Statistics(mean, low, rstd)
 
 
-def enter(
-    found: Measured, count: int, mean: Tensor, var: Tensor, momentum: float, batches: Tensor | None,
-    elements: Tensor | None,
-) -> bool:  # fmt: skip
-    """Let a batch enter running statistics, and count it; False, and nothing changed, if it is not finite."""
-    addresses = mean.data_ptr(), var.data_ptr(), momentum, _address(batches), _address(elements)
-    return bool(compiled.enter(mean.dtype)(found.stats, count, *addresses))
-
-
 def _taken(
     x: Tensor,
     weight: Tensor | None,
@@ -177,25 +177,10 @@ def _cast(given: Tensor | None, default: Tensor) -> Tensor:
 
 
 def _use(given: Given, stats: np.ndarray, eps: float) -> None:
-    # They are taken as they are now: running statistics may move on before the backward. Kernels read from
-    # addresses, so what does not fit is refused here.
-    mean, var = given
-    if mean.numel() != stats.shape[1] or var.numel() != stats.shape[1]:
-        raise ShapeError(
-            f"there is one mean and one variance for each of the {stats.shape[1]} slabs",
-            f"{tuple(mean.shape)} and {tuple(var.shape)}",
-            "give statistics of the shape of the pattern's right side",
-        )
-    for t in (mean, var):
-        if t.device.type != "cpu":
-            raise DeviceError(
-                "statistics lie on the device of x",
-                f"statistics on {t.device}, x on the CPU",
-                "move the layer",
-            )
+    # They are taken as they are now: running statistics may move on before the backward.
+    mean, var = memory_of(given, stats.shape[1], torch.device("cpu"))
     if mean.dtype not in _WIDE or mean.dtype != var.dtype:
         mean, var = mean.double(), var.double()
-    mean, var = mean.resolve_neg().contiguous(), var.resolve_neg().contiguous()
     compiled.use(mean.dtype)(mean.data_ptr(), var.data_ptr(), stats, eps)
 
 

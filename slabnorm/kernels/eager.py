@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from slabnorm.kernels.activation import ACTIVATIONS
+from slabnorm.kernels.activation import ACTIVATIONS, PASSED
 from slabnorm.kernels.call import Call, Found, FoundTensors, Statistics
 from slabnorm.slab import Slab
 
@@ -78,9 +78,7 @@ def backward(
     slab = call.slab
     z, g = _normalised(x, slab, stats), _wide(dy, slab)
     if call.activation is not None:
-        with torch.enable_grad():
-            p = _affine(z, weight, bias, residual, slab).detach().requires_grad_()
-            (g,) = torch.autograd.grad(ACTIVATIONS[call.activation](p), p, g)
+        g = PASSED[call.activation](g, _affine(z, weight, bias, residual, slab))
     dweight = slab.affine.gather(_sum(g * z, slab.not_affine)) if weight is not None and need_weight else None
     dbias = slab.affine.gather(_sum(g, slab.not_affine)) if bias is not None and need_bias else None
     dresidual = g.reshape(x.shape) if need_residual else None
@@ -96,6 +94,38 @@ def backward(
         (g if need_x else None, dweight, dbias, dresidual), (x, weight, bias, of_residual), strict=True
     )
     return tuple(None if t is None or owner is None else t.to(owner.dtype) for t, owner in owners)
+
+
+def differentiable_backward(
+    dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None,
+    stats: Statistics | None, call: Call, needed: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """Return what backward() does, with a graph: the plain formula, differentiated again.
+
+    stats are those of a call with given ones.
+    """
+    wanted = [
+        t for t, need in zip((x, weight, bias, residual), needed, strict=True) if need and t is not None
+    ]
+    if call.given is None:
+        y = formula(x, weight, bias, residual, call)
+    else:
+        assert stats is not None
+        y = apply(x, weight, bias, residual, stats, call)
+    found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
+    grads = [next(found) if need and t is not None else None
+             for t, need in zip((x, weight, bias, residual), needed, strict=True)]  # fmt: skip
+    if needed[3] and residual is None:  # not kept, for want of an activation
+        grads[3] = dy
+    return tuple(grads)
+
+
+def used_of(mean: Tensor, var: Tensor, call: Call) -> Statistics:
+    """Return what a slab of this mean and variance is normalised with."""
+    if not call.center:
+        # mean(x^2) = var + mean^2; both terms are positive, so nothing cancels.
+        mean, var = torch.zeros_like(mean), var + mean.square()
+    return Statistics(mean, None, (var + call.eps).rsqrt())
 
 
 def used(stats: Statistics, slab: Slab) -> Statistics:

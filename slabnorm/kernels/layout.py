@@ -63,6 +63,7 @@ class Layout:
         mixed: rows: weight and bias vary along a run. Columns: they vary from run to run.
         numbers: what kernels read, in the order of NUMBERS.
         slab_of, affine_of: columns: the slab, and the element of weight and bias, of each column in block 0.
+        group: the axes within a run: size, and stride in weight and bias.
     """
 
     rows: bool
@@ -70,6 +71,7 @@ class Layout:
     numbers: np.ndarray
     slab_of: np.ndarray
     affine_of: np.ndarray
+    group: tuple[tuple[int, int], ...]
 
     @cached_property
     def tasks(self) -> int:
@@ -203,7 +205,7 @@ def _rows(slab: Slab, dims: list[_Dim]) -> Layout | None:
     if mixed:
         # A task adds up two float64 for every element of weight and bias: many rows share them.
         lanes = max(lanes, 32, -(-total // 128))
-    return _layout(slab, True, mixed, blocks, runs, inner.size, lanes=lanes, together=together)
+    return _layout(slab, True, mixed, blocks, runs, [inner], lanes=lanes, together=together)
 
 
 def _columns(slab: Slab, dims: list[_Dim]) -> Layout | None:
@@ -230,7 +232,7 @@ def _columns(slab: Slab, dims: list[_Dim]) -> Layout | None:
     slab_of, affine_of = (_index(group, which) for which in (3, 4))
     tile = _tile(slab_of, product(dim.size for dim in runs))
     piece = max(64, _CACHE // tile)
-    return _layout(slab, False, mixed, blocks, runs, width, slab_of, affine_of, tile=tile, piece=piece)
+    return _layout(slab, False, mixed, blocks, runs, group, slab_of, affine_of, tile=tile, piece=piece)
 
 
 def _index(group: list[_Dim], which: int) -> np.ndarray:
@@ -261,7 +263,7 @@ def _layout(
     mixed: bool,
     blocks: list[_Dim],
     runs: list[_Dim],
-    run: int,
+    group: list[_Dim],
     slab_of: np.ndarray | None = None,
     affine_of: np.ndarray | None = None,
     **tuning: int,
@@ -271,6 +273,7 @@ def _layout(
     nothing = _Dim(1, 0, 0, 0, 0)
     b1, b0 = [nothing] * (2 - len(blocks)) + blocks
     r1, r0 = [nothing] * (2 - len(runs)) + runs
+    run = product(dim.size for dim in group)
     # Eight elements, or runs of columns, spread over the slab.
     sample_runs = min(8, r0.size) if rows else max(1, min(8, r0.size // 4))
     samples = min(8 // sample_runs, run)
@@ -289,4 +292,5 @@ def _layout(
     return Layout(
         rows, mixed, np.array([numbers[name] for name in NUMBERS], dtype=np.int64),
         empty if slab_of is None else slab_of, empty if affine_of is None else affine_of,
+        tuple((dim.size, dim.affine) for dim in group),
     )  # fmt: skip

@@ -17,9 +17,10 @@ from slabnorm.kernels import compiled
 from slabnorm.kernels.arguments import NAMES
 from slabnorm.kernels.call import Call
 from slabnorm.kernels.compiled import Kernel
-from slabnorm.kernels.layout import Layout, find_layout
+from slabnorm.kernels.layout import Layout
 from slabnorm.kernels.phases import Phases
 from slabnorm.kernels.pointers import LINE
+from slabnorm.kernels.strides import memory
 from slabnorm.kernels.threads import pool
 from slabnorm.slab import Slab
 
@@ -53,29 +54,6 @@ class Plan(NamedTuple):
     affine: torch.dtype
     weight: Tensor
     bias: Tensor
-
-
-class Memory(NamedTuple):
-    """How tensors of some strides are taken: through a dense copy, or as they are; the output is dense."""
-
-    layout: Layout
-    copied: bool
-    strides: tuple[int, ...]
-    phases: Phases
-
-
-def memory(x: Tensor, slab: Slab) -> Memory | None:
-    """Return how a tensor is taken; None if its slabs lie in no Layout."""
-    kept: dict[tuple[int, ...], Memory | None] = slab.__dict__.setdefault("_memory", {})
-    key = x.stride()
-    if key not in kept:
-        dense = torch.empty_like(x).stride()
-        layout = find_layout(slab, key, dense)
-        copied = layout is None and dense != key
-        if copied:
-            layout = find_layout(slab, dense, dense)
-        kept[key] = None if layout is None else Memory(layout, copied, dense, Phases(layout))
-    return kept[key]
 
 
 def forward(
@@ -133,7 +111,8 @@ def _plan(
     slab = call.slab
     found = memory(x, slab)
     assert found is not None, "`takes` was not asked"
-    layout, phases, threads = found.layout, found.phases, _threads(slab)
+    layout, threads = found.layout, _threads(slab)
+    phases = Phases(layout)
     shared = threads > 1 and layout.shared(threads)
     affine = torch.promote_types(*(torch.float32 if t is None else t.dtype for t in (weight, bias)))
     if affine != torch.float64:

@@ -75,7 +75,10 @@ class RunningStatistics(StoredStatistics):
             return
         if observed and center and self.momentum is not None and slab.kept.dims == slab.running.dims:
             written = running, held(self, "running_var")
-            counters = held(self, "num_batches_tracked"), held(self, "num_elements_tracked")
+            counters = (
+                held(self, "num_batches_tracked"), held(self, "num_elements_tracked"),
+                held(self, "num_batches_skipped"),
+            )  # fmt: skip
             entered = kernels.enter(found, slab.count, *written, float(self.momentum), *counters)
             if entered:
                 increment_version([t for t in (*written, *counters) if t is not None])  # past autograd's eyes

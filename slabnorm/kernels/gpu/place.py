@@ -1,0 +1,114 @@
+"""A tile: I blocks x R runs x C places in a run, and where it lies in memory.
+
+Every norm in every memory order is a tile of three axes (layout.py has the words), so that the kernels are
+written once:
+
+| layout | kept apart | pooled | a cell's own axis | statistics | weight and bias |
+|---|---|---|---|---|---|
+| rows | I | R, C | R | [I, 1, 1] | [I, R, 1]; mixed [1, 1, C] |
+| columns | I, C | R | C | [I, 1, C] | [I, 1, C]; mixed [I, R, 1] |
+
+`sizes` is (blocks, blocks0, runs, runs0, run / V); strides of x, the output, weight and bias are along
+(blocks1, blocks0, runs1, runs0). Those of x and the output, and the run, are in units of V elements: Triton
+sees by itself that a number is divisible by 16, by nothing less, and 14 x 14 images are read 4 bytes at a
+time without.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def step(index, inner, outer_stride, inner_stride):
+    """Return where an index over two nested loops lies."""
+    return (index // inner).to(tl.int64) * outer_stride + (index % inner).to(tl.int64) * inner_stride
+
+
+@triton.jit
+def place(sizes, strides, b, r, c, V: tl.constexpr):
+    """Return the offsets of a tile in x or the output."""
+    # Multiplied by V in 64 bits: a stride may have 32 without it.
+    return (step(b, sizes[1], strides[0], strides[1]) + step(r, sizes[3], strides[2], strides[3])) * V + c
+
+
+@triton.jit
+def inside(sizes, b, r, c, V: tl.constexpr):
+    """Return which elements of a tile there are."""
+    return (b < sizes[0]) & (r < sizes[2]) & (c < sizes[4] * V)
+
+
+@triton.jit
+def slab_place(sizes, slab_strides, slab_of, b, c, ROWS: tl.constexpr, V: tl.constexpr):
+    """Return the slabs of a tile, [I, 1, 1] or [I, 1, C], and which there are."""
+    at, there = step(b, sizes[1], slab_strides[0], slab_strides[1]), b < sizes[0]
+    if not ROWS:
+        there = there & (c < sizes[4] * V)
+        if slab_of is None:
+            at = at + c
+        else:
+            at = at + tl.load(slab_of + c, mask=c < sizes[4] * V, other=0)
+    return at, there
+
+
+@triton.jit
+def affine(
+    pointer, default, sizes, strides, affine_of, b, r, c, ROWS: tl.constexpr, MIXED: tl.constexpr,
+    V: tl.constexpr,
+):  # fmt: skip
+    """Return weight or bias of a tile, in the shape the table above says."""
+    if pointer is None:
+        values = default
+    elif ROWS and MIXED:
+        values = tl.load(pointer + c, mask=c < sizes[4] * V, other=0.0).to(tl.float32)
+    else:
+        at, there = step(b, sizes[1], strides[0], strides[1]), b < sizes[0]
+        if ROWS or MIXED:
+            at, there = at + step(r, sizes[3], strides[2], strides[3]), there & (r < sizes[2])
+        else:
+            there = there & (c < sizes[4] * V)
+            if affine_of is None:
+                at = at + c
+            else:
+                at = at + tl.load(affine_of + c, mask=c < sizes[4] * V, other=0)
+        values = tl.load(pointer + at, mask=there, other=0.0).to(tl.float32)
+    return values
+
+
+@triton.jit
+def tile_of(run_tiles, place_tiles, I: tl.constexpr, R: tl.constexpr, C: tl.constexpr):
+    """Return the blocks, runs and places of a program's tile; places run fastest, as in memory."""
+    pid = tl.program_id(0)
+    c = (pid % place_tiles) * C + tl.arange(0, C)[None, None, :]
+    pid = pid // place_tiles
+    r = (pid % run_tiles) * R + tl.arange(0, R)[None, :, None]
+    return (pid // run_tiles) * I + tl.arange(0, I)[:, None, None], r, c
+
+
+@triton.jit
+def part(
+    cells, pieces, ROWS: tl.constexpr, STEPS: tl.constexpr, I: tl.constexpr, R: tl.constexpr, C: tl.constexpr
+):
+    """Return what a program of a reduction starts with: blocks, first run, first place, and its piece."""
+    pid = tl.program_id(0)
+    if ROWS:  # neighbours in memory: pieces of a run, then runs
+        piece, pid = pid % pieces, pid // pieces
+        tiles = tl.cdiv(cells, R)
+        r0, c0 = (pid % tiles) * R, piece * STEPS * C
+        pid = pid // tiles
+    else:  # places of a run, then pieces
+        tiles = tl.cdiv(cells, C)
+        c0, pid = (pid % tiles) * C, pid // tiles
+        piece = pid % pieces
+        r0, pid = piece * STEPS * R, pid // pieces
+    return pid * I + tl.arange(0, I)[:, None, None], r0, c0, piece
+
+
+@triton.jit
+def part_place(sizes, b, r, c, cells, pieces, piece, part_strides, ROWS: tl.constexpr, V: tl.constexpr):
+    """Return where the partial sums of cells go, and which there are."""
+    cell = r if ROWS else c
+    at = b.to(tl.int64) * cells * pieces + cell.to(tl.int64) * part_strides[0]
+    at += piece.to(tl.int64) * part_strides[1]
+    return at, (b < sizes[0]) & (cell < cells)

@@ -1,0 +1,233 @@
+"""Which kernels run a call on the GPU, and in what tiles: decided by shapes alone, so that results repeat.
+
+| slabs | forward | backward |
+|---|---|---|
+| fit in a tile | one kernel, memory read once | one kernel, once |
+| enough to fill a GPU, each fits its caches | one kernel, memory read once, a cache again | the same |
+| few and large, or neighbours in NHWC | reduce, merge, apply: read twice if larger than the L2 | the same |
+| rows of tokens | as above | one kernel, with weight and bias in registers; long rows: three, and one more |
+
+The thresholds below follow from sizes of registers and caches; no GPU has measured the crossovers yet.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slabnorm.kernels.layout import Layout
+from slabnorm.slab import Slab
+
+SWEEP = 4096  # elements of a tile: 16 registers a thread of 8 warps
+WHOLE = {
+    False: 16384,
+    True: 8192,
+}  # elements of a tile that is read once; backward (True) has two tensors in it
+FILL = 264  # programs that fill a GPU: two for each of 132 multiprocessors
+CACHED = 256 << 10  # bytes of a slab that its program reads again from the L1 or L2
+LINE = 128  # bytes: memory is fetched in such pieces
+TOKENS = 64  # steps of a program whose sums stay in float32
+WAVES = 8  # programs of a reduction to each that runs at once; fewer and longer ones beyond
+LONG = (1 << 31) - (1 << 16)  # places in a run, and runs, are numbered in 32 bits
+FUSED = {"enable_fp_fusion": True}  # Triton 3.10 turns it off otherwise, and 3.9 warns of it
+SMALL = 1024  # elements of a tile of partial sums
+
+
+class Tile(NamedTuple):
+    """How a sweep is cut: blocks x runs x places a tile, and whether a program takes whole slabs.
+
+    Attributes:
+        whole: a program takes whole slabs, and one kernel does all.
+        one: a tile holds whole slabs.
+    """
+
+    whole: bool
+    one: bool
+    i: int
+    r: int
+    c: int
+
+    @property
+    def shape(self) -> dict[str, int]:
+        """Return what a kernel is told of it, and its warps: 16 elements a thread."""
+        warps = min(16, max(1, self.i * self.r * self.c // 512))
+        return {"I": self.i, "R": self.r, "C": self.c, "num_warps": warps, **FUSED}
+
+
+class Pieces(NamedTuple):
+    """How cells are cut in a reduction, and where the sums of their pieces lie.
+
+    Attributes:
+        cells: cells of a block: its runs (rows) or the places in them (columns).
+        pieces: pieces of a cell, `steps` tiles each, of `tiles` in all.
+        extent, size: elements of a cell, and of a piece.
+        programs: how many it takes.
+    """
+
+    cells: int
+    pieces: int
+    steps: int
+    tiles: int
+    extent: int
+    size: int
+    programs: int
+    strides: tuple[int, int]
+
+
+class Geometry:
+    """What kernels are told of a Layout, as numbers and tables on a device.
+
+    Attributes:
+        rows, mixed: as in the Layout. sizes, x, out, affine, slab: numbers and strides; those of x and the
+        output in units of `unit` elements. count, slabs: elements of a slab, and slabs. per_block, of_slab:
+        columns: slabs of a block, and columns of a slab; rows: 1, and runs of a slab. by_run: whether weight
+        and bias differ from run to run.
+    """
+
+    def __init__(self, slab: Slab, layout: Layout, device: torch.device) -> None:
+        self.layout, self.device = layout, device
+        self.rows, self.mixed = layout.rows, layout.mixed
+        self.count, self.slabs = slab.count, slab.slabs
+        self.blocks, self.runs, self.run = (layout[name] for name in ("blocks", "runs", "run"))
+        runs0, cut = layout["runs0"], _cut_of(layout)
+        along = [[layout[f"{of}{axis}"] for axis in ("b1", "b0", "r1", "r0")] for of in ("x", "o", "a")]
+        if cut > 1:
+            self.runs = runs0 = cut
+            self.run //= cut
+            along[0][3] = along[1][3] = self.run
+        self.unit = math.gcd(8, self.run, *along[0], *along[1])
+        self.x, self.out = (tuple(n // self.unit for n in strides) for strides in along[:2])
+        self.affine, self.slab = tuple(along[2]), (layout["sb1"], layout["sb0"])
+        self.sizes = self.blocks, layout["blocks0"], self.runs, runs0, self.run // self.unit
+        self.by_run = any(along[2][2:])
+        self.per_block = 1 if self.rows else len(np.unique(layout.slab_of))
+        self.of_slab = self.runs if self.rows else self.run // self.per_block
+
+    @cached_property
+    def slab_of(self) -> Tensor | None:
+        """The slab of each column; None where it is the column's number."""
+        return None if self.rows else self._table(self.layout.slab_of)
+
+    @cached_property
+    def affine_of(self) -> Tensor | None:
+        """The element of weight and bias of each column; None where it is the column's number."""
+        return None if self.rows or self.mixed else self._table(self.layout.affine_of)
+
+    @cached_property
+    def members(self) -> Tensor | None:
+        """The columns of each slab of a block; None where they are neighbours."""
+        return None if self.rows else self._table(np.argsort(self.layout.slab_of, kind="stable"))
+
+    def _table(self, values: np.ndarray) -> Tensor | None:
+        if np.array_equal(values, np.arange(len(values))):
+            return None
+        return torch.from_numpy(values).to(self.device)
+
+    def tile(self, itemsize: int, backward: bool) -> Tile:
+        """Return the tile of a call that finds its own statistics, or of their backward."""
+        r, c = _above(self.runs), _above(self.run)
+        alone = self.rows or self.of_slab == 1  # a program's slabs share nothing with another's
+        if not self.rows:
+            c = min(c, LINE // itemsize)
+        programs = self.blocks * (1 if self.rows else -(-self.run // c))
+        if alone and r * c <= WHOLE[backward]:
+            several = max(1, min(SWEEP // (r * c), programs // FILL, self.blocks))
+            return Tile(True, True, _below(several), r, c)
+        bytes_of_slab = self.runs * (self.run if self.rows else c) * itemsize
+        if (
+            alone
+            and programs >= FILL
+            and bytes_of_slab <= CACHED
+            and not (backward and self.rows and self.mixed)
+        ):
+            return self._cut(c)._replace(whole=True, i=1)
+        return self.sweep(itemsize)
+
+    def sweep(self, itemsize: int) -> Tile:
+        """Return the tile of a reduction, and of an application of statistics that there are."""
+        return self._cut(_above(self.run) if self.rows else min(_above(self.run), 2 * LINE // itemsize))
+
+    def _cut(self, c: int) -> Tile:
+        c = min(c, SWEEP)
+        r = min(_above(self.runs), SWEEP // c)
+        return Tile(False, False, min(_below(self.blocks), SWEEP // (r * c)), r, c)
+
+    def pieces(self, tile: Tile) -> Pieces:
+        """Return how a reduction in such tiles is cut."""
+        blocks = -(-self.blocks // tile.i)
+        extent, length = (self.run, tile.c) if self.rows else (self.runs, tile.r)
+        cells, width = (self.runs, tile.r) if self.rows else (self.run, tile.c)
+        tiles, across = -(-extent // length), blocks * -(-cells // width)
+        steps = max(1, min(tiles, 16, tiles * across // (WAVES * FILL)))
+        pieces = -(-tiles // steps)
+        strides = (pieces, 1) if self.rows else (1, cells)
+        return Pieces(cells, pieces, steps, tiles, extent, steps * length, across * pieces, strides)
+
+    def merging(self, pieces: Pieces) -> dict[str, int]:
+        """Return the tile of a merge: slabs, cells of each, pieces of these."""
+        j = min(_above(self.of_slab), SMALL)
+        p = min(_above(pieces.pieces), SMALL // j)
+        s = min(_above(self.slabs), max(1, SMALL // (j * p)), 32)
+        return {"S": s, "J": j, "P": p, **FUSED}
+
+    def places(self, *before: int) -> list[tuple[int, int]]:
+        """Return sizes, and strides in weight and bias, of sums over blocks, `before`, and cells."""
+        layout = self.layout
+        blocks = [(layout["blocks1"], self.affine[0]), (layout["blocks0"], self.affine[1])]
+        runs = [(layout["runs1"], self.affine[2]), (layout["runs0"], self.affine[3])]
+        cells = runs if self.rows != self.mixed else list(layout.group)
+        if self.rows and not self.mixed and not self.by_run:
+            cells = []
+        return [*blocks, *((size, 0) for size in before), *cells]
+
+
+def fits(layout: Layout) -> bool:
+    """Return whether places in a run, and runs, can be numbered in 32 bits."""
+    return layout["runs"] <= LONG and layout["run"] <= LONG * (_cut_of(layout) or 0)
+
+
+def _cut_of(layout: Layout) -> int:
+    """Return into how many a run is cut that is too long; 0 if that cannot be."""
+    run = layout["run"]
+    if run <= LONG:
+        return 1
+    if not layout.rows or layout.mixed or layout["runs"] > 1:
+        return 0
+    least = -(-run // LONG)
+    return next((n for n in range(least, 64 * least) if run % n == 0), 0)
+
+
+def geometry(slab: Slab, layout: Layout, device: torch.device) -> Geometry:
+    """Return what kernels are told of a layout, kept with it."""
+    kept: dict[Any, Geometry] = layout.__dict__.setdefault("_geometries", {})
+    if device not in kept:
+        kept[device] = Geometry(slab, layout, device)
+    return kept[device]
+
+
+def fold(sums: Tensor, places: list[tuple[int, int]]) -> Tensor:
+    """Add up sums of cells [2, cells] to sums [2, elements of weight and bias], in float64.
+
+    Args:
+        sums: of cells, in an order that `places` has.
+        places: sizes and strides in weight and bias of the cells' axes.
+    """
+    opened = sums.view(2, *(size for size, _ in places))
+    constant = [dim + 1 for dim, (size, stride) in enumerate(places) if stride == 0 and size > 1]
+    if constant:
+        opened = opened.sum(constant, keepdim=True, dtype=torch.float64)
+    order = sorted(range(len(places)), key=lambda dim: -places[dim][1])
+    return opened.permute(0, *(dim + 1 for dim in order)).reshape(2, -1)
+
+
+def _above(n: int) -> int:
+    return 1 << (n - 1).bit_length()
+
+
+def _below(n: int) -> int:
+    return 1 << (n.bit_length() - 1)
