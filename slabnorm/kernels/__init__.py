@@ -50,6 +50,13 @@ def traced() -> bool:
     )
 
 
+def readable(t: Tensor) -> bool:
+    """Whether the values of a tensor can be read now: it has some, and no CUDA graph is being captured."""
+    if t.device.type == "cuda":
+        return not torch.cuda.is_current_stream_capturing()
+    return t.device.type != "meta"
+
+
 def backward_backend(dy: Tensor, forward: ModuleType) -> ModuleType:
     """Return the backend that runs a backward: the forward's, unless dy is not plain memory."""
     return forward if plain(dy) else eager
