@@ -273,6 +273,6 @@ def test_compiles_for_a_gpu(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert set(done.stdout.split()) == {
         "affine_sums.sweep", "backward.apply", "backward.reduce", "backward.tokens", "backward.whole",
-        "forward.apply", "forward.reduce", "forward.whole", "merge.enter", "merge.given", "merge.gradients",
-        "merge.statistics",
+        "forward.apply", "forward.reduce", "forward.whole", "merge.enter", "merge.fold", "merge.given",
+        "merge.gradients", "merge.statistics",
     }  # fmt: skip

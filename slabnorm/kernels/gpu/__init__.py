@@ -16,8 +16,9 @@ from slabnorm.kernels.call import Call, Found, Statistics, memory_of
 from slabnorm.kernels.gpu import affine_sums, merge
 from slabnorm.kernels.gpu import backward as backwards
 from slabnorm.kernels.gpu import forward as forwards
+from slabnorm.kernels.gpu.fold import Places, fold
 from slabnorm.kernels.gpu.found import Measured, on
-from slabnorm.kernels.gpu.plan import FUSED, TOKENS, Geometry, Pieces, Tile, fits, fold, geometry
+from slabnorm.kernels.gpu.plan import FUSED, TOKENS, Geometry, Pieces, Tile, fits, geometry
 from slabnorm.kernels.strides import memory
 from slabnorm.slab import Slab
 
@@ -44,9 +45,9 @@ def forward(
 ) -> tuple[Tensor, Measured, Found | None]:
     """Return y, the statistics it was normalised with, and those found unless they were given."""
     slab = call.slab
-    x, g = _taken(x, slab)
+    x, g, strides = _taken(x, slab)
     y = torch.empty_like(x)
-    residual = _like(residual, y)
+    residual = _like(residual, y, strides)
     stats = torch.empty((2, slab.slabs), dtype=torch.float64, device=x.device)
     factors = torch.empty((4, slab.slabs), dtype=torch.float32, device=x.device)
     numbers = {"sizes": g.sizes, "x_strides": g.x, "V": g.unit, "ROWS": g.rows}
@@ -109,13 +110,12 @@ def backward(
     need_x, need_weight, need_bias, need_residual = needed
     need_weight, need_bias = need_weight and weight is not None, need_bias and bias is not None
     slab = call.slab
-    x, g = _taken(x, slab)
+    x, g, strides = _taken(x, slab)
     # Without an activation the residual's gradient is dy itself.
     inner = need_residual and call.activation is not None
     dx = torch.empty_like(x) if need_x else None
     dresidual = torch.empty_like(x) if inner else None
-    like = torch.empty_like(x, device="meta")
-    dy_there, residual = _like(dy.to(x.dtype), like), _like(residual, like)
+    dy_there, residual = _like(dy.to(x.dtype), x, strides), _like(residual, x, strides)
     own, folds = call.given is None, need_weight or need_bias
     tensors = {
         "x": x, "dy": dy_there, "residual": residual, "weight": weight, "bias": bias, "factors":
@@ -127,7 +127,7 @@ def backward(
     outputs = {"dx": dx, "dresidual": dresidual, "OWN": own, "CENTER": call.center}
     tile = g.tile(x.element_size(), True)
     sums: Tensor | None = None
-    places: list[tuple[int, int]] = []
+    places: Places = []
     with on(x):
         if tile.whole and g.rows and g.mixed:
             steps = _steps(g, tile)
@@ -156,11 +156,9 @@ def backward(
             if dx is not None or dresidual is not None:
                 grid, tiles = _tiles(g, tile)
                 backwards.apply[grid](means=means, **tiles, **tensors, **kind, **outputs, **tile.shape)
-    dweight = dbias = None
-    if sums is not None:
-        total = fold(sums, places)
-        dweight = total[1].to(weight.dtype).view_as(weight) if weight is not None and need_weight else None
-        dbias = total[0].to(bias.dtype).view_as(bias) if bias is not None and need_bias else None
+        dweight = dbias = None
+        if sums is not None:
+            dweight, dbias = fold(sums, places, weight if need_weight else None, bias if need_bias else None)
     return dx, dweight, dbias, (dresidual if inner else dy) if need_residual else None
 
 
@@ -183,9 +181,7 @@ def _reduce(
     )  # fmt: skip
 
 
-def _mixed(
-    x: Tensor, g: Geometry, tile: Tile, tensors: dict[str, Any]
-) -> tuple[Tensor, list[tuple[int, int]]]:
+def _mixed(x: Tensor, g: Geometry, tile: Tile, tensors: dict[str, Any]) -> tuple[Tensor, Places]:
     """Return sums for weight and bias that vary within cells, in a sweep of their own."""
     if g.rows:
         steps = _steps(g, tile)
@@ -207,12 +203,13 @@ def used(stats: Measured, slab: Slab) -> Statistics:
     return eager.used_of(stats.mean, stats.m2 / (slab.count if stats.call.given is None else 1), stats.call)
 
 
-def _taken(x: Tensor, slab: Slab) -> tuple[Tensor, Geometry]:
+def _taken(x: Tensor, slab: Slab) -> tuple[Tensor, Geometry, tuple[int, ...]]:
+    """Return x as it is read, its geometry, and the strides of what is written."""
     found = memory(x, slab)
     assert found is not None, "`takes` was not asked"
     if found.copied:
         x = x.clone(memory_format=torch.preserve_format)
-    return x, geometry(slab, found.layout, x.device)
+    return x, geometry(slab, found.layout, x.device), found.strides
 
 
 def _programs(g: Geometry, tile: Tile) -> int:
@@ -229,9 +226,7 @@ def _tiles(g: Geometry, tile: Tile) -> tuple[tuple[int], dict[str, int]]:
     return (-(-g.blocks // tile.i) * runs * places,), {"run_tiles": runs, "place_tiles": places}
 
 
-def _sums(
-    x: Tensor, dtype: torch.dtype, places: list[tuple[int, int]]
-) -> tuple[Tensor, list[tuple[int, int]]]:
+def _sums(x: Tensor, dtype: torch.dtype, places: Places) -> tuple[Tensor, Places]:
     cells = 1
     for size, _ in places:
         cells *= size
@@ -242,8 +237,6 @@ def _second(sums: Tensor | None) -> int:
     return 0 if sums is None else sums.shape[1]
 
 
-def _like(t: Tensor | None, y: Tensor) -> Tensor | None:
-    """Return a tensor in the memory order of y."""
-    if t is None or t.stride() == y.stride():
-        return t
-    return torch.empty_like(y, device=t.device).copy_(t)
+def _like(t: Tensor | None, x: Tensor, strides: tuple[int, ...]) -> Tensor | None:
+    """Return a tensor with these strides, which empty_like(x) has."""
+    return t if t is None or t.stride() == strides else torch.empty_like(x).copy_(t)

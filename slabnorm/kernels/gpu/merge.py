@@ -129,6 +129,27 @@ def gradients(
 
 
 @triton.jit
+def fold(
+    sums, second, dweight, dbias, outputs, summed, inner, J: tl.constexpr, P: tl.constexpr
+):  # fmt: skip
+    """Add up sums [2, outer, summed, inner] of g and g z to gradients of bias and weight [outer, inner]."""
+    o = tl.program_id(0) * J + tl.arange(0, J)[None, :]
+    begin = (o // inner).to(tl.int64) * summed * inner + o % inner
+    sum_g = tl.zeros([P, J], tl.float64)
+    sum_gz = sum_g
+    for p0 in range(0, summed, P):
+        p = p0 + tl.arange(0, P)[:, None]
+        at, there = begin + p.to(tl.int64) * inner, (o < outputs) & (p < summed)
+        sum_g += tl.load(sums + at, mask=there, other=0.0).to(tl.float64)
+        sum_gz += tl.load(sums + second + at, mask=there, other=0.0).to(tl.float64)
+    there = o < outputs
+    if dbias is not None:
+        tl.store(dbias + o, tl.sum(sum_g, 0, keep_dims=True).to(dbias.dtype.element_ty), mask=there)
+    if dweight is not None:
+        tl.store(dweight + o, tl.sum(sum_gz, 0, keep_dims=True).to(dweight.dtype.element_ty), mask=there)
+
+
+@triton.jit
 def given(mean, var, stats, factors, slabs, eps: tl.float64, S: tl.constexpr):
     """Keep statistics that come from elsewhere, as they are now: of one element, which has their variance."""
     s = tl.program_id(0) * S + tl.arange(0, S)

@@ -137,7 +137,7 @@ class Geometry:
         programs = self.blocks * (1 if self.rows else -(-self.run // c))
         if alone and r * c <= WHOLE[backward]:
             several = max(1, min(SWEEP // (r * c), programs // FILL, self.blocks))
-            return Tile(True, True, _below(several), r, c)
+            return Tile(True, True, below(several), r, c)
         bytes_of_slab = self.runs * (self.run if self.rows else c) * itemsize
         if (
             alone
@@ -155,7 +155,7 @@ class Geometry:
     def _cut(self, c: int) -> Tile:
         c = min(c, SWEEP)
         r = min(_above(self.runs), SWEEP // c)
-        return Tile(False, False, min(_below(self.blocks), SWEEP // (r * c)), r, c)
+        return Tile(False, False, min(below(self.blocks), SWEEP // (r * c)), r, c)
 
     def pieces(self, tile: Tile) -> Pieces:
         """Return how a reduction in such tiles is cut."""
@@ -210,24 +210,10 @@ def geometry(slab: Slab, layout: Layout, device: torch.device) -> Geometry:
     return kept[device]
 
 
-def fold(sums: Tensor, places: list[tuple[int, int]]) -> Tensor:
-    """Add up sums of cells [2, cells] to sums [2, elements of weight and bias], in float64.
-
-    Args:
-        sums: of cells, in an order that `places` has.
-        places: sizes and strides in weight and bias of the cells' axes.
-    """
-    opened = sums.view(2, *(size for size, _ in places))
-    constant = [dim + 1 for dim, (size, stride) in enumerate(places) if stride == 0 and size > 1]
-    if constant:
-        opened = opened.sum(constant, keepdim=True, dtype=torch.float64)
-    order = sorted(range(len(places)), key=lambda dim: -places[dim][1])
-    return opened.permute(0, *(dim + 1 for dim in order)).reshape(2, -1)
-
-
 def _above(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def _below(n: int) -> int:
+def below(n: int) -> int:
+    """Return the largest power of two that is not above n."""
     return 1 << (n.bit_length() - 1)
