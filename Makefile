@@ -4,13 +4,15 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Python compiles what is imported; pip would compile all of every package, for a minute.
+QUIETLY := --quiet --no-compile --constraint constraints.txt
 
 .PHONY: demo test bench lint clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install $(QUIETLY) torch
+	$(BIN)/pip install $(QUIETLY) --editable '.[dev]'
 	touch $@
 
 demo: .venv/ready

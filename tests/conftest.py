@@ -9,8 +9,18 @@ import numpy as np
 import pytest
 import torch
 
+from slabnorm import kernels, prepare
+from slabnorm.kernels import eager
+
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when the GPU kernels are loaded: they run on the CPU
+
+
+@pytest.fixture
+def in_plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run norms in plain torch, where kernels would be compiled for nothing that a test is about."""
+    monkeypatch.setattr(prepare, "_prepared", {})
+    monkeypatch.setattr(kernels, "backend", lambda *_: eager)
 
 
 @pytest.fixture(autouse=True)

@@ -35,12 +35,15 @@ class Accelerated(ours.SlabNorm):
 
     plain: ClassVar[type[nn.Module]]
     layer: ClassVar[str]
+    widens: ClassVar[bool] = False  # whether torch computes it in float32 under an accelerator's autocast
     always: bool
     _added: dict[str, tuple[str, ...]]
 
     def forward(self, input: Tensor, residual: Tensor | None = None, fused: bool = False) -> Tensor:
         """Return the normalised input; if fused, with the residual added and the activation applied."""
         if fused or (self.activation is None and self.runs(input, False)):
+            if self.widens and _widened(input):
+                input, residual = input.float(), None if residual is None else residual.float()
             return super().forward(input, residual)
         return self.as_torch(input)
 
@@ -101,8 +104,8 @@ class _PerFeature(Accelerated):
 
 
 def _widened(x: Tensor) -> bool:
-    # Under autocast, accelerators run these in float32; the CPU does not.
-    return x.device.type != "cpu" and torch.is_autocast_enabled(x.device.type)
+    # The CPU's autocast does not.
+    return x.dtype in _HALVES and x.device.type != "cpu" and torch.is_autocast_enabled(x.device.type)
 
 
 class BatchNorm1d(_PerFeature, ours.BatchNorm, nn.BatchNorm1d):  # type: ignore[misc]
@@ -144,20 +147,19 @@ class InstanceNorm3d(_PerFeature, ours.InstanceNorm, nn.InstanceNorm3d):  # type
 class GroupNorm(Accelerated, ours.GroupNorm, nn.GroupNorm):  # type: ignore[misc]
     """`torch.nn.GroupNorm`, computed by slabnorm."""
 
-    plain, layer = nn.GroupNorm, "GroupNorm"
+    plain, layer, widens = nn.GroupNorm, "GroupNorm", True
 
     def takes(self, x: Any) -> bool:
         """Whether slabnorm computes this input."""
-        fits = super().takes(x) and x.dim() >= 2 and x.shape[1] == self.num_channels
-        return fits and not _widened(x)
+        return super().takes(x) and x.dim() >= 2 and x.shape[1] == self.num_channels
 
 
 class _Trailing(Accelerated):
     normalized_shape: tuple[int, ...]
+    widens = True
 
     def takes(self, x: Any) -> bool:
-        fits = super().takes(x) and x.shape[-len(self.normalized_shape) :] == self.normalized_shape
-        return fits and not _widened(x)
+        return super().takes(x) and x.shape[-len(self.normalized_shape) :] == self.normalized_shape
 
 
 class LayerNorm(_Trailing, ours.LayerNorm, nn.LayerNorm):  # type: ignore[misc]

@@ -110,6 +110,7 @@ def _same_state(a: nn.Module, b: nn.Module, bound: float) -> None:
         assert (value - theirs[key]).abs().max() <= bound
 
 
+@pytest.mark.usefixtures("in_plain_torch")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_rms_norm_of_small_half_precision(dtype: torch.dtype) -> None:
     """eps=None is the epsilon of float32: at 1e-2 that of half precision would drown the data."""

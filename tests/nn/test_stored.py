@@ -15,6 +15,7 @@ from tests.cases import draw
 from tests.nn.trained import same, state, trained
 
 
+@pytest.mark.usefixtures("in_plain_torch")
 @pytest.mark.parametrize("cast", ["half", "bfloat16"])
 def test_statistics_stay_float32(cast: str) -> None:
     layer = trained()
@@ -65,6 +66,7 @@ def test_reset() -> None:
     assert layer.num_elements_tracked == 0
 
 
+@pytest.mark.usefixtures("in_plain_torch")
 def test_copies_are_whole_and_apart() -> None:
     layer = trained(momentum=None, activation="relu")
     for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):

@@ -15,6 +15,8 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 import slabnorm as sn
+from slabnorm.surgery import norms
+from tests.cases import draw
 from tests.surgery.nets import ResNet, assert_close, build, step, twins
 
 
@@ -108,6 +110,18 @@ def test_autocast() -> None:
         got, want = fast(x), plain(x)
     assert got.dtype == want.dtype
     assert (got - want).abs().max() <= 5e-2 * want.abs().max()
+
+
+def test_autocast_of_a_gpu_widens_group_and_layer_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch has it there: computed in float32, and float32 comes out."""
+    monkeypatch.setattr(norms, "_widened", lambda x: x.dtype == torch.bfloat16)
+    x = draw((2, 8, 5, 5), dtype=torch.bfloat16)
+    plain = nn.Sequential(nn.GroupNorm(2, 8), nn.SiLU(), nn.LayerNorm((5, 5)))
+    fast = copy.deepcopy(plain)
+    sn.accelerate(fast, always=True)
+    got, want = fast(x), plain(x.float())
+    assert got.dtype == torch.float32
+    assert (got - want).abs().max() <= 1e-5
 
 
 def test_module_lists_and_initialisers_still_find_norms() -> None:
