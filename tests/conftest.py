@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 from zlib import crc32
 
+# Read when torch is loaded. The pools of several test processes would else spin in each other's way on a few
+# cores: 53 s of laws and models take 42.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import numpy as np
 import pytest
 import torch
