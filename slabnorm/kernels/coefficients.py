@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 from numba import types
-from numba.extending import overload
 
 from slabnorm.kernels.elements import load
 from slabnorm.kernels.memory import inlined
-from slabnorm.kernels.pointers import ahead
+from slabnorm.kernels.pointers import ahead, overload
 
 
 @inlined

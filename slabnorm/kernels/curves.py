@@ -10,15 +10,21 @@ import math
 from typing import Any
 
 import numpy as np
-from numba.extending import overload, register_jitable
+from numba import types
+from numba.extending import intrinsic, register_jitable
 
-from slabnorm.kernels.elements import two_to_the, type_of
+from slabnorm.kernels.elements import nearest_power, type_of
+from slabnorm.kernels.pointers import INNER, overload
 
+_compiled = register_jitable(**INNER)
 _F = np.float32
 _LOG2E = _F(1 / math.log(2))
 _LN2 = _F(0.693359375), _F(math.log(2) - 0.693359375)  # the first times a small integer is exact
-# exp(r) for |r| <= ln(2) / 2: a Taylor series, 5e-9 of the value.
-_EXP = tuple(_F(1 / math.factorial(n)) for n in range(8))
+# exp(r) for |r| <= ln(2) / 2 in powers of r, fitted: 3e-9 of the value.
+_EXP = tuple(_F(c) for c in (
+    1.0, 1.0, 0.4999999403953552, 0.1666652113199234, 0.04166838899254799, 0.00836874544620514,
+    0.0013814539415761828,
+))  # fmt: skip
 # exp(z * z) * erfc(z) / t in powers of t = 1 / (1 + z / 2): fitted at Chebyshev nodes for z >= 0, 8e-9.
 _ERFCX = tuple(_F(c) for c in (
     0.28209480852296975, 0.28209277715538084, 0.24690649764418798, 0.17508852800847172,
@@ -27,32 +33,32 @@ _ERFCX = tuple(_F(c) for c in (
 ))  # fmt: skip
 
 
-@register_jitable
+@_compiled
 def _exp(x):
     # Within e^-87 and e^88. math.exp is a call, which keeps a loop from being vectorised: ten times slower.
     bounded = _F(-87.0) if x < _F(-87.0) else x
-    bounded = bounded if bounded < _F(88.0) else _F(88.0)
-    n = np.rint(bounded * _LOG2E)
+    bounded = _F(88.0) if bounded > _F(88.0) else bounded
+    n, power = nearest_power(bounded * _LOG2E)
     r = (bounded - n * _LN2[0]) - n * _LN2[1]
-    series = _EXP[7]
-    for k in (6, 5, 4, 3, 2, 1, 0):
+    series = _EXP[6]
+    for k in (5, 4, 3, 2, 1, 0):
         series = series * r + _EXP[k]
-    return series * two_to_the(np.int32(n)) if x == x else x
+    return series * power
 
 
-@register_jitable
+@_compiled
 def _sigmoid(p):
     return _F(1.0) / (_F(1.0) + _exp(-_F(p)))
 
 
-@register_jitable
+@_compiled
 def _tanh(p):
     p = _F(p)
     near = p * (_F(1.0) - p * p * (_F(1 / 3) - _F(2 / 15) * p * p))
     return near if abs(p) < _F(0.05) else _F(2.0) * _sigmoid(_F(2.0) * p) - _F(1.0)
 
 
-@register_jitable
+@_compiled
 def _normal(p):
     # The standard normal distribution and its density at p.
     p = _F(p)
@@ -128,11 +134,28 @@ def _pairs() -> dict[str, tuple[Any, Any]]:
     }
 
 
-_PAIRS = {name: tuple(register_jitable(f) for f in pair) for name, pair in _pairs().items()}
+_PAIRS = {name: tuple(_compiled(f) for f in pair) for name, pair in _pairs().items()}
 # An activation is known to the compiler by a tuple of so many None: a type, where a number would be a value.
 CODES = {name: (None,) * code for code, name in enumerate(_PAIRS)}
 # These have no transcendental function in them, and are exact in float64 too.
 PIECEWISE = ("", "relu", "leaky_relu", "hardswish")
+
+
+@intrinsic
+def widely(context, code):
+    """Have a function's loops use all 512 bits that a vector may have, if the activation is smooth.
+
+    LLVM uses 256 of Intel's, some of which clock lower with more. Group norm and SiLU, both passes, one core
+    with AVX-512: 2.1 ns an element, with half the bits 2.4; GELU 2.6 and 3.4.
+    """
+
+    def build(context, builder, signature, args):
+        attributes = builder.function.attributes
+        if list(CODES)[len(code)] not in PIECEWISE and isinstance(attributes, set):
+            set.add(attributes, '"prefer-vector-width"="512"')  # LLVM knows it, llvmlite does not
+        return context.get_dummy_value()
+
+    return types.none(code), build
 
 
 def activate(code: Any, p: Any) -> Any:

@@ -27,7 +27,7 @@ from slabnorm.kernels.arguments import (
     X,
 )  # fmt: skip
 from slabnorm.kernels.memory import serial
-from slabnorm.kernels.pointers import address_of, data, pointer, read_back
+from slabnorm.kernels.pointers import address_of, data, pointer, read_back, write
 
 _I64, _I32 = ir.IntType(64), ir.IntType(32)
 
@@ -123,8 +123,9 @@ def drive_kernel(version):
         arguments[STATS] = address_of(data(stats, 0))
         arguments[WORK] = address_of(data(room, 0))
         arguments[CELLS] = address_of(data(cells, 0))
-        job = np.array([kernel, 0, 0, 0, at, team[2], team[3], 0])
-        job.view(np.float64)[7] = eps
+        job = np.empty(8, dtype=np.int64)
+        job[0], job[4], job[5], job[6] = kernel, at, team[2], team[3]
+        write(pointer(address_of(data(job, 0)), np.float64), 7, eps)
         for p in range(len(phases)):
             phase, n, reverse = phases[p, 0], phases[p, 1], phases[p, 2]
             if n == 1 or count == 1:

@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 from llvmlite import binding, ir
 from numba import types
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
 
-from slabnorm.kernels.pointers import read, read_back, write
+from slabnorm.kernels.pointers import overload, read, read_back, write
 
 # torch has no array of 16-bit floats that Numba knows: bfloat16 comes as int16, float16 as uint16.
 # Where the processor cannot convert float16 itself, LLVM would call a function that is not there.
 HAS_FLOAT16 = bool(binding.get_host_cpu_features().get("f16c"))
+
+
+_MOVE = 1.5 * 2**23
 
 
 @intrinsic
@@ -61,14 +64,18 @@ def _to_float16(context, value):
 
 
 @intrinsic
-def two_to_the(context, exponent):
-    """Return 2 to the power of a small int32, as float32."""
+def nearest_power(context, x):
+    """Return a float32 of -126 to 127 rounded to an integer, and 2 to the power of that."""
 
+    # What is added leaves the integer in the lowest bits of the sum. None of it may be reassociated.
     def build(context, builder, signature, args):
-        i32 = ir.IntType(32)
-        return builder.bitcast(builder.shl(builder.add(args[0], i32(127)), i32(23)), ir.FloatType())
+        f32, i32 = ir.FloatType(), ir.IntType(32)
+        moved = builder.fadd(args[0], f32(_MOVE))
+        exponent = builder.shl(builder.bitcast(moved, i32), i32(23))
+        power = builder.bitcast(builder.add(exponent, i32(127 << 23)), f32)
+        return context.make_tuple(builder, signature.return_type, (builder.fsub(moved, f32(_MOVE)), power))
 
-    return types.float32(types.int32), build
+    return types.UniTuple(types.float32, 2)(types.float32), build
 
 
 def load(u: Any, i: Any, like: Any) -> Any:

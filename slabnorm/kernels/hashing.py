@@ -13,10 +13,9 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
 
-from slabnorm.kernels.memory import INNER
-from slabnorm.kernels.pointers import ahead, data, read
+from slabnorm.kernels.pointers import INNER, ahead, data, overload, read
 
 KEYS = 4096
 JOIN = np.uint64(0x9E3779B97F4A7C15)  # what joins blocks

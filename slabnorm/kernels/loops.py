@@ -16,10 +16,9 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from slabnorm.kernels.curves import activate, passes
+from slabnorm.kernels.curves import activate, passes, widely
 from slabnorm.kernels.elements import add_to, added, at, load, plus, store, times, type_of
-from slabnorm.kernels.memory import INNER
-from slabnorm.kernels.pointers import ahead, stream, to_line
+from slabnorm.kernels.pointers import INNER, ahead, stream, to_line
 
 BLOCK = 1024
 
@@ -66,6 +65,7 @@ def _before(residual, i, t, r, l, w, b):  # noqa: E741
 
 @_loop
 def _forward_block(code, n, u, residual, out, k, r, l, w, b):  # noqa: E741
+    widely(code)
     for i in range(n):
         p = _before(residual, i, load(u, i, k) - at(k, i), r, l, w, b)
         store(out, i, activate(code, p))
@@ -91,6 +91,7 @@ def forward(code, n, u, residual, out, room, past, k, r, l, w, b):  # noqa: E741
 
 @_loop
 def _back_block(code, n, dy, u, residual, k, r, l):  # noqa: E741
+    widely(code)
     s1, s2 = type_of(k, 0.0), type_of(k, 0.0)
     for i in range(n):
         t = load(u, i, k) - k
@@ -115,6 +116,7 @@ def back_row(code, n, dy, u, residual, k, r, l):  # noqa: E741
 
 @_loop
 def _back_block_each(code, n, dy, u, residual, k, r, l, w, b, dbias, dweight):  # noqa: E741
+    widely(code)
     s1, s2 = type_of(k, 0.0), type_of(k, 0.0)
     for i in range(n):
         t = load(u, i, k) - at(k, i)
@@ -144,6 +146,7 @@ def back_row_each(code, n, dy, u, residual, k, r, l, w, b, dbias, dweight):  # n
 @_loop
 def back_columns(code, n, dy, u, residual, k, r, l, s1, s2):  # noqa: E741
     """Add g to s1 and g * (u - k) to s2, element by element."""
+    widely(code)
     for i in range(n):
         t = load(u, i, k) - at(k, i)
         g = load(dy, i, k) * passes(code, _before(residual, i, t, r, l, None, None))
@@ -153,6 +156,7 @@ def back_columns(code, n, dy, u, residual, k, r, l, s1, s2):  # noqa: E741
 
 @_loop
 def _back_columns_block(code, n, dy, u, residual, k, r, l, w, b, s1, s2):  # noqa: E741
+    widely(code)
     dbias, dweight = type_of(k, 0.0), type_of(k, 0.0)
     for i in range(n):
         t = load(u, i, k) - at(k, i)
@@ -180,6 +184,7 @@ def back_columns_weighted(code, n, dy, u, residual, k, r, l, w, b, s1, s2):  # n
 
 @_loop
 def _backward_block(code, n, dy, u, residual, dx, dresidual, k, r, l, w, b, d, e):  # noqa: E741
+    widely(code)
     for i in range(n):
         t = load(u, i, k) - at(k, i)
         g = load(dy, i, k) * passes(code, _before(residual, i, t, r, l, w, b))

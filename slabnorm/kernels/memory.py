@@ -7,9 +7,8 @@ import numpy as np
 
 from slabnorm.kernels.elements import store
 from slabnorm.kernels.layout import NUMBERS
-from slabnorm.kernels.pointers import pointer
+from slabnorm.kernels.pointers import INNER, pointer
 
-INNER = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 serial = numba.njit(**INNER)
 # A call costs as much as summing a short run, so what finds places is inlined. Inlining everything doubled
 # the time of compiling.

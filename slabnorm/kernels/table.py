@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numba
 
-from slabnorm.kernels.memory import INNER
-from slabnorm.kernels.pointers import ahead, read
+from slabnorm.kernels.pointers import INNER, ahead, read
 
 _loop = numba.njit(**INNER, fastmath={"reassoc", "contract"})
 

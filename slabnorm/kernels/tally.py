@@ -10,8 +10,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from slabnorm.kernels.memory import INNER
-from slabnorm.kernels.pointers import ahead, data, read
+from slabnorm.kernels.pointers import INNER, ahead, data, read
 from slabnorm.kernels.table import sum as sum_columns
 from slabnorm.kernels.table import sum_exact, sum_present
 
