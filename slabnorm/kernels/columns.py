@@ -60,7 +60,7 @@ from slabnorm.kernels.memory import (
     run_of,
     serial,
 )  # fmt: skip
-from slabnorm.kernels.pointers import ahead, data, fence, room
+from slabnorm.kernels.pointers import ahead, data, fence, room, stream
 from slabnorm.kernels.tiles import (
     all_narrow,
     bounds,
@@ -109,7 +109,8 @@ def _write_pieces(code, each, g, task, first, last, t, of, buffer, past):
             at, to, j = in_x(g, block, r) + lo, in_out(g, block, r) + lo, in_affine(g, block, r)
             u, v, y = ahead(t.x, at), ahead(t.residual, to), ahead(t.out, to)
             w, b = one(each, t.w, j, k), one(each, t.bias, j, k)
-            loops.forward(code, n, u, v, y, room_at, past, k, p, q, w, b)
+            held = loops.forward(code, n, u, v, y, room_at, past, 0, k, p, q, w, b)
+            stream(ahead(y, n - held), room_at, held)
             r = next_run(g, r)
 
 

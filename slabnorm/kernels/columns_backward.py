@@ -55,7 +55,7 @@ from slabnorm.kernels.memory import (
     run_of,
     serial,
 )  # fmt: skip
-from slabnorm.kernels.pointers import ahead, data, fence, room
+from slabnorm.kernels.pointers import ahead, data, fence, room, stream
 from slabnorm.kernels.tiles import (
     add,
     bounds,
@@ -158,10 +158,13 @@ def _write_pieces(code, each, g, task, first, last, t, of, buffers, past):
         for _ in range(start, end):
             at, to, j = in_x(g, block, r) + lo, in_out(g, block, r) + lo, in_affine(g, block, r)
             dy, u, v = ahead(t.dy, to), ahead(t.x, at), ahead(t.residual, to)
-            loops.backward(
-                code, n, dy, u, v, ahead(t.dx, to), ahead(t.dresidual, to), here, also, past, k, a, b,
-                one(each, t.w, j, k), one(each, t.bias, j, k), d, e,
+            dx, dv = ahead(t.dx, to), ahead(t.dresidual, to)
+            held = loops.backward(
+                code, n, dy, u, v, dx, dv, here, also, past, 0, k, a, b, one(each, t.w, j, k),
+                one(each, t.bias, j, k), d, e,
             )  # fmt: skip
+            stream(ahead(dx, n - held), here, held)
+            stream(ahead(dv, n - held), also, held)
             r = next_run(g, r)
 
 

@@ -72,21 +72,29 @@ def _forward_block(code, n, u, residual, out, k, r, l, w, b):  # noqa: E741
 
 
 @_loop
-def forward(code, n, u, residual, out, room, past, k, r, l, w, b):  # noqa: E741
-    """Write out = activation(w * z + b + residual).
+def forward(code, n, u, residual, out, room, past, held, k, r, l, w, b):  # noqa: E741
+    """Write out = activation(w * z + b + residual); return how many of its last elements `room` holds back.
 
-    With `past`, past the caches: a block is computed in `room`, and written from there by whole lines.
+    With `past`, past the caches: a block is computed in `room`, and written from there by whole lines. What
+    does not fill one is held back for the next call, whose `out` follows on, or for `stream`; so does `room`
+    hold the last `held` elements before this `out`.
     """
-    lo, hi = 0, to_line(out, n, BLOCK) if past else n
+    lo = 0
     while lo < n:
-        v, to = ahead(residual, lo), room if past else ahead(out, lo)
+        full = to_line(ahead(out, lo - held), BLOCK) if past else n
+        hi = min(n, lo + full - held)
+        v, to = ahead(residual, lo), ahead(room, held) if past else ahead(out, lo)
         _forward_block(
             code, hi - lo, ahead(u, lo), v, to, ahead(k, lo), ahead(r, lo), ahead(l, lo), ahead(w, lo),
             ahead(b, lo),
         )  # fmt: skip
         if past:
-            stream(ahead(out, lo), room, hi - lo)
-        lo, hi = hi, min(n, hi + BLOCK)
+            held += hi - lo
+            if held == full:
+                stream(ahead(out, hi - held), room, held)
+                held = 0
+        lo = hi
+    return held
 
 
 @_loop
@@ -193,19 +201,28 @@ def _backward_block(code, n, dy, u, residual, dx, dresidual, k, r, l, w, b, d, e
 
 
 @_loop
-def backward(code, n, dy, u, residual, dx, dresidual, room, also, past, k, r, l, w, b, d, e):  # noqa: E741
+def backward(code, n, dy, u, residual, dx, dresidual, room, also, past, held, k, r, l, w, b, d, e):  # noqa: E741
     """Write dx = w * r * g + d * (u - k) + e, and g as the gradient of the residual, which may be None.
 
-    `past`: as in forward, with room for both.
+    `past`, `held` and what is returned: as in forward, with room for both.
     """
-    lo, hi = 0, to_line(dx, n, BLOCK) if past else n
+    lo = 0
     while lo < n:
-        to, to_also = (room, also) if past else (ahead(dx, lo), ahead(dresidual, lo))
+        full = to_line(ahead(dx, lo - held), BLOCK) if past else n
+        hi = min(n, lo + full - held)
+        if past:
+            to, to_also = ahead(room, held), ahead(also, held)
+        else:
+            to, to_also = ahead(dx, lo), ahead(dresidual, lo)
         _backward_block(
             code, hi - lo, ahead(dy, lo), ahead(u, lo), ahead(residual, lo), to, to_also, ahead(k, lo),
             ahead(r, lo), ahead(l, lo), ahead(w, lo), ahead(b, lo), ahead(d, lo), ahead(e, lo),
         )  # fmt: skip
         if past:
-            stream(ahead(dx, lo), room, hi - lo)
-            stream(ahead(dresidual, lo), also, hi - lo)
-        lo, hi = hi, min(n, hi + BLOCK)
+            held += hi - lo
+            if held == full:
+                stream(ahead(dx, hi - held), room, held)
+                stream(ahead(dresidual, hi - held), also, held)
+                held = 0
+        lo = hi
+    return held

@@ -146,8 +146,8 @@ def memory(given: Any, address: Any, dtype: Any) -> Any:
     """Return the memory at an address, or None where `given` is None."""
 
 
-def to_line(out: Any, n: Any, most: Any) -> Any:
-    """Return how many elements, of n and at most `most`, reach from memory to the start of a line."""
+def to_line(out: Any, most: Any) -> Any:
+    """Return how many elements, at most `most`, reach from memory to the start of a line."""
 
 
 def stream(out: Any, source: Any, n: Any) -> Any:
@@ -192,9 +192,9 @@ def _memory(given, address, dtype):
 
 
 @overload(to_line)
-def _to_line(out, n, most):
+def _to_line(out, most):
     size = out.dtype.bitwidth // 8
-    return lambda out, n, most: min(n, most - address_of(out) % LINE // size)
+    return lambda out, most: most - address_of(out) % LINE // size
 
 
 @overload(stream)

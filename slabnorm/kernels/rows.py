@@ -65,7 +65,7 @@ from slabnorm.kernels.memory import (
     serial,
     total,
 )  # fmt: skip
-from slabnorm.kernels.pointers import ahead, data, fence, room
+from slabnorm.kernels.pointers import ahead, data, fence, room, stream
 
 
 @inlined
@@ -139,21 +139,28 @@ def _carefully(g, lane, x, sums, column):
 
 
 @inlined
-def _write(code, each, fast, g, b, r, chunk, n, t, stats, buffer, past):
-    """Write n elements of the output of one run, from element `chunk` on."""
+def _write(code, each, fast, g, b, r, chunk, n, t, stats, buffer, past, held, end):
+    """Write n elements of the output of one run, from element `chunk` on.
+
+    `held` elements before place `end` of the output are still in the buffer; return the same again.
+    """
     at, to, j, slab = in_x(g, b, r) + chunk, in_out(g, b, r) + chunk, in_affine(g, b, r), in_slabs(g, b)
-    u, v, y = ahead(t.x, at), ahead(t.residual, to), ahead(t.out, to)
+    u, v, y, space = ahead(t.x, at), ahead(t.residual, to), ahead(t.out, to), data(buffer, 0)
+    if to != end:
+        stream(ahead(t.out, end - held), space, held)
+        held = 0
     w, bias, rstd = beside(each, t.w, j + chunk), beside(each, t.bias, j + chunk), stats[3, slab]
     if fast is not None and narrow(stats, slab):
         k, low = shift_of(stats, slab, True)
         r, l = folded(each, t.w, t.bias, j, rstd, low)  # noqa: E741
-        loops.forward(
-            code, n, u, v, y, data(buffer, 0), past, np.float32(k), np.float32(r), np.float32(l), w, bias
+        held = loops.forward(
+            code, n, u, v, y, space, past, held, np.float32(k), np.float32(r), np.float32(l), w, bias
         )  # fmt: skip
     else:
         k, low = shift_of(stats, slab, False)
         r, l = folded(each, t.w, t.bias, j, rstd, low)  # noqa: E741
-        loops.forward(code, n, u, v, y, data(buffer, 0), past, k, r, l, w, bias)
+        held = loops.forward(code, n, u, v, y, space, past, held, k, r, l, w, bias)
+    return held, to + n
 
 
 @inlined
@@ -161,13 +168,14 @@ def _forward_lanes(code, each, fast, g, lo, hi, t, stats, sums, buffer, own, wri
     if own:
         _reduce_lanes(fast, g, lo, hi, t.x, sums, again, eps, center, stats)
     # From the last run to the first: what was summed last is still in the cache.
-    r = (g[RUNS1] - 1, g[RUNS0] - 1)
+    r, held, end = (g[RUNS1] - 1, g[RUNS0] - 1), 0, 0
     for _ in range(g[RUNS1] * g[RUNS0] * write):
         b = block_of(g, lo)
         for _ in range(lo, hi):
-            _write(code, each, fast, g, b, r, 0, g[RUN], t, stats, buffer, past)
+            held, end = _write(code, each, fast, g, b, r, 0, g[RUN], t, stats, buffer, past, held, end)
             b = next_block(g, b)
         r = run_before(g, r)
+    stream(ahead(t.out, end - held), data(buffer, 0), held)
 
 
 @inlined
@@ -263,7 +271,10 @@ def forward_kernel(shared, dtype, affine_dtype, code, each, fast, fused, version
         elif phase == WRITE:
             (lane, r, chunk), buffer = unit_of(g, i), room(t.out, BLOCK)
             at, n = chunk_of(g, chunk)
-            _write(code, each, fast, g, block_of(g, lane), r, at, n, t, stats, buffer, a[PAST])
+            held, end = _write(
+                code, each, fast, g, block_of(g, lane), r, at, n, t, stats, buffer, a[PAST], 0, 0
+            )  # fmt: skip
+            stream(ahead(t.out, end - held), data(buffer, 0), held)
             fence()
 
     return rows_forward_shared if shared else rows_forward

@@ -59,7 +59,7 @@ from slabnorm.kernels.memory import (
     run_of,
     serial,
 )  # fmt: skip
-from slabnorm.kernels.pointers import ahead, data, fence, room
+from slabnorm.kernels.pointers import ahead, data, fence, room, stream
 from slabnorm.kernels.rows import chunk_of, chunks_of, unit_of
 
 FLUSH = 16  # rows whose gradients of weight and bias are added up in float32
@@ -97,8 +97,15 @@ def _sum_chunk_each(code, fast, g, b, chunk, t, stats, sums):
 
 
 @inlined
-def _write(code, each, fast, g, b, r, chunk, n, t, stats, c1, c2, buffers, past):
-    """Write n elements of the gradients of one run, from element `chunk` on."""
+def _release(t, buffers, held, end):
+    """Write what the buffers hold of the gradients before place `end`."""
+    stream(ahead(t.dx, end - held), data(buffers[0], 0), held)
+    stream(ahead(t.dresidual, end - held), data(buffers[1], 0), held)
+
+
+@inlined
+def _write(code, each, fast, g, b, r, chunk, n, t, stats, c1, c2, buffers, past, held, end):
+    """Write n elements of the gradients of one run, from element `chunk` on; held, end: as in rows.py."""
     at, to, j, slab = in_x(g, b, r) + chunk, in_out(g, b, r) + chunk, in_affine(g, b, r), in_slabs(g, b)
     dy, u, v, dx, dv = (
         ahead(t.dy, to), ahead(t.x, at), ahead(t.residual, to), ahead(t.dx, to), ahead(t.dresidual, to)
@@ -108,13 +115,17 @@ def _write(code, each, fast, g, b, r, chunk, n, t, stats, c1, c2, buffers, past)
     k, low = shift_of(stats, slab, is_narrow)
     p, q = folded(each, t.w, t.bias, j, rstd, low)
     d, e = gradient(rstd, low, c1, c2)
+    if to != end:
+        _release(t, buffers, held, end)
+        held = 0
     if fast is not None and is_narrow:
-        loops.backward(
-            code, n, dy, u, v, dx, dv, one, two, past, np.float32(k), np.float32(p), np.float32(q), w, bias,
-            np.float32(d), np.float32(e),
+        held = loops.backward(
+            code, n, dy, u, v, dx, dv, one, two, past, held, np.float32(k), np.float32(p), np.float32(q), w,
+            bias, np.float32(d), np.float32(e),
         )  # fmt: skip
     else:
-        loops.backward(code, n, dy, u, v, dx, dv, one, two, past, k, p, q, w, bias, d, e)
+        held = loops.backward(code, n, dy, u, v, dx, dv, one, two, past, held, k, p, q, w, bias, d, e)
+    return held, to + n
 
 
 @inlined
@@ -132,20 +143,23 @@ def _backward_lanes(code, fast, g, lo, hi, t, stats, cells, sums, buffers, own, 
                     p, q = _sum_chunk(code, fast, g, b, (r1, r0), chunk, t, stats)
                     enter(g, lane, b, (r1, r0), p, q, t.w, cells, sums, lane - lo)
                 b = next_block(g, b)
-    r = (g[RUNS1] - 1, g[RUNS0] - 1)
+    r, held, end = (g[RUNS1] - 1, g[RUNS0] - 1), 0, 0
     for _ in range(g[RUNS1] * g[RUNS0] * write):
         b = block_of(g, lo)
         for lane in range(hi - lo):
             c1, c2 = constants(g[COUNT], sums[0, lane], sums[1, lane], own, center)
-            _write(code, None, fast, g, b, r, 0, g[RUN], t, stats, c1, c2, buffers, past)
+            held, end = _write(
+                code, None, fast, g, b, r, 0, g[RUN], t, stats, c1, c2, buffers, past, held, end
+            )  # fmt: skip
             b = next_block(g, b)
         r = run_before(g, r)
+    _release(t, buffers, held, end)
 
 
 @inlined
 def _backward_each(code, fast, g, lo, hi, t, stats, cells, sums, buffers, own, center, write, past):
     """Do every step of some lanes, one by one; gradients of weight and bias are float32 at first."""
-    chunks, b = chunks_of(g), block_of(g, lo)
+    chunks, b, held, end = chunks_of(g), block_of(g, lo), 0, 0
     for _ in range(lo, hi):
         s1, s2 = 0.0, 0.0
         for chunk in range(chunks):
@@ -154,8 +168,11 @@ def _backward_each(code, fast, g, lo, hi, t, stats, cells, sums, buffers, own, c
             s2 += q
         if write:
             c1, c2 = constants(g[COUNT], s1, s2, own, center)
-            _write(code, 1, fast, g, b, (0, 0), 0, g[RUN], t, stats, c1, c2, buffers, past)
+            held, end = _write(
+                code, 1, fast, g, b, (0, 0), 0, g[RUN], t, stats, c1, c2, buffers, past, held, end
+            )  # fmt: skip
         b = next_block(g, b)
+    _release(t, buffers, held, end)
     flush(sums, cells)
 
 
@@ -268,7 +285,10 @@ def backward_kernel(shared, dtype, affine_dtype, code, each, fast, fused, inner,
             (lane, r, chunk), buffers = unit_of(g, i), (room(t.dx, BLOCK), room(t.dresidual, BLOCK))
             start, n = chunk_of(g, chunk)
             c1, c2 = constants(g[COUNT], sums[0, lane], sums[1, lane], a[OWN], a[CENTER])
-            _write(code, each, fast, g, block_of(g, lane), r, start, n, t, stats, c1, c2, buffers, a[PAST])
+            held, end = _write(
+                code, each, fast, g, block_of(g, lane), r, start, n, t, stats, c1, c2, buffers, a[PAST], 0, 0
+            )  # fmt: skip
+            _release(t, buffers, held, end)
             fence()
         elif phase == ADD_UP:
             _add_up(each, g, cells, a, affine_dtype)
