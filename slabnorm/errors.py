@@ -21,6 +21,7 @@ Every error says three things: the rule, what slabnorm got, and the fix.
     SlabWarning (UserWarning)
     |-- ModeWarning        a layer runs in a mode nobody can have meant
     |-- StatisticsWarning  statistics left out, missing or never updated
+    |-- KernelWarning      GPU kernels that cannot run
     `-- DataWarning        data that was used, but deserves a look
 """
 
@@ -111,6 +112,10 @@ class ModeWarning(SlabWarning):
 
 class StatisticsWarning(SlabWarning):
     """Statistics were left out, are missing, or were never updated."""
+
+
+class KernelWarning(SlabWarning):
+    """The GPU kernels cannot run; plain PyTorch computes instead, as exactly and slower."""
 
 
 class DataWarning(SlabWarning):

@@ -97,7 +97,7 @@ def _norm_backward(
         _like(x, dx),
         _nothing(x) if dweight is None or weight is None else dweight.reshape(weight.shape).contiguous(),
         _nothing(x) if dbias is None or bias is None else dbias.reshape(bias.shape).contiguous(),
-        _like(x, dresidual),
+        _like(x, dresidual if residual is None or dresidual is None else dresidual.to(residual.dtype)),
     )
 
 
@@ -110,7 +110,10 @@ def _(
     def of(t: Tensor | None, need: bool) -> Tensor:
         return t.new_empty(t.shape) if t is not None and need else _nothing(x)
 
-    dx, dresidual = (torch.empty_like(x) if needed[i] else _nothing(x) for i in (0, 3))
+    dx = torch.empty_like(x) if needed[0] else _nothing(x)
+    dresidual = _nothing(x)
+    if residual is not None and needed[3]:
+        dresidual = torch.empty_like(x, dtype=residual.dtype)
     return dx, of(weight, needed[1]), of(bias, needed[2]), dresidual
 
 
@@ -177,7 +180,7 @@ def _like(x: Tensor, t: Tensor | None) -> Tensor:
     if t is None:
         return _nothing(x)
     like = torch.empty_like(x, device="meta")
-    return t if t.stride() == like.stride() else torch.empty_like(x).copy_(t)
+    return t if t.stride() == like.stride() else torch.empty_like(x, dtype=t.dtype).copy_(t)
 
 
 def _nothing(x: Tensor) -> Tensor:

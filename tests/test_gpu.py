@@ -15,7 +15,8 @@ import torch
 import slabnorm as sn
 from slabnorm import kernels, prepare
 from slabnorm import slab as slabs
-from slabnorm.kernels import eager
+from slabnorm.errors import KernelWarning
+from slabnorm.kernels import eager, strides
 from slabnorm.kernels.activation import ACTIVATIONS
 from slabnorm.pattern import parse
 from tests import laws
@@ -195,13 +196,31 @@ def test_every_dtype_and_absence_of_weight_and_bias() -> None:
         one = torch.ones(case.weight_shape, dtype=dtype, device=DEVICE, requires_grad=True)
         y = sn.normalize(x, case.pattern, weight=one)
         assert torch.equal(y, plain)
-        y.square().sum().backward()
+        (y * x.square()).sum().backward()
         assert one.grad.dtype == dtype
+        want = (y.double() * x.double().square()).sum((0, 2, 3))
+        assert torch.allclose(one.grad.double(), want, rtol=8e-3 if dtype == torch.bfloat16 else 1e-5)
     zero = torch.zeros(case.weight_shape, device=DEVICE, requires_grad=True)
     y = sn.normalize(x, case.pattern, bias=zero)
     assert torch.equal(y, plain)
     y.sum().backward()
     assert torch.equal(zero.grad, torch.full_like(zero, 5 * 9 * 10))
+
+
+@pytest.mark.parametrize("mode", ["one", "split"], indirect=True)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_numbers_whose_differences_overflow(dtype: torch.dtype, layout: str, mode: str) -> None:
+    """A filler at the end of the range, first in its slab or not. The interpreter cuts where a GPU rounds."""
+    largest = torch.finfo(dtype).max
+    for where, value in ((0, largest), (0, -largest), (77, largest)):
+        x = draw((2, 6, 9, 10))
+        x.view(-1)[where] = value
+        x.view(-1)[where + 1] = -value
+        x = LAYOUTS[layout](x.to(DEVICE, dtype))
+        for pattern in ("n c h w -> n", "n c h w -> c"):
+            y, want = (sn.normalize(t, pattern).double() for t in (x, x.double()))
+            assert (y - want).abs().max() <= (1e-5 if dtype == torch.float32 else 8e-3) * want.abs().max()
 
 
 @pytest.mark.parametrize("layout", ["transposed", "strided"])
@@ -235,8 +254,51 @@ def test_runs_that_32_bits_cannot_number(mode: str, monkeypatch: pytest.MonkeyPa
         done = laws.run(case, draw(case.shape).to(DEVICE))
         laws.output_is_exact(case, done, exact(case, done))
         laws.gradients_are_exact(case, done, exact(case, done))
-    x = draw((2, 211), seed=1).to(DEVICE)  # a prime
-    assert kernels.backend(x, slabs.plan(parse("n c -> n"), (), (2, 211), ())) is eager
+    for shape, why in (((2, 211), "a prime"), ((101, 2), "blocks"), ((101, 3), "slabs")):
+        x = draw(shape, seed=1).to(DEVICE)
+        assert kernels.backend(x, slabs.plan(parse("n c -> n"), (), shape, ())) is eager, why
+
+
+COLUMNS = [
+    ("n c h w -> c", (3, 6, 5, 7), {}),
+    ("n c h w -> c", (3, 600, 2, 2), {}),
+    ("n (g c) h w -> n g", (2, 12, 3, 3), {"g": 3}),
+    ("n (c g) h w -> n g", (2, 12, 3, 3), {"g": 3}),
+    ("n (a b c) h w -> b", (2, 24, 3, 3), {"a": 2, "b": 3, "c": 4}),
+    ("n (a b c d) h w -> a c", (2, 24, 3, 3), {"a": 2, "b": 3, "c": 2}),
+    ("n c h w -> n h w", (2, 5, 3, 4), {}),
+]
+
+
+@pytest.mark.parametrize(("pattern", "shape", "sizes"), COLUMNS)
+def test_columns_by_digits(pattern: str, shape: tuple[int, ...], sizes: dict[str, int]) -> None:
+    """As the tables of the CPU's kernels have them."""
+
+    def at(digits: tuple[int, ...], index: int) -> int:
+        place = 0
+        for size, stride in zip(digits[::2], digits[1::2], strict=True):
+            place, index = place + index % size * stride, index // size
+        return place
+
+    found = parse(pattern)
+    slab = slabs.plan(found, found.affine(None), shape, tuple(sorted(sizes.items())))
+    order = torch.contiguous_format if pattern == "n c h w -> n h w" else torch.channels_last
+    layout = strides.memory(torch.empty(shape).contiguous(memory_format=order), slab).layout
+    assert not layout.rows
+    g = plan.geometry(slab, layout)
+    columns = range(g.run)
+    slab_of = layout.slab_of.tolist()
+    assert slab_of == [at(g.slab_of, c) if g.slab_of else c for c in columns]
+    if not g.mixed:
+        assert layout.affine_of.tolist() == [at(g.affine_of, c) if g.affine_of else c for c in columns]
+    seen = []
+    for number, one in enumerate(sorted(set(slab_of))):
+        j = range(g.of_slab)
+        m = g.members
+        ours = [at(m[:8], number) + at(m[8:], k) if m else number * g.of_slab + k for k in j]
+        assert {slab_of[c] for c in ours} == {one}
+        seen += ours
+    assert sorted(seen) == list(columns)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -258,6 +320,22 @@ def test_running_statistics(dtype: torch.dtype) -> None:
         assert torch.equal(getattr(ours, name), t), name
     ours.eval()
     assert ours(torch.zeros_like(x)).isfinite().all()
+
+
+def test_kernels_that_do_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They warn once, and plain torch computes."""
+
+    def fail(device: torch.device) -> None:
+        raise RuntimeError("no C compiler")
+
+    kernels._starts.cache_clear()
+    assert kernels._starts(DEVICE)
+    kernels._starts.cache_clear()
+    monkeypatch.setattr(gpu, "start", fail)
+    with pytest.warns(KernelWarning, match="no C compiler"):
+        assert not kernels._starts(DEVICE)
+    assert not kernels._starts(DEVICE)
+    kernels._starts.cache_clear()
 
 
 def test_compiles_for_a_gpu(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from functools import lru_cache
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import slabnorm as sn
 from slabnorm import kernels, operators, prepare
@@ -71,6 +72,28 @@ def test_opcheck(kind: str) -> None:
         check(gpu, X, [1], mean=W, var=W.square(), activation="relu")
     else:
         check(gpu, X, [0, 1], weight=None, bias=None, center=False)
+
+
+@pytest.mark.parametrize("activation", ["", "silu"])
+@pytest.mark.parametrize("kind", ["same", "wide residual", "narrow residual", "strided"])
+def test_backward_is_as_promised(kind: str, activation: str) -> None:
+    """Compiled code reads the gradients in the dtypes and strides that the fake operator has told."""
+    x = LAST.transpose(2, 3)[..., ::2] if kind == "strided" else LAST
+    x = x.to(torch.bfloat16 if kind == "wide residual" else torch.float32)
+    residual = torch.ones_like(x, dtype=torch.bfloat16 if kind == "narrow residual" else torch.float32)
+    fixed = ([0], [1], 1e-5, True, activation)
+    _, stats, factors = operators._norm(x, W, -W, residual, None, None, *fixed)
+
+    def gradients(x: torch.Tensor, *rest: torch.Tensor) -> list[tuple[object, ...]]:
+        dy = torch.ones_like(x)
+        inner = activation != "" or x.dtype != residual.dtype  # else it is dy, and nobody asks for it
+        found = operators._norm_backward(dy, x, *rest, *fixed, True, (True, True, True, inner))
+        return [(t.shape, t.stride(), t.dtype) for t in found]
+
+    tensors = (x, W, -W, residual, stats, factors)
+    with FakeTensorMode() as mode:
+        promised = gradients(*(mode.from_tensor(t) for t in tensors))
+    assert gradients(*tensors) == promised
 
 
 def test_opcheck_through_torch() -> None:

@@ -26,11 +26,13 @@ import os
 from functools import cache
 from importlib.util import find_spec
 from types import ModuleType
+from warnings import warn
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from slabnorm.errors import KernelWarning
 from slabnorm.kernels import eager
 from slabnorm.kernels.call import Found, FoundTensors
 from slabnorm.slab import Slab
@@ -107,7 +109,7 @@ def backend(
         from slabnorm.kernels import cpu  # loads Numba: on first use, not with `import slabnorm`
 
         return cpu if cpu.takes(x, slab) else eager
-    if triton_runs_on(x.device):
+    if triton_runs_on(x.device) and _starts(x.device):
         from slabnorm.kernels import gpu  # loads Triton
 
         return gpu if gpu.takes(x, slab) else eager
@@ -122,6 +124,25 @@ def triton_runs_on(device: torch.device) -> bool:
 @cache
 def _recent(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+@cache
+def _starts(device: torch.device) -> bool:
+    """Return whether a first small kernel runs: Triton may be too old, or lack the C compiler it needs."""
+    try:
+        from slabnorm.kernels import gpu
+
+        gpu.start(device)
+    except Exception as error:  # whatever a compiler and a driver raise: a norm without kernels is a norm
+        warn(
+            f"the GPU kernels do not start on {device}: plain PyTorch computes, as exactly and slower\n"
+            f"  got: {type(error).__name__}: {error}\n"
+            "  fix: Triton 3.3 or later (PyTorch 2.7), and a C compiler if Triton asks for one",
+            KernelWarning,
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 def _simple(t: Tensor | None) -> bool:

@@ -63,7 +63,7 @@ class Layout:
         mixed: rows: weight and bias vary along a run. Columns: they vary from run to run.
         numbers: what kernels read, in the order of NUMBERS.
         slab_of, affine_of: columns: the slab, and the element of weight and bias, of each column in block 0.
-        group: the axes within a run: size, and stride in weight and bias.
+        group: the axes within a run: size, and strides in statistics, and in weight and bias.
     """
 
     rows: bool
@@ -71,7 +71,7 @@ class Layout:
     numbers: np.ndarray
     slab_of: np.ndarray
     affine_of: np.ndarray
-    group: tuple[tuple[int, int], ...]
+    group: tuple[tuple[int, int, int], ...]
 
     @cached_property
     def tasks(self) -> int:
@@ -292,5 +292,5 @@ def _layout(
     return Layout(
         rows, mixed, np.array([numbers[name] for name in NUMBERS], dtype=np.int64),
         empty if slab_of is None else slab_of, empty if affine_of is None else affine_of,
-        tuple((dim.size, dim.affine) for dim in group),
+        tuple((dim.size, dim.slab, dim.affine) for dim in group),
     )  # fmt: skip

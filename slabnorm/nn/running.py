@@ -142,7 +142,7 @@ class RunningStatistics(StoredStatistics):
             )
 
     def _warn_untrained(self, mean: Tensor, var: Tensor) -> None:
-        if not kernels.readable(mean):
+        if "untrained" in self._warned or not kernels.readable(mean):
             return
         # torch's instance norm never counts its batches, so the counter alone proves nothing.
         counted = self.num_batches_tracked is not None and bool(self.num_batches_tracked > 0)

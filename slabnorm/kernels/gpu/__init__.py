@@ -18,17 +18,25 @@ from slabnorm.kernels.gpu import backward as backwards
 from slabnorm.kernels.gpu import forward as forwards
 from slabnorm.kernels.gpu.fold import Places, fold
 from slabnorm.kernels.gpu.found import Measured, on
-from slabnorm.kernels.gpu.plan import FUSED, TOKENS, Geometry, Pieces, Tile, fits, geometry
+from slabnorm.kernels.gpu.plan import FUSED, Geometry, Pieces, Tile, fits, geometry
 from slabnorm.kernels.strides import memory
+from slabnorm.pattern import parse
 from slabnorm.slab import Slab
+from slabnorm.slab import plan as plan_slab
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def start(device: torch.device) -> None:
+    """Run a small kernel; raises what the compiler or the driver does if that cannot be."""
+    slab = plan_slab(parse("n c -> n"), (), (1, 8), ())
+    forward(torch.ones((1, 8), device=device), None, None, None, Call(slab, 1.0, True, None, None))
 
 
 def takes(x: Tensor, slab: Slab) -> bool:
     """Take tensors but float64 whose slabs lie in a Layout; strided ones that do not through a dense copy."""
     found = memory(x, slab) if x.dtype in _DTYPES and slab.numel > 0 else None
-    return found is not None and fits(found.layout)
+    return found is not None and fits(slab, found.layout)
 
 
 def fuses(activation: str | None, dtype: torch.dtype) -> bool:
@@ -44,7 +52,7 @@ def forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, call: Call
 ) -> tuple[Tensor, Measured, Found | None]:
     """Return y, the statistics it was normalised with, and those found unless they were given."""
-    slab = call.slab
+    slab, eps = call.slab, float(call.eps)
     x, g, strides = _taken(x, slab)
     y = torch.empty_like(x)
     residual = _like(residual, y, strides)
@@ -57,16 +65,15 @@ def forward(
     }  # fmt: skip
     with on(x):
         if call.given is not None:
-            merge.given[(-(-g.slabs // 256),)](
-                *memory_of(call.given, g.slabs, x.device), stats, factors, g.slabs, call.eps, S=256, **FUSED
-            )
+            given = memory_of(call.given, g.slabs, x.device)
+            merge.given[(-(-g.slabs // 256),)](*given, stats, factors, g.slabs, eps, S=256, **FUSED)
             tile = g.sweep(x.element_size())
         else:
             tile = g.tile(x.element_size(), False)
             if tile.whole:
                 forwards.whole[(_programs(g, tile),)](
                     x, residual, y, weight, bias, stats, factors,
-                    eps=call.eps, CENTER=call.center, ONE=tile.one, **rest, **tile.shape,
+                    eps=eps, CENTER=call.center, ONE=tile.one, **rest, **tile.shape,
                 )  # fmt: skip
             else:
                 _statistics(x, stats, factors, call, g, tile, numbers)
@@ -89,8 +96,8 @@ def _statistics(
     )  # fmt: skip
     shape = g.merging(cut)
     merge.statistics[(-(-g.slabs // shape["S"]),)](
-        parts, parts.shape[1], stats, factors, eps=call.eps, extent=cut.extent, size=cut.size, slabs=g.slabs,
-        CENTER=call.center, **_merged(g, cut), **shape,
+        parts, parts.shape[1], stats, factors, eps=float(call.eps), extent=cut.extent, size=cut.size,
+        slabs=g.slabs, CENTER=call.center, **_merged(g, cut), **shape,
     )  # fmt: skip
 
 
@@ -130,10 +137,10 @@ def backward(
     places: Places = []
     with on(x):
         if tile.whole and g.rows and g.mixed:
-            steps = _steps(g, tile)
+            steps = g.steps(tile)
             programs = -(-g.blocks // (tile.i * steps))
             if folds:
-                sums, places = _sums(x, torch.float32, [(programs, 0), *g.layout.group])
+                sums, places = _sums(x, torch.float32, [(programs, 0), *g.places_of_run])
             backwards.tokens[(programs,)](
                 cells=sums, second=_second(sums), STEPS=steps, **tensors, **outputs, **tile.shape
             )
@@ -184,9 +191,9 @@ def _reduce(
 def _mixed(x: Tensor, g: Geometry, tile: Tile, tensors: dict[str, Any]) -> tuple[Tensor, Places]:
     """Return sums for weight and bias that vary within cells, in a sweep of their own."""
     if g.rows:
-        steps = _steps(g, tile)
+        steps = g.steps(tile)
         chunks = -(-g.blocks // (tile.i * steps))
-        sums, places = _sums(x, torch.float32, [(chunks, 0), *g.layout.group])
+        sums, places = _sums(x, torch.float32, [(chunks, 0), *g.places_of_run])
         grid = chunks * -(-g.run // tile.c)
     else:
         steps, chunks = 1, 1
@@ -209,16 +216,11 @@ def _taken(x: Tensor, slab: Slab) -> tuple[Tensor, Geometry, tuple[int, ...]]:
     assert found is not None, "`takes` was not asked"
     if found.copied:
         x = x.clone(memory_format=torch.preserve_format)
-    return x, geometry(slab, found.layout, x.device), found.strides
+    return x, geometry(slab, found.layout), found.strides
 
 
 def _programs(g: Geometry, tile: Tile) -> int:
     return -(-g.blocks // tile.i) * (1 if g.rows else -(-g.run // tile.c))
-
-
-def _steps(g: Geometry, tile: Tile) -> int:
-    """Return how many tiles of rows a program adds up: few where there are few."""
-    return max(1, min(TOKENS, -(-g.blocks // tile.i) // 1056))
 
 
 def _tiles(g: Geometry, tile: Tile) -> tuple[tuple[int], dict[str, int]]:

@@ -10,7 +10,7 @@ from slabnorm.kernels.gpu.factors import known
 from slabnorm.kernels.gpu.moments import total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slabs"])
 def sweep(
     x, dy, residual, weight, bias, factors, cells, second, slab_of, affine_of,
     sizes, x_strides, out_strides, affine_strides, slab_strides, slabs,

@@ -104,7 +104,7 @@ def _write_cells(
     tl.store(cells + second + at, q, mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slabs"])
 def whole(
     x, dy, residual, weight, bias, factors, dx, dresidual, cells, second, slab_of, affine_of,
     sizes, x_strides, out_strides, affine_strides, slab_strides, slabs,
@@ -181,7 +181,7 @@ def whole(
             block_p, block_q = _ended(sum_p, sum_q, ROWS)
             w = affine(weight, 1.0, sizes, affine_strides, affine_of, b, in_r, start + in_c, ROWS, MIXED, V)
             slab_p, slab_q = _of_slabs(block_p, block_q, w, ROWS, MIXED)
-        if not MIXED and not (ROWS and BY_RUN) and cells is not None:
+        if (not MIXED and not (ROWS and BY_RUN)) and cells is not None:
             _write_cells(
                 cells, second, block_p, block_q, block_p, block_q, sizes, b, in_r, start + in_c, tile, tiles,
                 ROWS, MIXED, BY_RUN, V,
@@ -200,7 +200,7 @@ def whole(
                 )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slabs"])
 def tokens(
     x, dy, residual, weight, bias, factors, dx, dresidual, cells, second, slab_of, affine_of,
     sizes, x_strides, out_strides, affine_strides, slab_strides, slabs,
@@ -239,7 +239,7 @@ def tokens(
         tl.store(cells + second + pid.to(tl.int64) * run + c, dw, mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slabs", "cells", "pieces", "tiles"])
 def reduce(
     x, dy, residual, weight, bias, factors, parts, second, slab_of, affine_of,
     sizes, x_strides, out_strides, affine_strides, slab_strides, slabs, cells, pieces, tiles, part_strides,
@@ -273,7 +273,7 @@ def reduce(
     tl.store(parts + second + at, q, mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slabs", "run_tiles", "place_tiles"])
 def apply(
     x, dy, residual, weight, bias, factors, means, dx, dresidual, slab_of, affine_of,
     sizes, x_strides, out_strides, affine_strides, slab_strides, slabs, run_tiles, place_tiles,

@@ -28,10 +28,11 @@ def keep(stats, factors, slabs, at, there, mean, m2, count, eps, CENTER: tl.cons
     unit = tl.where(rstd < 1e-30, 2.0**-64, tl.where(tiny, 2.0**64, 1.0)).to(tl.float32)
     shift, scale = rounded * unit, (rstd / unit.to(tl.float64)).to(tl.float32)
     offset = ((rounded.to(tl.float64) - mean) * rstd).to(tl.float32)
+    # One row after another: three times a number of 32 bits may have 33.
     tl.store(factors + at, unit, mask=there)
     tl.store(factors + slabs + at, shift, mask=there)
-    tl.store(factors + 2 * slabs + at, scale, mask=there)
-    tl.store(factors + 3 * slabs + at, offset, mask=there)
+    tl.store(factors + slabs + slabs + at, scale, mask=there)
+    tl.store(factors + slabs + slabs + slabs + at, offset, mask=there)
     return unit, shift, scale, offset
 
 
@@ -41,8 +42,8 @@ def known(factors, slabs, sizes, slab_strides, slab_of, b, c, ROWS: tl.constexpr
     at, there = slab_place(sizes, slab_strides, slab_of, b, c, ROWS, V)
     unit = tl.load(factors + at, mask=there, other=1.0)
     shift = tl.load(factors + slabs + at, mask=there, other=0.0)
-    scale = tl.load(factors + 2 * slabs + at, mask=there, other=1.0)
-    return unit, shift, scale, tl.load(factors + 3 * slabs + at, mask=there, other=0.0)
+    scale = tl.load(factors + slabs + slabs + at, mask=there, other=1.0)
+    return unit, shift, scale, tl.load(factors + slabs + slabs + slabs + at, mask=there, other=0.0)
 
 
 @triton.jit

@@ -30,7 +30,7 @@ def _write(
     tl.store(y + at, activate(p, ACTIVATION).to(y.dtype.element_ty), mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slabs"])
 def whole(
     x, residual, y, weight, bias, stats, factors, slab_of, affine_of,
     sizes, x_strides, out_strides, affine_strides, slab_strides, slabs, eps: tl.float64,
@@ -80,7 +80,7 @@ def whole(
                 )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["cells", "pieces"])
 def reduce(
     x, parts, second, sizes, x_strides, cells, pieces, part_strides,
     ROWS: tl.constexpr, STEPS: tl.constexpr, V: tl.constexpr, I: tl.constexpr, R: tl.constexpr,
@@ -107,7 +107,7 @@ def reduce(
     tl.store(parts + second + at, m2, mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slabs", "run_tiles", "place_tiles"])
 def apply(
     x, residual, y, weight, bias, factors, slab_of, affine_of,
     sizes, x_strides, out_strides, affine_strides, slab_strides, slabs, run_tiles, place_tiles,

@@ -1,7 +1,7 @@
 """Small kernels between the sweeps: sums of pieces become those of slabs and cells; running statistics.
 
 A tile is S slabs x J cells of each x P pieces. A slab's cells are the runs of a block (rows), or places in
-its runs (columns): one, neighbours, or those that `members` [slabs of a block, cells of a slab] lists.
+its runs (columns): one, neighbours, or what `members` (digits.py) says.
 Float64 throughout.
 """
 
@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from slabnorm.kernels.gpu.factors import keep
-from slabnorm.kernels.gpu.place import affine, step
+from slabnorm.kernels.gpu.place import affine, digits, step
 
 
 @triton.jit
@@ -22,23 +22,24 @@ def _slabs(sizes, slab_strides, slab_of, members, per_block, cells, S: tl.conste
     there = block < sizes[0]
     at = step(block, sizes[1], slab_strides[0], slab_strides[1])
     if not ROWS:
-        first = _cell(members, number, tl.zeros([1, 1, 1], tl.int32), there, cells)
+        first = _cell(members, number, tl.zeros([1, 1, 1], tl.int32), cells)
         if slab_of is not None:
-            first = tl.load(slab_of + first, mask=there, other=0)
+            first = digits(first, slab_of, 0)
         at = at + first
     return block, number, there, at
 
 
 @triton.jit
-def _cell(members, number, j, there, cells):
+def _cell(members, number, j, cells):
     """Return a cell's number in its block."""
-    cell = number * cells + j
-    if members is not None:
-        cell = tl.load(members + cell, mask=there, other=0)
+    if members is None:
+        cell = number * cells + j
+    else:
+        cell = digits(number, members, 0) + digits(j, members, 8)
     return cell
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["cells", "pieces", "in_block", "extent", "size", "slabs"])
 def statistics(
     parts, second, stats, factors, members, slab_of, sizes, slab_strides, part_strides, per_block,
     cells, pieces, in_block, extent, size, slabs, eps: tl.float64, ROWS: tl.constexpr,
@@ -52,14 +53,14 @@ def statistics(
     zero = tl.zeros([1, 1, 1], tl.int32)
     begin = block.to(tl.int64) * in_block
     # Around the first mean: equal means leave no variance.
-    first = begin + _cell(members, number, zero, there, cells).to(tl.int64) * part_strides[0]
+    first = begin + _cell(members, number, zero, cells).to(tl.int64) * part_strides[0]
     shift = tl.load(parts + first, mask=there, other=0.0)
     seen = tl.zeros([S, 1, 1], tl.float64)
     sums, squares = seen, seen
     for j0 in range(0, cells, J):
         j = j0 + tl.arange(0, J)[None, :, None]
         ours = there & (j < cells)
-        from_cell = begin + _cell(members, number, j, ours, cells).to(tl.int64) * part_strides[0]
+        from_cell = begin + _cell(members, number, j, cells).to(tl.int64) * part_strides[0]
         for p0 in range(0, pieces, P):
             p = p0 + tl.arange(0, P)[None, None, :]
             known = ours & (p < pieces)
@@ -79,7 +80,7 @@ def _all(values):
     return tl.sum(tl.sum(values, 2, keep_dims=True), 1, keep_dims=True)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["cells", "pieces", "in_block", "slabs", "count"])
 def gradients(
     parts, second, weight, means, cells_out, cells_second, members, slab_of, affine_of,
     sizes, affine_strides, slab_strides, part_strides, per_block, cells, pieces, in_block, slabs, count,
@@ -98,7 +99,7 @@ def gradients(
     for j0 in range(0, cells, J):
         j = j0 + tl.arange(0, J)[None, :, None]
         ours = there & (j < cells)
-        cell = _cell(members, number, j, ours, cells)
+        cell = _cell(members, number, j, cells)
         sum_p = tl.zeros([S, J, 1], tl.float64)
         sum_q = sum_p
         for p0 in range(0, pieces, P):
@@ -121,14 +122,14 @@ def gradients(
             w = affine(weight, 1.0, sizes, affine_strides, affine_of, block, cell, cell, ROWS, False, V)
         slab_p += tl.sum(sum_p * w, 1, keep_dims=True)
         slab_q += tl.sum(sum_q * w, 1, keep_dims=True)
-    if not MIXED and not BY_CELL and cells_out is not None:
+    if (not MIXED and not BY_CELL) and cells_out is not None:
         tl.store(cells_out + block, block_p, mask=there)
         tl.store(cells_out + cells_second + block, block_q, mask=there)
     tl.store(means + slab, slab_p / count, mask=there)
     tl.store(means + slabs + slab, slab_q / count, mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["outputs", "summed"])
 def fold(
     sums, second, dweight, dbias, outputs, summed, inner, J: tl.constexpr, P: tl.constexpr
 ):  # fmt: skip
@@ -144,12 +145,21 @@ def fold(
         sum_gz += tl.load(sums + second + at, mask=there, other=0.0).to(tl.float64)
     there = o < outputs
     if dbias is not None:
-        tl.store(dbias + o, tl.sum(sum_g, 0, keep_dims=True).to(dbias.dtype.element_ty), mask=there)
+        tl.store(dbias + o, _rounded(tl.sum(sum_g, 0, keep_dims=True), dbias.dtype.element_ty), mask=there)
     if dweight is not None:
-        tl.store(dweight + o, tl.sum(sum_gz, 0, keep_dims=True).to(dweight.dtype.element_ty), mask=there)
+        total = tl.sum(sum_gz, 0, keep_dims=True)
+        tl.store(dweight + o, _rounded(total, dweight.dtype.element_ty), mask=there)
 
 
 @triton.jit
+def _rounded(values, dtype: tl.constexpr):
+    """Return float64 in another dtype: from float32, which the interpreter can."""
+    if dtype != tl.float64:
+        values = values.to(tl.float32)
+    return values.to(dtype)
+
+
+@triton.jit(do_not_specialize=["slabs"])
 def given(mean, var, stats, factors, slabs, eps: tl.float64, S: tl.constexpr):
     """Keep statistics that come from elsewhere, as they are now: of one element, which has their variance."""
     s = tl.program_id(0) * S + tl.arange(0, S)
@@ -159,7 +169,7 @@ def given(mean, var, stats, factors, slabs, eps: tl.float64, S: tl.constexpr):
     keep(stats, factors, slabs, s, there, m, v, 1, eps, True)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slabs", "count"])
 def enter(
     stats, slabs, count, mean, var, momentum: tl.float64, batches, elements, skipped, S: tl.constexpr
 ):  # fmt: skip

@@ -27,6 +27,18 @@ def step(index, inner, outer_stride, inner_stride):
 
 
 @triton.jit
+def digits(index, sizes_and_strides, FIRST: tl.constexpr):
+    """Return where an index over four nested axes lies (digits.py)."""
+    at = index % sizes_and_strides[FIRST] * sizes_and_strides[FIRST + 1]
+    index = index // sizes_and_strides[FIRST]
+    at += index % sizes_and_strides[FIRST + 2] * sizes_and_strides[FIRST + 3]
+    index = index // sizes_and_strides[FIRST + 2]
+    at += index % sizes_and_strides[FIRST + 4] * sizes_and_strides[FIRST + 5]
+    index = index // sizes_and_strides[FIRST + 4]
+    return at + index % sizes_and_strides[FIRST + 6] * sizes_and_strides[FIRST + 7]
+
+
+@triton.jit
 def place(sizes, strides, b, r, c, V: tl.constexpr):
     """Return the offsets of a tile in x or the output."""
     # Multiplied by V in 64 bits: a stride may have 32 without it.
@@ -48,7 +60,7 @@ def slab_place(sizes, slab_strides, slab_of, b, c, ROWS: tl.constexpr, V: tl.con
         if slab_of is None:
             at = at + c
         else:
-            at = at + tl.load(slab_of + c, mask=c < sizes[4] * V, other=0)
+            at = at + digits(c, slab_of, 0)
     return at, there
 
 
@@ -71,7 +83,7 @@ def affine(
             if affine_of is None:
                 at = at + c
             else:
-                at = at + tl.load(affine_of + c, mask=c < sizes[4] * V, other=0)
+                at = at + digits(c, affine_of, 0)
         values = tl.load(pointer + at, mask=there, other=0.0).to(tl.float32)
     return values
 

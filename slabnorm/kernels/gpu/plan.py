@@ -13,13 +13,9 @@ The thresholds below follow from sizes of registers and caches; no GPU has measu
 from __future__ import annotations
 
 import math
-from functools import cached_property
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
-from torch import Tensor
-
+from slabnorm.kernels.gpu import digits
 from slabnorm.kernels.layout import Layout
 from slabnorm.slab import Slab
 
@@ -54,8 +50,8 @@ class Tile(NamedTuple):
 
     @property
     def shape(self) -> dict[str, int]:
-        """Return what a kernel is told of it, and its warps: 16 elements a thread."""
-        warps = min(16, max(1, self.i * self.r * self.c // 512))
+        """Return what a kernel is told of it, and its warps: 16 elements a thread, and a block at most."""
+        warps = min(16, max(1, self.i * self.r * self.c // 512, self.i // 32))
         return {"I": self.i, "R": self.r, "C": self.c, "num_warps": warps, **FUSED}
 
 
@@ -86,11 +82,11 @@ class Geometry:
         rows, mixed: as in the Layout. sizes, x, out, affine, slab: numbers and strides; those of x and the
         output in units of `unit` elements. count, slabs: elements of a slab, and slabs. per_block, of_slab:
         columns: slabs of a block, and columns of a slab; rows: 1, and runs of a slab. by_run: whether weight
-        and bias differ from run to run.
+        and bias differ from run to run. slab_of, affine_of, members: digits.py.
     """
 
-    def __init__(self, slab: Slab, layout: Layout, device: torch.device) -> None:
-        self.layout, self.device = layout, device
+    def __init__(self, slab: Slab, layout: Layout) -> None:
+        self.layout = layout
         self.rows, self.mixed = layout.rows, layout.mixed
         self.count, self.slabs = slab.count, slab.slabs
         self.blocks, self.runs, self.run = (layout[name] for name in ("blocks", "runs", "run"))
@@ -105,28 +101,12 @@ class Geometry:
         self.affine, self.slab = tuple(along[2]), (layout["sb1"], layout["sb0"])
         self.sizes = self.blocks, layout["blocks0"], self.runs, runs0, self.run // self.unit
         self.by_run = any(along[2][2:])
-        self.per_block = 1 if self.rows else len(np.unique(layout.slab_of))
-        self.of_slab = self.runs if self.rows else self.run // self.per_block
-
-    @cached_property
-    def slab_of(self) -> Tensor | None:
-        """The slab of each column; None where it is the column's number."""
-        return None if self.rows else self._table(self.layout.slab_of)
-
-    @cached_property
-    def affine_of(self) -> Tensor | None:
-        """The element of weight and bias of each column; None where it is the column's number."""
-        return None if self.rows or self.mixed else self._table(self.layout.affine_of)
-
-    @cached_property
-    def members(self) -> Tensor | None:
-        """The columns of each slab of a block; None where they are neighbours."""
-        return None if self.rows else self._table(np.argsort(self.layout.slab_of, kind="stable"))
-
-    def _table(self, values: np.ndarray) -> Tensor | None:
-        if np.array_equal(values, np.arange(len(values))):
-            return None
-        return torch.from_numpy(values).to(self.device)
+        self.slab_of = None if self.rows else digits.slab_of(layout)
+        self.affine_of = None if self.rows or self.mixed else digits.affine_of(layout)
+        self.members = None if self.rows else digits.members(layout)
+        kept = 1 if self.rows else math.prod(size for size, slab, _ in layout.group if slab)
+        self.per_block = kept
+        self.of_slab = self.runs if self.rows else self.run // kept
 
     def tile(self, itemsize: int, backward: bool) -> Tile:
         """Return the tile of a call that finds its own statistics, or of their backward."""
@@ -157,13 +137,17 @@ class Geometry:
         r = min(_above(self.runs), SWEEP // c)
         return Tile(False, False, min(below(self.blocks), SWEEP // (r * c)), r, c)
 
+    def steps(self, tile: Tile) -> int:
+        """Return how many tiles of rows a program adds up: few where there are few."""
+        return below(max(1, min(TOKENS, -(-self.blocks // tile.i) // FILL)))
+
     def pieces(self, tile: Tile) -> Pieces:
         """Return how a reduction in such tiles is cut."""
         blocks = -(-self.blocks // tile.i)
         extent, length = (self.run, tile.c) if self.rows else (self.runs, tile.r)
         cells, width = (self.runs, tile.r) if self.rows else (self.run, tile.c)
         tiles, across = -(-extent // length), blocks * -(-cells // width)
-        steps = max(1, min(tiles, 16, tiles * across // (WAVES * FILL)))
+        steps = below(max(1, min(tiles, 16, tiles * across // (WAVES * FILL))))
         pieces = -(-tiles // steps)
         strides = (pieces, 1) if self.rows else (1, cells)
         return Pieces(cells, pieces, steps, tiles, extent, steps * length, across * pieces, strides)
@@ -175,20 +159,27 @@ class Geometry:
         s = min(_above(self.slabs), max(1, SMALL // (j * p)), 32)
         return {"S": s, "J": j, "P": p, **FUSED}
 
+    @property
+    def places_of_run(self) -> list[tuple[int, int]]:
+        """Return sizes, and strides in weight and bias, of the axes within a run."""
+        return [(size, affine) for size, _, affine in self.layout.group]
+
     def places(self, *before: int) -> list[tuple[int, int]]:
         """Return sizes, and strides in weight and bias, of sums over blocks, `before`, and cells."""
         layout = self.layout
         blocks = [(layout["blocks1"], self.affine[0]), (layout["blocks0"], self.affine[1])]
         runs = [(layout["runs1"], self.affine[2]), (layout["runs0"], self.affine[3])]
-        cells = runs if self.rows != self.mixed else list(layout.group)
+        cells = runs if self.rows != self.mixed else self.places_of_run
         if self.rows and not self.mixed and not self.by_run:
             cells = []
         return [*blocks, *((size, 0) for size in before), *cells]
 
 
-def fits(layout: Layout) -> bool:
-    """Return whether places in a run, and runs, can be numbered in 32 bits."""
-    return layout["runs"] <= LONG and layout["run"] <= LONG * (_cut_of(layout) or 0)
+def fits(slab: Slab, layout: Layout) -> bool:
+    """Return whether slabs, blocks, runs and places have numbers of 32 bits, and columns of four digits."""
+    if max(slab.slabs, layout["blocks"], layout["runs"]) > LONG or not _cut_of(layout):
+        return False
+    return layout.rows or len(layout.group) <= digits.MOST
 
 
 def _cut_of(layout: Layout) -> int:
@@ -202,12 +193,13 @@ def _cut_of(layout: Layout) -> int:
     return next((n for n in range(least, 64 * least) if run % n == 0), 0)
 
 
-def geometry(slab: Slab, layout: Layout, device: torch.device) -> Geometry:
+def geometry(slab: Slab, layout: Layout) -> Geometry:
     """Return what kernels are told of a layout, kept with it."""
-    kept: dict[Any, Geometry] = layout.__dict__.setdefault("_geometries", {})
-    if device not in kept:
-        kept[device] = Geometry(slab, layout, device)
-    return kept[device]
+    kept: dict[str, Any] = layout.__dict__
+    if "_geometry" not in kept:
+        kept["_geometry"] = Geometry(slab, layout)
+    found: Geometry = kept["_geometry"]
+    return found
 
 
 def _above(n: int) -> int:
