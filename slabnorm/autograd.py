@@ -42,7 +42,7 @@ def run(
     if backend is not None and not backend.fuses(activation, x.dtype):
         y, found = run(x, prepared, weight, bias, eps, center, given, None, residual)
         return ACTIVATIONS[activation or ""](y), found
-    call = Call(slab, eps, center, given, activation)
+    call = Call(slab, float(eps), center, given, activation)  # a kernel takes no other kind of number
     if slab.numel == 0:
         return _empty(x, weight, bias, residual, call), None
     if backend is None or x.device.type == "meta":

@@ -97,7 +97,7 @@ def _norm_backward(
         _like(x, dx),
         _nothing(x) if dweight is None or weight is None else dweight.reshape(weight.shape).contiguous(),
         _nothing(x) if dbias is None or bias is None else dbias.reshape(bias.shape).contiguous(),
-        _like(x, dresidual if residual is None or dresidual is None else dresidual.to(residual.dtype)),
+        _like(x, dresidual),
     )
 
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from functools import lru_cache
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +11,6 @@ import torch
 import slabnorm as sn
 from slabnorm import kernels, prepare
 from slabnorm import slab as slabs
-from slabnorm.errors import KernelWarning
 from slabnorm.kernels import eager
 from slabnorm.kernels.activation import ACTIVATIONS
 from slabnorm.pattern import parse
@@ -278,35 +273,3 @@ def test_running_statistics(dtype: torch.dtype) -> None:
         assert torch.equal(getattr(ours, name), t), name
     ours.eval()
     assert ours(torch.zeros_like(x)).isfinite().all()
-
-
-def test_kernels_that_do_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They warn once, and plain torch computes."""
-
-    def fail(device: torch.device) -> None:
-        raise RuntimeError("no C compiler")
-
-    kernels._starts.cache_clear()
-    assert kernels._starts(DEVICE)
-    kernels._starts.cache_clear()
-    monkeypatch.setattr(gpu, "start", fail)
-    with pytest.warns(KernelWarning, match="no C compiler"):
-        assert not kernels._starts(DEVICE)
-    assert not kernels._starts(DEVICE)
-    kernels._starts.cache_clear()
-
-
-def test_compiles_for_a_gpu(tmp_path: Path) -> None:
-    """The interpreter takes what the compiler may not."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    script = Path(__file__).with_name("compile_for_gpu.py")
-    done = subprocess.run(
-        [sys.executable, "-W", "error", script], capture_output=True, text=True,
-        env={**environment, "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(script.parent.parent)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert set(done.stdout.split()) == {
-        "affine_sums.sweep", "backward.apply", "backward.reduce", "backward.tokens", "backward.whole",
-        "forward.apply", "forward.reduce", "forward.whole", "merge.enter", "merge.fold", "merge.given",
-        "merge.gradients", "merge.statistics",
-    }  # fmt: skip

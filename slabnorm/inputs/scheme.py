@@ -92,6 +92,7 @@ def first_features(which: Tensor, names: Sequence[str] = ()) -> str:
 
 
 def positive(spread: Tensor, moments: Moments, what: str) -> Tensor:
+    """Return the scale of every feature: its spread, or 1; raise StatisticsError out of range."""
     scale = torch.where(moments.min == moments.max, torch.ones_like(spread), spread)
     bad = ~(torch.isfinite(scale) & (scale > 0))
     if bool(bad.any()):
@@ -104,6 +105,7 @@ def positive(spread: Tensor, moments: Moments, what: str) -> Tensor:
 
 
 def as_range(name: str, ends: Any) -> tuple[float, float]:
+    """Return two ends as floats; raise OptionError unless they are finite and in order."""
     if isinstance(ends, tuple | list) and len(ends) == 2 and all(map(is_number, ends)):
         low, high = float(ends[0]), float(ends[1])
         if low < high and math.isfinite(high - low):
@@ -112,4 +114,5 @@ def as_range(name: str, ends: Any) -> tuple[float, float]:
 
 
 def is_number(value: Any) -> bool:
+    """Return whether a value is a finite number, and no bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -18,9 +18,7 @@ from slabnorm.kernels.pointers import overload, read, read_back, write
 # torch has no array of 16-bit floats that Numba knows: bfloat16 comes as int16, float16 as uint16.
 # Where the processor cannot convert float16 itself, LLVM would call a function that is not there.
 HAS_FLOAT16 = bool(binding.get_host_cpu_features().get("f16c"))
-
-
-_MOVE = 1.5 * 2**23
+_MOVE = 1.5 * 2**23  # a float32 of less than 2^22 plus this has no fraction
 
 
 @intrinsic
@@ -65,9 +63,11 @@ def _to_float16(context, value):
 
 @intrinsic
 def nearest_power(context, x):
-    """Return a float32 of -126 to 127 rounded to an integer, and 2 to the power of that."""
+    """Return a float32 of -126 to 127 rounded to an integer, and 2 to the power of that.
 
-    # What is added leaves the integer in the lowest bits of the sum. None of it may be reassociated.
+    The integer is in the lowest bits of the sum. Flags that let LLVM reassociate stay off.
+    """
+
     def build(context, builder, signature, args):
         f32, i32 = ir.FloatType(), ir.IntType(32)
         moved = builder.fadd(args[0], f32(_MOVE))

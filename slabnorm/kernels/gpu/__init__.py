@@ -52,7 +52,7 @@ def forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, call: Call
 ) -> tuple[Tensor, Measured, Found | None]:
     """Return y, the statistics it was normalised with, and those found unless they were given."""
-    slab, eps = call.slab, float(call.eps)
+    slab = call.slab
     x, g, strides = _taken(x, slab)
     y = torch.empty_like(x)
     residual = _like(residual, y, strides)
@@ -66,14 +66,14 @@ def forward(
     with on(x):
         if call.given is not None:
             given = memory_of(call.given, g.slabs, x.device)
-            merge.given[(-(-g.slabs // 256),)](*given, stats, factors, g.slabs, eps, S=256, **FUSED)
+            merge.given[(-(-g.slabs // 256),)](*given, stats, factors, g.slabs, call.eps, S=256, **FUSED)
             tile = g.sweep(x.element_size())
         else:
             tile = g.tile(x.element_size(), False)
             if tile.whole:
                 forwards.whole[(_programs(g, tile),)](
                     x, residual, y, weight, bias, stats, factors,
-                    eps=eps, CENTER=call.center, ONE=tile.one, **rest, **tile.shape,
+                    eps=call.eps, CENTER=call.center, ONE=tile.one, **rest, **tile.shape,
                 )  # fmt: skip
             else:
                 _statistics(x, stats, factors, call, g, tile, numbers)
@@ -96,7 +96,7 @@ def _statistics(
     )  # fmt: skip
     shape = g.merging(cut)
     merge.statistics[(-(-g.slabs // shape["S"]),)](
-        parts, parts.shape[1], stats, factors, eps=float(call.eps), extent=cut.extent, size=cut.size,
+        parts, parts.shape[1], stats, factors, eps=call.eps, extent=cut.extent, size=cut.size,
         slabs=g.slabs, CENTER=call.center, **_merged(g, cut), **shape,
     )  # fmt: skip
 

@@ -50,7 +50,7 @@ class Tile(NamedTuple):
 
     @property
     def shape(self) -> dict[str, int]:
-        """Return what a kernel is told of it, and its warps: 16 elements a thread, and a block at most."""
+        """Return what a kernel is told of it, and its warps: 16 elements a thread, of one block up to 512."""
         warps = min(16, max(1, self.i * self.r * self.c // 512, self.i // 32))
         return {"I": self.i, "R": self.r, "C": self.c, "num_warps": warps, **FUSED}
 
@@ -104,9 +104,8 @@ class Geometry:
         self.slab_of = None if self.rows else digits.slab_of(layout)
         self.affine_of = None if self.rows or self.mixed else digits.affine_of(layout)
         self.members = None if self.rows else digits.members(layout)
-        kept = 1 if self.rows else math.prod(size for size, slab, _ in layout.group if slab)
-        self.per_block = kept
-        self.of_slab = self.runs if self.rows else self.run // kept
+        self.per_block = 1 if self.rows else math.prod(size for size, slab, _ in layout.group if slab)
+        self.of_slab = self.runs if self.rows else self.run // self.per_block
 
     def tile(self, itemsize: int, backward: bool) -> Tile:
         """Return the tile of a call that finds its own statistics, or of their backward."""
