@@ -51,7 +51,7 @@ def measure(name: str) -> dict[str, Any]:
     layer, shape = LAYERS[name]
     program = PROGRAM.format(layer=layer, shape=shape)
     with tempfile.TemporaryDirectory() as folder:
-        environment = {**os.environ, "NUMBA_CACHE_DIR": folder}
+        environment = {**os.environ, "SLABNORM_CACHE_DIR": folder}
         found = {}
         for process in ("compiled", "cached"):
             command = [sys.executable, "-c", program]

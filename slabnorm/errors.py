@@ -21,7 +21,7 @@ Every error says three things: the rule, what slabnorm got, and the fix.
     SlabWarning (UserWarning)
     |-- ModeWarning        a layer runs in a mode nobody can have meant
     |-- StatisticsWarning  statistics left out, missing or never updated
-    |-- KernelWarning      GPU kernels that cannot run
+    |-- KernelWarning      kernels that cannot run, or cannot be kept on disk
     `-- DataWarning        data that was used, but deserves a look
 """
 
@@ -115,7 +115,7 @@ class StatisticsWarning(SlabWarning):
 
 
 class KernelWarning(SlabWarning):
-    """The GPU kernels cannot run; plain PyTorch computes instead, as exactly and slower."""
+    """Kernels that cannot run, for which plain PyTorch computes; or that cannot be kept on disk."""
 
 
 class DataWarning(SlabWarning):

@@ -193,14 +193,13 @@ def _share_finish(
         todo[task] = prepare(each, fast, g, task, slab_of, affine_of, t, stats, of[task])
 
 
-def forward_kernel(shared, dtype, affine_dtype, code, each, fast, fused, version):
+def forward_kernel(shared, dtype, affine_dtype, code, each, fast, fused):
     """Return the forward of a columns layout as plain Python, to be compiled.
 
     `shared`: whether all threads share every task; `fused`: None or 1, a residual.
     """
 
     def columns_forward(phase, i, address, eps):
-        version  # noqa: B018  see compiled.py
         a = arguments(address)
         g, t, stats = numbers(a), of_forward(a, dtype, affine_dtype, fused), statistics(a)
         slab_of, affine_of = columns(a)
@@ -210,7 +209,6 @@ def forward_kernel(shared, dtype, affine_dtype, code, each, fast, fused, version
         )  # fmt: skip
 
     def columns_forward_shared(phase, i, address, eps):
-        version  # noqa: B018
         a = arguments(address)
         g, t, stats = numbers(a), of_forward(a, dtype, affine_dtype, fused), statistics(a)
         (slab_of, affine_of), tasks, between = columns(a), g[BLOCKS1] * g[BLOCKS0] * tiles(g), pieces(g)

@@ -246,7 +246,7 @@ def _cells(each, g, a, width):
     return cells_of(a, (blocks * tiles(g), 2, g[RUNS1] * g[RUNS0]))
 
 
-def backward_kernel(shared, dtype, affine_dtype, code, each, fast, fused, inner, version):
+def backward_kernel(shared, dtype, affine_dtype, code, each, fast, fused, inner):
     """Return the backward of a columns layout as plain Python, to be compiled.
 
     `shared`: whether all threads share every task; `fused`: None or 1, a residual; `inner`: None or 1,
@@ -254,7 +254,6 @@ def backward_kernel(shared, dtype, affine_dtype, code, each, fast, fused, inner,
     """
 
     def columns_backward(phase, i, address, eps):
-        version  # noqa: B018  see compiled.py
         a = arguments(address)
         g, t, stats = numbers(a), of_backward(a, dtype, affine_dtype, fused, inner), statistics(a)
         slab_of, affine_of = columns(a)
@@ -268,7 +267,6 @@ def backward_kernel(shared, dtype, affine_dtype, code, each, fast, fused, inner,
             _finish(each, g, cells, affine_of, a, affine_dtype)
 
     def columns_backward_shared(phase, i, address, eps):
-        version  # noqa: B018
         a = arguments(address)
         g, t, stats = numbers(a), of_backward(a, dtype, affine_dtype, fused, inner), statistics(a)
         (slab_of, affine_of), tasks, between = columns(a), g[BLOCKS1] * g[BLOCKS0] * tiles(g), pieces(g)

@@ -1,21 +1,23 @@
-"""Kernels by what they are compiled for: built on first use, kept on disk."""
+"""Kernels by what they are compiled for: built on first use, kept on disk (kernel_cache.py)."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 import torch
 from numba import types
+from numba.core import sigutils
+from numba.core.ccallback import CFunc
 
 from slabnorm.kernels import columns, columns_backward, driver, hashing, rows, rows_backward, small, threads
 from slabnorm.kernels import tally as tallying
 from slabnorm.kernels.curves import CODES
+from slabnorm.kernels.jit import compiling
+from slabnorm.kernels.kernel_cache import KernelCache
 
 _STATS = types.Array(types.float64, 2, "C")
 _KERNEL = types.void(types.int64, types.int64, types.int64, types.float64)  # arguments.py
@@ -53,17 +55,15 @@ class Kernel(NamedTuple):
 @cache
 def forward(kernel: Kernel) -> int:
     """Return the address of a compiled forward."""
-    build: Callable[..., Callable[..., None]] = rows.forward_kernel if kernel.rows else columns.forward_kernel
-    return _kernel(build(*_kinds(kernel), _flag(kernel.residual), _version()))
+    build: _Build = rows.forward_kernel if kernel.rows else columns.forward_kernel
+    return _address(_KERNEL, build, *_kinds(kernel), _flag(kernel.residual))
 
 
 @cache
 def backward(kernel: Kernel) -> int:
     """Return the address of a compiled backward."""
-    build: Callable[..., Callable[..., None]] = (
-        rows_backward.backward_kernel if kernel.rows else columns_backward.backward_kernel
-    )
-    return _kernel(build(*_kinds(kernel), _flag(kernel.residual), _flag(kernel.writes), _version()))
+    build: _Build = rows_backward.backward_kernel if kernel.rows else columns_backward.backward_kernel
+    return _address(_KERNEL, build, *_kinds(kernel), _flag(kernel.residual), _flag(kernel.writes))
 
 
 def _kinds(kernel: Kernel) -> tuple[Any, ...]:
@@ -75,24 +75,23 @@ def _kinds(kernel: Kernel) -> tuple[Any, ...]:
 @cache
 def drive() -> tuple[Callable[..., None], np.ndarray]:
     """Return the compiled driver, which runs a kernel's phases, and the team of threads it takes."""
-    work = _kept(lambda cached: numba.cfunc(_WORK, cache=cached, **_OPTIONS)(driver.work_kernel(_version())))
-    _alive.append(work)
-    team = np.array([work.address, *(threads.pool() or (0, 0, 0))], dtype=np.int64)
-    return _compiled(driver.drive_kernel(_version()), _DRIVER), team
+    work = _address(_WORK, driver.work_kernel)
+    team = np.array([work, *(threads.pool() or (0, 0, 0))], dtype=np.int64)
+    return _compiled(_DRIVER, driver.drive_kernel), team
 
 
 @cache
 def use(dtype: torch.dtype) -> Callable[..., None]:
     """Return the compiled `small.use`."""
     signature = (types.int64, types.int64, _STATS, types.float64)
-    return _compiled(small.use_kernel(ARRAYS[dtype], _version()), signature)
+    return _compiled(signature, small.use_kernel, ARRAYS[dtype])
 
 
 @cache
 def enter(dtype: torch.dtype) -> Callable[..., int]:
     """Return the compiled `small.enter`."""
     signature = (_STATS, types.int64, types.int64, types.int64, types.float64, types.int64, types.int64)
-    return _compiled(small.enter_kernel(ARRAYS[dtype], _version()), signature)
+    return _compiled(signature, small.enter_kernel, ARRAYS[dtype])
 
 
 @cache
@@ -104,7 +103,7 @@ def tally(dtype: str, exact: bool) -> Callable[..., Any]:
         line(values), line(types.int64), table(wide), table(types.int64), table(values),
         line(wide), table(wide), table(values), table(wide),
     )  # fmt: skip
-    return _compiled(tallying.add_kernel(_flag(exact), _version()), signature)
+    return _compiled(signature, tallying.add_kernel, _flag(exact))
 
 
 @cache
@@ -112,7 +111,7 @@ def hashes(dtype: str) -> Callable[..., Any]:
     """Return the compiled function that adds values of this dtype to the hashes of their samples."""
     words, values = types.Array(types.uint64, 1, "C"), types.Array(numba.from_dtype(np.dtype(dtype)), 1, "C")
     signature = (values, types.int64, types.int64, words, words, words)
-    return _compiled(hashing.hash_kernel(_version()), signature)
+    return _compiled(signature, hashing.hash_kernel)
 
 
 @cache
@@ -120,14 +119,14 @@ def column_hashes(dtype: str) -> Callable[..., Any]:
     """Return the compiled function that adds a column of this dtype to the hashes of its samples."""
     words, values = types.Array(types.uint64, 1, "C"), types.Array(numba.from_dtype(np.dtype(dtype)), 1, "C")
     signature = (values, types.int64, words, words, words)
-    return _compiled(hashing.column_kernel(_version()), signature)
+    return _compiled(signature, hashing.column_kernel)
 
 
 @cache
 def mix() -> Callable[..., int]:
     """Return the compiled function that finishes hashes and picks the small ones."""
     words = types.Array(types.uint64, 1, "C")
-    return _compiled(hashing.mix_kernel(_version()), (words, types.uint64, words, words))
+    return _compiled((words, types.uint64, words, words), hashing.mix_kernel)
 
 
 def _flag(value: bool) -> int | None:
@@ -135,40 +134,39 @@ def _flag(value: bool) -> int | None:
     return 1 if value else None
 
 
-@cache
-def _version() -> str:
-    """Return a digest of the kernels' sources.
-
-    Numba takes a kernel from disk if its own file has not changed, though it may have been compiled from
-    others too. A kernel that refers to this digest is not found again once any of them has changed.
-    """
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def _compiled(function: Callable[..., Any], signature: tuple[Any, ...], **options: Any) -> Callable[..., Any]:
+def _compiled(signature: tuple[Any, ...], build: _Build, *of: Any) -> Callable[..., Any]:
     """Compile a function, or take it from disk; return what calls it without looking at types again."""
-    options |= _OPTIONS | {"nogil": True}
-    return _kept(lambda cached: numba.njit(cache=cached, **options)(function).compile(signature))
+    options = _OPTIONS | {"nogil": True}
+    function, kept = _function(signature, options, build, of)
+    with compiling():
+        dispatcher = numba.njit(**options)(function)
+        dispatcher._cache = kept
+        return dispatcher.compile(signature)
 
 
-def _kernel(function: Callable[..., Any]) -> int:
-    """Compile a kernel, or take it from disk; return its address."""
-    compiled = _kept(lambda cached: numba.cfunc(_KERNEL, cache=cached, **_OPTIONS)(function))
+def _address(signature: Any, build: _Build, *of: Any) -> int:
+    """Compile a function to be called from C, or take it from disk; return its address."""
+    function, kept = _function(signature, _OPTIONS, build, of)
+    with compiling():
+        compiled: Any = CFunc(function, sigutils.normalize_signature(signature), locals={}, options=_OPTIONS)
+        compiled._cache = kept
+        compiled.compile()
     _alive.append(compiled)
     return int(compiled.address)
 
 
-def _kept(compile_: Callable[[bool], Any]) -> Any:
-    try:
-        return compile_(True)
-    except Exception:
-        # No folder to keep it in, a full disk, a damaged file (unpickling can raise anything): compile
-        # it for this process alone. What is wrong with the function itself is raised again here.
-        return compile_(False)
+def _function(
+    signature: Any, options: dict[str, Any], build: _Build, of: tuple[Any, ...]
+) -> tuple[Callable[..., Any], KernelCache]:
+    """Return a function as plain Python, and where it is kept: by all that makes it what it is."""
+    kept = KernelCache(repr((build.__module__, build.__qualname__, of, signature, options)))
+    function = build(*of)
+    # Numba makes a symbol of a function's name and of a number that each process counts anew: the symbols of
+    # one that is read from disk, and of another that is compiled here, would be the same.
+    function.__qualname__ += f"_{kept.key.hex()[:16]}"
+    return function, kept
 
 
+_Build = Callable[..., Callable[..., Any]]  # makes a function that is to be compiled
 _OPTIONS = {"error_model": "numpy"}
 _alive: list[Any] = []  # Numba frees a kernel that nobody holds, and its address with it

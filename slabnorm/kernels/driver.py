@@ -77,12 +77,11 @@ def _share(kernel, phase, n, reverse, at, eps, thread, threads):
         _call(kernel, phase, lo + hi - 1 - i if reverse else i, at, eps)
 
 
-def work_kernel(version):
+def work_kernel():
     """Return `work` as plain Python, to be compiled: what each thread of the pool does."""
 
     def work(address):
         """Do this thread's share of a phase; the argument is what `drive` has written."""
-        version  # noqa: B018  see compiled.py
         job, eps = pointer(address, np.int64), read_back(pointer(address, np.float64), 7)
         thread, threads = _ask(read_back(job, 5)), _ask(read_back(job, 6))
         kernel, phase, n = read_back(job, 0), read_back(job, 1), read_back(job, 2)
@@ -91,7 +90,7 @@ def work_kernel(version):
     return work
 
 
-def drive_kernel(version):
+def drive_kernel():
     """Return `drive` as plain Python, to be compiled."""
 
     def drive(
@@ -108,7 +107,6 @@ def drive_kernel(version):
         `plan` is the arguments without the addresses of this call: making the whole of them in Python takes
         two microseconds in a loop, and twenty in a training step.
         """
-        version  # noqa: B018
         arguments = plan.copy()
         at = address_of(data(arguments, 0))
         arguments[X], arguments[RESIDUAL], arguments[OUT], arguments[W], arguments[BIAS] = (

@@ -9,12 +9,12 @@ differ do so by multiples of 2^31.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from slabnorm.kernels.jit import njit
 from slabnorm.kernels.pointers import INNER, ahead, data, overload, read
 
 KEYS = 4096
@@ -60,13 +60,13 @@ def _term_of(value, key, rest):
     return lambda value, key, rest: _bits(_one(np.float32(value))) * key
 
 
-@numba.njit(**INNER)
+@njit(**INNER)
 def _one(v):
     """Return v with one zero and one NaN: -0 + 0 is 0."""
     return v + _ZERO if v == v else _NAN
 
 
-@numba.njit(**INNER, fastmath={"reassoc"})
+@njit(**INNER, fastmath={"reassoc"})
 def _sum(x, n, words, rests):
     total = np.uint64(0)
     for j in range(n):
@@ -74,7 +74,7 @@ def _sum(x, n, words, rests):
     return total
 
 
-@numba.njit(**INNER)
+@njit(**INNER)
 def _mixed(h):
     h ^= h >> _SHIFT
     h *= _MIX1
@@ -92,7 +92,7 @@ def keys() -> tuple[np.ndarray, np.ndarray]:
     return z[:KEYS].copy(), z[KEYS:].copy()
 
 
-def hash_kernel(version):
+def hash_kernel():
     """Return a function that adds the words of `length` values of each sample to its hash.
 
     x: the samples, each of `length` values, one after another. at: the first value's place in the sample.
@@ -100,7 +100,6 @@ def hash_kernel(version):
     """
 
     def add(x, length, at, words, rests, out):
-        version  # noqa: B018
         p = data(x, 0)
         for r in range(len(out)):
             h = out[r]
@@ -118,7 +117,7 @@ def hash_kernel(version):
     return add
 
 
-def column_kernel(version):
+def column_kernel():
     """Return a function that adds one value of each sample to its hash: a column of a table.
 
     x: the values. at: their place in the sample. Further arguments as in `hash_kernel`, whose loop over the
@@ -126,7 +125,6 @@ def column_kernel(version):
     """
 
     def add(x, at, words, rests, out):
-        version  # noqa: B018
         p = data(x, 0)
         place = at % KEYS
         key, rest = words[place], rests[place]
@@ -140,14 +138,13 @@ def column_kernel(version):
     return add
 
 
-def mix_kernel(version):
+def mix_kernel():
     """Return a function that finishes hashes in place, and returns how many are at most `most`.
 
     few: those hashes, in order; as long as `hashes`. total: grows by the sum of all hashes, modulo 2^64.
     """
 
     def mix(hashes, most, few, total):
-        version  # noqa: B018
         kept = 0
         for r in range(len(hashes)):
             h = _mixed(hashes[r])

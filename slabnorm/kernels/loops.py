@@ -13,18 +13,18 @@ in float32 over at most BLOCK elements, and added up in float64.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
 from slabnorm.kernels.curves import activate, passes, widely
 from slabnorm.kernels.elements import add_to, added, at, load, plus, store, times, type_of
+from slabnorm.kernels.jit import njit
 from slabnorm.kernels.pointers import INNER, ahead, stream, to_line
 
 BLOCK = 1024
 
 # Reassociation lets a sum use all SIMD lanes, contraction a fused multiply-add. NaN and inf keep
 # their meaning: the flags that assume there are none stay off.
-_loop = numba.njit(**INNER, fastmath={"reassoc", "contract"})
+_loop = njit(**INNER, fastmath={"reassoc", "contract"})
 
 
 @_loop

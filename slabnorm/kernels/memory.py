@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
 from slabnorm.kernels.elements import store
+from slabnorm.kernels.jit import njit
 from slabnorm.kernels.layout import NUMBERS
 from slabnorm.kernels.pointers import INNER, pointer
 
-serial = numba.njit(**INNER)
+serial = njit(**INNER)
 # A call costs as much as summing a short run, so what finds places is inlined. Inlining everything doubled
 # the time of compiling.
-inlined = numba.njit(**INNER, forceinline=True)
+inlined = njit(**INNER, forceinline=True)
 
 (
     BLOCKS1, BLOCKS0, RUNS1, RUNS0, RUN,

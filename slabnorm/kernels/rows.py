@@ -235,14 +235,13 @@ def _share_finish(g, shift, sums, stats, eps, center):
         finish(stats, slab, g[COUNT], shift[lane], sums[0, lane], sums[1, lane], eps, center)
 
 
-def forward_kernel(shared, dtype, affine_dtype, code, each, fast, fused, version):
+def forward_kernel(shared, dtype, affine_dtype, code, each, fast, fused):
     """Return the forward of a rows layout as plain Python, to be compiled.
 
     `shared`: whether all threads share every task; `fused`: None or 1, a residual.
     """
 
     def rows_forward(phase, i, address, eps):
-        version  # noqa: B018  see compiled.py
         a = arguments(address)
         g, t, stats = numbers(a), of_forward(a, dtype, affine_dtype, fused), statistics(a)
         _forward_task(
@@ -250,7 +249,6 @@ def forward_kernel(shared, dtype, affine_dtype, code, each, fast, fused, version
         )  # fmt: skip
 
     def rows_forward_shared(phase, i, address, eps):
-        version  # noqa: B018
         a = arguments(address)
         g, t, stats = numbers(a), of_forward(a, dtype, affine_dtype, fused), statistics(a)
         lanes = g[BLOCKS1] * g[BLOCKS0]

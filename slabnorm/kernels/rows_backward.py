@@ -247,7 +247,7 @@ def _cells(each, g, a):
     return cells_of(a, (1, (lanes + g[LANES] - 1) // g[LANES], 2 * g[RUN]))
 
 
-def backward_kernel(shared, dtype, affine_dtype, code, each, fast, fused, inner, version):
+def backward_kernel(shared, dtype, affine_dtype, code, each, fast, fused, inner):
     """Return the backward of a rows layout as plain Python, to be compiled.
 
     `shared`: whether all threads share every task; `fused`: None or 1, a residual; `inner`: None or 1,
@@ -255,7 +255,6 @@ def backward_kernel(shared, dtype, affine_dtype, code, each, fast, fused, inner,
     """
 
     def rows_backward(phase, i, address, eps):
-        version  # noqa: B018  see compiled.py
         a = arguments(address)
         g, t, stats = numbers(a), of_backward(a, dtype, affine_dtype, fused, inner), statistics(a)
         cells = _cells(each, g, a)
@@ -265,7 +264,6 @@ def backward_kernel(shared, dtype, affine_dtype, code, each, fast, fused, inner,
             _add_up(each, g, cells, a, affine_dtype)
 
     def rows_backward_shared(phase, i, address, eps):
-        version  # noqa: B018
         a = arguments(address)
         g, t, stats = numbers(a), of_backward(a, dtype, affine_dtype, fused, inner), statistics(a)
         cells, lanes = _cells(each, g, a), g[BLOCKS1] * g[BLOCKS0]

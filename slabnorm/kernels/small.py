@@ -12,12 +12,11 @@ from slabnorm.kernels.elements import load, store
 from slabnorm.kernels.pointers import pointer
 
 
-def use_kernel(dtype, version):
+def use_kernel(dtype):
     """Return `use` as plain Python, to be compiled."""
 
     def use(mean_at, var_at, stats, eps):
         """Normalise with given means and variances, as they are now."""
-        version  # noqa: B018
         mean, var = pointer(mean_at, dtype), pointer(var_at, dtype)
         for slab in range(stats.shape[1]):
             stats[2, slab] = load(mean, slab, 0.0)
@@ -27,7 +26,7 @@ def use_kernel(dtype, version):
     return use
 
 
-def enter_kernel(dtype, version):
+def enter_kernel(dtype):
     """Return `enter` as plain Python, to be compiled."""
 
     def enter(stats, count, mean_at, var_at, momentum, batches_at, elements_at):
@@ -38,7 +37,6 @@ def enter_kernel(dtype, version):
         The batch and its elements are counted. Nothing is changed unless every mean and variance is finite
         in the dtype of the running ones.
         """
-        version  # noqa: B018
         slabs, less = stats.shape[1], max(count - 1, 1)
         for slab in range(slabs):
             if not (np.isfinite(dtype(stats[0, slab])) and np.isfinite(dtype(stats[1, slab] / less))):

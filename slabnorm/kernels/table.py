@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import numba
-
+from slabnorm.kernels.jit import njit
 from slabnorm.kernels.pointers import INNER, ahead, read
 
-_loop = numba.njit(**INNER, fastmath={"reassoc", "contract"})
+_loop = njit(**INNER, fastmath={"reassoc", "contract"})
 
 
 @_loop

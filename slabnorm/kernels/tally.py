@@ -7,9 +7,9 @@ feature; the pieces are merged in twice the precision. Integers of 8 and 16 bits
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
+from slabnorm.kernels.jit import njit
 from slabnorm.kernels.pointers import INNER, ahead, data, read
 from slabnorm.kernels.table import sum as sum_columns
 from slabnorm.kernels.table import sum_exact, sum_present
@@ -24,7 +24,7 @@ FOLD = 1024
 WIDE = 1024  # narrow rows are joined to at least so many columns
 DOUBTFUL = 64  # (mean - shift)^2 / variance, from which a piece is summed again around its mean
 
-_serial = numba.njit(**INNER)
+_serial = njit(**INNER)
 
 
 @_serial
@@ -196,7 +196,7 @@ def _merge(n, shift, sums, counts, state):
         state[2, f], state[3, f] = _two_sum(m2, m2_low + extra + state[3, f])
 
 
-def add_kernel(exact, version):
+def add_kernel(exact):
     """Return a function that adds a table to what is known of its features; exact: integers, without shift.
 
     x: the values, in order. g: rows, features, run. state: mean, mean_low, m2 and m2_low of each feature; if
@@ -205,7 +205,6 @@ def add_kernel(exact, version):
     """
 
     def add(x, g, state, counts, extremes, shift, work, ends, sums):
-        version  # noqa: B018
         p = data(x, 0)
         first, last, no = 0 * g[0], g[0], g[0] < 0  # Numba compiles what is called once more for constants
         if exact is not None:
