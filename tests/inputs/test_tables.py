@@ -446,6 +446,24 @@ def test_damaged_files_are_named_or_left_out_and_listed(kind, tmp_path):
     check_same(norm, good)
 
 
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_a_flipped_bit_in_a_checksummed_parquet_page_is_found(dictionary, tmp_path):
+    options = {"write_page_checksum": True, "compression": "none", "use_dictionary": dictionary}
+    paths = parts(tmp_path / "data", **options)
+    norm = fitted(paths[3])
+    whole = Path(paths[1]).read_bytes()
+    for row in (45, 60, 88):  # of the second part, which has rows 45 to 89
+        data = bytearray(whole)
+        data[data.index(np.float64(WINE.proline[row]).tobytes()) + 5] ^= 4
+        Path(paths[1]).write_bytes(data)
+        with pytest.raises(DataError, match=r"part-1\.parquet(.|\n)*CRC checksum"):
+            fitted(tmp_path / "data")
+        with pytest.raises(DataError, match=r"part-1\.parquet(.|\n)*CRC checksum"):
+            sn.audit(norm, tmp_path / "data")
+        left = fitted(tmp_path / "data", skip_bad=True)
+        assert ([name for name, _ in left.skipped], left.samples) == ([paths[1]], 178 - 45)
+
+
 def test_a_first_file_that_is_damaged(tmp_path):
     paths = parts(tmp_path / "data")
     cut(paths[0], 0.5)

@@ -113,7 +113,7 @@ def look(file: TableFile) -> tuple[Any, Callable[[Choice], list[Part]]]:
 
 def _look_at_parquet(file: TableFile) -> tuple[Any, Callable[[Choice], list[Part]]]:
     with _open(file) as handle:
-        meta = parquet.ParquetFile(handle).metadata
+        meta = _parquet(handle).metadata
     schema = meta.schema.to_arrow_schema()
     return schema, lambda choice: _parquet_parts(meta, file, choice)
 
@@ -168,9 +168,13 @@ def _parts(runs: Sequence[tuple[int, int, int, int]]) -> list[Part]:
     return parts
 
 
+def _parquet(handle: Any) -> Any:
+    return parquet.ParquetFile(handle, page_checksum_verification=True)  # off by default
+
+
 def _parquet_batches(file: TableFile, part: Part, choice: Choice) -> Iterator[Any]:
     with _open(file) as handle:
-        reader = parquet.ParquetFile(handle)
+        reader = _parquet(handle)
         # Threads read other shards at the same time.
         yield from reader.iter_batches(
             _batch_rows(choice), list(range(part.first, part.last)), list(choice.names), use_threads=False
