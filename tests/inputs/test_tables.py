@@ -24,6 +24,7 @@ import slabnorm as sn
 from slabnorm.cli import app
 from slabnorm.errors import DataError, DataWarning, LeakageError, LedgerError, OptionError
 from slabnorm.inputs import fit
+from slabnorm.inputs.apply import apply
 from slabnorm.inputs.sources import open_source
 
 REAL = {"wine": load_wine, "breast cancer": load_breast_cancer, "diabetes": load_diabetes}
@@ -444,6 +445,43 @@ def test_damaged_files_are_named_or_left_out_and_listed(kind, tmp_path):
     assert (norm.samples, norm.record.skipped) == (178 - 44, 1)
     good = np.delete(WINE.to_numpy(), np.array_split(np.arange(178), 4)[2], 0)
     check_same(norm, good)
+
+
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_a_flipped_bit_in_a_checksummed_parquet_page_is_found(dictionary, tmp_path):
+    options = {"write_page_checksum": True, "compression": "none", "use_dictionary": dictionary}
+    paths = parts(tmp_path / "data", **options)
+    norm = fitted(paths[3])
+    whole = Path(paths[1]).read_bytes()
+    for row in (45, 60, 88):  # of the second part, which has rows 45 to 89
+        data = bytearray(whole)
+        data[data.index(np.float64(WINE.proline[row]).tobytes()) + 5] ^= 4
+        Path(paths[1]).write_bytes(data)
+        with pytest.raises(DataError, match=r"part-1\.parquet(.|\n)*CRC checksum"):
+            fitted(tmp_path / "data")
+        with pytest.raises(DataError, match=r"part-1\.parquet(.|\n)*CRC checksum"):
+            sn.audit(norm, tmp_path / "data")
+        left = fitted(tmp_path / "data", skip_bad=True)
+        assert ([name for name, _ in left.skipped], left.samples) == ([paths[1]], 178 - 45)
+
+
+def test_a_parquet_file_that_would_end_the_process_is_named(tmp_path):
+    paths = parts(tmp_path / "data")
+    norm = fitted(paths[0])
+    data = Path(paths[1]).read_bytes()
+    # The column is said to have no nulls, against the histogram of its definition levels: pyarrow called
+    # std::terminate when it was asked for this column's metadata.
+    optional, required = (bytes([0x25, how, 0x18, 3]) + b"ash" for how in (2, 0))
+    assert data.count(optional) == 1
+    Path(paths[1]).write_bytes(data.replace(optional, required))
+    with pytest.raises(DataError, match=r"part-1\.parquet: Definition level histogram"):
+        fitted(tmp_path / "data")
+    with pytest.raises(DataError, match=r"part-1\.parquet: Definition level histogram"):
+        sn.audit(norm, paths[1])
+    with pytest.raises(DataError, match=r"part-1\.parquet: Definition level histogram"):
+        apply(norm, paths[1], tmp_path / "out.parquet")
+    left = fitted(tmp_path / "data", skip_bad=True)
+    assert ([name for name, _ in left.skipped], left.samples) == ([paths[1]], 178 - 45)
 
 
 def test_a_first_file_that_is_damaged(tmp_path):

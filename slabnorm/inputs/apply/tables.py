@@ -45,9 +45,14 @@ def write_parquet(
             schema = schema.set(place, schema.field(place).with_type(kind))
         total = sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
         rows = batch_rows or max(1, BATCH_BYTES // (8 * len(places)))
+        with _reading(path, arrow):
+            # What was read has metadata that can be asked for; of damaged ones this ends the process.
+            for _ in range(min(1, file.num_row_groups)):
+                next(file.iter_batches(1, [0]), None)
+            compression = _compression(file)
         with (
             replacing(out) as target,
-            parquet.ParquetWriter(target, schema, compression=_compression(file)) as writer,
+            parquet.ParquetWriter(target, schema, compression=compression) as writer,
         ):
             for number in range(file.num_row_groups):
                 with _reading(path, arrow):
