@@ -111,16 +111,9 @@ def _weights(text: str | None) -> Any:
     """Return the name of a column, or the numbers in a file."""
     if text is None or not text.lower().endswith(".npy"):
         return text
-    import numpy as np
+    from slabnorm.inputs.sources.npy import read_npy
 
-    from slabnorm.errors import DataError
-
-    try:
-        return np.load(text)
-    except (OSError, ValueError) as error:
-        raise DataError(
-            "weights are a column, or a .npy file of one number per sample", f"{text}: {error}"
-        ) from None
+    return read_npy(Path(text))
 
 
 def show(

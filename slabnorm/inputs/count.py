@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from slabnorm.inputs.sample import likely_bound, most
 from slabnorm.inputs.schema import Schema, check_schema, schema_of
 from slabnorm.inputs.sketch import Bounds
 from slabnorm.inputs.sources import Bad, Block, BrokenShard, Named, Shard, Source, Stream
-from slabnorm.inputs.sources.parts import SHARD, chunk_rows
+from slabnorm.inputs.sources.parts import SHARD, chunk_rows, empty
 from slabnorm.inputs.tally import Tally
 from slabnorm.inputs.tree import Tree
 from slabnorm.inputs.weights import check_weights
@@ -77,21 +78,31 @@ class Opened:
 
     def __init__(self, source: Source | Stream, skip_bad: bool = False) -> None:
         self.source: Any = source
-        self.shards: list[Shard] | None = None
+        self._skip_bad = skip_bad
         self._blocks: Iterator[Block] | None = None
+        # Before anything is listed or read, so that what does not fit is said at once.
+        known: Schema | None = source.schema() if hasattr(source, "schema") else None
         if isinstance(source, Source):
-            self.shards = list(source.shards())
-            broken = next((shard for shard in self.shards if isinstance(shard, BrokenShard)), None)
-            if broken is not None and not skip_bad:
-                raise broken.error  # now, and not hours later
-            self.schema: Schema = source.schema() if hasattr(source, "schema") else self._peek(skip_bad)
-        else:
-            blocks = source.blocks()
-            first = next(blocks, None)
+            self.schema: Schema = known or self._peek(skip_bad)
+            return
+        self._blocks = source.blocks()
+        if known is None:
+            first = next(self._blocks, None)
             if first is None:
                 raise empty(source.name)
-            self._blocks = chain([first], blocks)
-            self.schema = schema_of(first, source.name)
+            self._blocks, known = chain([first], self._blocks), schema_of(first, source.name)
+        self.schema = known
+
+    @cached_property
+    def shards(self) -> list[Shard] | None:
+        """The parts of a source, listed when they are first asked for; None of a stream."""
+        if not isinstance(self.source, Source):
+            return None
+        shards = list(self.source.shards())
+        broken = next((shard for shard in shards if isinstance(shard, BrokenShard)), None)
+        if broken is not None and not self._skip_bad:
+            raise broken.error  # now, and not hours later
+        return shards
 
     def _peek(self, skip_bad: bool) -> Schema:
         """Return the schema of the first block that can be read."""
@@ -255,8 +266,3 @@ def _plan(source: Source, counting: Counting, shards: list[Shard]) -> dict[str, 
     elif weights is not None:
         plain["weights"] = f"column {weights}"
     return {**plain, "source": source.name, "shards": len(shards)}
-
-
-def empty(name: str) -> DataError:
-    """Return the error of a data set without samples."""
-    return DataError("a data set holds samples", f"{name} is empty", "check what was selected or filtered")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from slabnorm.errors import DataError
 from slabnorm.inputs.sources.base import Block, Columns, dtype_name
+from slabnorm.inputs.sources.parts import check_shape
 
 
 @dataclass(frozen=True)
@@ -59,16 +60,7 @@ def schema_of(block: Block | Columns, name: str) -> Schema:
     """
     if isinstance(block, Columns):
         return Schema((len(block.names),), block.dtype, block.names)
-    if block.ndim == 0:
-        raise DataError(
-            "data have their samples along the first axis",
-            f"{name} is a single number",
-            "give an array of them",
-        )
-    sample = tuple(block.shape[1:])
-    if 0 in sample:
-        raise DataError("a sample holds values", f"{name}: samples of shape {sample}", "leave out empty axes")
-    return Schema(sample, dtype_name(block))
+    return Schema(check_shape(block.shape, name)[1:], dtype_name(block))
 
 
 def check_schema(schema: Schema, block: Block | Columns, name: str, where: str) -> None:

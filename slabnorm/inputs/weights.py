@@ -26,8 +26,13 @@ def check_weights(given: Any, rows: int | None = None, name: str = "weights") ->
         DataError: they are no numbers, or one is negative, NaN or infinite.
     """
     try:
-        found: Array = np.asarray(given, np.float64)
-    except (TypeError, ValueError) as error:
+        plain = np.asarray(given)
+        if plain.dtype.kind not in "buifO":  # complex numbers would lose a part, and text be read as numbers
+            raise TypeError(f"dtype {plain.dtype!s:.200}")
+        if isinstance(given, np.ma.MaskedArray):
+            raise TypeError("a masked array, which hides some")
+        found: Array = plain.astype(np.float64, copy=False)
+    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: tensors that are no plain arrays
         raise DataError(f"{name} are numbers, one per sample", f"{type(given).__name__}: {error}") from error
     if found.ndim != 1 or rows not in (None, len(found)):
         samples = "" if rows is None else f" for {rows} samples"
@@ -39,6 +44,9 @@ def check_weights(given: Any, rows: int | None = None, name: str = "weights") ->
             f"{found[bad[0]]:g} at row {bad[0]}; {len(bad)} such",
             "a sample of weight 0 does not count",
         )
+    with np.errstate(over="ignore"):
+        if found.sum() == np.inf:
+            raise DataError(f"the sum of {name} is finite in float64", "numbers near its end", "divide them")
     return found
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from slabnorm.errors import DataError
+from slabnorm.errors import DataError, ShapeError
 from slabnorm.inputs import fit
 
 DATA = np.random.default_rng(5).standard_normal((500, 3))
@@ -117,6 +117,15 @@ DAMAGED = {
     "deep": (header("(" * 100), "whole header"),
     "no such dtype": (header(says("(1,)").replace("<f8", "nope")), "whole header"),
     "a header of 60 kB": (b"\x93NUMPY\x01\x00\xff\xff" + b"{" + b" " * 65534, "whole header"),
+    "no axis, 2^62 samples": (header(says(f"({2**62}, 0)")), r"samples of shape \(0,\)"),
+    "2^62 features": (header(says(f"(0, {2**62})")), "at most 2\\^44 values"),
+    "2^40 features": (header(says(f"(0, {2**40})")), "is empty"),
+    "bool as a size": (header(says("(True,)")) + bytes(8), "sizes in a shape"),
+    "text as a size": (header(says("('1',)")) + bytes(8), "whole header"),
+    "negative twice": (header(says("(-1, -3)")) + bytes(24), "not negative"),
+    "subarrays": (header(says("(2,)").replace("'<f8'", "('<f8', (3,))")) + bytes(48), "at most 64 bits"),
+    "no bytes": (header(says("(3,)").replace("<f8", "|S0")), r"dtype \|S0"),
+    "a header of 4 GB": (b"\x93NUMPY\x02\x00" + b"\xff" * 4 + WHOLE[10:], "4,294,967,295 bytes of text"),
     "objects": (npy(np.array([None, 1])), "dtype object"),
     "complex": (npy(DATA.astype(complex)), "dtype complex128"),
     "structured": (npy(np.zeros(3, [("a", "f4")])), "take one field"),
@@ -196,4 +205,76 @@ def test_a_file_that_shrinks_while_it_is_read(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="shrink"):
         list(blocks)
     with pytest.raises(DataError, match="truncated"):
+        fit(path, split="train")
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+def test_a_pattern_that_does_not_fit_is_said_before_anything_is_read(suffix, tmp_path, monkeypatch):
+    (np.save if suffix == "npy" else np.savez)(tmp_path / f"a.{suffix}", DATA)
+    monkeypatch.setattr("slabnorm.inputs.sources.npy._exactly", None)  # which reads rows
+    with pytest.raises(ShapeError, match="names 4 axes"):
+        fit(tmp_path / f"a.{suffix}", pattern="n c h w -> c", split="train")
+
+
+def changed(whole: bytes, place: int, value: int) -> bytes:
+    return whole[:place] + bytes([value]) + whole[place + 1 :]
+
+
+def archive_faults() -> dict[str, tuple[bytes, str]]:
+    """An archive of x and y with one byte changed, and what is said of it."""
+    file = io.BytesIO()
+    np.savez(file, x=DATA, y=np.arange(500.0))
+    whole = file.getvalue()
+    table = whole.index(b"PK\1\2")
+    name = whole.index(b"x.npy", table)
+    both = changed(changed(whole, whole.index(b"x.npy") + 2, ord("f")), name + 2, ord("f"))
+    other = changed(whole, whole.index(b"y.npy") + 1000, 1)
+    return {
+        "a member that is no array": (both, r"x\.fpy"),
+        "a name in the table": (changed(whole, name + 2, ord("f")), r"x\.fpy"),
+        "another name in the table": (changed(whole, name, ord("z")), "differ"),
+        "a name twice": (changed(whole, name, ord("y")), r"y\.npy' twice"),
+        "a bit of another member": (other, r"CRC-32 for file 'y\.npy"),
+        "encrypted": (changed(whole, table + 8, 1), "encrypted"),
+        "unknown compression": (changed(whole, table + 10, 77), "compression method"),
+        "a name that is no text": (changed(changed(whole, table + 9, 8), name, 0xFF), "decode"),
+        "a later version": (changed(whole, table + 6, 99), "version 9.9"),
+    }
+
+
+@pytest.mark.parametrize("kind", archive_faults())
+def test_one_changed_byte_of_an_archive_is_found(kind, tmp_path):
+    content, words = archive_faults()[kind]
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(DataError, match=words) as caught:
+        fit(tmp_path / "a.npz", split="train")
+    assert "a.npz" in str(caught.value)
+    with open(tmp_path / "a.npz", "rb") as file:
+        try:
+            opened = np.load(file)
+        except Exception:  # NumPy's own
+            return
+        with pytest.raises(DataError, match=words):
+            fit(opened, split="train")
+
+
+def test_a_small_archive_of_zeros_in_fortran_order_is_not_inflated(tmp_path):
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.npy", header(says(f"({1 << 23}, 17)").replace("False", "True")))
+    whole = path.read_bytes()
+    size = whole.index(b"PK\1\2") + 24
+    path.write_bytes(whole[:size] + ((17 * 8 << 23) + 129).to_bytes(4, "little") + whole[size + 4 :])
+    with pytest.raises(DataError, match=r"1,140,850,688 bytes(.|\n)*C order"):
+        fit(path, split="train")
+
+
+def test_a_member_that_is_longer_than_it_says(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.npy", WHOLE + bytes(1 << 20))
+    whole = (tmp_path / "a.npz").read_bytes()
+    claimed = whole.rindex((len(WHOLE) + (1 << 20)).to_bytes(4, "little"))
+    path = tmp_path / "b.npz"
+    path.write_bytes(whole[:claimed] + len(WHOLE).to_bytes(4, "little") + whole[claimed + 4 :])
+    with pytest.raises(DataError, match="CRC"):
         fit(path, split="train")

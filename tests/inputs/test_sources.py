@@ -128,7 +128,13 @@ def test_an_array_like_is_read_by_slices(monkeypatch):
     monkeypatch.setattr("slabnorm.inputs.sources.arrays.BLOCK_BYTES", 120)
     source = ArrayLike(DATA)
     assert same(fit(source, split="train"))
-    assert [rows.stop for rows in source.asked] == [10, 10, 20, 30, 40, 41]  # the first to see what it is
+    assert [rows.stop for rows in source.asked] == [
+        10,
+        20,
+        30,
+        40,
+        41,
+    ]  # each once
 
 
 def test_a_key_names_the_entry_of_a_dict():
@@ -293,3 +299,35 @@ def test_fixed_scale_of_a_source_read_once():
     norm = fit(iter([DATA[:20], DATA[20:]]), FixedScale(-10, 10), split="train")
     assert norm.samples == 41
     assert open_source(DATA).name == "array"
+
+
+class Claims:
+    """Claims a shape and a dtype, and holds nothing."""
+
+    def __init__(self, shape, dtype=np.float64):
+        self.shape, self.dtype = shape, np.dtype(dtype)
+
+    def __array__(self):
+        raise AssertionError("asked for values")
+
+    __getitem__ = __array__
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (Claims((2**62, 0)), r"samples of shape \(0,\)"),
+        (Claims((0, 2**62)), "at most 2\\^44 values"),
+        (Claims((10**15, 3)), "at most 2\\^44 values"),
+        (Claims((True, 3)), "sizes in a shape"),
+        (Claims(("3",)), "sizes in a shape"),
+        (Claims((-1, 3)), "not negative"),
+        (Claims((1,) * 65), "at most 64 axes"),
+        (Claims((3,), [("a", "f4")]), "take one field"),
+        (np.broadcast_to(1.0, (2**50, 3)), "at most 2\\^44 values"),
+        (np.broadcast_to(1.0, (0, 2**40)), "is empty"),
+    ],
+)
+def test_a_shape_is_checked_before_shards_are_listed(source, words):
+    with pytest.raises(DataError, match=words):
+        fit(source, pattern="n ... ->", split="train")

@@ -235,3 +235,35 @@ def test_from_the_command_line(tmp_path):
     check_same(sn.load(out), fitted(X, weights=REAL), exact=True)
     missing = ["fit", str(path), "--split", "train", "--weights", str(tmp_path / "no.npy"), "--out", out]
     assert runner.invoke(app, missing, catch_exceptions=False).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        (np.ones(3, complex), "dtype complex128"),
+        (["1", "2", "3"], "dtype <U1"),
+        (np.ma.array([1, 2, 3], mask=[0, 1, 0]), "masked"),
+        (torch.ones(3, requires_grad=True), "requires grad"),
+        (np.full(3, 1e308), "sum of weights is finite"),
+        ([1, None, 2], "nan at row 1"),
+    ],
+)
+def test_weights_that_are_no_real_numbers(weights, words):
+    with pytest.raises(DataError, match=words):
+        fitted(X[:3], weights=weights)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\3\4damaged", b"\x93NUMPY\x01\x00", "complex", "half"])
+def test_a_damaged_file_of_weights_is_named(content, tmp_path):
+    np.save(tmp_path / "x.npy", X)
+    path = tmp_path / "w.npy"
+    np.save(path, np.ones(len(X), complex if content == "complex" else float))
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content == "half":
+        path.write_bytes(path.read_bytes()[:-9])
+    result = CliRunner().invoke(app, ["fit", str(tmp_path / "x.npy"), "--split=train", f"--weights={path}",
+                                      f"--out={tmp_path / 'out'}"])  # fmt: skip
+    assert result.exit_code == 2
+    assert "w.npy" in result.stderr.replace("\n", "")
+    assert result.exception is None or isinstance(result.exception, SystemExit)

@@ -16,7 +16,15 @@ from sklearn.datasets import load_digits, load_sample_images
 from zarr.codecs import Crc32cCodec
 
 import slabnorm as sn
-from slabnorm.errors import DataError, DataWarning, ExtraError, LeakageError, LedgerError, OptionError
+from slabnorm.errors import (
+    DataError,
+    DataWarning,
+    ExtraError,
+    LeakageError,
+    LedgerError,
+    OptionError,
+    ShapeError,
+)
 from slabnorm.inputs import fit, save
 from slabnorm.inputs.sources import open_source
 
@@ -328,3 +336,49 @@ def test_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "zarr", None)
     with pytest.raises(ExtraError, match=r"slabnorm\[zarr\]"):
         fit(tmp_path / "a.zarr", split="train")
+
+
+def says(path, **changes):
+    """A store of one array without chunks, whose metadata say something else."""
+    array = write(path, chunks=(100, 64), compressors=None)
+    array.attrs["comment"] = "pickled cucumbers"
+    file = path / "zarr.json"
+    plain = json.loads(file.read_text())
+    size = changes.pop("chunks", None)
+    if size:
+        plain["chunk_grid"]["configuration"]["chunk_shape"] = size
+    file.write_text(json.dumps(plain | changes))
+    return path
+
+
+CLAIMS = {
+    "10^15 rows": ({"shape": [10**15, 64]}, "at most 2\\^44 values"),
+    "2^62 rows of nothing": ({"shape": [2**62, 0], "chunks": [1, 1]}, r"samples of shape \(0,\)"),
+    "chunks of no rows": ({"chunks": [0, 64]}, "has chunks, as long as 1"),
+    "negative chunks": ({"chunks": [-1, 64]}, "whole metadata|has chunks"),
+    "chunks of one axis": ({"chunks": [100]}, "whole metadata|has chunks"),
+    "201 axes": ({"shape": [1] * 201, "chunks": [1] * 201}, "at most 64 axes"),
+    "chunks of 10^12 rows": ({"chunks": [10**12, 64]}, "at most 4 GiB"),
+    "samples of 10^12": ({"shape": [10, 10**12], "chunks": [1, 1000]}, "at most 4 GiB"),
+    "10^9 chunks": ({"shape": [10**9, 1], "chunks": [1, 1]}, "at most 16,777,216 chunks"),
+    "2*10^5 chunks": ({"shape": [200_000, 1], "chunks": [1, 1]}, "lacks more than 131,072"),
+}
+
+
+@pytest.mark.parametrize("kind", CLAIMS)
+def test_metadata_that_claim_too_much_are_refused_at_once(kind, tmp_path):
+    changes, words = CLAIMS[kind]
+    path = says(tmp_path / "a.zarr", **changes)
+    with pytest.raises(DataError, match=words) as caught:
+        fit(path, pattern="n ... ->", split="train", skip_bad=True)
+    assert "a.zarr" in str(caught.value)
+
+
+def test_an_attribute_is_no_codec(tmp_path):
+    assert same(fit(says(tmp_path / "a.zarr"), split="train"), fit(DIGITS, split="train"))
+
+
+def test_a_pattern_that_does_not_fit_is_said_before_chunks_are_looked_for(tmp_path):
+    path = says(tmp_path / "a.zarr", shape=[10**6, 1], chunks=[1, 1])
+    with pytest.raises(ShapeError, match="names 4 axes"):
+        fit(path, pattern="n c h w -> c", split="train")

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from slabnorm.errors import DataError, DtypeError, OptionError
 from slabnorm.inputs.apply.writers import write_npy, write_zarr
-from slabnorm.inputs.count import Progress, empty
+from slabnorm.inputs.count import Progress
 from slabnorm.inputs.normalizer import InputNorm
 from slabnorm.inputs.schema import check_schema, schema_of
 from slabnorm.inputs.sources import Bad, Block, Columns, Named, Source, Stream, open_source
 from slabnorm.inputs.sources.chunked import ZarrSource
 from slabnorm.inputs.sources.filesystems import local_path
+from slabnorm.inputs.sources.parts import empty
 from slabnorm.report.names import printable
 from slabnorm.report.write import check_apart, check_new, check_writable
 

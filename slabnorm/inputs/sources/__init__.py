@@ -15,6 +15,7 @@ from slabnorm.inputs.sources.base import Bad, Block, BrokenShard, Columns, Named
 from slabnorm.inputs.sources.batches import BatchSource
 from slabnorm.inputs.sources.chunked import ZarrSource, is_zarr
 from slabnorm.inputs.sources.datasets import DatasetSource, IterableSource
+from slabnorm.inputs.sources.npy import open_npz
 from slabnorm.inputs.sources.paths import open_path
 from slabnorm.inputs.sources.samples import pick
 from slabnorm.inputs.split import Hint, held_out
@@ -64,11 +65,9 @@ def open_source(
     if convert is not None:
         raise OptionError("convert= is for folders and tars of images", f"convert={convert!r}")
     if isinstance(source, np.lib.npyio.NpzFile):
-        name = pick(source.files, key, "the npz file")
+        name, array = open_npz(source, key)
         word = held_out(name)
-        return ArraySource(
-            source[name], f"npz[{name!r}]", (Hint(f"the array {name!r}", word),) if word else ()
-        )
+        return ArraySource(array, f"npz[{name!r}]", (Hint(f"the array {name!r}", word),) if word else ())
     if isinstance(source, IterableDataset):
         return IterableSource(source, key)
     if isinstance(source, Dataset):

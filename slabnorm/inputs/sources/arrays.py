@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from slabnorm.inputs.sources.base import BLOCK_BYTES, Block, Shard, Source, as_block
-from slabnorm.inputs.sources.parts import bounds
+from slabnorm.inputs.schema import Schema
+from slabnorm.inputs.sources.base import BLOCK_BYTES, Block, Shard, Source, as_block, check_dtype, dtype_name
+from slabnorm.inputs.sources.parts import bounds, check_shape, empty
 from slabnorm.inputs.split import Hint, path_hints
 
 
@@ -25,9 +26,6 @@ class ArrayShard(Shard):
     def blocks(self) -> Iterator[Block]:
         """Yield the rows: those of an array are a view, and a memory map reads what it is asked for."""
         if isinstance(self.array, np.ndarray | Tensor):
-            if self.array.ndim == 0:
-                yield self.array
-                return
             yield self.array[self.first : self.last]
             return
         # What only behaves like an array may have to fetch or decompress: a few rows at a time.
@@ -47,11 +45,20 @@ class ArraySource(Source):
             path = Path(str(array.filename))
             self.name, self.hints = str(path), path_hints([path])
         whole = isinstance(array, np.ndarray | Tensor) or not _slices(array)
+        if not whole:
+            check_dtype(array.dtype, self.name)
         self._array = as_block(array, self.name) if whole else array
+
+    def schema(self) -> Schema:
+        """Return shape and dtype of the samples."""
+        shape = check_shape(self._array.shape, self.name)
+        if not shape[0]:
+            raise empty(self.name)
+        return Schema(shape[1:], dtype_name(self._array))
 
     def shards(self) -> list[Shard]:
         """Return runs of rows."""
-        shape = tuple(self._array.shape)
+        shape = check_shape(self._array.shape, self.name)
         size = math.prod(shape[1:]) * self._array.dtype.itemsize
         return [
             ArrayShard(number, self.name, "", size * (last - first), 0, first, last - first, self._array)

@@ -209,9 +209,15 @@ def as_block(value: Any, where: str) -> Block:
 
 def check_array(array: np.ndarray, where: str) -> np.ndarray:
     """Return the array; raise DataError unless its dtype is bool, integer or float of at most 64 bits."""
-    kind, size = array.dtype.kind, array.dtype.itemsize
-    if kind in "bui" or (kind == "f" and size <= 8):
-        return array
+    check_dtype(array.dtype, where)
+    return array
+
+
+def check_dtype(dtype: np.dtype, where: str) -> None:
+    """Raise DataError unless a dtype is bool, integer or float of at most 64 bits."""
+    kind = dtype.kind
+    if kind in "bui" or (kind == "f" and dtype.itemsize <= 8):
+        return
     fixes = {
         "O": "object arrays hold Python objects: stack them to numbers, as with np.stack(list(x))",
         "c": "normalise real and imaginary parts as two features, as from .view(float)",
@@ -222,7 +228,7 @@ def check_array(array: np.ndarray, where: str) -> np.ndarray:
     }
     raise DataError(
         "data are bool, integers, or floats of at most 64 bits",
-        f"{where} of dtype {array.dtype}",
+        f"{where} of dtype {dtype!s:.200}",
         fixes.get(kind, "convert it to numbers"),
     )
 

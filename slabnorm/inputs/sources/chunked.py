@@ -12,17 +12,17 @@ import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from slabnorm.errors import DataError, DataWarning
-from slabnorm.inputs.schema import Schema, schema_of
-from slabnorm.inputs.sources.base import BLOCK_BYTES, Bad, Block, Shard, Source, check_array
+from slabnorm.inputs.schema import Schema
+from slabnorm.inputs.sources.base import BLOCK_BYTES, Bad, Block, Shard, Source
 from slabnorm.inputs.sources.inner import Inner
-from slabnorm.inputs.sources.parts import bounds
+from slabnorm.inputs.sources.parts import bounds, empty
 from slabnorm.inputs.sources.stores import (
     Marks,
     MissingChunkError,
@@ -38,6 +38,7 @@ from slabnorm.inputs.sources.stores import (
 from slabnorm.inputs.split import Hint, held_out, path_hints
 
 FILES = ("zarr.json", ".zarray", ".zgroup")  # by which a folder is known
+_ABSENT = 1 << 17  # chunks: a store that lacks more is not damaged but another, and to list them takes 4 s
 
 
 @dataclass(frozen=True)
@@ -137,15 +138,15 @@ class ZarrSource(Source):
         self.name = self.place.name
         with opened(self.place) as array:
             self.shape, self.dtype = tuple(array.shape), array.dtype
-            check_array(np.empty(0, self.dtype), self.name)
             if self._fill and array.metadata.to_dict()["fill_value"] is None:
                 raise DataError(
                     'missing_chunks="fill" wants an array that says its fill value', f"{self.name} has none"
                 )
-        schema_of(np.broadcast_to(np.empty((), self.dtype), self.shape), self.name)
 
     def schema(self) -> Schema:
         """Return shape and dtype of the samples, from the metadata."""
+        if not self.shape[0]:
+            raise empty(self.name)
         return Schema(self.shape[1:], self.dtype.newbyteorder("=").name)
 
     def shards(self) -> list[Shard]:
@@ -161,11 +162,10 @@ class ZarrSource(Source):
             shards: list[Shard] = []
             absent = 0
             for number, (first, last) in enumerate(_bounds(array)):
-                found = marks.of(list(keys(array, first, last)))
-                absent += found.count(None)
+                mark, absent = self._mark(marks, array, (first, last), plan, absent)
                 shards.append(ZarrShard(
-                    number, self.name, _fingerprint(plan, found, self._fill) if marks.lasting else "",
-                    row * (last - first), memory, first, last - first, self.place, self._fill, plan,
+                    number, self.name, mark, row * (last - first), memory, first, last - first, self.place,
+                    self._fill, plan,
                 ))  # fmt: skip
             if self._fill and absent:
                 warnings.warn(
@@ -175,6 +175,21 @@ class ZarrSource(Source):
                     stacklevel=2,
                 )
         return shards
+
+    def _mark(
+        self, marks: Marks, array: Any, rows: tuple[int, int], plan: str, absent: int
+    ) -> tuple[str, int]:
+        """Return what changes when some rows do, "" if that is not known, and how many chunks lack so far."""
+        digest, wanted = hashlib.sha256(f"{plan}\n{self._fill}".encode()), keys(array, *rows)
+        while some := list(islice(wanted, 4096)):
+            found = marks.of(some)
+            absent += found.count(None)
+            if absent > _ABSENT and not self._fill:
+                raise DataError(
+                    "a Zarr array has its chunks", f"{self.name} lacks more than {_ABSENT:,}", _MISSING
+                )
+            digest.update("".join(f"\n{'missing' if mark is None else mark}" for mark in found).encode())
+        return digest.hexdigest() if marks.lasting else "", absent
 
 
 def is_zarr(value: Any) -> bool:
@@ -216,8 +231,3 @@ def _step(array: Any, most: int) -> int:
     size: int = array.chunks[0]
     row = math.prod(array.shape[1:]) * array.dtype.itemsize
     return max(1, most // max(1, size * row)) * size
-
-
-def _fingerprint(plan: str, marks: list[str | None], fill: bool) -> str:
-    text = "\n".join("missing" if mark is None else mark for mark in marks)
-    return hashlib.sha256(f"{plan}\n{fill}\n{text}".encode()).hexdigest()

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from slabnorm.errors import DataError
 from slabnorm.inputs.sources.base import Block, Shard, Source, Stream
-from slabnorm.inputs.sources.parts import bounds
+from slabnorm.inputs.sources.parts import bounds, check_shape
 from slabnorm.inputs.sources.samples import x_of
 from slabnorm.inputs.split import Hint, held_out
 
@@ -73,9 +73,10 @@ class DatasetSource(Source):
         if not count:
             return []
         first = x_of(dataset[0], self._key, f"item 0 of {self.name}")
+        shape = check_shape((count, *first.shape), self.name)
         return [
             DatasetShard(number, self.name, "", 0, 0, start, last - start, dataset, self._key)
-            for number, (start, last) in enumerate(bounds((count, *first.shape)))
+            for number, (start, last) in enumerate(bounds(shape))
         ]
 
 

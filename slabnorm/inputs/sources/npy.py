@@ -2,32 +2,35 @@
 
 Read, not memory-mapped: a map of a file that shrinks meanwhile ends the process with SIGBUS, a read
 ends in an error. Only arrays in Fortran order, whose rows are scattered, are mapped (`.npy`) or
-loaded whole (`.npz`).
+loaded whole (`.npz`, up to 1 GiB: a file of 2 MB can hold 2 GB of zeros).
 """
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import zipfile
-import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tokenize import TokenError
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
-from slabnorm.errors import DataError
-from slabnorm.inputs.sources.base import BLOCK_BYTES, Block, Shard, Source, Stream, check_array
-from slabnorm.inputs.sources.parts import bounds, fingerprint
+from slabnorm.errors import DataError, SlabError
+from slabnorm.inputs.schema import Schema
+from slabnorm.inputs.sources.base import BLOCK_BYTES, Block, Shard, Source, Stream, check_dtype
+from slabnorm.inputs.sources.parts import bounds, check_shape, empty, fingerprint
 from slabnorm.inputs.sources.samples import pick
 from slabnorm.inputs.split import Hint, held_out, path_hints
 
 # What numpy lets through from its reading of a header as Python text.
 _BROKEN = (ValueError, SyntaxError, EOFError, RecursionError, MemoryError, TypeError, TokenError)
-_BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
+_HEADER = 10_000  # bytes; NumPy's own limit, which it applies to what it has read
+_WHOLE = 1 << 30  # bytes that an array may have which is loaded whole
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,21 @@ class _Header:
     shape: tuple[int, ...]
     fortran: bool
     dtype: np.dtype
+
+    @property
+    def row(self) -> int:
+        """Bytes of a sample."""
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
+
+    def schema(self, name: str) -> Schema:
+        """Return what all samples have in common.
+
+        Raises:
+            DataError: there are none.
+        """
+        if not self.shape[0]:
+            raise empty(name)
+        return Schema(self.shape[1:], self.dtype.newbyteorder("=").name)
 
 
 @dataclass(frozen=True)
@@ -48,7 +66,7 @@ class NpyShard(Shard):
     start: int = 0
     header: _Header | None = None
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self) -> Iterator[np.ndarray]:
         """Yield a few rows at a time."""
         header = self.header
         assert header is not None
@@ -73,17 +91,14 @@ class NpySource(Source):
         self.hints = path_hints([path])
         self._path = path
 
-    def shards(self) -> list[Shard]:
+    def schema(self) -> Schema:
+        """Return shape and dtype of the samples, from the header."""
+        return self._look()[0].schema(self.name)
+
+    def shards(self) -> list[NpyShard]:
         """Return runs of rows."""
-        try:
-            with open(self._path, "rb") as file:
-                header = _read_header(file, self.name)
-                start = file.tell()
-                _check_size(header, self._path.stat().st_size - start, self.name)
-                mark = fingerprint(self._path)
-        except OSError as error:
-            raise _unreadable(self.name, error) from error
-        row = math.prod(header.shape[1:]) * header.dtype.itemsize
+        header, start, mark = self._look()
+        row = header.row
         return [
             NpyShard(
                 number, self.name, mark, row * (last - first), 2 * max(BLOCK_BYTES, row), first,
@@ -91,6 +106,27 @@ class NpySource(Source):
             )
             for number, (first, last) in enumerate(bounds(header.shape))
         ]  # fmt: skip
+
+    def _look(self) -> tuple[_Header, int, str]:
+        """Return the header, where the values begin, and the file's fingerprint."""
+        try:
+            with open(self._path, "rb") as file:
+                header = _read_header(file, self.name)
+                start = file.tell()
+                _check_size(header, self._path.stat().st_size - start, self.name)
+                return header, start, fingerprint(self._path)
+        except OSError as error:
+            raise _unreadable(self.name, error) from error
+
+
+def read_npy(path: Path) -> np.ndarray:
+    """Return the array of a `.npy` file, in memory.
+
+    Raises:
+        DataError: it is none, or damaged.
+    """
+    blocks = [block for shard in NpySource(path).shards() for block in shard.blocks()]
+    return np.concatenate(blocks)
 
 
 class NpzSource(Stream):
@@ -100,8 +136,8 @@ class NpzSource(Stream):
 
     def __init__(self, path: Path, key: str | None) -> None:
         self._path = path
-        with self._open() as archive:
-            members = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+        with self._open(str(path)) as archive:
+            members = check_members(archive, str(path))
         self._key = pick(members, key, str(path))
         self.name = f"{path}[{self._key!r}]"
         word = held_out(self._key)
@@ -110,87 +146,183 @@ class NpzSource(Stream):
             *((Hint(f"the array {self._key!r} of {path}", word),) if word else ()),
         )
 
-    def blocks(self) -> Iterator[Block]:
-        """Yield a few rows at a time: a compressed file is read from the start."""
-        with self._open() as archive:
-            try:
-                info = archive.getinfo(f"{self._key}.npy")
-                with archive.open(info) as file:
-                    header = _read_header(file, self.name)
-                    _check_size(header, info.file_size - file.tell(), self.name)
-                    if header.fortran:
-                        data = np.frombuffer(file.read(), header.dtype)
-                        yield data.reshape(header.shape, order="F")
-                    else:
-                        count = header.shape[0] if header.shape else 0
-                        yield from _rows(file, header, self.name, 0, count)
-            except _BROKEN_ZIP as error:
-                raise DataError(
-                    "an npz file is a zip archive without damage",
-                    f"{self.name}: {error}",
-                    "write the file again",
-                ) from error
-            except OSError as error:
-                raise _unreadable(self.name, error) from error
+    def schema(self) -> Schema:
+        """Return shape and dtype of the samples, from the header."""
+        with self._open(self.name) as archive, archive.open(f"{self._key}.npy") as file:
+            return _member_header(archive, file, self._key, self.name).schema(self.name)
 
-    def _open(self) -> zipfile.ZipFile:
-        try:
-            return zipfile.ZipFile(self._path)
-        except zipfile.BadZipFile as error:
-            raise DataError(
-                "an npz file is a whole zip archive", f"{self._path}: {error}", "write the file again"
-            ) from error
-        except OSError as error:
-            raise _unreadable(str(self._path), error) from error
+    def blocks(self) -> Iterator[Block]:
+        """Yield a few rows at a time: a compressed file is read from the start.
+
+        Reading a member to its end compares its checksum; when all is read the other members' are compared,
+        too, so that no byte is read twice.
+        """
+        with self._open(self.name) as archive:
+            with archive.open(f"{self._key}.npy") as file:
+                header = _member_header(archive, file, self._key, self.name)
+                if header.fortran:
+                    yield _whole(file, header, self.name)
+                else:
+                    yield from _rows(file, header, self.name, 0, header.shape[0])
+            with _sound(str(self._path)):
+                _check_others(archive, f"{self._key}.npy")
+
+    @contextmanager
+    def _open(self, name: str) -> Iterator[zipfile.ZipFile]:
+        with _sound(name), zipfile.ZipFile(self._path) as archive:
+            yield archive
+
+
+def open_npz(archive: np.lib.npyio.NpzFile, key: str | None) -> tuple[str, np.ndarray]:
+    """Return the name and the values of one array of an opened `.npz` file.
+
+    Raises:
+        DataError: there is no such array, or the file is damaged.
+    """
+    name = "the npz file"
+    file: Any = archive.zip  # None of one that is closed, which is an error like others
+    with _sound(name):
+        chosen = pick(check_members(file, name), key, name)
+        label = f"npz[{chosen!r}]"
+        with file.open(f"{chosen}.npy") as member:
+            header = _member_header(file, member, chosen, label)
+            array = (
+                _whole(member, header, label)
+                if header.fortran
+                else np.concatenate([*_rows(member, header, label, 0, header.shape[0])])
+            )
+        _check_others(file, f"{chosen}.npy")
+    return chosen, array
+
+
+def check_members(archive: zipfile.ZipFile, name: str) -> list[str]:
+    """Return the names of an archive's arrays.
+
+    Raises:
+        DataError: a member is no array, or two have one name, as one whose name has changed by a bit.
+    """
+    names = archive.namelist()
+    wrong = next((member for member in names if not member.endswith(".npy")), None)
+    if wrong is not None:
+        raise DataError(
+            "all members of an npz file are arrays, whose names end in .npy",
+            f"{name} has {wrong!r:.200}",
+            "write it again with numpy.savez: its table of contents is damaged, or other files were added",
+        )
+    if len(set(names)) < len(names):
+        twice = next(member for member in names if names.count(member) > 1)
+        raise DataError(
+            "the members of an npz file have names of their own",
+            f"{name} has {twice!r:.200} twice",
+            "write it again with numpy.savez",
+        )
+    for member in archive.infolist():
+        archive.open(member).close()  # which compares the name beside the data with that in the table
+    return [member.removesuffix(".npy") for member in names]
+
+
+def _check_others(archive: zipfile.ZipFile, read: str) -> None:
+    """Compare the checksums of all members but one."""
+    for member in archive.infolist():
+        if member.filename != read:
+            with archive.open(member) as file:
+                while file.read(1 << 20):
+                    pass
+
+
+@contextmanager
+def _sound(name: str) -> Iterator[None]:
+    """Raise DataError for what zipfile raises: of damage, passwords and compression it does not know."""
+    try:
+        yield
+    except SlabError:
+        raise
+    except OSError as error:
+        raise _unreadable(name, error) from error
+    except (
+        Exception
+    ) as error:  # BadZipFile, EOFError, NotImplementedError, UnicodeDecodeError, zlib.error, ...
+        raise DataError(
+            "an npz file is a whole zip archive without damage",
+            f"{name}: {str(error) or type(error).__name__:.300}",
+            "write the file again",
+        ) from error
 
 
 def _read_header(file: IO[bytes], name: str) -> _Header:
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    # Exactly the header, and not more than NumPy takes: a member of an archive is read once, from its start.
+    start = file.read(8)
+    size = file.read(2 if start[6:7] == b"\x01" else 4)
     try:
-        version = np.lib.format.read_magic(file)
+        length = int.from_bytes(size, "little")
+        text = io.BytesIO(start + size + (file.read(length) if length <= _HEADER else b""))
+        version = np.lib.format.read_magic(text)
         # Version 3.0 exists for field names of structured arrays, which are refused anyway.
         if version not in readers:
             raise ValueError(f"format version {version[0]}.{version[1]}")
-        header = _Header(*readers[version](file))
+        if length > _HEADER:
+            raise ValueError(f"{length:,} bytes of text")
+        header = _Header(*readers[version](text))
     except _BROKEN as error:
         raise DataError(
             "an npy file begins with a whole header", f"{name}: {error}", "write it again with numpy.save"
         ) from error
-    if any(size < 0 for size in header.shape):
-        raise DataError("sizes in an npy header are not negative", f"{name}: shape {header.shape}")
-    check_array(np.empty(0, header.dtype), name)
+    check_dtype(header.dtype, name)
+    return header
+
+
+def _member_header(archive: zipfile.ZipFile, file: IO[bytes], key: str, name: str) -> _Header:
+    header = _read_header(file, name)
+    _check_size(header, archive.getinfo(f"{key}.npy").file_size - file.tell(), name)
     return header
 
 
 def _check_size(header: _Header, held: int, name: str) -> None:
+    """Raise DataError unless the shape is one, and as much data there as it says."""
     said = math.prod(header.shape) * header.dtype.itemsize
-    if said != held:
+    if said != held and not any(size < 0 for size in header.shape):
         raise DataError(
             "an npy file holds as much data as its header says",
             f"{name}: shape {header.shape} of {header.dtype} are {said} bytes, the file has {held}",
             "the file is truncated: write it again" if held < said else "keep one array per file",
         )
+    check_shape(header.shape, name)
+
+
+def _whole(file: IO[bytes], header: _Header, name: str) -> np.ndarray:
+    """Return an array in Fortran order from an archive, whose rows are scattered over all of it."""
+    size = header.row * header.shape[0]
+    if size > _WHOLE:
+        raise DataError(
+            "an array in Fortran order in an npz file is loaded whole, and has at most 1 GiB",
+            f"{name}: {size:,} bytes",
+            "save it as .npy, or in C order, as with numpy.ascontiguousarray",
+        )
+    data = _exactly(file, size, name, 0)
+    return np.frombuffer(data, header.dtype).reshape(header.shape, order="F")
 
 
 def _rows(file: IO[bytes], header: _Header, name: str, first: int, last: int) -> Iterator[np.ndarray]:
-    if not header.shape:
-        yield np.frombuffer(file.read(), header.dtype).reshape(())
-        return
-    rest = header.shape[1:]
-    row = math.prod(rest) * header.dtype.itemsize
-    rows = max(1, BLOCK_BYTES // max(1, row))
+    row = header.row
+    rows = max(1, BLOCK_BYTES // row)
     if first:
         file.seek(first * row, os.SEEK_CUR)
     for start in range(first, max(first + 1, last), rows):
         wanted = min(rows, last - start)
-        data = file.read(wanted * row)
-        if len(data) < wanted * row:
-            raise DataError(
-                "an npy file does not shrink while it is read",
-                f"{name}: row {start} and after are missing",
-                "write the file again",
-            )
-        yield np.frombuffer(data, header.dtype).reshape(wanted, *rest)
+        data = _exactly(file, wanted * row, name, start)
+        yield np.frombuffer(data, header.dtype).reshape(wanted, *header.shape[1:])
+
+
+def _exactly(file: IO[bytes], size: int, name: str, row: int) -> bytes:
+    data = file.read(size)
+    if len(data) < size:
+        raise DataError(
+            "an npy file does not shrink while it is read",
+            f"{name}: row {row} and after are missing",
+            "write the file again",
+        )
+    return data
 
 
 def _unreadable(name: str, error: OSError) -> DataError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,12 @@ from typing import Any
 
 from slabnorm.errors import DataError, ExtraError, SlabError
 from slabnorm.inputs.extras import extra
+from slabnorm.inputs.sources.base import check_dtype
+from slabnorm.inputs.sources.parts import check_shape
 from slabnorm.inputs.sources.samples import pick
+
+CHUNKS = 1 << 24  # files of a store: to look at each takes 4 minutes
+ROWS_BYTES = 1 << 32  # decoded: a chunk of zeros is 30 kB for each GB
 
 
 @dataclass(frozen=True)
@@ -187,15 +193,57 @@ def _store(place: Place) -> Any:
 def _open(zarr: Any, place: Place, store: Any) -> Any:
     try:
         node = zarr.open(store=store, path=place.path or None, mode="r")
-        text = json.dumps(node.metadata.to_dict(), default=str) if isinstance(node, zarr.Array) else ""
+        if isinstance(node, zarr.Array):
+            _check(node, place)
+    except SlabError:
+        raise
     except Exception as error:  # whatever a reader of JSON makes of JSON that is no metadata
         raise _unreadable(place, error) from error
-    # numcodecs has a codec that runs what the data say; old versions of it do so without being asked.
-    if "pickle" in text:
-        raise DataError(
-            "data are never unpickled", f"{place.name} has a codec that does", "write it with another codec"
-        )
     return node
+
+
+def _check(array: Any, place: Place) -> None:
+    """Raise DataError unless an array's metadata are those of numbers that can be read."""
+    name, plain = place.name, array.metadata.to_dict()
+    # numcodecs has a codec that runs what the data say; old versions of it do so without being asked.
+    codecs = [plain.get(part) for part in ("codecs", "compressor", "filters")]
+    if any("pickle" in codec for codec in _names(codecs)):
+        raise DataError(
+            "data are never unpickled", f"{name} has a codec that does", "write it with another codec"
+        )
+    check_dtype(array.dtype, name)
+    shape = check_shape(array.shape, name)
+    for size in (array.chunks, outer(array)):
+        if len(size) != len(shape) or not all(0 < step < 1 << 63 for step in size):
+            raise DataError(
+                "a Zarr array has chunks, as long as 1 or more along each axis of its shape",
+                f"{name}: shape {shape}, chunks {size!r:.200}",
+                "write it again",
+            )
+    held = array.chunks[0] * math.prod(map(max, array.chunks[1:], shape[1:])) * array.dtype.itemsize
+    if held > ROWS_BYTES:
+        raise DataError(
+            "the rows of a Zarr array that lie in one chunk are read at once, and have at most 4 GiB",
+            f"{name}: {array.chunks[0]} rows, {held:,} bytes: shape {shape} in chunks of {array.chunks}",
+            "write it again if that is damage, or with fewer rows in a chunk",
+        )
+    count = math.prod(-(-n // step) for n, step in zip(shape, outer(array), strict=True))
+    if count > CHUNKS:
+        raise DataError(
+            f"a Zarr array has at most {CHUNKS:,} chunks or shards",
+            f"{name}: shape {shape} in chunks of {outer(array)} are {count:,}",
+            "write it again if that is damage, or in larger chunks",
+        )
+
+
+def _names(codecs: Any) -> Iterator[str]:
+    """Yield the names of codecs, as JSON has them, and of those within, as sharding has."""
+    if isinstance(codecs, dict):
+        yield from (str(codecs[key]).lower() for key in ("name", "id") if key in codecs)
+        codecs = list(codecs.values())
+    if isinstance(codecs, list | tuple):
+        for codec in codecs:
+            yield from _names(codec)
 
 
 def _unreadable(place: Place, error: Exception) -> DataError:
