@@ -2,6 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
+from slabnorm import interrupt
+
+if interrupt.started_as_command():
+    interrupt.catch()  # now, as what follows takes seconds
+
 from slabnorm.errors import SlabError, SlabWarning
 from slabnorm.functional import moments, normalize
 from slabnorm.inputs import FixedScale, InputNorm, MinMax, Robust, ZScore, fit, load, save

@@ -7,6 +7,7 @@ import sys
 
 import typer
 
+from slabnorm import interrupt
 from slabnorm.cli.apply import apply
 from slabnorm.cli.audit import audit
 from slabnorm.cli.compare import compare
@@ -31,4 +32,6 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # pictures, on a terminal that has ASCII only
-    app()
+    interrupt.catch()
+    with interrupt.unwinding():
+        app()

@@ -13,7 +13,7 @@ from slabnorm.cli.shell import error_console, exits, progress_bar, shown, shown_
 def apply(
     artifact: Annotated[Path, typer.Argument(help="A file that `slabnorm fit` wrote.")],
     data: Annotated[str, typer.Argument(help="A .npy, .npz, .parquet or Zarr file.")],
-    out: Annotated[Path, typer.Option(help="Where it goes: .npy, .zarr or .parquet.")],
+    out: Annotated[str, typer.Option(metavar="PATH", help="Where it goes: .npy, .zarr or .parquet.")],
     inverse: Annotated[bool, typer.Option("--inverse", help="Undo the normalisation.")] = False,
     key: Annotated[str | None, typer.Option(help="The array of a .npz file or Zarr group.")] = None,
     missing_chunks: Annotated[
@@ -30,7 +30,9 @@ def apply(
     with exits(), shown_warnings():
         from slabnorm.inputs import load
         from slabnorm.inputs.apply import apply as apply_statistics
+        from slabnorm.inputs.outputs import check_apart
 
+        check_apart([Path(out)], [artifact])
         norm = load(artifact)
         with progress_bar("writing") as progress:
             rows = apply_statistics(

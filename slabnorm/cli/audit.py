@@ -30,7 +30,7 @@ def audit(
     convert: Annotated[str | None, typer.Option(help="The mode all images are converted to.")] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out what cannot be read.")] = False,
     workers: Annotated[int | None, typer.Option(help="Parts of the data read at once.")] = None,
-    out: Annotated[Path, typer.Option(help="The report, one HTML file.")] = Path("audit.html"),
+    out: Annotated[str, typer.Option(metavar="PATH", help="The report, one HTML file.")] = "audit.html",
     json_path: Annotated[
         str | None, typer.Option("--json", metavar="PATH", help="The numbers as JSON; - for stdout.")
     ] = None,
@@ -40,13 +40,8 @@ def audit(
     Exit codes: 0 nothing found, 1 something found, 2 bad input or usage.
     """
     with exits(), shown_warnings():
-        targets = outputs(out, json_path)
+        targets = outputs(out, json_path, (artifact, against, train))
         from slabnorm.inputs.audit import audit as look
-        from slabnorm.report.write import check_apart
-
-        for target in filter(None, targets[:2]):
-            for source in filter(None, (str(artifact), against, train)):
-                check_apart(source, target)
 
         with progress_bar("reading") as progress:
             record = look(

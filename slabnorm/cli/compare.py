@@ -44,7 +44,7 @@ def compare(
     learning_rate: Annotated[
         float, typer.Option(help="For batch size 128; scaled linearly with the batch size.")
     ] = 0.1,
-    out: Annotated[Path, typer.Option(help="The report, one HTML file.")] = Path("report.html"),
+    out: Annotated[str, typer.Option(metavar="PATH", help="The report, one HTML file.")] = "report.html",
     json_path: Annotated[
         str | None, typer.Option("--json", metavar="PATH", help="The numbers as JSON; - for stdout.")
     ] = None,
@@ -55,7 +55,8 @@ def compare(
     """Train one network under each norm and batch size, and say which is best, with intervals."""
     with exits():
         norms, sizes = split_commas(norm), whole_numbers(split_commas(batch_size))
-        targets = outputs(out, json_path)
+        module = model.partition(":")[0].replace(".", os.sep) + ".py"
+        targets = outputs(out, json_path, (data, module))
         # Your own package.module:build lies where you are.
         if os.getcwd() not in sys.path:
             sys.path.insert(0, os.getcwd())

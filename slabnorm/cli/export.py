@@ -15,7 +15,8 @@ def export(
     artifact: Annotated[Path, typer.Argument(help="A file that `slabnorm fit` wrote.")],
     to: Annotated[str, typer.Option(help="onnx, torchvision, huggingface or json.")],
     out: Annotated[
-        Path | None, typer.Option(help="Where it goes; text goes to stdout by default, ONNX needs a file.")
+        str | None,
+        typer.Option(metavar="PATH", help="Where it goes; text goes to stdout by default, ONNX to a file."),
     ] = None,
     scaled_by: Annotated[
         float | None,
@@ -39,15 +40,16 @@ def export(
         from slabnorm.errors import OptionError
         from slabnorm.inputs import load
         from slabnorm.inputs.exports import content
-        from slabnorm.report.write import check_apart, check_writable, write_atomically
+        from slabnorm.inputs.outputs import check_outputs
+        from slabnorm.report.write import output_path, write_atomically
 
-        if out is not None:
-            check_writable(out)
-            check_apart(str(artifact), out)
-        made = content(load(artifact), to, out, scaled_by=scaled_by, dtype=dtype)
-        if out is not None:
-            write_atomically(out, made)
-            error_console().print(f"{to}: {shown(out)}", style="dim", soft_wrap=True)
+        target = None if out is None else output_path(out)
+        if target is not None:
+            check_outputs([target], [artifact])
+        made = content(load(artifact), to, target, scaled_by=scaled_by, dtype=dtype)
+        if target is not None:
+            write_atomically(target, made)
+            error_console().print(f"{to}: {shown(target)}", style="dim", soft_wrap=True)
         elif isinstance(made, bytes):
             raise OptionError(f"{to} is no text, and goes to a file", "no --out", f"--out inputs.{to}")
         else:

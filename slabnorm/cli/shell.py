@@ -10,10 +10,10 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -85,25 +85,25 @@ def whole_bytes(text: str | None) -> int | None:
     return int(float(found[1]) * 1000 ** " KMGT".index(found[2].upper() or " "))
 
 
-def outputs(out: Path, json_path: str | None) -> tuple[Path, Path | None, bool]:
+def outputs(out: str, json_path: str | None, reads: Iterable[Any] = ()) -> tuple[Path, Path | None, bool]:
     """Return the report's path, the JSON's, and whether JSON goes to stdout; both can be written now.
 
+    Args:
+        out, json_path: as given.
+        reads: the data and files that the command reads.
+
     Raises:
-        OptionError: a path that cannot be written, or one path for both.
+        OptionError: a path that cannot be written, one path for both, or a file that is read.
     """
     from slabnorm.errors import OptionError
-    from slabnorm.report.names import printable
-    from slabnorm.report.write import check_writable
+    from slabnorm.inputs.outputs import check_outputs
+    from slabnorm.report.write import output_path
 
     if json_path is not None and not json_path:
         raise OptionError("--json names a file, or - for stdout", "nothing", "--json records.json")
-    path = Path(json_path) if json_path not in (None, "-") else None
-    if path is not None and path.resolve() == out.resolve():
-        raise OptionError("report and JSON are two files", f"{printable(out)} for both", "name another one")
-    for target in (out, path):
-        if target is not None:
-            check_writable(target)
-    return out, path, json_path == "-"
+    report, path = output_path(out), output_path(json_path) if json_path not in (None, "-") else None
+    check_outputs(filter(None, (report, path)), filter(None, reads))
+    return report, path, json_path == "-"
 
 
 @contextmanager

@@ -68,7 +68,7 @@ def fit(
     engine: Annotated[str, typer.Option(help="local, or ray: a cluster.")] = "local",
     address: Annotated[str | None, typer.Option(help="Of the Ray cluster.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a fit that was interrupted.")] = False,
-    out: Annotated[Path, typer.Option(help="Where the statistics go.")] = Path("inputs.safetensors"),
+    out: Annotated[str, typer.Option(metavar="PATH", help="Where the statistics go.")] = "inputs.safetensors",
 ) -> None:
     """Fit input statistics on the training split, and keep them in a file that `slabnorm.load` reads.
 
@@ -77,39 +77,46 @@ def fit(
     with exits(), shown_warnings(), progress_bar("counting") as progress:
         from slabnorm.inputs import fit as fit_statistics
         from slabnorm.inputs import save
-        from slabnorm.report.write import check_apart, check_writable
+        from slabnorm.inputs.ledger import Ledger
+        from slabnorm.inputs.outputs import check_outputs
+        from slabnorm.report.write import output_path
 
         sizes: dict[str, Any] = dict(whole_sizes(size or []))
-        check_writable(out)
-        ledger = Path(f"{out}.ledger")
-        for target in (out, ledger):
-            check_apart(data, target)
+        target = output_path(out)
+        ledger = None if data.lower().endswith(".npz") else Path(f"{target}.ledger")
+        written = [target, *(Ledger.files(ledger) if ledger else ())]
+        check_outputs(written, [data, weights] if _is_file(weights) else [data])
         try:
             norm = fit_statistics(
                 data, scheme, pattern, split=split, nan=nan, leak=leak, key=key, skip_bad=skip_bad,
                 weights=_weights(weights), missing_chunks=missing_chunks, columns=column, convert=convert,
                 workers=workers, memory=whole_bytes(memory), engine=engine, address=address,
-                ledger=None if data.lower().endswith(".npz") else ledger, resume=resume, progress=progress,
+                ledger=ledger, resume=resume, progress=progress,
                 **sizes,
             )  # fmt: skip
         except KeyboardInterrupt:
-            if ledger.exists():
+            if ledger and ledger.exists():
                 console = error_console()
                 console.print(
                     f"counted so far: {shown(ledger)}; --resume goes on", markup=False, soft_wrap=True
                 )
             raise
-        save(norm, out)
-        ledger.unlink(missing_ok=True)
+        save(norm, target)
+        if ledger:
+            Ledger.delete(ledger)
     with exits():
         print_norm(norm)
         print_skipped(norm)
-        error_console().print(f"statistics: {shown(out)}", style="dim", markup=False, soft_wrap=True)
+        error_console().print(f"statistics: {shown(target)}", style="dim", markup=False, soft_wrap=True)
+
+
+def _is_file(weights: str | None) -> bool:
+    return weights is not None and weights.lower().endswith(".npy")
 
 
 def _weights(text: str | None) -> Any:
     """Return the name of a column, or the numbers in a file."""
-    if text is None or not text.lower().endswith(".npy"):
+    if text is None or not _is_file(text):
         return text
     from slabnorm.inputs.sources.npy import read_npy
 

@@ -21,13 +21,14 @@ from torch import Tensor
 from slabnorm.errors import ArtifactError, OptionError, SlabError
 from slabnorm.inputs import canonical
 from slabnorm.inputs.normalizer import InputNorm
+from slabnorm.inputs.outputs import check_outputs
 from slabnorm.inputs.record import Record
 from slabnorm.inputs.schemes import SCHEMES
 from slabnorm.inputs.sketch import Sketch
 from slabnorm.inputs.values import MOMENTS, check_moments
 from slabnorm.moments import Moments
 from slabnorm.report.names import printable
-from slabnorm.report.write import check_writable, write_atomically
+from slabnorm.report.write import output_path, write_atomically
 
 FORMAT = "slabnorm.inputs"
 VERSION = 1  # of the format; a file of another one is refused
@@ -48,7 +49,8 @@ def save(norm: InputNorm, path: str | os.PathLike[str]) -> None:
         path: the file, such as "inputs.safetensors".
 
     Raises:
-        OptionError: the file cannot be written, or the scheme is one of your own.
+        OptionError: the file cannot be written, or is one of those the statistics were fitted on; or the
+            scheme is one of your own.
 
     >>> import tempfile, pathlib, torch, slabnorm as sn
     >>> norm = sn.fit(torch.tensor([[1.0, 10.0], [3.0, 30.0]]), split="train")
@@ -59,10 +61,10 @@ def save(norm: InputNorm, path: str | os.PathLike[str]) -> None:
     """
     from safetensors.torch import save as serialise
 
-    path, kind = Path(path), type(norm.scheme)
+    path, kind = output_path(path), type(norm.scheme)
     if SCHEMES.get(norm.scheme.name) is not kind:
         raise OptionError("an artifact holds one of slabnorm's own schemes", kind.__name__, "use state_dict")
-    check_writable(path)
+    check_outputs([path], norm.origin)
     tensors = {name: getattr(norm, f"moments_{name}").cpu().contiguous() for name in MOMENTS}
     tensors |= {
         name: getattr(norm, name).cpu().contiguous() for name in ("nan_count", "null_count", "quantiles")
@@ -102,6 +104,7 @@ def load(path: str | os.PathLike[str]) -> InputNorm:
         missing = tensors["nan_count"], tensors["null_count"]
         norm = InputNorm(record, moments, *missing, tensors["quantiles"])
         norm.sketch = _sketch(tensors["sketch"], plain["sketch"], record.samples)
+        norm.loaded_from = os.path.abspath(path)
         return norm
     except (ValueError, TypeError, KeyError, OverflowError, RuntimeError, SlabError) as error:
         raise _refused(path, str(error), "fit again, or take the file from where it is whole") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from slabnorm.errors import OptionError
 from slabnorm.inputs.count import Effort, Opened, Progress
 from slabnorm.inputs.counter import Counting
 from slabnorm.inputs.features import kept_axes
+from slabnorm.inputs.ledger import Ledger
 from slabnorm.inputs.missing import check_left, check_policy, check_present
 from slabnorm.inputs.normalizer import InputNorm
+from slabnorm.inputs.outputs import check_apart, paths_of
 from slabnorm.inputs.plain import plain_tensors
 from slabnorm.inputs.record import Record
 from slabnorm.inputs.sample import SIZE as SAMPLE
@@ -140,6 +143,9 @@ def fit(
         raise OptionError("skip_bad is True or False", repr(skip_bad))
     effort = Effort(engine, workers, memory, _path(ledger), resume, address, progress)
     column = weights if isinstance(weights, str) else None
+    origin = tuple(map(os.path.abspath, chain(paths_of(source), paths_of(None if column else weights))))
+    if effort.ledger:
+        check_apart(Ledger.files(effort.ledger), origin)
     source = open_source(
         source, key, columns=columns, missing_chunks=missing_chunks, convert=convert, weights=column
     )
@@ -177,7 +183,7 @@ def fit(
         check_present(tally.sample, source.name, names)
         quantiles = _quantiles(scheme, tally, found.weights)
         norm = InputNorm(found, tally.moments, tally.nan, tally.null, quantiles)
-        norm.sketch, norm.skipped = tally.sketch, tally.skipped
+        norm.sketch, norm.skipped, norm.origin = tally.sketch, tally.skipped, origin
     warn_of(scheme, tally.moments, norm.quantiles, names)
     return norm
 

@@ -1,24 +1,34 @@
 """The ledger of a fit: an SQLite file of the tallies of shards that are done; from it a killed fit goes on.
 
-A shard's tally, its fingerprint and a digest of both are committed in one transaction, once. While a fit
-runs it holds the file's lock, so that two never write one output.
+A shard's tally, its fingerprint and a digest of both and of the plan are committed in one transaction, once.
+While a fit runs it holds the file's lock, so that two never write one output.
+
+The header of the file has slabnorm's application id from the first transaction on. A file without it is not
+ours: it is neither opened by SQLite, which may write to what it opens, nor deleted.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sqlite3
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from slabnorm.errors import LedgerError
 from slabnorm.inputs.sources.base import Shard
 from slabnorm.inputs.tally import Tally
+from slabnorm.report.names import printable
 
-_TABLES = """
+APPLICATION = int.from_bytes(b"slbn", "big")
+_MAGIC, _JOURNAL = b"SQLite format 3\0", bytes.fromhex("d9d505f920a163d7")
+_BESIDE = ("-journal", "-wal", "-shm")  # what SQLite has beside a file while it writes to it
+_TABLES = f"""
+PRAGMA application_id = {APPLICATION};
 CREATE TABLE IF NOT EXISTS fit (plan TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS shards (
     number INTEGER PRIMARY KEY, name TEXT NOT NULL, fingerprint TEXT NOT NULL,
@@ -41,12 +51,11 @@ class Ledger:
     """
 
     def __init__(self, path: Path, plan: dict[str, Any], resume: bool) -> None:
-        self.path = path
-        found = path.exists() and path.stat().st_size > 0
-        if found and not resume:
+        self.path, self._plan = path, json.dumps(plan, sort_keys=True)
+        if _check_ours(path) and not resume:
             raise LedgerError(
                 "a fit that was interrupted is gone on with, or begun anew on purpose",
-                f"{path} holds what one has counted",
+                f"{printable(path)} holds what one has counted",
                 "go on with resume=True (--resume), or delete that file",
             )
         with self._mistakes():
@@ -56,26 +65,45 @@ class Ledger:
                 self._base.execute("PRAGMA locking_mode=EXCLUSIVE")
                 self._base.execute("PRAGMA synchronous=FULL")
                 self._base.executescript(f"BEGIN EXCLUSIVE;{_TABLES}COMMIT;")
-                self._check_plan(json.dumps(plan, sort_keys=True))
+                self._check_plan()
             except BaseException:
                 self._base.close()
                 raise
+
+    @staticmethod
+    def files(path: Path) -> list[Path]:
+        """Return a ledger's path and those of what SQLite may write beside it."""
+        return [path, *(Path(f"{path}{end}") for end in _BESIDE)]
+
+    @staticmethod
+    def delete(path: Path) -> None:
+        """Delete a ledger; what is none stays.
+
+        Raises:
+            LedgerError: the file is none.
+        """
+        if _check_ours(path):
+            path.unlink(missing_ok=True)
 
     def done(self, shards: list[Shard]) -> Iterator[tuple[Shard, Tally]]:
         """Yield the shards that are done, with their tallies.
 
         Raises:
-            LedgerError: an entry is damaged, or a shard has changed since.
+            LedgerError: an entry is damaged or there twice, or a shard has changed since.
         """
+        seen = set[int]()
         with self._mistakes():
             rows = self._base.execute("SELECT number, name, fingerprint, tally, digest FROM shards")
             for number, name, fingerprint, content, digest in rows:
-                if digest != _digest(number, name, fingerprint, content):
+                if digest != _digest(self._plan, number, name, fingerprint, content):
                     raise self._damaged(f"the entry of shard {number} is not what was written")
+                if number in seen:
+                    raise self._damaged(f"the entry of shard {number} is there twice")
+                seen.add(number)
                 if not 0 <= number < len(shards) or _text(shards[number].name) != name:
                     raise LedgerError(
                         "a fit goes on with the same data",
-                        f"{self.path} has {name}, which is no longer shard {number} of the data",
+                        f"{printable(self.path)} has {name}, which is no longer shard {number} of the data",
                         "bring it back, or delete the ledger and begin anew",
                     )
                 if shards[number].fingerprint != fingerprint:
@@ -94,7 +122,7 @@ class Ledger:
         """
         content = tally.to_bytes()
         name = _text(shard.name)
-        digest = _digest(shard.number, name, shard.fingerprint, content)
+        digest = _digest(self._plan, shard.number, name, shard.fingerprint, content)
         row = (shard.number, name, shard.fingerprint, content, digest)
         with self._mistakes():
             self._base.execute("INSERT INTO shards VALUES (?, ?, ?, ?, ?)", row)
@@ -110,16 +138,14 @@ class Ledger:
         self.path.unlink(missing_ok=True)
         self._base.close()
 
-    def _check_plan(self, plan: str) -> None:
+    def _check_plan(self) -> None:
         found = self._base.execute("SELECT plan FROM fit").fetchall()
         if not found:
-            self._base.execute("INSERT INTO fit VALUES (?)", (plan,))
-        elif found != [(plan,)]:
-            raise LedgerError(
-                "a fit goes on with the arguments it began with",
-                f"{self.path} was begun with {_difference(found[0][0], plan)}",
-                "give the same arguments, or delete the ledger and begin anew",
-            )
+            self._base.execute("INSERT INTO fit VALUES (?)", (self._plan,))
+        elif len(found) > 1 or not isinstance(found[0][0], str):
+            raise self._damaged(f"it is of {len(found)} fits")
+        elif found[0][0] != self._plan:
+            raise LedgerError(*_difference(printable(self.path), found[0][0], self._plan))
 
     @contextmanager
     def _mistakes(self) -> Iterator[None]:
@@ -128,22 +154,77 @@ class Ledger:
         except LedgerError:  # which is a ValueError
             raise
         except sqlite3.OperationalError as error:
-            if "no such" in str(error):  # another program's tables
+            fixes = {
+                "locked": "",
+                "readonly": "make it writable, with the folder it is in, or name another output",
+                "unable to open": "name one in a folder that exists and that you may write to",
+                "full": "make room",
+                "I/O": "look at the disk, and at the rights of the folder",
+            }
+            fix = next((fixes[word] for word in fixes if word in str(error)), None)
+            if fix is None:  # of what is in the file, as "no such column"
                 raise self._damaged(str(error)) from error
-            if "locked" in str(error):
+            if not fix:
                 raise LedgerError(
                     "one fit at a time writes an output",
-                    f"{self.path} is in use",
+                    f"{printable(self.path)} is in use",
                     "wait for the other fit, or name another output",
                 ) from error
-            raise LedgerError("a ledger can be written", f"{self.path}: {error}", "make room") from error
-        except (sqlite3.Error, ValueError, KeyError, TypeError, OverflowError) as error:
-            raise self._damaged(str(error)) from error
+            raise LedgerError("a ledger can be written", f"{printable(self.path)}: {error}", fix) from error
+        # MemoryError: a length that was changed to gigabytes.
+        except (sqlite3.Error, ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
+            raise self._damaged(str(error) or type(error).__name__) from error
 
     def _damaged(self, why: str) -> LedgerError:
         return LedgerError(
-            "a ledger is as slabnorm wrote it", f"{self.path}: {why}", "delete it and begin anew"
+            "a ledger is as slabnorm wrote it", f"{printable(self.path)}: {why}", "delete it and begin anew"
         )
+
+
+def _check_ours(path: Path) -> bool:
+    """Whether there is a ledger at a path, which is nothing, an empty file, or a ledger.
+
+    Raises:
+        LedgerError: it is something else, which is not to be touched, or it cannot be looked at.
+    """
+    try:
+        for file in Ledger.files(path):
+            with suppress(FileNotFoundError):
+                if not stat.S_ISREG(os.stat(file).st_mode):  # a pipe would be waited for
+                    raise _foreign(file, "it is no regular file")
+        head, journal = (_head(file) for file in Ledger.files(path)[:2])
+    except LedgerError:  # which is a ValueError
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        why = getattr(error, "strerror", None) or str(error)
+        raise LedgerError(
+            "a ledger can be written", f"{printable(path)}: {why}", "name another one, as by another output"
+        ) from error
+    if head and not head.startswith(_MAGIC):
+        raise _foreign(path, "file is not a database")
+    if head and int.from_bytes(head[68:72], "big") != APPLICATION:
+        raise _foreign(path, "a database without slabnorm's mark: of another program, or of slabnorm 0.1")
+    # SQLite takes what is beside a file for its own, plays it back and deletes it.
+    # Until it is synchronised, a journal begins with zeros.
+    if journal[:8].strip(b"\0") and not journal.startswith(_JOURNAL):
+        raise _foreign(Ledger.files(path)[1], "file is not a journal")
+    return bool(head)
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(100)
+    except FileNotFoundError:
+        return b""
+
+
+def _foreign(path: Path, why: str) -> LedgerError:
+    return LedgerError(
+        "what lies at a ledger's place is a ledger of this slabnorm; other files are not touched",
+        f"{printable(path)}: {why}",
+        "move it away, or name another ledger, as by another output",
+    )
 
 
 def _text(name: str) -> str:
@@ -151,16 +232,26 @@ def _text(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def _digest(number: int, name: str, fingerprint: str, content: bytes) -> str:
-    head = json.dumps([number, name, fingerprint]).encode()
+def _digest(plan: str, number: int, name: str, fingerprint: str, content: bytes) -> str:
+    # The plan, too: an entry of another fit on the same data is as whole as one of this fit.
+    head = json.dumps([plan, number, name, fingerprint]).encode()
     return hashlib.sha256(head + content).hexdigest()
 
 
-def _difference(old: str, new: str) -> str:
-    """Say what of two plans differs."""
+def _difference(path: str, old: str, new: str) -> tuple[str, str, str]:
+    """Return what of two plans differs, as the three parts of an error."""
+    rule, begun = "a fit goes on with the arguments it began with", f"{path} was begun with"
     try:
-        a, b = json.loads(old), json.loads(new)
-        keys = [key for key in a.keys() | b.keys() if a.get(key) != b.get(key)]
-        return "; ".join(f"{key}={a.get(key)!r}, not {b.get(key)!r}" for key in sorted(keys))
+        a, b = cast(dict[str, Any], json.loads(old)), json.loads(new)
+        keys = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
     except (ValueError, AttributeError):
-        return "other arguments"
+        return rule, f"{begun} other arguments", "give the same arguments, or delete the ledger"
+    if "source" in keys or "shards" in keys:
+        given = [f"{printable(plan.get('source'))} in {plan.get('shards')} shards" for plan in (a, b)]
+        return (
+            "a fit goes on with the same data",
+            f"{path} is of {given[0]}, not of {given[1]}",
+            "give the same data, or delete the ledger and begin anew",
+        )
+    differs = "; ".join(printable(f"{key}={a.get(key)!r}, not {b.get(key)!r}") for key in keys)
+    return rule, f"{begun} {differs}", "give the same arguments, or delete the ledger and begin anew"

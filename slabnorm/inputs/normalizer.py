@@ -61,6 +61,8 @@ class InputNorm(Frozen):
         quantiles: buffer, of the scheme's ranks.
         sketch: hashes of the samples, by which `audit` finds them in other data; not in the state_dict.
         skipped: files that could not be read and were left out, and why; only after `fit`.
+        origin: paths and patterns of the data, only after `fit`: no output takes their place.
+        loaded_from: the path of the artifact; only after `load`.
 
     Raises:
         ShapeError: the moments do not have the shape of the pattern's right side.
@@ -84,6 +86,8 @@ class InputNorm(Frozen):
     quantiles: Tensor
     sketch: Sketch
     skipped: tuple[tuple[str, str], ...]
+    origin: tuple[str, ...] = ()
+    loaded_from: str = ""
 
     def __init__(
         self,

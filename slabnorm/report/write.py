@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from slabnorm.errors import OptionError
+from slabnorm.interrupt import temporary
 from slabnorm.report.names import printable
 
-OURS = (".safetensors", ".html", ".json")  # what is written again, also beside data
+# O_EXCL: never a file that somebody else has put there, nor what a link leads to.
+_NEW = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
 def check_writable(path: Path) -> None:
@@ -24,23 +24,39 @@ def check_writable(path: Path) -> None:
     Raises:
         OptionError: the folder does not exist or takes no files, or `path` is no regular file.
     """
-    target = Path(os.path.realpath(path))
-    if target.exists() and not target.is_file():
-        raise OptionError(
-            "an output is a regular file", printable(path), "name a file, not a folder or device"
-        )
-    if target.exists() and not os.access(target, os.W_OK):
-        raise OptionError("an output can be written", f"{printable(path)} is read-only", "name another file")
     try:
-        probe = open_beside(target)
-        os.close(probe[0])
-        os.unlink(probe[1])
-    except OSError as error:
+        target = Path(os.path.realpath(path))
+        exists = _exists(target)
+        if exists and not target.is_file():
+            raise OptionError(
+                "an output is a regular file", printable(path), "name a file, not a folder or device"
+            )
+        if exists and not os.access(target, os.W_OK):
+            raise OptionError(
+                "an output can be written", f"{printable(path)} is read-only", "name another file"
+            )
+        with temporary(_beside(target)) as probe:
+            os.close(os.open(probe, _NEW, 0o600))
+    except OptionError:  # which is a ValueError
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise OptionError(
             "an output can be written",
-            f"{printable(path)}: {error.strerror or error}",
+            f"{printable(path)}: {getattr(error, 'strerror', None) or error}",
             "name a file in a folder that exists and that you may write to",
         ) from error
+
+
+def output_path(path: str | os.PathLike[str]) -> Path:
+    """Return the path of a file to write.
+
+    Raises:
+        OptionError: it names no file: it is empty, or ends as a folder does.
+    """
+    text = os.fsdecode(path)
+    if not text or text.endswith(("/", os.sep)):
+        raise OptionError("an output is a file", repr(printable(text)), "name a file, not a folder")
+    return Path(text)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -67,18 +83,18 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OptionError: the disk is full, or the folder is gone.
     """
-    target = Path(os.path.realpath(path))
     with _writing(path):
-        descriptor, beside = open_beside(target)
-        try:
-            with open(descriptor, "wb") as file:
+        target = Path(os.path.realpath(path))
+        with temporary(_beside(target)) as beside:
+            # Who may not read the file that is there must not read the new one either.
+            mode = stat.S_IMODE(os.stat(target).st_mode) & 0o777 if _exists(target) else None
+            with open(os.open(beside, _NEW, 0o666 if mode is None else 0o600), "wb") as file:
+                if mode is not None:
+                    os.chmod(beside, mode)
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(beside, target)
-        except BaseException:
-            beside.unlink(missing_ok=True)
-            raise
 
 
 @contextmanager
@@ -91,46 +107,14 @@ def new_folder(path: Path) -> Iterator[Path]:
         OptionError: there is something at `path`, the disk is full, or the folder above is gone.
     """
     check_new(path)
-    beside = path.with_name(f".{path.name.encode()[:100].decode(errors='ignore')}.{secrets.token_hex(6)}")
-    with _writing(path):
+    with _writing(path), temporary(_beside(path)) as beside:
         beside.mkdir()
-        try:
-            yield beside
-            for folder, _, files in os.walk(beside):
-                for name in files:
-                    with open(os.path.join(folder, name), "rb") as file:
-                        os.fsync(file.fileno())
-            os.rename(beside, path)
-        except BaseException:
-            shutil.rmtree(beside, ignore_errors=True)
-            raise
-
-
-def check_apart(source: str, target: Path, within: bool = False) -> None:
-    """Raise OptionError if an output would take the place of what is read.
-
-    Args:
-        source: a path, or a URL, which is never the output.
-        target: the output.
-        within: whether nothing may be written into a folder that is read, either; else no file there that is
-            none of ours.
-    """
-    if source.lower().startswith("file://"):
-        source = url2pathname(urlsplit(source).path)
-    if "://" in source:
-        return
-    a, b = Path(os.path.realpath(source)), Path(os.path.realpath(target))
-    try:
-        same = a == b or (b.exists() and b.samefile(a))
-    except OSError:  # one is not there
-        same = False
-    inside = a in b.parents and (within or (b.exists() and b.suffix.lower() not in OURS))
-    if same or inside:
-        raise OptionError(
-            "the output is no part of the data that are read",
-            f"{printable(target)} {'for both' if same else f'in {printable(source)}'}",
-            "name another output",
-        )
+        yield beside
+        for folder, _, files in os.walk(beside):
+            for name in files:
+                with open(os.path.join(folder, name), "rb") as file:
+                    os.fsync(file.fileno())
+        os.rename(beside, path)
 
 
 def check_new(path: Path) -> None:
@@ -155,7 +139,17 @@ def _writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def open_beside(target: Path) -> tuple[int, Path]:
-    """Open a new file in the folder of `target`, with the permissions any new file gets."""
-    beside = target.with_name(f".{target.name.encode()[:100].decode(errors='ignore')}.{secrets.token_hex(6)}")
-    return os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666), beside
+def _beside(target: Path) -> Path:
+    """Return a name in the folder of `target` that nobody can foretell."""
+    # By bytes, of which a file system takes 255, and some of which may be no text.
+    start = os.fsencode(target.name)[:100].decode(errors="ignore")
+    return target.with_name(f".{start}.{secrets.token_hex(6)}")
+
+
+def _exists(path: Path) -> bool:
+    """Whether a file is there; raise OSError where its name cannot be, as one that is too long."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return False
+    return True

@@ -18,13 +18,14 @@ from slabnorm.errors import DataError, DtypeError, OptionError
 from slabnorm.inputs.apply.writers import write_npy, write_zarr
 from slabnorm.inputs.count import Progress
 from slabnorm.inputs.normalizer import InputNorm
+from slabnorm.inputs.outputs import check_apart
 from slabnorm.inputs.schema import check_schema, schema_of
 from slabnorm.inputs.sources import Bad, Block, Columns, Named, Source, Stream, open_source
 from slabnorm.inputs.sources.chunked import ZarrSource
 from slabnorm.inputs.sources.filesystems import local_path
 from slabnorm.inputs.sources.parts import empty
 from slabnorm.report.names import printable
-from slabnorm.report.write import check_apart, check_new, check_writable
+from slabnorm.report.write import check_new, check_writable, output_path
 
 __all__ = ["apply"]
 
@@ -87,11 +88,11 @@ def apply(
     True
     """
     target = Path(out)
-    suffix = _check_out(target, str(os.fspath(out)))
+    suffix = _check_out(target, os.fsdecode(out))
     _check_batch(batch_rows)
+    check_apart([target], (source, norm.loaded_from), within=True)
     if isinstance(source, str | os.PathLike):
         source = local_path(os.fspath(source))
-        check_apart(source, target, within=True)
     step: Step = norm.inverse if inverse else norm
     if _is_table(source) or suffix in TABLES:
         if not (_is_table(source) and suffix in TABLES):
@@ -192,7 +193,7 @@ def _check_out(target: Path, text: str) -> str:
         )
     if suffix == ".zarr":
         check_new(target)
-        check_writable(target)
     else:
-        check_writable(target)
+        output_path(text)
+    check_writable(target)
     return suffix

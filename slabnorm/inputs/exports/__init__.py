@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 from slabnorm.errors import OptionError
@@ -16,8 +15,9 @@ from slabnorm.inputs.exports.images import ImageStatistics, image_statistics, to
 from slabnorm.inputs.exports.processor import huggingface_text, merge_huggingface, to_huggingface
 from slabnorm.inputs.exports.scalers import to_sklearn
 from slabnorm.inputs.normalizer import InputNorm
+from slabnorm.inputs.outputs import check_outputs
 from slabnorm.report.names import printable
-from slabnorm.report.write import check_writable, write_atomically
+from slabnorm.report.write import output_path, write_atomically
 
 __all__ = [
     "ImageStatistics",
@@ -92,9 +92,10 @@ def export(norm: InputNorm, to: str, path: str | os.PathLike[str] | None = None,
     target, given = _target(to, options)
     if path is None:
         return target.make(norm, **given)
+    path = output_path(path)
     if target.write is not None:
-        check_writable(Path(path))
-    write_atomically(Path(path), content(norm, to, path, **options))
+        check_outputs([path], (*norm.origin, norm.loaded_from))
+    write_atomically(path, content(norm, to, path, **options))
     return None
 
 

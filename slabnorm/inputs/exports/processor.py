@@ -11,8 +11,9 @@ from slabnorm.errors import DataError, OptionError
 from slabnorm.inputs import canonical
 from slabnorm.inputs.exports.images import image_statistics
 from slabnorm.inputs.normalizer import InputNorm
+from slabnorm.inputs.outputs import check_outputs
 from slabnorm.report.names import printable
-from slabnorm.report.write import check_writable, write_atomically
+from slabnorm.report.write import output_path, write_atomically
 
 _LARGEST = 1 << 24  # bytes that a configuration may have
 # EfficientNet's and ViViT's processors do these after rescaling or normalising.
@@ -78,9 +79,10 @@ def merge_huggingface(
     >>> merged["size"], merged["image_mean"]
     ({'height': 224, 'width': 224}, 0.0)
     """
-    check_writable(Path(path))
+    path = output_path(path)
+    check_outputs([path], (*norm.origin, norm.loaded_from))
     text = huggingface_text(norm, path, scaled_by)
-    write_atomically(Path(path), text)
+    write_atomically(path, text)
     merged: dict[str, Any] = json.loads(text)
     return merged
 

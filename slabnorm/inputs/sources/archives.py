@@ -62,7 +62,7 @@ def expand(path: Path) -> list[Path]:
         DataError: wildcards that no file fits, or too many files.
     """
     found: list[Path] = []
-    for text in _opened(str(path)):
+    for text in opened(str(path)):
         names = sorted(glob.glob(text)) if glob.has_magic(text) and not os.path.exists(text) else [text]
         if not names:
             raise DataError("a pattern names files", f"no file fits {shown(text)}", "check the path")
@@ -253,7 +253,7 @@ def _shards(path: Path, members: list[Member], mark: str, number: int) -> list[I
     return parts
 
 
-def _opened(text: str) -> list[str]:
+def opened(text: str) -> list[str]:
     """Return a text with its braces opened: {000..009} and {a,b}."""
     choices: list[list[str]] = []
     total = 1

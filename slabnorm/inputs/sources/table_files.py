@@ -62,7 +62,7 @@ def kind_of(path: str) -> str:
 
 def is_table(source: str) -> bool:
     """Whether a path or URL is one that `find` takes."""
-    return "://" in source or bool(kind_of(source)) or os.path.isdir(source) or _is_glob(source)
+    return "://" in source or bool(kind_of(source)) or os.path.isdir(source) or is_glob(source)
 
 
 def find(source: str) -> Found:
@@ -99,7 +99,7 @@ def _find_local(source: str, left_out: list[str]) -> tuple[str, list[TableFile]]
         return source, [_local(source, os.stat(source))]
     if os.path.isdir(source):
         return source, [_local(path, status) for path, status in _walk(source, left_out)]
-    if not _is_glob(source):
+    if not is_glob(source):
         raise DataError("a data file exists", f"no file {source}", "check the path")
     base, pattern = _base(source)
     if not os.path.isdir(base or "."):
@@ -144,7 +144,7 @@ def _walk(
 
 
 def _find_remote(source: str, left_out: list[str]) -> tuple[str, list[TableFile]]:
-    url, pattern = _base(source) if _is_glob(source) else (source, ("**",))
+    url, pattern = _base(source) if is_glob(source) else (source, ("**",))
     system, path = filesystem(url)
     from pyarrow import fs
 
@@ -190,7 +190,8 @@ def _hidden(name: str) -> bool:
     return name.startswith((".", "_"))
 
 
-def _is_glob(source: str) -> bool:
+def is_glob(source: str) -> bool:
+    """Whether a path or URL names several files."""
     # In a URL ? begins a query.
     return any(sign in source for sign in ("*[" if "://" in source else "*?["))
 
@@ -212,8 +213,15 @@ def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
 
 
+def fits(path: str, pattern: str) -> bool:
+    """Whether a glob names a file, which need not be there."""
+    base, parts = _base(pattern)
+    inside = os.path.relpath(path, os.path.realpath(base or ".")).split(os.sep)
+    return bool(kind_of(path)) and not any(map(_hidden, inside)) and _matches(inside, parts)
+
+
 def _hints(source: str, base: str, files: list[TableFile]) -> tuple[Hint, ...]:
-    if _is_glob(source):
+    if is_glob(source):
         base = f"{base}/*" if base else "*"
     if "://" in source:
         base = f"{urlsplit(source).scheme}://{base.lstrip('/')}"

@@ -1,0 +1,207 @@
+"""No output takes the place of what is read: outputs are compared with all files before either is opened.
+
+Files are compared by what they are (device and inode), not by what they are called, so that links, other
+spellings of a path and file systems that ignore case hide nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import unicodedata
+from collections.abc import Iterable, Iterator
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from slabnorm.errors import DataError, OptionError
+from slabnorm.inputs.sources import archives, table_files
+from slabnorm.inputs.sources.chunked import is_zarr_path
+from slabnorm.inputs.sources.filesystems import local_path
+from slabnorm.inputs.sources.pictures import is_image
+from slabnorm.report.names import printable
+from slabnorm.report.write import check_writable
+
+OURS = (".safetensors", ".html", ".json")  # what is written again, also beside data
+
+Mark = tuple[int, int]  # device and inode
+
+
+def check_outputs(outputs: Iterable[Path], inputs: Iterable[Any], within: bool = False) -> None:
+    """Raise OptionError unless every output can be written and none takes the place of what is read.
+
+    Args:
+        outputs: files that will be written.
+        inputs: what is read: paths, patterns, folders, URLs, or what fit takes else.
+        within: whether nothing at all may be written into a folder that is read.
+    """
+    outputs = list(outputs)
+    for output in outputs:
+        check_writable(output)
+    check_distinct(outputs)
+    check_apart(outputs, inputs, within)
+
+
+def check_distinct(outputs: Iterable[Path]) -> None:
+    """Raise OptionError if two outputs are one file, be it only on a file system that ignores case."""
+    for one, other in combinations(outputs, 2):
+        a, b = Path(os.path.realpath(one)), Path(os.path.realpath(other))
+        alike = a.parent == b.parent and _folded(a.name) == _folded(b.name)
+        if alike or (_mark(a) is not None and _mark(a) == _mark(b)):
+            raise OptionError(
+                "every output is a file of its own",
+                f"{printable(one)} and {printable(other)}, which are one file"
+                + ("" if a == b or not alike else " where case or accents are written in several ways"),
+                "name another one",
+            )
+
+
+def check_apart(outputs: Iterable[Path], inputs: Iterable[Any], within: bool = False) -> None:
+    """Raise OptionError if an output is a file that is read, or would be read with the same data next time.
+
+    Args:
+        outputs, inputs, within: as of `check_outputs`.
+    """
+    paths = [path for source in inputs if source is not None for path in paths_of(source)]
+    for output in outputs:
+        target = _Target(output)
+        for path in paths:
+            why = target.clash(path, within)
+            if why:
+                raise OptionError(
+                    "the output is no part of the data that are read",
+                    f"{printable(output)}, which {why}",
+                    "name another output",
+                )
+
+
+def paths_of(source: Any) -> Iterator[str]:
+    """Yield the local paths and patterns that data come from, as far as that can be known.
+
+    >>> list(paths_of("zip://part.csv::file:///data/parts.zip")), list(paths_of("s3://bucket/a.parquet"))
+    (['/data/parts.zip'], [])
+    """
+    if isinstance(source, str | os.PathLike):
+        text = os.fsdecode(source)
+        for part in text.split("::") if "://" in text else [text]:
+            path = part[len("local://") :] if part.lower().startswith("local://") else local_path(part)
+            if path and "://" not in path:
+                yield path
+        return
+    # A memory map, or a view of one; an opened npz, HDF5 or Zarr file.
+    seen = source
+    while seen is not None:
+        name = getattr(seen, "filename", None)
+        if isinstance(name, str | os.PathLike):
+            yield os.fsdecode(name)
+        seen = getattr(seen, "base", None) if hasattr(seen, "__array__") else None
+    for name in (
+        getattr(getattr(source, "zip", None), "filename", None),
+        getattr(getattr(source, "file", None), "filename", None),
+        getattr(getattr(source, "store", None), "root", None),
+    ):
+        if isinstance(name, str | Path):
+            yield str(name)
+
+
+class _Target:
+    """An output, by what is at its place now."""
+
+    def __init__(self, path: Path) -> None:
+        self.real = _real(path)
+        self.mark = _mark(self.real)
+        self._above = {_mark(folder) for folder in self.real.parents}
+
+    def clash(self, path: str, within: bool) -> str:
+        """Return how the output meets what a path or pattern names; "" if it does not."""
+        found = _mark(path)
+        if found is not None and os.path.isdir(path):
+            return self._in_folder(path, within)
+        if found is not None and found == self.mark:
+            return "is read"
+        if found is None and _real(path) == self.real:
+            return "is read"
+        try:
+            if archives.is_pattern(Path(path)):
+                return self._in_tars(path)
+            if found is None and table_files.is_glob(path):
+                return self._in_glob(path)
+        except DataError:  # nothing fits it, which whoever reads it will say
+            return ""
+        return ""
+
+    def _in_tars(self, pattern: str) -> str:
+        if self.mark is None:
+            fits = any(self.real.match(os.path.abspath(text)) for text in archives.opened(pattern))
+            return f"{printable(pattern)} would name, too" if fits else ""
+        same = any(_mark(path) == self.mark for path in archives.expand(Path(pattern)))
+        return f"is read, as {printable(pattern)} names it" if same else ""
+
+    def _in_glob(self, pattern: str) -> str:
+        if self.mark is None:
+            fits = table_files.fits(os.path.realpath(self.real), pattern)
+            return f"{printable(pattern)} would name, too" if fits else ""
+        same = any(_mark(file.path) == self.mark for file in table_files.find(pattern).files)
+        return f"is read, as {printable(pattern)} names it" if same else ""
+
+    def _in_folder(self, folder: str, within: bool) -> str:
+        inside = _mark(folder) in self._above
+        if inside and (within or is_zarr_path(folder)):
+            return f"lies in {printable(folder)}"
+        if self.mark is None:
+            if inside and _is_data(self.real.name):
+                return f"would be read from {printable(folder)} next time"
+            return ""
+        if inside and self.real.suffix.lower() not in OURS:
+            return f"lies in {printable(folder)}"
+        found = _name_in(folder, self.mark)
+        return f"is read as {printable(found)}" if found else ""
+
+
+def _name_in(folder: str, wanted: Mark) -> str:
+    """Return what a file of data is called in a folder, at any depth, behind links; "" if there is none."""
+    waiting, seen = [folder], set[Mark | None]()
+    while waiting:
+        here = waiting.pop()
+        mark = _mark(here)
+        if mark in seen:
+            continue
+        seen.add(mark)
+        try:
+            with os.scandir(here) as entries:
+                for entry in entries:
+                    # A number of readdir's own costs nothing; asking for each file's status, 2 us.
+                    alike = entry.inode() == wanted[1] or entry.is_symlink()
+                    if alike and _is_data(entry.name) and _mark(entry.path) == wanted:
+                        return entry.path
+                    if entry.is_dir():
+                        waiting.append(entry.path)
+        except OSError:  # which whoever reads it will say
+            continue
+    return ""
+
+
+def _is_data(name: str) -> bool:
+    """Whether a file of this name is read where a folder is."""
+    return is_image(name) or archives.is_tar(name) or bool(table_files.kind_of(name))
+
+
+def _mark(path: str | Path) -> Mark | None:
+    """Return what tells a file from all others; None where there is none, and for devices."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    plain = stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)
+    return (status.st_dev, status.st_ino) if plain else None
+
+
+def _real(path: str | Path) -> Path:
+    try:
+        return Path(os.path.realpath(path))
+    except ValueError:  # a NUL: no file has such a name, as whoever opens it will say
+        return Path(path)
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
