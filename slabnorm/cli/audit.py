@@ -57,7 +57,7 @@ def deliver(record: AuditRecord, out: Path, json_path: Path | None, json_to_stdo
     """Write the files first, so that a closed pipe costs nothing, then print."""
     from slabnorm.report.audit_page import render_audit
     from slabnorm.report.audit_table import print_audit
-    from slabnorm.report.table import terminal
+    from slabnorm.report.terminal import terminal
     from slabnorm.report.write import write_atomically
 
     write_atomically(out, render_audit(record))

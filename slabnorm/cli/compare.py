@@ -84,7 +84,8 @@ def compare(
 def deliver(study: StudyRecord, out: Path, json_path: Path | None, json_to_stdout: bool) -> None:
     """Write the files first, so that a closed pipe costs nothing, then print."""
     from slabnorm.report.page import render_page
-    from slabnorm.report.table import print_study, terminal
+    from slabnorm.report.table import print_study
+    from slabnorm.report.terminal import terminal
     from slabnorm.report.write import write_atomically
 
     write_atomically(out, render_page(study))

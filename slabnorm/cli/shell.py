@@ -176,6 +176,6 @@ def shown(message: object) -> str:
 
 def error_console() -> Console:
     """Return a console on stderr that takes text as it is."""
-    from rich.console import Console
+    from slabnorm.report.terminal import terminal
 
-    return Console(stderr=True, highlight=False, markup=False)
+    return terminal(stderr=True)

@@ -145,7 +145,7 @@ def print_norm(norm: InputNorm, every: bool = False) -> None:
     """Print fitted statistics to stdout."""
     from slabnorm.inputs.describe import describe
     from slabnorm.report.statistics import print_statistics
-    from slabnorm.report.table import terminal
+    from slabnorm.report.terminal import terminal
 
     print_statistics(describe(norm), terminal(), every)
     sys.stdout.flush()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from rich.console import Console
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from slabnorm.report.audit import AuditRecord, Overlap
 from slabnorm.report.names import printable
+from slabnorm.report.terminal import Column, Row, print_rows
 
 STYLES = {"error": "red", "warning": "yellow"}
 MOST = 6  # names of features in a row
@@ -22,7 +22,7 @@ def print_audit(record: AuditRecord, console: Console) -> None:
     counts = "nothing found" if record.clean else f"{len(record.findings)} found"
     console.print(Padding(Text(counts, style="bold" if record.clean else "bold red"), (1, 0)))
     if record.findings:
-        console.print(_table(record))
+        _print_findings(record, console)
     console.print(Text(f"overlap: {overlap_text(record.overlap)}"))
     for note in record.notes:
         console.print(Text(f"• {printable(note, 400)}", style="dim"))
@@ -38,16 +38,14 @@ def overlap_text(overlap: Overlap | None) -> str:
     return f"{overlap.found:,} of {overlap.told:,} samples that the sketch tells were in training; {ends}"
 
 
-def _table(record: AuditRecord) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 1, 0), header_style="dim")
-    table.add_column("kind", no_wrap=True)
-    table.add_column("what was found", ratio=3)
-    table.add_column("what to do", ratio=2)
+def _print_findings(record: AuditRecord, console: Console) -> None:
+    rows = []
     for finding in record.findings:
         text = Text(printable(finding.text, 500))
         if len(finding.features) > 1:
             names = ", ".join(printable(name, 40) for name in finding.features[:MOST])
             text.append(f"\n{names}{', …' if len(finding.features) > MOST else ''}", style="dim")
         kind = Text(finding.kind, style=STYLES[finding.severity])
-        table.add_row(kind, text, Text(printable(finding.advice, 500)))
-    return table
+        rows += [Row([kind, text, printable(finding.advice, 500)]), Row()]
+    columns = [Column("kind", "name"), Column("what was found", "sentence"), Column("what to do", "sentence")]
+    print_rows(console, columns, rows)

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from slabnorm.report.names import printable
+from slabnorm.report.terminal import Column, Row, print_rows
 
 MOST = 40  # features that are shown unless all are asked for
 WIDTH = 21  # of a picture, in characters
@@ -98,7 +98,7 @@ def print_statistics(record: StatisticsRecord, console: Console, every: bool = F
     if record.leak:
         console.print(Text("statistics from held-out data, as was asked for", style="yellow"))
     shown = record.features if every else record.features[:MOST]
-    console.print(_table(shown, record.ranks))
+    drawn = _print_features(shown, record.ranks, console)
     if len(shown) < len(record.features):
         console.print(f"and {len(record.features) - len(shown):,} features more", style="dim")
     legend = "mean █, one standard deviation around it ▒"
@@ -107,26 +107,24 @@ def print_statistics(record: StatisticsRecord, console: Console, every: bool = F
         legend = f"quantile {middle:g} █, from quantile {low:g} to {high:g} ▒"
         error = f"ranks off by at most {record.rank_error:.3f} with 99% probability"
         console.print(error if record.rank_error else "quantiles of all values", style="dim")
-    console.print(f"picture: minimum ├ to maximum ┤, {legend}", style="dim")
+    if drawn:
+        console.print(f"picture: minimum ├ to maximum ┤, {legend}", style="dim")
 
 
-def _table(features: tuple[FeatureRecord, ...], ranks: tuple[float, ...]) -> Table:
+def _print_features(features: tuple[FeatureRecord, ...], ranks: tuple[float, ...], console: Console) -> bool:
     missing = [name for name in ("nan", "null") if any(getattr(feature, name) for feature in features)]
     words = {"nan": "NaN", "null": "null"}
     # Quantiles stand for mean and spread where they are what the scheme reads: 80 columns hold no more.
     spread = [f"q {rank:g}" for rank in ranks] or ["mean", "std"]
-    heads = ["feature", "count", *(words[name] for name in missing), *spread, "min", "max"]
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
-    for head in heads:
-        table.add_column(head, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
+    heads = ["count", *(words[name] for name in missing), *spread, "min", "max"]
     form = ".4g" if ranks else ".5g"
+    rows = []
     for f in features:
         numbers = [*(f.quantiles or (f.mean, f.std)), f.min, f.max]
         weight = f"{f.count:,}" if isinstance(f.count, int) else f"{f.count:,.1f}"
         counts = [weight, *(f"{getattr(f, name):,}" for name in missing)]
-        table.add_row(printable(f.name), *counts, *(f"{number:{form}}" for number in numbers), picture(f))
-    return table
+        rows.append(Row([printable(f.name), *counts, *(f"{n:{form}}" for n in numbers), picture(f)]))
+    return print_rows(console, [Column("feature", "name"), *map(Column, heads), Column("", "picture")], rows)
 
 
 def picture(feature: FeatureRecord, width: int = WIDTH) -> str:

@@ -71,8 +71,9 @@ def measures(options: Options, data: Dataset, processes: int) -> tuple[tuple[str
         ),
         (
             "Clear difference",
-            "The 95% interval of the paired difference over seeds leaves out zero. Each comparison stands "
-            "alone; nothing is corrected for their number.",
+            "The 95% interval of the paired difference over seeds leaves out zero. Every pair is compared, "
+            "and each comparison stands alone: nothing is corrected for their number, so that where nothing "
+            "differs, one in twenty looks clear by luck.",
         ),
         (
             f"Steps to {level(rules.target)}",

@@ -7,7 +7,8 @@ import pytest
 from slabnorm.report import numbers
 from slabnorm.report.names import listing, norm_label, printable
 from slabnorm.report.records import Interval
-from slabnorm.report.table import Terminal, print_study
+from slabnorm.report.table import print_study
+from slabnorm.report.terminal import Terminal
 from tests.report.studies import EVIL, cell, study
 
 GAP = "\N{MINUS SIGN}1.2 ± 1.8"
