@@ -129,11 +129,18 @@ class SlabNorm(RunningStatistics):
         return y
 
     def extra_repr(self) -> str:
-        """Return the arguments that differ from one layer to the next."""
+        """Return the arguments with which the layer can be made again, device and dtype aside."""
         parts = [repr(self.pattern.text), *(f"{name}={size}" for name, size in self.sizes.items())]
+        if not self.affine_axes or self.affine_axes != self.pattern.default_affine:
+            items = (f"({' '.join(item)})" if len(item) > 1 else item[0] for item in self.affine_axes)
+            parts.append(f"affine={' '.join(items)!r}")
+        if self.affine_axes and self.bias is None:
+            parts.append("bias=False")
         parts.append(f"eps={self.eps}")
         if self.track_running_stats:
             parts.append(f"momentum={self.momentum}")
+        if self.track_running_stats != self.pattern.pools_samples:
+            parts.append(f"track_running_stats={self.track_running_stats}")
         if not self.center:
             parts.append("center=False")
         return ", ".join(parts) + self._activation_repr()
