@@ -77,7 +77,9 @@ class SlabNorm(RunningStatistics):
         dtype: torch.dtype | None = None,
         **sizes: int,
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(
+            self
+        )  # the named layers' torch.nn parents come next: their __init__ is not for them
         self.pattern = pattern if isinstance(pattern, Pattern) else parse(pattern)
         if eps is not None:
             check_eps(eps)
