@@ -23,7 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from slabnorm.errors import OptionError
-from slabnorm.nn.norm import SlabNorm
+from slabnorm.nn.norm import CONTIGUOUS, KEEPS_CHANNELS_LAST, SlabNorm
 
 
 class _PerFeature(SlabNorm):
@@ -88,7 +88,7 @@ class BatchNorm(_PerFeature, _BatchNorm):  # type: ignore[misc]
     (True, tensor(1))
     """
 
-    _pattern = "n c ... -> c"
+    _pattern, formats = "n c ... -> c", KEEPS_CHANNELS_LAST
 
 
 class InstanceNorm(_PerFeature, _InstanceNorm):  # type: ignore[misc]
@@ -118,7 +118,7 @@ class InstanceNorm(_PerFeature, _InstanceNorm):  # type: ignore[misc]
              [-1.,  1.]]])
     """
 
-    _pattern = "n c ... -> n c"
+    _pattern, formats = "n c ... -> n c", CONTIGUOUS
 
     def __init__(
         self,
@@ -164,6 +164,8 @@ class GroupNorm(SlabNorm, nn.GroupNorm):  # type: ignore[misc]
     >>> sn.GroupNorm(2, 6)(torch.randn(4, 6, 5)).shape
     torch.Size([4, 6, 5])
     """
+
+    formats = KEEPS_CHANNELS_LAST
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from slabnorm.errors import OptionError
-from slabnorm.nn.norm import SlabNorm
+from slabnorm.nn.norm import CONTIGUOUS, KEEPS_CHANNELS_LAST, SlabNorm
 
 
 class _Trailing(SlabNorm):
@@ -70,6 +70,8 @@ class LayerNorm(_Trailing, nn.LayerNorm):  # type: ignore[misc]
     torch.Size([2, 5, 16])
     """
 
+    formats = CONTIGUOUS
+
     def __init__(
         self,
         normalized_shape: int | Sequence[int],
@@ -117,6 +119,8 @@ class RMSNorm(_Trailing, nn.RMSNorm):  # type: ignore[misc]
     >>> sn.RMSNorm(2, eps=0.0)(torch.tensor([[3.0, 4.0]])).round(decimals=4)
     tensor([[0.8485, 1.1314]], grad_fn=<RoundBackward1>)
     """
+
+    formats = KEEPS_CHANNELS_LAST
 
     def __init__(
         self,
