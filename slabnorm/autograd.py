@@ -32,7 +32,7 @@ def run(
 
     With `inplace`, y takes the memory of x if no gradient is needed and its strides allow it.
     """
-    slab, backend = prepared
+    slab, backend, _ = prepared
     if given is None and slab.count == 1 and slab.pattern.pools_samples and slab.slabs > 0:
         raise StatisticsError(
             "statistics over samples need more than one element per slab",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from slabnorm import kernels
 from slabnorm.errors import DeviceError, DtypeError, ShapeError
+from slabnorm.kernels.strides import order_of
 from slabnorm.parser import Item
 from slabnorm.pattern import Pattern
 from slabnorm.slab import Slab, plan
@@ -21,10 +22,17 @@ _OTHER = ()
 
 
 class Prepared(NamedTuple):
-    """A pattern bound to a shape, and the backend that runs it; None: plain operations, to be traced."""
+    """A pattern bound to a shape, and what runs it.
+
+    Attributes:
+        slab: the plan.
+        backend: what runs it; None: plain operations, to be traced.
+        order: the memory format of a result like x; `torch.preserve_format` if it is none of the three.
+    """
 
     slab: Slab
     backend: ModuleType | None
+    order: torch.memory_format
 
 
 def prepare(
@@ -44,14 +52,16 @@ def prepare(
         DtypeError, DeviceError: a tensor cannot take part in a call on x.
     """
     if kernels.traced():
-        return Prepared(_checked(pattern, affine, sizes, x, weight, bias, residual), None)
+        slab = _checked(pattern, affine, sizes, x, weight, bias, residual)
+        return Prepared(slab, None, order_of(x, x))
     kinds = _kind(x), _kind(weight), _kind(bias), _kind(residual)
     key = (pattern, affine, sizes, *kinds)
     known = _prepared.get(key)
     if known is not None:
         return known
     slab = _checked(pattern, affine, sizes, x, weight, bias, residual)
-    prepared = Prepared(slab, kernels.backend(x, slab, weight, bias, residual))
+    order = order_of(x, torch.empty_like(x, device="meta"))
+    prepared = Prepared(slab, kernels.backend(x, slab, weight, bias, residual), order)
     if _OTHER not in kinds:
         if len(_prepared) >= _KEPT:
             _prepared.clear()

@@ -49,8 +49,8 @@ def save(norm: InputNorm, path: str | os.PathLike[str]) -> None:
         path: the file, such as "inputs.safetensors".
 
     Raises:
-        OptionError: the file cannot be written, or is one of those the statistics were fitted on; or the
-            scheme is one of your own.
+        OptionError: `norm` is no InputNorm; the file cannot be written, or is one of those the statistics
+            were fitted on; or the scheme is one of your own.
 
     >>> import tempfile, pathlib, torch, slabnorm as sn
     >>> norm = sn.fit(torch.tensor([[1.0, 10.0], [3.0, 30.0]]), split="train")
@@ -61,6 +61,12 @@ def save(norm: InputNorm, path: str | os.PathLike[str]) -> None:
     """
     from safetensors.torch import save as serialise
 
+    if not isinstance(norm, InputNorm):
+        raise OptionError(
+            "save writes fitted input statistics: an InputNorm",
+            printable(type(norm).__name__),
+            _instead(norm),
+        )
     path, kind = output_path(path), type(norm.scheme)
     if SCHEMES.get(norm.scheme.name) is not kind:
         raise OptionError("an artifact holds one of slabnorm's own schemes", kind.__name__, "use state_dict")
@@ -85,6 +91,7 @@ def load(path: str | os.PathLike[str]) -> InputNorm:
     """Read fitted statistics from a file that `save` wrote.
 
     Raises:
+        OptionError: `path` is no path.
         ArtifactError: there is no such file, it is damaged or of another version, or its numbers cannot be.
 
     >>> import slabnorm as sn
@@ -93,7 +100,7 @@ def load(path: str | os.PathLike[str]) -> InputNorm:
     slabnorm.errors.ArtifactError: an artifact is a file that slabnorm wrote
       got: nowhere.safetensors: No such file or directory
     """
-    content = _read(Path(path))
+    content = _read(_as_path(path))
     try:
         plain, tensors = _parse(content)
         record = Record.from_plain(plain["record"])
@@ -107,7 +114,35 @@ def load(path: str | os.PathLike[str]) -> InputNorm:
         norm.loaded_from = os.path.abspath(path)
         return norm
     except (ValueError, TypeError, KeyError, OverflowError, RuntimeError, SlabError) as error:
-        raise _refused(path, str(error), "fit again, or take the file from where it is whole") from error
+        raise _refused(path, str(error), _reader(content)) from error
+
+
+def _as_path(path: object) -> Path:
+    if isinstance(path, str | os.PathLike):
+        return Path(path)
+    raise OptionError(
+        "an artifact has a path, such as 'inputs.safetensors'", type(path).__name__, "give a str or a Path"
+    )
+
+
+def _instead(given: object) -> str:
+    """Return what saves an object that is no InputNorm."""
+    if isinstance(given, torch.nn.Module):
+        return "torch.save(module.state_dict(), path) stores a layer or a model"
+    if hasattr(given, "to_norm"):
+        return "its to_norm() is an InputNorm: save that"
+    if isinstance(given, str | os.PathLike):
+        return "the statistics come first, then the path: save(norm, path)"
+    return "fit the statistics first: norm = slabnorm.fit(data, split=...)"
+
+
+def _reader(content: bytes) -> str:
+    """Return what to do about a file that is no artifact."""
+    if content.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04")):  # torch.save, today's and the old one
+        return "torch.load reads a checkpoint of torch.save; slabnorm.save writes artifacts"
+    if content[8:9] == b"{" and FORMAT.encode() not in content:
+        return "safetensors.torch.load_file reads other safetensors files; slabnorm.save writes artifacts"
+    return "fit again, or take the file from where it is whole"
 
 
 def _read(path: Path) -> bytes:

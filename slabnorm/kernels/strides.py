@@ -1,4 +1,4 @@
-"""How a tensor of some strides is taken: as it lies, or through a dense copy."""
+"""How a tensor of some strides is taken: as it lies or through a dense copy; how torch would return it."""
 
 from __future__ import annotations
 
@@ -31,3 +31,29 @@ def memory(x: Tensor, slab: Slab) -> Memory | None:
             layout = find_layout(slab, dense, dense)
         kept[key] = None if layout is None else Memory(layout, copied, dense)
     return kept[key]
+
+
+_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def order_of(x: Tensor, result: Tensor) -> torch.memory_format:
+    """Return the memory format of a result of x; `torch.preserve_format` if torch would give it another."""
+    if result.is_contiguous():
+        return torch.contiguous_format
+    last = suggested(x)
+    return last if result.is_contiguous(memory_format=last) else torch.preserve_format
+
+
+def suggested(x: Tensor) -> torch.memory_format:
+    """Return the format that torch's functions make a tensor dense in, C++'s `suggest_memory_format`.
+
+    That is channels_last where the strides ascend in its order, gaps allowed, and contiguous everywhere else.
+    """
+    if x.dim() not in _LAST:
+        return torch.contiguous_format
+    least = 1
+    for dim in (1, *range(x.dim() - 1, 1, -1), 0):
+        if x.stride(dim) < least:
+            return torch.contiguous_format
+        least = x.stride(dim) * x.shape[dim]
+    return _LAST[x.dim()]

@@ -2,8 +2,14 @@
 
 Like layer and RMS norm in tokens.py they take the arguments, keep the attributes and read and write the
 state_dict keys of their namesakes in `torch.nn`, for any number of spatial axes, so that a checkpoint
-loads in both directions. `activation=` and `inplace=` are theirs in addition. They are no subclasses of
-torch's layers: what asks for those by type, such as `torch.optim.swa_utils.update_bn`, passes them by.
+loads in both directions. `activation=` and `inplace=` are theirs in addition.
+
+They are instances of what the ecosystem looks for: `_BatchNorm`, `_InstanceNorm`, `nn.GroupNorm`,
+`nn.LayerNorm` and `nn.RMSNorm`. So `torch.optim.swa_utils.update_bn`, `convert_sync_batchnorm`, loops that
+freeze statistics and filters of weight decay find them. What computes is SlabNorm's alone: it stands before
+the torch class among the bases, defines all that a layer runs (constructor, forward, reset, repr), and leaves
+to torch's class what names its type and how it reads old checkpoints. BatchNorm is no `nn.BatchNorm2d`, and
+InstanceNorm no `nn.InstanceNorm2d`: those promise a number of axes.
 """
 
 from __future__ import annotations
@@ -12,9 +18,12 @@ from numbers import Integral
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from slabnorm.errors import OptionError
-from slabnorm.nn.norm import SlabNorm
+from slabnorm.nn.norm import CONTIGUOUS, KEEPS_CHANNELS_LAST, SlabNorm
 
 
 class _PerFeature(SlabNorm):
@@ -51,12 +60,14 @@ class _PerFeature(SlabNorm):
         ) + self._activation_repr()
 
 
-class BatchNorm(_PerFeature):
+class BatchNorm(_PerFeature, _BatchNorm):  # type: ignore[misc]
     """Batch norm, `n c ... -> c`: one mean and variance per channel, over batch and space.
 
         y = weight * (x - mean_c) / sqrt(var_c + eps) + bias
 
-    Drop-in for `torch.nn.BatchNorm1d`, `2d` and `3d`: input (N, C, ...) with any number of spatial axes.
+    Drop-in for `torch.nn.BatchNorm1d`, `2d` and `3d`: input (N, C, ...) with any number of spatial axes. An
+    instance of `torch.nn.modules.batchnorm._BatchNorm`. What puts another layer in the place of one, such as
+    `convert_sync_batchnorm` or `fuse_conv_bn_eval`, knows no `activation`: give it layers without.
 
     Args:
         num_features: channels C.
@@ -77,15 +88,16 @@ class BatchNorm(_PerFeature):
     (True, tensor(1))
     """
 
-    _pattern = "n c ... -> c"
+    _pattern, formats = "n c ... -> c", KEEPS_CHANNELS_LAST
 
 
-class InstanceNorm(_PerFeature):
+class InstanceNorm(_PerFeature, _InstanceNorm):  # type: ignore[misc]
     """Instance norm, `n c ... -> n c`: one mean and variance per sample and channel, over space.
 
         y = weight * (x - mean_nc) / sqrt(var_nc + eps) + bias
 
     Drop-in for `torch.nn.InstanceNorm1d`, `2d` and `3d`: input (N, C, ...), always with a batch axis.
+    An instance of `torch.nn.modules.instancenorm._InstanceNorm`.
     With `track_running_stats=True`, eval mode uses the running average over all samples.
 
     Args:
@@ -106,7 +118,7 @@ class InstanceNorm(_PerFeature):
              [-1.,  1.]]])
     """
 
-    _pattern = "n c ... -> n c"
+    _pattern, formats = "n c ... -> n c", CONTIGUOUS
 
     def __init__(
         self,
@@ -128,12 +140,12 @@ class InstanceNorm(_PerFeature):
         )  # fmt: skip
 
 
-class GroupNorm(SlabNorm):
+class GroupNorm(SlabNorm, nn.GroupNorm):  # type: ignore[misc]
     """Group norm, `n (g c) ... -> n g`: one mean and variance per sample and group of channels.
 
         y = weight * (x - mean_ng) / sqrt(var_ng + eps) + bias
 
-    Drop-in for `torch.nn.GroupNorm`: input (N, C, ...), weight and bias per channel.
+    Drop-in for `torch.nn.GroupNorm`, and an instance of it: input (N, C, ...), weight and bias per channel.
 
     Args:
         num_groups: groups g; divides the channels.
@@ -152,6 +164,8 @@ class GroupNorm(SlabNorm):
     >>> sn.GroupNorm(2, 6)(torch.randn(4, 6, 5)).shape
     torch.Size([4, 6, 5])
     """
+
+    formats = KEEPS_CHANNELS_LAST
 
     def __init__(
         self,

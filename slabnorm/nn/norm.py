@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,14 @@ from slabnorm.autograd import run
 from slabnorm.errors import PatternError
 from slabnorm.functional import check_eps
 from slabnorm.kernels.activation import check_activation
+from slabnorm.kernels.strides import suggested
 from slabnorm.nn.running import RunningStatistics, held
 from slabnorm.pattern import Pattern, parse
 from slabnorm.prepare import prepare
+
+# What torch's layers return, on any input: instance and layer norm; batch, group and RMS norm.
+CONTIGUOUS = (torch.contiguous_format,)
+KEEPS_CHANNELS_LAST = (torch.contiguous_format, torch.channels_last, torch.channels_last_3d)
 
 
 class SlabNorm(RunningStatistics):
@@ -42,6 +47,8 @@ class SlabNorm(RunningStatistics):
 
     Shapes:
         Input and output: any shape that fits the pattern. `residual` (optional): the input's shape.
+        The output lies in memory as the input does. That of a named layer lies as its namesake's: dense, and
+        contiguous except where torch keeps channels_last (batch, group and RMS norm).
 
     Raises:
         PatternError: the pattern is wrong or a size is missing.
@@ -60,6 +67,7 @@ class SlabNorm(RunningStatistics):
 
     weight: nn.Parameter | None
     bias: nn.Parameter | None
+    formats: ClassVar[tuple[torch.memory_format, ...]] = ()  # of the output; (): as the input lies
 
     def __init__(
         self,
@@ -77,7 +85,9 @@ class SlabNorm(RunningStatistics):
         dtype: torch.dtype | None = None,
         **sizes: int,
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(
+            self
+        )  # the named layers' torch.nn parents come next: their __init__ is not for them
         self.pattern = pattern if isinstance(pattern, Pattern) else parse(pattern)
         if eps is not None:
             check_eps(eps)
@@ -115,6 +125,9 @@ class SlabNorm(RunningStatistics):
         """Return the normalised input; with a residual, added before the activation."""
         weight, bias = held(self, "weight"), held(self, "bias")
         call = prepare(self.pattern, self.affine_axes, self._sizes, x, weight, bias, residual)
+        if self.formats and call.order not in self.formats:
+            # torch's layer computes on such a copy, too: it is nothing that a namesake reads or writes more.
+            return SlabNorm.forward(self, x.contiguous(memory_format=self.format_of(x)), residual)
         slab = call.slab
         # Warnings read values, which a traced or fake tensor does not have.
         observed = call.backend is not None and type(x) in (Tensor, nn.Parameter)
@@ -128,12 +141,24 @@ class SlabNorm(RunningStatistics):
             self._track(found, slab, self.center, observed)
         return y
 
+    def format_of(self, x: Tensor) -> torch.memory_format:
+        """Return the memory format of the output, of a layer whose output does not lie as its input does."""
+        suggestion = suggested(x)
+        return suggestion if suggestion in self.formats else torch.contiguous_format
+
     def extra_repr(self) -> str:
-        """Return the arguments that differ from one layer to the next."""
+        """Return the arguments with which the layer can be made again, device and dtype aside."""
         parts = [repr(self.pattern.text), *(f"{name}={size}" for name, size in self.sizes.items())]
+        if not self.affine_axes or self.affine_axes != self.pattern.default_affine:
+            items = (f"({' '.join(item)})" if len(item) > 1 else item[0] for item in self.affine_axes)
+            parts.append(f"affine={' '.join(items)!r}")
+        if self.affine_axes and self.bias is None:
+            parts.append("bias=False")
         parts.append(f"eps={self.eps}")
         if self.track_running_stats:
             parts.append(f"momentum={self.momentum}")
+        if self.track_running_stats != self.pattern.pools_samples:
+            parts.append(f"track_running_stats={self.track_running_stats}")
         if not self.center:
             parts.append("center=False")
         return ", ".join(parts) + self._activation_repr()

@@ -14,7 +14,7 @@ from slabnorm import kernels
 from slabnorm.errors import ModeWarning, OptionError, StatisticsWarning
 from slabnorm.kernels.call import Found, Given
 from slabnorm.nn.stored import StoredStatistics
-from slabnorm.nn.where import checkpointing, name_of, recomputing, root_of, user_level
+from slabnorm.nn.where import name_of, recomputing, root_of, training_without_gradients, user_level
 from slabnorm.slab import Slab
 
 
@@ -130,7 +130,7 @@ class RunningStatistics(StoredStatistics):
 
     def _warn_modes(self, pools_samples: bool) -> None:
         if self.training and pools_samples and not torch.is_grad_enabled() and "mode" not in self._warned:
-            if recomputing() or checkpointing():
+            if recomputing() or training_without_gradients():
                 return
             moves = ", and it moves the running statistics" if self.track_running_stats else ""
             self._warn_once(

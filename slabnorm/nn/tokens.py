@@ -1,4 +1,7 @@
-"""Layer and RMS norm: slabs over the last axes, each a pattern over SlabNorm, drop-in for `torch.nn`."""
+"""Layer and RMS norm: slabs over the last axes, each a pattern over SlabNorm, drop-in for `torch.nn`.
+
+They are instances of their namesakes, and compute nothing that these do: named.py says how.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,10 @@ from numbers import Integral
 from typing import Any
 
 import torch
+from torch import nn
 
 from slabnorm.errors import OptionError
-from slabnorm.nn.norm import SlabNorm
+from slabnorm.nn.norm import CONTIGUOUS, KEEPS_CHANNELS_LAST, SlabNorm
 
 
 class _Trailing(SlabNorm):
@@ -41,12 +45,13 @@ class _Trailing(SlabNorm):
         return parts + self._activation_repr()
 
 
-class LayerNorm(_Trailing):
+class LayerNorm(_Trailing, nn.LayerNorm):  # type: ignore[misc]
     """Layer norm, `... c -> ...`: one mean and variance per token, over its features.
 
         y = weight * (x - mean) / sqrt(var + eps) + bias
 
-    Drop-in for `torch.nn.LayerNorm`: statistics over the last axes, weight and bias of their shape.
+    Drop-in for `torch.nn.LayerNorm`, and an instance of it: statistics over the last axes, weight and bias of
+    their shape.
     For a whole sample of an image, with weight per channel, use `SlabNorm("n c ... -> n", c=channels)`.
 
     Args:
@@ -64,6 +69,8 @@ class LayerNorm(_Trailing):
     >>> sn.LayerNorm(16)(torch.randn(2, 5, 16)).shape
     torch.Size([2, 5, 16])
     """
+
+    formats = CONTIGUOUS
 
     def __init__(
         self,
@@ -89,12 +96,12 @@ class LayerNorm(_Trailing):
         )
 
 
-class RMSNorm(_Trailing):
+class RMSNorm(_Trailing, nn.RMSNorm):  # type: ignore[misc]
     """RMS norm, `... c -> ...` without centring: one mean square per token, over its features.
 
         y = weight * x / sqrt(mean(x^2) + eps)
 
-    Drop-in for `torch.nn.RMSNorm`.
+    Drop-in for `torch.nn.RMSNorm`, and an instance of it.
 
     Args:
         normalized_shape: the sizes of the last axes, or one size.
@@ -112,6 +119,8 @@ class RMSNorm(_Trailing):
     >>> sn.RMSNorm(2, eps=0.0)(torch.tensor([[3.0, 4.0]])).round(decimals=4)
     tensor([[0.8485, 1.1314]], grad_fn=<RoundBackward1>)
     """
+
+    formats = KEEPS_CHANNELS_LAST
 
     def __init__(
         self,

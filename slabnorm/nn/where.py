@@ -9,6 +9,9 @@ from types import FrameType
 import torch
 from torch import nn
 
+# Activation checkpointing, whose reentrant kind turns gradients off at first, and what recomputes statistics.
+_ON_PURPOSE = frozenset(("torch.utils.checkpoint", "torch.optim.swa_utils", "fvcore.nn.precise_bn"))
+
 
 def root_of(layer: nn.Module) -> nn.Module:
     """Return the outermost module whose forward is running and that holds this layer.
@@ -48,9 +51,9 @@ def recomputing() -> bool:
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
-def checkpointing() -> bool:
-    """Whether activation checkpointing is on the stack: its reentrant kind turns gradients off at first."""
-    return any(frame.f_globals.get("__name__") == "torch.utils.checkpoint" for frame in _frames())
+def training_without_gradients() -> bool:
+    """Whether what is on the stack runs a model in train mode and without gradients on purpose."""
+    return any(frame.f_globals.get("__name__") in _ON_PURPOSE for frame in _frames())
 
 
 def _frames() -> Iterator[FrameType]:

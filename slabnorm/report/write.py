@@ -47,12 +47,15 @@ def check_writable(path: Path) -> None:
         ) from error
 
 
-def output_path(path: str | os.PathLike[str]) -> Path:
+def output_path(path: object) -> Path:
     """Return the path of a file to write.
 
     Raises:
-        OptionError: it names no file: it is empty, or ends as a folder does.
+        OptionError: it is no path, or names no file: it is empty, or ends as a folder does.
     """
+    if not isinstance(path, str | os.PathLike):
+        fix = "give a str or a Path, such as 'inputs.safetensors'"
+        raise OptionError("an output has a path", type(path).__name__, fix)
     text = os.fsdecode(path)
     if not text or text.endswith(("/", os.sep)):
         raise OptionError("an output is a file", repr(printable(text)), "name a file, not a folder")

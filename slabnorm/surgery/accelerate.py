@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from slabnorm.errors import ModelError
+from slabnorm.nn import SlabNorm
 from slabnorm.surgery import rewrite
 from slabnorm.surgery.match import Site
 from slabnorm.surgery.norms import KINDS, Accelerated, become, donor, revert, why_not
@@ -224,8 +225,10 @@ def _table(module: nn.Module, name: str) -> Any:
 
 
 def _norm_like(module: nn.Module) -> bool:
-    if type(module) in KINDS or isinstance(module, tuple(KINDS)):
+    if isinstance(module, SlabNorm):  # slabnorm computes it as it is, also where it is torch's class as well
+        return False
+    if isinstance(module, tuple(KINDS)):
         return True
     kind = type(module)
-    own = kind.__module__.startswith("slabnorm.")  # what is slabnorm's is as it should be
+    own = kind.__module__.startswith("slabnorm.")
     return not own and not module._modules and "norm" in kind.__name__.lower()

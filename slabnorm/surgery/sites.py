@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 
+from slabnorm.kernels.strides import order_of
 from slabnorm.surgery.norms import Accelerated
 
 plus, iplus = operator.add, operator.iadd
@@ -78,6 +79,8 @@ def add(plus: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
         and other.dtype == x.dtype
         and other.device == x.device
         and other.layout == x.layout
+        and other.stride() == x.stride()  # else the sum's memory order depends on what stands left
+        and order_of(x, x) in held.norm.formats
     ):
         return Held(held.norm, x, other)
     y = held.norm(x)

@@ -48,6 +48,46 @@ FITS["squares beyond float64"] = lambda: sn.fit(np.array([[-1e154], [1e154]] * 5
 FITS["sizes of NumPy"] = lambda: sn.fit(images(), "zscore", "n (g c) h w -> g", split="train", g=np.int64(3))
 
 
+@pytest.mark.parametrize(
+    ("given", "fix"),
+    [
+        (sn.BatchNorm(3), "state_dict"),
+        (torch.nn.Linear(2, 2), "state_dict"),
+        (sn.SlabScaler(), "to_norm"),
+        ("inputs.safetensors", "first, then the path"),
+        (sn.moments(torch.ones(2, 3), "n c -> c"), "slabnorm.fit"),
+        (None, "slabnorm.fit"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_is_no_input_norm_is_not_saved(given: Any, fix: str, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=rf"an InputNorm\n  got: {type(given).__name__}\n") as error:
+        sn.save(given, tmp_path / "inputs.safetensors")
+    assert fix in error.value.fix
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_path_is_a_path() -> None:
+    norm = FITS["fixed"]()
+    for call in (lambda: sn.save(norm, None), lambda: sn.load(norm), lambda: sn.load(3)):
+        with pytest.raises(OptionError, match="a str or a Path"):
+            call()
+
+
+def test_a_checkpoint_is_no_artifact_and_the_error_says_what_reads_it(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    state, path = torch.nn.Linear(2, 2).state_dict(), tmp_path / "model"
+    for write, fix in (
+        (lambda: torch.save(state, path), r"torch\.load"),
+        (lambda: torch.save(state, path, _use_new_zipfile_serialization=False), r"torch\.load"),
+        (lambda: save_file(state, path), r"safetensors\.torch\.load_file"),
+    ):
+        write()
+        with pytest.raises(ArtifactError, match=fix):
+            sn.load(path)
+
+
 def test_schemes_of_ones_own_are_refused(tmp_path: Path) -> None:
     class Wider(sn.ZScore):
         pass

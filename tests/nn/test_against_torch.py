@@ -143,6 +143,27 @@ def test_repr_and_attributes(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "layer",
+    [
+        sn.SlabNorm("n c h w -> n", affine="h w", h=5, w=6),
+        sn.SlabNorm("n (g c) h w -> n g", affine="w (g c)", g=2, c=3, w=4, bias=False),
+        sn.SlabNorm("n t d -> n t", affine=""),
+        sn.SlabNorm("n c -> c", c=3, affine="", momentum=None, center=False, inplace=True),
+        sn.SlabNorm("n c -> c", c=3, track_running_stats=False, eps=None, activation="gelu"),
+        sn.SlabNorm("n c t -> n c", c=3, track_running_stats=True),
+    ],
+    ids=repr,
+)
+def test_repr_of_slab_norm_says_all_that_makes_it_again(layer: sn.SlabNorm) -> None:
+    again = eval(repr(layer), {"SlabNorm": sn.SlabNorm})
+    assert repr(again) == repr(layer)
+    assert again.affine_axes == layer.affine_axes
+    assert {k: v.shape for k, v in again.state_dict().items()} == {
+        k: v.shape for k, v in layer.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize(
     ("ours", "theirs"),
     [
         (sn.BatchNorm, nn.BatchNorm2d),

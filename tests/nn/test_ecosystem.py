@@ -1,0 +1,183 @@
+"""The named layers under tools that look for torch.nn's: found, counted, converted, frozen, filtered."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.optim.swa_utils import AveragedModel, update_bn
+
+import slabnorm as sn
+from tests.cases import draw
+
+pytestmark = pytest.mark.usefixtures("in_plain_torch")
+
+LAYERS: list[tuple[sn.SlabNorm, type[nn.Module]]] = [
+    (sn.BatchNorm(4), _BatchNorm),
+    (sn.InstanceNorm(4), _InstanceNorm),
+    (sn.GroupNorm(2, 4), nn.GroupNorm),
+    (sn.LayerNorm(4), nn.LayerNorm),
+    (sn.RMSNorm(4), nn.RMSNorm),
+]
+
+
+@pytest.mark.parametrize(("layer", "kind"), LAYERS, ids=lambda v: type(v).__name__)
+def test_named_layers_are_instances_and_compute_nothing_of_torchs(
+    layer: sn.SlabNorm, kind: type[nn.Module]
+) -> None:
+    for twin in (layer, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert isinstance(twin, kind)
+        assert isinstance(twin, sn.SlabNorm)
+    assert not isinstance(layer, nn.BatchNorm2d | nn.InstanceNorm2d)
+    for name in ("__init__", "forward", "reset_parameters", "reset_running_stats", "extra_repr"):
+        assert getattr(type(layer), name).__module__.startswith("slabnorm.")
+    others = {other for _, other in LAYERS} - {kind}
+    assert not isinstance(layer, tuple(others))
+    assert not isinstance(sn.SlabNorm("n c -> c", c=3), _BatchNorm)
+
+
+class Net(nn.Module):
+    """Two batch norms and a layer norm, slabnorm's or torch's."""
+
+    def __init__(self, ours: bool) -> None:
+        super().__init__()
+        batch: Any = sn.BatchNorm if ours else nn.BatchNorm2d
+        self.conv, self.bn = nn.Conv2d(3, 4, 3), batch(4)
+        self.conv2, self.bn2 = nn.Conv2d(4, 5, 1), batch(5, momentum=0.3)
+        self.ln = (sn.LayerNorm if ours else nn.LayerNorm)(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(self.bn(self.conv(x)).relu()))
+        return self.ln(y.mean((2, 3)))
+
+
+def nets() -> tuple[Net, Net]:
+    torch.manual_seed(0)
+    theirs, ours = Net(False), Net(True)
+    for parameter in theirs.parameters():
+        with torch.no_grad():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    ours.load_state_dict(theirs.state_dict())
+    return ours, theirs
+
+
+def assert_same(ours: nn.Module, theirs: nn.Module) -> None:
+    mine, its = ours.state_dict(), theirs.state_dict()
+    assert list(mine) == list(its)
+    for key, value in mine.items():
+        torch.testing.assert_close(value, its[key], rtol=1e-5, atol=1e-6)
+
+
+def test_update_bn_recomputes_the_statistics_and_warns_of_nothing() -> None:
+    ours, theirs = nets()
+    batches = [draw((4, 3, 6, 6), seed=seed) + seed for seed in range(3)]
+    for net in (ours, theirs):
+        net(100 + batches[0])  # what is to be forgotten
+        net.eval()
+        update_bn(batches, net)
+    assert_same(ours, theirs)
+    assert [ours.bn.momentum, ours.bn2.momentum] == [0.1, 0.3]
+    assert int(ours.bn2.num_batches_tracked) == 3
+    assert not ours.training
+
+
+@pytest.mark.parametrize("use_buffers", [True, False])
+def test_averaged_models(use_buffers: bool) -> None:
+    ours, theirs = nets()
+    averages = [AveragedModel(net, use_buffers=use_buffers) for net in (ours, theirs)]
+    for seed in range(2):
+        for net, average in zip((ours, theirs), averages, strict=True):
+            net(draw((4, 3, 6, 6), seed=seed))
+            average.update_parameters(net)
+    assert_same(*averages)
+    averages[0].eval()(draw((4, 3, 6, 6)))
+
+
+def test_convert_sync_batchnorm_takes_weights_statistics_and_mode_along() -> None:
+    ours, _ = nets()
+    ours(draw((4, 3, 6, 6)))
+    ours.eval()
+    want, state = ours(draw((4, 3, 6, 6), seed=1)), copy.deepcopy(ours.state_dict())
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(ours)
+    assert [type(converted.bn), type(converted.bn2)] == [nn.SyncBatchNorm] * 2
+    assert (converted.bn2.momentum, converted.bn2.training) == (0.3, False)
+    assert all(torch.equal(value, state[key]) for key, value in converted.state_dict().items())
+    torch.testing.assert_close(converted(draw((4, 3, 6, 6), seed=1)), want, rtol=1e-5, atol=1e-6)
+
+
+def test_fusion_into_a_convolution() -> None:
+    ours, theirs = nets()
+    for net in (ours, theirs):
+        net(draw((4, 3, 6, 6)))
+        net.eval()
+    x = draw((4, 3, 6, 6), seed=1)
+    fused = fuse_conv_bn_eval(ours.conv, ours.bn)
+    torch.testing.assert_close(fused(x), theirs.bn(theirs.conv(x)), rtol=1e-5, atol=1e-5)
+
+
+def test_freezing_loops_and_filters_of_weight_decay_find_them() -> None:
+    ours, theirs = nets()
+
+    def found(net: nn.Module) -> tuple[list[str], list[str]]:
+        frozen = [name for name, module in net.named_modules() if isinstance(module, _BatchNorm)]
+        kept = [nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, _BatchNorm, _InstanceNorm]  # as transformers asks
+        decayed = [
+            f"{name}.{key}"
+            for name, module in net.named_modules()
+            if not isinstance(module, tuple(kept))
+            for key in module._parameters
+        ]
+        return frozen, decayed
+
+    assert found(ours) == found(theirs)
+    assert found(ours)[0] == ["bn", "bn2"]
+    for net in (ours, theirs):
+        net(draw((4, 3, 6, 6), seed=1))
+    for module in ours.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
+    before = copy.deepcopy(ours.state_dict())
+    for net in (ours, theirs):
+        net(draw((4, 3, 6, 6)))  # trains the statistics of one of the two
+        net.eval()
+    assert torch.equal(ours.bn.running_var, before["bn.running_var"])
+    assert not torch.equal(theirs.bn.running_var, before["bn.running_var"])
+
+
+def test_torch_func_takes_running_statistics_out() -> None:
+    ours, theirs = nets()
+    x = draw((4, 3, 6, 6))
+    for net in (ours, theirs):
+        torch.func.replace_all_batch_norm_modules_(net)
+        assert net.bn.running_mean is None
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-5, atol=1e-5)
+
+
+def test_an_instance_norms_statistics_from_before_torch_0_4_are_explained() -> None:
+    old = {"running_mean": torch.zeros(4), "running_var": torch.ones(4)}
+    for layer in (sn.InstanceNorm(4), nn.InstanceNorm1d(4)):
+        with pytest.raises(RuntimeError, match="set track_running_stats=True in InstanceNorm"):
+            layer.load_state_dict(dict(old))
+
+
+def test_accelerate_has_nothing_to_do_with_slabnorms_own_layers() -> None:
+    class Own(sn.GroupNorm):
+        pass
+
+    model = nn.Sequential(*(copy.deepcopy(layer) for layer, _ in LAYERS), Own(2, 4), nn.LayerNorm(4))
+    kinds = [type(layer) for layer in model]
+    report = sn.accelerate(model)
+    assert [norm.names for norm in report.replaced] == [("6",)]
+    assert (report.left, report.already) == ((), 0)
+    assert [type(layer) for layer in model[:6]] == kinds[:6]
+    assert sn.accelerate(model).already == 1
+    sn.restore(model)
+    assert [type(layer) for layer in model] == kinds
