@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from slabnorm.kernels import memory, rows
+from slabnorm.kernels import memory, rows, tiles
 from slabnorm.kernels.layout import CHUNK, NUMBERS, Layout, find_layout
 from slabnorm.pattern import parse
 from slabnorm.slab import Slab, plan
@@ -76,7 +76,8 @@ def test_a_walk_meets_every_element_in_its_slab_and_under_its_weight(case: Case,
             if layout.rows:
                 got = np.full(len(i), slab_id), weight + (i if layout.mixed else 0)
             else:
-                got = slab_id + layout.slab_of, weight + layout.affine_of
+                place = tiles.places.py_func(layout.axes, 0, layout["run"])
+                got = slab_id + place[0], weight + place[1]
             assert np.array_equal(got[0], wanted[0])
             assert np.array_equal(got[1] + 0 * i, wanted[1])
             seen += len(i)

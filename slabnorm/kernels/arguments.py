@@ -18,11 +18,11 @@ from slabnorm.kernels.pointers import memory, pointer
 # Of the layout; the tensors; the statistics and how many; flags; room that phases share; for the backward
 # the gradients, the sums that make dweight and dbias, and where these go.
 NAMES = (
-    "numbers", "slab_of", "affine_of", "columns", "x", "residual", "out", "w", "bias", "stats", "slabs",
+    "numbers", "group", "axes", "x", "residual", "out", "w", "bias", "stats", "slabs",
     "own", "write", "center", "again", "past", "work", "dy", "dx", "dresidual", "cells", "dweight", "dbias",
 )  # fmt: skip
 (
-    _NUMBERS, _SLAB_OF, _AFFINE_OF, _COLUMNS, X, RESIDUAL, OUT, W, BIAS, STATS, _SLABS,
+    _NUMBERS, _GROUP, _AXES, X, RESIDUAL, OUT, W, BIAS, STATS, _SLABS,
     OWN, WRITES, CENTER, AGAIN, PAST, WORK, DY, DX, DRESIDUAL, CELLS, DWEIGHT, DBIAS,
 ) = range(len(NAMES))  # fmt: skip
 
@@ -47,10 +47,9 @@ def numbers(a):
 
 
 @inlined
-def columns(a):
-    """Return the slab, and the element of weight and bias, of each column."""
-    slab_of = carray(pointer(a[_SLAB_OF], np.int64), (a[_COLUMNS],))
-    return slab_of, carray(pointer(a[_AFFINE_OF], np.int64), (a[_COLUMNS],))
+def group(a):
+    """Return the axes within a run: sizes, and strides in statistics, and in weight and bias."""
+    return carray(pointer(a[_GROUP], np.int64), (a[_AXES], 3))
 
 
 @inlined

@@ -4,8 +4,8 @@ A *task* is a tile of columns of one block, and holds whole slabs. Its runs are 
 a piece are one number per column, and pieces are added up in order. Where there are many tasks, each thread
 takes some; where there are few, all threads share the pieces of each: the same sums, the same bits.
 
-Arrays are those of rows.py; `slab_of` and `affine_of` say which slab and which element of weight and bias
-a column has. `each` is None where weight and bias vary from column to column, 1 where from run to run.
+Arrays are those of rows.py; `place` says which slab, and which element of weight and bias, each column of a
+task has. `each` is None where weight and bias vary from column to column, 1 where from run to run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from slabnorm.kernels.arguments import (
     SUM,
     WRITES,
     arguments,
-    columns,
+    group,
     numbers,
     of_forward,
     statistics,
@@ -67,6 +67,7 @@ from slabnorm.kernels.tiles import (
     coefficients,
     narrowed,
     pieces,
+    places,
     runs_of,
     slabs_of,
     tiles,
@@ -82,17 +83,17 @@ def _merge(g, task, k, s1, s2, slab_of, stats, eps, center):
     """
     block, lo, hi = bounds(g, task)
     base, count = in_slabs(g, block), g[RUNS1] * g[RUNS0]
-    first, size = slabs_of(slab_of, lo, hi)
+    first, size = slabs_of(slab_of)
     sums = np.zeros((3, size))  # around what, and the slab's sums around it
     for i in range(hi - lo):
-        sums[0, slab_of[lo + i] - first] = k[i] + s1[i] / count
+        sums[0, slab_of[i] - first] = k[i] + s1[i] / count
     for i in range(hi - lo):
-        slab = slab_of[lo + i] - first
+        slab = slab_of[i] - first
         apart = (k[i] - sums[0, slab]) + s1[i] / count
         sums[1, slab] += count * apart
         sums[2, slab] += s2[i] - s1[i] * s1[i] / count + count * apart * apart
     for i in range(hi - lo):
-        slab = slab_of[lo + i] - first
+        slab = slab_of[i] - first
         finish(stats, base + first + slab, g[COUNT], sums[0, slab], sums[1, slab], sums[2, slab], eps, center)
 
 
@@ -126,25 +127,24 @@ def _write(code, each, fast, g, task, first, last, t, of, is_narrow, past):
 
 
 @serial
-def prepare(each, fast, g, task, slab_of, affine_of, t, stats, of):
+def prepare(each, fast, g, task, place, t, stats, of):
     """Write the coefficients of a task; return whether they are for float32."""
-    is_narrow = fast is not None and all_narrow(g, task, slab_of, stats)
-    coefficients(each, g, task, slab_of, affine_of, t.w, t.bias, stats, is_narrow, of)
+    is_narrow = fast is not None and all_narrow(g, task, place[0], stats)
+    coefficients(each, g, task, place, t.w, t.bias, stats, is_narrow, of)
     return is_narrow
 
 
 @inlined
-def _forward_task(
-    code, each, fast, g, task, t, slab_of, affine_of, stats, own, write, center, again, eps, past
-):  # fmt: skip
+def _forward_task(code, each, fast, g, task, t, axes, stats, own, write, center, again, eps, past):
+    place = places(axes, *bounds(g, task)[1:])
     if own:
         column, sums = np.zeros((5, g[TILE])), zeros(fast, 3 * g[TILE]).reshape((3, g[TILE]))
         shift(fast, g, task, t.x, column[0])
         sum_task(fast, g, task, t.x, column, sums, again)
-        _merge(g, task, column[0], column[1], column[2], slab_of, stats, eps, center)
+        _merge(g, task, column[0], column[1], column[2], place[0], stats, eps, center)
     if write:
         of = np.zeros((3, g[TILE]))
-        is_narrow = prepare(each, fast, g, task, slab_of, affine_of, t, stats, of)
+        is_narrow = prepare(each, fast, g, task, place, t, stats, of)
         _write(code, each, fast, g, task, 0, pieces(g), t, of, is_narrow, past)
 
 
@@ -181,16 +181,15 @@ def _share_start(fast, g, again, x, todo, sums, careful):
 
 
 @serial
-def _share_finish(
-    each, fast, g, own, again, t, slab_of, affine_of, stats, eps, center, todo, sums, careful, of
-):
+def _share_finish(each, fast, g, own, again, t, axes, stats, eps, center, todo, sums, careful, of):
     """Write statistics, and what every task is normalised with; `todo` says whether in float32."""
     for task in range(len(todo)):
+        place = places(axes, *bounds(g, task)[1:])
         if own:
             if todo[task]:
                 replace(fast, g, task, sums[task], careful[task], again)
-            _merge(g, task, sums[task, 0], sums[task, 1], sums[task, 2], slab_of, stats, eps, center)
-        todo[task] = prepare(each, fast, g, task, slab_of, affine_of, t, stats, of[task])
+            _merge(g, task, sums[task, 0], sums[task, 1], sums[task, 2], place[0], stats, eps, center)
+        todo[task] = prepare(each, fast, g, task, place, t, stats, of[task])
 
 
 def forward_kernel(shared, dtype, affine_dtype, code, each, fast, fused):
@@ -202,16 +201,15 @@ def forward_kernel(shared, dtype, affine_dtype, code, each, fast, fused):
     def columns_forward(phase, i, address, eps):
         a = arguments(address)
         g, t, stats = numbers(a), of_forward(a, dtype, affine_dtype, fused), statistics(a)
-        slab_of, affine_of = columns(a)
         _forward_task(
-            code, each, fast, g, i, t, slab_of, affine_of, stats, a[OWN], a[WRITES], a[CENTER], a[AGAIN], eps,
+            code, each, fast, g, i, t, group(a), stats, a[OWN], a[WRITES], a[CENTER], a[AGAIN], eps,
             a[PAST]
         )  # fmt: skip
 
     def columns_forward_shared(phase, i, address, eps):
         a = arguments(address)
         g, t, stats = numbers(a), of_forward(a, dtype, affine_dtype, fused), statistics(a)
-        (slab_of, affine_of), tasks, between = columns(a), g[BLOCKS1] * g[BLOCKS0] * tiles(g), pieces(g)
+        tasks, between = g[BLOCKS1] * g[BLOCKS0] * tiles(g), pieces(g)
         size = tasks * g[TILE]
         todo, sums = work(a, 0, (tasks,)), work(a, tasks, (tasks, 5, g[TILE]))
         careful = work(a, tasks + 5 * size, (tasks, 3, g[TILE]))
@@ -225,7 +223,7 @@ def forward_kernel(shared, dtype, affine_dtype, code, each, fast, fused):
             _share_merge(g, phase - MERGE, todo, parts, sums, careful)
         elif phase == FINISH:
             _share_finish(
-                each, fast, g, a[OWN], a[AGAIN], t, slab_of, affine_of, stats, eps, a[CENTER], todo, sums,
+                each, fast, g, a[OWN], a[AGAIN], t, group(a), stats, eps, a[CENTER], todo, sums,
                 careful, of
             )  # fmt: skip
         else:

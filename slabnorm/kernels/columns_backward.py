@@ -23,7 +23,7 @@ from slabnorm.kernels.arguments import (
     WRITE,
     WRITES,
     arguments,
-    columns,
+    group,
     numbers,
     of_backward,
     statistics,
@@ -40,6 +40,7 @@ from slabnorm.kernels.memory import (
     BLOCKS0,
     BLOCKS1,
     COUNT,
+    RUN,
     RUNS0,
     RUNS1,
     TILE,
@@ -62,6 +63,7 @@ from slabnorm.kernels.tiles import (
     clear,
     narrowed,
     pieces,
+    places,
     runs_of,
     slabs_of,
     tiles,
@@ -114,32 +116,31 @@ def _reduce(code, each, fast, g, task, first, last, t, of, is_narrow, sums, cell
 @serial
 def _around_mean(g, task, slab_of, stats, is_narrow, s1, s2):
     """Turn the sums of g * (x - k) into those of g * z."""
-    block, lo, hi = bounds(g, task)
-    base = in_slabs(g, block)
-    for i in range(hi - lo):
-        slab = base + slab_of[lo + i]
+    base = in_slabs(g, bounds(g, task)[0])
+    for i in range(slab_of.size):
+        slab = base + slab_of[i]
         _, low = shift_of(stats, slab, is_narrow)
         s2[i] = stats[3, slab] * (s2[i] - low * s1[i])
 
 
 @serial
-def _merge(each, g, task, s1, s2, slab_of, affine_of, w, stats, is_narrow, own, center, of, cells):
+def _merge(each, g, task, s1, s2, place, w, stats, is_narrow, own, center, of, cells):
     """Turn the sums of columns into cells, and into the coefficients of the gradient."""
     block, lo, hi = bounds(g, task)
-    base, start = in_slabs(g, block), in_affine(g, block, (0, 0))
-    first, size = slabs_of(slab_of, lo, hi)
+    base, start, slab_of = in_slabs(g, block), in_affine(g, block, (0, 0)), place[0]
+    first, size = slabs_of(slab_of)
     of_g, of_gz = np.zeros(size), np.zeros(size)
     _around_mean(g, task, slab_of, stats, is_narrow, s1, s2)
     for i in range(hi - lo):
         weight = 1.0
         if each is None:
-            weight = load(w, start + affine_of[lo + i], 0.0)
+            weight = load(w, start + place[1, i], 0.0)
             cells[0, lo + i] = s1[i]
             cells[1, lo + i] = s2[i]
-        of_g[slab_of[lo + i] - first] += weight * s1[i]
-        of_gz[slab_of[lo + i] - first] += weight * s2[i]
+        of_g[slab_of[i] - first] += weight * s1[i]
+        of_gz[slab_of[i] - first] += weight * s2[i]
     for i in range(hi - lo):
-        slab = slab_of[lo + i]
+        slab = slab_of[i]
         c1, c2 = constants(g[COUNT], of_g[slab - first], of_gz[slab - first], own, center)
         _, low = shift_of(stats, base + slab, is_narrow)
         of[3, i], of[4, i] = gradient(stats[3, base + slab], low, c1, c2)
@@ -185,14 +186,13 @@ def _cells_of(each, g, cells, task):
 
 
 @inlined
-def _backward_task(
-    code, each, fast, g, task, t, slab_of, affine_of, stats, cells, own, center, write, past
-):  # fmt: skip
+def _backward_task(code, each, fast, g, task, t, axes, stats, cells, own, center, write, past):
+    place = places(axes, *bounds(g, task)[1:])
     of, sums, own_cells = np.zeros((5, g[TILE])), np.zeros((2, g[TILE])), _cells_of(each, g, cells, task)
-    is_narrow = prepare(each, fast, g, task, slab_of, affine_of, t, stats, of)
+    is_narrow = prepare(each, fast, g, task, place, t, stats, of)
     _reduce(code, each, fast, g, task, 0, pieces(g), t, of, is_narrow, sums, own_cells)
     _merge(
-        each, g, task, sums[0], sums[1], slab_of, affine_of, t.w, stats, is_narrow, own, center, of, own_cells
+        each, g, task, sums[0], sums[1], place, t.w, stats, is_narrow, own, center, of, own_cells
     )  # fmt: skip
     if write:
         _write(code, each, fast, g, task, 0, pieces(g), t, of, is_narrow, past)
@@ -207,42 +207,43 @@ def _share_sum(code, each, fast, g, i, t, coefs, narrows, parts, cells):
 
 
 @serial
-def _share_merge(each, g, parts, slab_of, affine_of, w, stats, own, center, coefs, narrows, cells):
+def _share_merge(each, g, parts, axes, w, stats, own, center, coefs, narrows, cells):
     """Add the pieces of every task up, in order, and write the rest of the coefficients."""
     for task in range(len(coefs)):
         sums = np.empty((2, g[TILE]))
         add_pieces(parts[task], sums[0], sums[1])
         _merge(
-            each, g, task, sums[0], sums[1], slab_of, affine_of, w, stats, narrows[task] != 0, own, center,
-            coefs[task], _cells_of(each, g, cells, task),
+            each, g, task, sums[0], sums[1], places(axes, *bounds(g, task)[1:]), w, stats, narrows[task] != 0,
+            own, center, coefs[task], _cells_of(each, g, cells, task),
         )  # fmt: skip
 
 
 @serial
-def _add_up(each, g, cells, affine_of, dweight, dbias):
+def _add_up(each, g, cells, axes, dweight, dbias):
     """Add the cells of every block or task up to the gradients of weight and bias, always in one order."""
+    place = places(axes, 0, g[RUN] if each is None else 0)[1]
     for i in range(len(cells)):
         block = block_of(g, i if each is None else i // tiles(g))
         start = in_affine(g, block, (0, 0))
         for j in range(cells.shape[2]):
-            to = start + affine_of[j] if each is None else in_affine(g, block, run_of(g, j))
+            to = start + place[j] if each is None else in_affine(g, block, run_of(g, j))
             dbias[to] += cells[i, 0, j]
             dweight[to] += cells[i, 1, j]
 
 
 @inlined
-def _finish(each, g, cells, affine_of, a, affine_dtype):
+def _finish(each, g, cells, a, affine_dtype):
     dweight, dbias = np.zeros(g[AFFINE]), np.zeros(g[AFFINE])
-    _add_up(each, g, cells, affine_of, dweight, dbias)
+    _add_up(each, g, cells, group(a), dweight, dbias)
     keep(dweight, a[DWEIGHT], affine_dtype)
     keep(dbias, a[DBIAS], affine_dtype)
 
 
 @inlined
-def _cells(each, g, a, width):
+def _cells(each, g, a):
     blocks = g[BLOCKS1] * g[BLOCKS0]
     if each is None:
-        return cells_of(a, (blocks, 2, width))
+        return cells_of(a, (blocks, 2, g[RUN]))
     return cells_of(a, (blocks * tiles(g), 2, g[RUNS1] * g[RUNS0]))
 
 
@@ -256,36 +257,35 @@ def backward_kernel(shared, dtype, affine_dtype, code, each, fast, fused, inner)
     def columns_backward(phase, i, address, eps):
         a = arguments(address)
         g, t, stats = numbers(a), of_backward(a, dtype, affine_dtype, fused, inner), statistics(a)
-        slab_of, affine_of = columns(a)
-        cells = _cells(each, g, a, slab_of.size)
+        cells = _cells(each, g, a)
         if phase == TASK:
             _backward_task(
-                code, each, fast, g, i, t, slab_of, affine_of, stats, cells, a[OWN], a[CENTER], a[WRITES],
-                a[PAST],
+                code, each, fast, g, i, t, group(a), stats, cells, a[OWN], a[CENTER], a[WRITES], a[PAST]
             )  # fmt: skip
         else:
-            _finish(each, g, cells, affine_of, a, affine_dtype)
+            _finish(each, g, cells, a, affine_dtype)
 
     def columns_backward_shared(phase, i, address, eps):
         a = arguments(address)
         g, t, stats = numbers(a), of_backward(a, dtype, affine_dtype, fused, inner), statistics(a)
-        (slab_of, affine_of), tasks, between = columns(a), g[BLOCKS1] * g[BLOCKS0] * tiles(g), pieces(g)
-        cells = _cells(each, g, a, slab_of.size)
+        tasks, between = g[BLOCKS1] * g[BLOCKS0] * tiles(g), pieces(g)
+        cells = _cells(each, g, a)
         narrows, of = work(a, 0, (tasks,)), work(a, tasks, (tasks, 5, g[TILE]))
         parts = work(a, tasks + 5 * tasks * g[TILE], (tasks, between, 2, g[TILE]))
         if phase == START:
             for task in range(tasks):
-                narrows[task] = prepare(each, fast, g, task, slab_of, affine_of, t, stats, of[task])
+                place = places(group(a), *bounds(g, task)[1:])
+                narrows[task] = prepare(each, fast, g, task, place, t, stats, of[task])
         elif phase == SUM:
             _share_sum(code, each, fast, g, i, t, of, narrows, parts, cells)
         elif phase == FINISH:
             _share_merge(
-                each, g, parts, slab_of, affine_of, t.w, stats, a[OWN], a[CENTER], of, narrows, cells
+                each, g, parts, group(a), t.w, stats, a[OWN], a[CENTER], of, narrows, cells
             )  # fmt: skip
         elif phase == WRITE:
             task, piece = i // between, i % between
             _write(code, each, fast, g, task, piece, piece + 1, t, of[task], narrows[task] != 0, a[PAST])
         else:
-            _finish(each, g, cells, affine_of, a, affine_dtype)
+            _finish(each, g, cells, a, affine_dtype)
 
     return columns_backward_shared if shared else columns_backward

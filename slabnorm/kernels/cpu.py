@@ -86,7 +86,7 @@ def _forward(
     stats = np.empty((5, call.slab.slabs))
     if call.given is not None:
         _use(call.given, stats, call.eps)
-    weight, bias = _cast(weight, plan.weight), _cast(bias, plan.bias)
+    weight, bias = _cast(weight, plan.weight, 1, plan), _cast(bias, plan.bias, 0, plan)
     drive, team = compiled.drive()
     drive(
         plan.kernel, plan.phases, plan.arguments, call.eps, plan.threads, stats,
@@ -113,7 +113,7 @@ def backward(
         residual = _like(residual, x)
     dx = torch.empty_like(x) if need_x or inner else None
     dresidual = torch.empty_like(x) if inner else None
-    wide_weight, wide_bias = _cast(weight, plan.weight), _cast(bias, plan.bias)
+    wide_weight, wide_bias = _cast(weight, plan.weight, 1, plan), _cast(bias, plan.bias, 0, plan)
     dweight = torch.empty_like(wide_weight) if weight is not None and need_weight else None
     dbias = torch.empty_like(wide_bias) if bias is not None and need_bias else None
     drive, team = compiled.drive()
@@ -169,11 +169,11 @@ def _address(t: Tensor | None) -> int:
     return 0 if t is None else t.data_ptr()
 
 
-def _cast(given: Tensor | None, default: Tensor) -> Tensor:
+def _cast(given: Tensor | None, kept: Tensor | None, value: int, plan: plans.Plan) -> Tensor:
     """Return weight or bias in the dtype that a kernel takes; 1 or 0 where there is none."""
     if given is None:
-        return default
-    return given if given.dtype == default.dtype else given.to(default.dtype)
+        return plans.constant(plan.elements, value, plan.affine) if kept is None else kept
+    return given if given.dtype == plan.affine else given.to(plan.affine)
 
 
 def _use(given: Given, stats: np.ndarray, eps: float) -> None:

@@ -25,7 +25,6 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from slabnorm.parser import ELLIPSIS
 from slabnorm.pattern import product
@@ -62,15 +61,13 @@ class Layout:
         rows: whether a run belongs to one slab; else every element of it is a column.
         mixed: rows: weight and bias vary along a run. Columns: they vary from run to run.
         numbers: what kernels read, in the order of NUMBERS.
-        slab_of, affine_of: columns: the slab, and the element of weight and bias, of each column in block 0.
-        group: the axes within a run: size, and strides in statistics, and in weight and bias.
+        group: the axes within a run: size, and strides in statistics, and in weight and bias. The places of
+            a column of block 0 there follow from its number (tiles.py).
     """
 
     rows: bool
     mixed: bool
     numbers: np.ndarray
-    slab_of: np.ndarray
-    affine_of: np.ndarray
     group: tuple[tuple[int, int, int], ...]
 
     @cached_property
@@ -98,22 +95,15 @@ class Layout:
         rounds = -(-self.tasks // threads)
         return self.tasks < 0.8 * rounds * threads and parts > 1
 
-    def default(self, value: int, dtype: torch.dtype) -> torch.Tensor:
-        """Return a weight or bias for a call that has none."""
-        kept: dict[tuple[int, torch.dtype], torch.Tensor] = self.__dict__.setdefault("_defaults", {})
-        if (value, dtype) not in kept:
-            kept[value, dtype] = torch.full((self["affine"],), value, dtype=dtype, device="cpu")
-        return kept[value, dtype]
-
     def __getitem__(self, name: str) -> int:
         if name in ("blocks", "runs"):
             return self[f"{name}1"] * self[f"{name}0"]
         return int(self.numbers[NUMBERS.index(name)])
 
     @cached_property
-    def arrays(self) -> tuple[np.ndarray, ...]:
-        """What kernels of this layout take."""
-        return (self.numbers,) if self.rows else (self.numbers, self.slab_of, self.affine_of)
+    def axes(self) -> np.ndarray:
+        """The axes within a run as kernels read them."""
+        return np.array(self.group, dtype=np.int64)
 
 
 # Sizes; strides along blocks and runs in x, in the output, in weight and bias, and in statistics;
@@ -229,28 +219,18 @@ def _columns(slab: Slab, dims: list[_Dim]) -> Layout | None:
     mixed = any(dim.affine for dim in runs)
     if mixed and any(dim.affine for dim in group):
         return None
-    slab_of, affine_of = (_index(group, which) for which in (3, 4))
-    tile = _tile(slab_of, product(dim.size for dim in runs))
+    tile = _tile(group, product(dim.size for dim in runs))
     piece = max(64, _CACHE // tile)
-    return _layout(slab, False, mixed, blocks, runs, group, slab_of, affine_of, tile=tile, piece=piece)
+    return _layout(slab, False, mixed, blocks, runs, group, tile=tile, piece=piece)
 
 
-def _index(group: list[_Dim], which: int) -> np.ndarray:
-    """Return, for every column, the sum of its steps times one of the strides."""
-    index = np.zeros(1, dtype=np.int64)
-    for dim in group:
-        index = (index[:, None] + np.arange(dim.size) * dim[which]).reshape(-1)
-    return index
-
-
-def _tile(slab_of: np.ndarray, runs: int) -> int:
+def _tile(group: list[_Dim], runs: int) -> int:
     """Return how many columns are swept together: whole slabs, that stay in the cache if that can be."""
-    width = len(slab_of)
-    ends = np.flatnonzero(np.diff(slab_of)) + 1
-    unit = int(ends[0]) if len(ends) else width
-    blocked = len(ends) == width // unit - 1 and np.array_equal(ends, np.arange(1, len(ends) + 1) * unit)
-    if not blocked or len(np.unique(slab_of)) != len(ends) + 1:
-        return width
+    width, unit, axes = product(dim.size for dim in group), 1, [dim for dim in group if dim.size > 1]
+    while axes and axes[-1].pooled:
+        unit *= axes.pop().size
+    if any(dim.pooled for dim in axes):
+        return width  # columns of a slab are apart
     wanted = max(_WIDE, _CACHE // runs)
     units = max(1, min(4096, wanted) // unit)
     tiles = -(-width // (units * unit))
@@ -264,8 +244,6 @@ def _layout(
     blocks: list[_Dim],
     runs: list[_Dim],
     group: list[_Dim],
-    slab_of: np.ndarray | None = None,
-    affine_of: np.ndarray | None = None,
     **tuning: int,
 ) -> Layout | None:
     if len(blocks) > 2 or len(runs) > 2:
@@ -288,9 +266,7 @@ def _layout(
         "sample_runs": sample_runs, "sample_run_step": r0.size // sample_runs,
         "samples": samples, "sample_step": run // samples, **tuning,
     }  # fmt: skip
-    empty = np.zeros(0, dtype=np.int64)
     return Layout(
         rows, mixed, np.array([numbers[name] for name in NUMBERS], dtype=np.int64),
-        empty if slab_of is None else slab_of, empty if affine_of is None else affine_of,
         tuple((dim.size, dim.slab, dim.affine) for dim in group),
     )  # fmt: skip

@@ -68,7 +68,7 @@ class Phases:
                 return layout.tasks * 2 * layout["run"]
             differ = (layout["runs1"] if layout["ar1"] else 1) * (layout["runs0"] if layout["ar0"] else 1)
             return 2 * layout["blocks"] * differ
-        return 2 * (layout.tasks * layout["runs"] if layout.mixed else layout["blocks"] * len(layout.slab_of))
+        return 2 * (layout.tasks * layout["runs"] if layout.mixed else layout["blocks"] * layout["run"])
 
 
 def _array(phases: list[tuple[int, int]]) -> np.ndarray:

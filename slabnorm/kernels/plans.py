@@ -20,11 +20,12 @@ from slabnorm.kernels.compiled import Kernel
 from slabnorm.kernels.layout import Layout
 from slabnorm.kernels.phases import Phases
 from slabnorm.kernels.pointers import LINE
-from slabnorm.kernels.strides import memory
+from slabnorm.kernels.strides import keep, memory
 from slabnorm.kernels.threads import pool
 from slabnorm.slab import Slab
 
 _GRAIN = 32768  # elements that are not worth waking a second thread for
+_SMALL = 4096  # elements of a weight or bias that are kept for calls without
 _STREAM = 4 << 20  # bytes of an output that leave the caches before anyone can read them
 
 
@@ -37,10 +38,12 @@ class Plan(NamedTuple):
         arguments: its arguments, without the addresses of a call's tensors.
         threads: how many run it.
         work, cells: how much room it needs, in float64: shared by phases; for the sums of dweight and dbias.
+        layout: what some of the arguments are addresses of.
         copied: whether it takes a dense copy of x.
         strides: of the output, and so of what else has x's shape.
         affine: the dtype of weight and bias.
-        weight, bias: what stands for them in a call that has none.
+        elements: of weight and bias.
+        weight, bias: what stands for them in a call that has none; None where it is too large to be kept.
     """
 
     kernel: int
@@ -49,11 +52,13 @@ class Plan(NamedTuple):
     threads: int
     work: int
     cells: int
+    layout: Layout
     copied: bool
     strides: tuple[int, ...]
     affine: torch.dtype
-    weight: Tensor
-    bias: Tensor
+    elements: int
+    weight: Tensor | None
+    bias: Tensor | None
 
 
 def forward(
@@ -74,9 +79,8 @@ def forward(
             return phases.forward(shared, call.given is None, again, write)
 
         flags = {"write": write, "again": again}
-        plan = kept[key] = _plan(
-            x, weight, bias, call, compiled.forward, phases, flags, residual is not None, False
-        )
+        plan = _plan(x, weight, bias, call, compiled.forward, phases, flags, residual is not None, False)
+        keep(kept, key, plan)
     return plan
 
 
@@ -98,9 +102,8 @@ def backward(
             return phases.backward(shared, write)
 
         flags = {"write": write, "again": False}
-        plan = kept[key] = _plan(
-            x, weight, bias, call, compiled.backward, phases, flags, residual is not None, inner
-        )
+        plan = _plan(x, weight, bias, call, compiled.backward, phases, flags, residual is not None, inner)
+        keep(kept, key, plan)
     return plan
 
 
@@ -119,16 +122,22 @@ def _plan(
         affine = torch.float32
     kernel = Kernel(layout.rows, layout.mixed, shared, x.dtype, affine, call.activation, residual, inner)
     values = {
-        "numbers": layout.numbers.ctypes.data, "slab_of": layout.slab_of.ctypes.data,
-        "affine_of": layout.affine_of.ctypes.data, "columns": len(layout.slab_of), "slabs": slab.slabs,
+        "numbers": layout.numbers.ctypes.data, "group": layout.axes.ctypes.data, "axes": len(layout.axes),
+        "slabs": slab.slabs,
         "own": call.given is None, "center": call.center, "past": _past(layout, x), **flags,
     }  # fmt: skip
     arguments = np.array([values.get(name, 0) for name in NAMES], dtype=np.int64)
+    n = layout["affine"]
+    ones, zeros = (constant(n, value, affine) if n <= _SMALL else None for value in (1, 0))
     return Plan(
         make(kernel), phases_of(phases, shared), arguments, threads, phases.work if shared else 0,
-        phases.cells, found.copied, found.strides, affine, layout.default(1, affine),
-        layout.default(0, affine),
+        phases.cells, layout, found.copied, found.strides, affine, n, ones, zeros,
     )  # fmt: skip
+
+
+def constant(n: int, value: int, dtype: torch.dtype) -> Tensor:
+    """Return a weight or bias for a call that has none."""
+    return torch.full((n,), value, dtype=dtype, device="cpu")
 
 
 def _threads(slab: Slab) -> int:
