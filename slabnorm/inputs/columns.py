@@ -44,6 +44,7 @@ class ColumnCounter:
         self._counting, self._name, self._first = counting, name, first
         self._names = counting.schema.names
         self._sums: list[Sums] = []
+        self._first_of: dict[np.dtype, Sums] = {}  # whose working memory the others of this dtype share
         self._null = np.zeros(len(self._names), np.int64)
         self._collector, self._samples = Collector(counting.sketch, bounds), 0
         self._features = counting.features()
@@ -88,8 +89,9 @@ class ColumnCounter:
         for at, (array, missing) in enumerate(zip(block.arrays, block.missing, strict=True)):
             values = _plain(array)
             if at == len(self._sums):
-                like = next((sums for sums in self._sums if sums.dtype == values.dtype), None)
+                like = self._first_of.get(values.dtype)
                 self._sums.append(Sums(values.dtype, 1, like))
+                self._first_of.setdefault(values.dtype, self._sums[-1])
             there = values if missing is None else values[~missing]
             self._sums[at].add(there)
             self._null[at] += len(values) - len(there)
@@ -181,10 +183,10 @@ def _pooled(columns: Moments, of: np.ndarray, shape: tuple[int, ...]) -> Moments
     if np.array_equal(of, np.arange(prod(shape))):
         return Moments(*(field.reshape(shape) for field in fields))
     single = [Moments(*(field[at] for field in fields)) for at in range(len(of))]
-    merged = [
-        reduce(Moments.merge, [single[at] for at in np.flatnonzero(of == feature)])
-        for feature in range(prod(shape))
-    ]
+    parts: list[list[Moments]] = [[] for _ in range(prod(shape))]
+    for feature, one in zip(of.tolist(), single, strict=True):
+        parts[feature].append(one)
+    merged = [reduce(Moments.merge, some) for some in parts]
     return Moments(
         *(torch.stack([getattr(one, field) for one in merged]).reshape(shape) for field in _FIELDS)
     )

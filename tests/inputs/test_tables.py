@@ -484,6 +484,25 @@ def test_a_parquet_file_that_would_end_the_process_is_named(tmp_path):
     assert ([name for name, _ in left.skipped], left.samples) == ([paths[1]], 178 - 45)
 
 
+def test_thousands_of_columns_of_two_dtypes_are_those_of_the_array(tmp_path):
+    # Where each column costs a look at all of them, this takes half a minute.
+    array = np.random.default_rng(0).integers(0, 99, (12, 3000)).astype("f8")
+    columns = {f"c{at}": array[:, at].astype("i4" if at > 1500 else "f4") for at in range(3000)}
+    path = write(pa.table(columns), tmp_path / "a.parquet")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)
+        norm, expected = fitted(path), fit(array, split="train")
+    assert norm.record.names == tuple(columns)
+    assert torch.equal(norm.moments.mean, expected.moments.mean)
+    assert norm.record.content == expected.record.content
+    assert sn.audit(norm, path).overlap.found == 12
+    apply(norm, path, tmp_path / "out.parquet")
+    made = parquet.read_table(tmp_path / "out.parquet")
+    assert made.schema.names == list(columns)
+    out = np.column_stack([column.to_numpy() for column in made.columns])
+    np.testing.assert_array_equal(out, norm(torch.from_numpy(array)).numpy())
+
+
 def test_a_first_file_that_is_damaged(tmp_path):
     paths = parts(tmp_path / "data")
     cut(paths[0], 0.5)

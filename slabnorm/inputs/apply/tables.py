@@ -37,12 +37,13 @@ def write_parquet(
     with _reading(path, arrow):
         file = parquet.ParquetFile(path, page_checksum_verification=True)
     with file:
-        places = _features(norm, file.schema_arrow, arrow, path)
-        work = _common([file.schema_arrow.field(place).type for place in places])
+        fields = list(file.schema_arrow)
+        places = _features(norm, fields, arrow, path)
+        work = _common([fields[place].type for place in places])
         kind = arrow.from_numpy_dtype(_through(norm, step, np.empty((0, len(places)), work)).dtype)
-        schema = file.schema_arrow
         for place in places:
-            schema = schema.set(place, schema.field(place).with_type(kind))
+            fields[place] = fields[place].with_type(kind)
+        schema = arrow.schema(fields, file.schema_arrow.metadata)
         total = sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
         rows = batch_rows or max(1, BATCH_BYTES // (8 * len(places)))
         with _reading(path, arrow):
@@ -85,10 +86,11 @@ def _replaced(
             new = [np.empty(len(table), y.dtype) for _ in places]
         for at, column in enumerate(new):
             column[start : start + len(x)] = y[:, at]
+    columns = table.columns
     for place, column, values in zip(places, old, new, strict=True):
         missing = np.asarray(column.is_null()) if column.null_count else None
-        table = table.set_column(place, schema.field(place), arrow.array(values, mask=missing))
-    return table.cast(schema)
+        columns[place] = arrow.array(values, mask=missing)
+    return arrow.table(columns, schema=schema)
 
 
 def _values(column: Any) -> np.ndarray:
@@ -106,7 +108,7 @@ def _through(norm: InputNorm, step: Step, x: np.ndarray) -> np.ndarray:
     return y.reshape(x.shape)
 
 
-def _features(norm: InputNorm, schema: Any, arrow: Any, path: Path) -> list[int]:
+def _features(norm: InputNorm, fields: list[Any], arrow: Any, path: Path) -> list[int]:
     """Return the places of the features' columns."""
     sample, names = norm.record.sample, norm.record.names
     if len(sample) > 1 or None in sample:
@@ -116,11 +118,14 @@ def _features(norm: InputNorm, schema: Any, arrow: Any, path: Path) -> list[int]
             "fit on tables",
         )
     number = math.prod(size or 1 for size in sample)
-    numeric = [place for place, field in enumerate(schema) if _is_number(field.type, arrow.types)]
+    numeric = [place for place, field in enumerate(fields) if _is_number(field.type, arrow.types)]
     if names and len(names) == number:
-        return [_place(name, schema, numeric, path) for name in names]
+        places: dict[str, list[int]] = {}
+        for place, field in enumerate(fields):
+            places.setdefault(field.name, []).append(place)
+        return [_place(name, places, fields, arrow, path) for name in names]
     if len(numeric) != number:
-        found = listing([printable(schema.field(place).name, 40) for place in numeric[:20]]) or "none"
+        found = listing([printable(fields[place].name, 40) for place in numeric[:20]]) or "none"
         raise DataError(
             f"the statistics name no columns, so that a table has as many numeric ones as features: {number}",
             f"{printable(path)} has {len(numeric)}: {found}",
@@ -129,18 +134,19 @@ def _features(norm: InputNorm, schema: Any, arrow: Any, path: Path) -> list[int]
     return numeric
 
 
-def _place(name: str, schema: Any, numeric: list[int], path: Path) -> int:
-    found = schema.get_all_field_indices(name)
-    if len(found) == 1 and (found[0] in numeric or str(schema.field(found[0]).type) == "bool"):
-        return int(found[0])
+def _place(name: str, places: dict[str, list[int]], fields: list[Any], arrow: Any, path: Path) -> int:
+    found = places.get(name, [])
+    kind = fields[found[0]].type if found else None
+    if len(found) == 1 and (_is_number(kind, arrow.types) or arrow.types.is_boolean(kind)):
+        return found[0]
     if len(found) == 1:
-        why = f"{printable(name)} of type {schema.field(found[0]).type}"
+        why = f"{printable(name)} of type {kind}"
     else:
         why = f"{len(found)} columns {printable(name)}" if found else f"no column {printable(name)}"
     raise DataError(
         "a table has one numeric column for every feature of the statistics",
         f"{printable(path)}: {why}",
-        f"its columns are {listing([printable(field, 40) for field in schema.names[:20]])}",
+        f"its columns are {listing([printable(field.name, 40) for field in fields[:20]])}",
     )
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -40,6 +42,7 @@ class Choice:
         return len(self.names) - self.weighted
 
 
+@lru_cache(1024)
 def dtype_of(kind: Any, text: bool = False) -> str:
     """Return NumPy's name for a column's type, "" if it is none of bool, integers and floats.
 
@@ -76,52 +79,56 @@ def choose(
 def _choose(
     schema: Any, wanted: Sequence[str] | None, file: str, text: bool, option: str = "columns"
 ) -> tuple[Choice, list[str]]:
+    kinds = _Kinds(schema, file)
     if wanted is not None:
-        missing = [name for name in wanted if name not in schema.names]
+        missing = [name for name in wanted if name not in kinds]
         if missing:
-            has = listed([repr(name) for name in schema.names], 10)
+            has = listed([repr(name) for name in kinds], 10)
             raise DataError(f"{option}= names columns of the table", f"no {missing[0]!r}; {file} has {has}")
         dtypes = []
         for name in wanted:
-            kind = _field(schema, name, file).type
+            kind = kinds[name]
             # Of text only the first lines were read: a column that holds nothing there is named as numbers.
             dtypes.append("float64" if text and types.is_null(kind) else dtype_of(kind, text))
             if not dtypes[-1]:
-                raise _refused(schema.field(name), file, f"leave it out of {option}=")
+                raise _refused(name, kind, file, f"leave it out of {option}=")
         return Choice(tuple(wanted), tuple(dtypes), True), []
-    names: list[str] = []
+    found: dict[str, str] = {}
     left_out: list[str] = []
-    for name in dict.fromkeys(schema.names):
-        kind = _field(schema, name, file).type
-        if not dtype_of(kind, text) and _holds_numbers(kind):
-            raise _refused(schema.field(name), file, 'name the columns to count, as columns=["a", "b"]')
-        if dtype_of(kind, text) and not _PANDAS_INDEX.fullmatch(name):
-            names.append(name)
+    nothing: list[str] = []
+    for name in kinds:
+        kind = kinds[name]
+        dtype = dtype_of(kind, text)
+        if not dtype and _holds_numbers(kind):
+            raise _refused(name, kind, file, 'name the columns to count, as columns=["a", "b"]')
+        if dtype and not _PANDAS_INDEX.fullmatch(name):
+            found[name] = dtype
         elif text and types.is_null(kind):
-            # First, as of many only some are shown.
-            left_out.insert(0, f"{name} (nothing in its first rows; columns= takes it)")
+            nothing.append(f"{name} (nothing in its first rows; columns= takes it)")
         else:
             left_out.append(f"{name} ({kind})")
-    if not names:
+    left_out = nothing[::-1] + left_out  # those first, as of many only some are shown
+    if not found:
         raise DataError(
             "a table has columns of numbers", f"{file} has {listed(left_out, 10) or 'no columns'}"
         )
-    if text and all(map(_is_number, names)):
+    if text and all(map(_is_number, found)):
         raise DataError(
             "a CSV file names its columns in the first line",
-            f"{file} begins with {listed(names, 5)}",
+            f"{file} begins with {listed(list(found), 5)}",
             "write a line of names above it",
         )
-    return Choice(tuple(names), tuple(dtype_of(schema.field(n).type, text) for n in names), False), left_out
+    return Choice(tuple(found), tuple(found.values()), False), left_out
 
 
 def check_same(choice: Choice, schema: Any, file: str, text: bool) -> None:
     """Raise DataError unless a file has the chosen columns with their types; their order may differ."""
     fix = "write all files with the same columns, or name those to count, as columns=['a', 'b']"
+    kinds, chosen = _Kinds(schema, file), set(choice.names)
     for name, dtype in zip(choice.names, choice.dtypes, strict=True):
-        if name not in schema.names:
+        if name not in kinds:
             raise DataError("all files of a table have the same columns", f"{file}: no column {name!r}", fix)
-        kind = _field(schema, name, file).type
+        kind = kinds[name]
         # Of a text file only the first lines were read, and these may have nothing there.
         if dtype_of(kind, text) != dtype and not (text and types.is_null(kind)):
             raise DataError(
@@ -131,9 +138,9 @@ def check_same(choice: Choice, schema: Any, file: str, text: bool) -> None:
             )
     if choice.named:
         return
-    for name in schema.names:
-        kind = schema.field(name).type if schema.names.count(name) == 1 else None
-        if kind and name not in choice.names and dtype_of(kind) and not _PANDAS_INDEX.fullmatch(name):
+    for name in kinds:
+        kind = kinds[name]
+        if name not in chosen and dtype_of(kind) and not _PANDAS_INDEX.fullmatch(name):
             raise DataError(
                 "all files of a table have the same columns",
                 f"{file}: column {name!r} ({kind}), which the first file does not have as numbers",
@@ -158,8 +165,9 @@ def check_names(columns: Any) -> tuple[str, ...] | None:
 def as_columns(batch: Any, choice: Choice) -> Columns:
     """Return the values of a record batch, without copying those of plain numbers."""
     arrays, missing = [], []
+    columns = dict(zip(batch.schema.names, batch.columns, strict=True))
     for name, dtype in zip(choice.names, choice.dtypes, strict=True):
-        values, mask = _numbers(batch.column(batch.schema.get_field_index(name)), np.dtype(dtype))
+        values, mask = _numbers(columns[name], np.dtype(dtype))
         arrays.append(values)
         missing.append(mask)
     if not choice.weighted:
@@ -186,20 +194,37 @@ def _numbers(array: Any, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray | None
     return whole[array.offset :] if len(array) else whole, mask
 
 
-def _field(schema: Any, name: str, file: str) -> Any:
-    if schema.names.count(name) > 1:
-        raise DataError("columns have names of their own", f"{file}: several columns {name!r}", "rename them")
-    return schema.field(name)
+class _Kinds:
+    """The types of a schema's columns by name: looked up in pyarrow's schema, each costs as much as all."""
+
+    def __init__(self, schema: Any, file: str) -> None:
+        self._file, names = file, schema.names
+        self._kinds = dict(zip(names, schema.types, strict=True))
+        self._several = {name for name, count in Counter(names).items() if count > 1}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._kinds
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._kinds)
+
+    def __getitem__(self, name: str) -> Any:
+        """Return a column's type; raise DataError where several have the name."""
+        if name in self._several:
+            raise DataError(
+                "columns have names of their own", f"{self._file}: several columns {name!r}", "rename them"
+            )
+        return self._kinds[name]
 
 
-def _refused(field: Any, file: str, fix: str) -> DataError:
-    if types.is_decimal(field.type):
+def _refused(name: str, kind: Any, file: str, fix: str) -> DataError:
+    if types.is_decimal(kind):
         fix = f"cast it to float64 and mind the digits this loses, or {fix}"
-    elif types.is_nested(field.type):
+    elif types.is_nested(kind):
         fix = f"write one column for each number, or {fix}"
     return DataError(
         "a column holds bool, integers or floats",
-        f"{file}: column {field.name!r} of type {field.type}",
+        f"{file}: column {name!r} of type {kind}",
         fix,
     )
 
