@@ -15,6 +15,7 @@ from slabnorm.inputs.count import Effort, Opened, Progress
 from slabnorm.inputs.describe import feature_names
 from slabnorm.inputs.drift import compare, find_constant, find_drift, find_missing
 from slabnorm.inputs.explain import find_order, find_scale
+from slabnorm.inputs.features import kept_axes
 from slabnorm.inputs.normalizer import InputNorm
 from slabnorm.inputs.overlap import find_overlap, overlap_of
 from slabnorm.inputs.plain import plain_tensors
@@ -111,7 +112,11 @@ def _at_hand(norm: InputNorm) -> InputNorm:
 
 def _count(norm: InputNorm, opened: Opened, effort: Effort, skip_bad: bool) -> Tally:
     """Count a data set as its training data were counted, and beside it what an audit asks for."""
-    schema, record = opened.schema, norm.record
+    record = norm.record
+    if None in opened.schema.sample:  # images: those of which a pattern keeps pixels have one size
+        axes = kept_axes(record.features().pattern, len(opened.schema.sample))
+        opened.schema = opened.schema.pinned(axes)
+    schema = opened.schema
     record.features().check((1, *(size or 1 for size in schema.sample)))
     moments = norm.moments
     bound = norm.sketch.bound if len(norm.sketch.hashes) else 0

@@ -1,7 +1,9 @@
 """Images that are damaged, hostile or no images: each an error that names it, or a line of a list."""
 
+import io
 import os
 import socket
+import struct
 import warnings
 from pathlib import Path
 
@@ -156,3 +158,51 @@ def test_folders_without_images(tmp_path):
     for skip_bad in (False, True):
         with pytest.raises(DataError, match=r"a\.png: no image"):
             sn.fit(tmp_path / "train", split="train", skip_bad=skip_bad)
+
+
+def test_a_tiff_whose_strips_do_not_cover_it_is_not_padded():
+    whole = encoded("TIFF")
+    image = Image.open(io.BytesIO(whole))
+    height = image.size[1]
+    entry = whole.index(struct.pack("<HH", 257, 4)) + 8  # the value of ImageLength
+    assert struct.unpack_from("<I", whole, entry) == (height,)
+    for claimed in (height + 1000, height | 1 << 16):
+        damaged = whole[:entry] + struct.pack("<I", claimed) + whole[entry + 4 :]
+        with pytest.raises(decode.DamageError, match=f"do not cover .* x {claimed} pixels"):
+            decode.decode(damaged)
+
+
+@pytest.mark.parametrize("tiles", [False, True])
+@pytest.mark.parametrize("planar", [1, 2])
+def test_tiffs_in_strips_tiles_and_planes_are_whole(tiles, planar):
+    """As written by hand: Pillow writes neither planes nor tiles."""
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 48, 3)).astype(np.uint8)
+    planes = [pixels] if planar == 1 else list(pixels.transpose(2, 0, 1))
+    parts = []
+    for plane in planes:
+        if tiles:  # of 32 x 16, of which the right ones end beyond the image
+            wide = np.pad(plane, ((0, 0), (0, 16), *[(0, 0)] * (plane.ndim - 2)))
+            parts += [wide[y : y + 16, x : x + 32].tobytes() for y in range(0, 64, 16) for x in (0, 32)]
+        else:
+            parts += [plane[y : y + 16].tobytes() for y in range(0, 64, 16)]
+    offsets = (8 + np.cumsum([0, *map(len, parts)])[:-1]).tolist()
+    where = {322: [32], 323: [16], 324: offsets, 325: list(map(len, parts))}
+    if not tiles:
+        where = {273: offsets, 278: [16], 279: list(map(len, parts))}
+    tags = {256: [48], 257: [64], 258: [8, 8, 8], 259: [1], 262: [2], 277: [3], 284: [planar], **where}
+    assert (np.asarray(decode.decode(tiff(b"".join(parts), tags))) == pixels).all()
+    short = {tag: values[:-1] if tag in (273, 279, 324, 325) else values for tag, values in tags.items()}
+    with pytest.raises(decode.DamageError):
+        decode.decode(tiff(b"".join(parts), short))
+
+
+def tiff(data: bytes, tags: dict[int, list[int]]) -> bytes:
+    """Return a TIFF: the header, the data from byte 8 on, and its tags, all of 32 bits."""
+    directory, more = struct.pack("<H", len(tags)), b""
+    after = 8 + len(data) + 2 + 12 * len(tags) + 4
+    for tag, values in sorted(tags.items()):
+        body = struct.pack(f"<{len(values)}I", *values)
+        if len(body) > 4:
+            body, more = struct.pack("<I", after + len(more)), more + body
+        directory += struct.pack("<HHI", tag, 4, len(values)) + body
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory + bytes(4) + more

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from typer.testing import CliRunner
@@ -294,3 +295,64 @@ def test_the_command_line(tmp_path, monkeypatch):
     assert "and 2 more" in result.stderr
     assert sn.load("inputs.safetensors").record.skipped == 22
     assert sum(1 for file in path.rglob("*.*")) == 31 + 22
+
+
+def turned(path):
+    """Write a photo as files that say it is to be turned by 90 degrees; return them."""
+    exif = Image.Exif()
+    exif[0x112] = 6
+    path.mkdir()
+    for kind in ("jpg", "png", "webp", "tif"):
+        picture(0, size=(24, 24)).save(
+            path / f"a.{kind}", exif=exif, **{"lossless": True} if kind == "webp" else {}
+        )
+    return sorted(path.iterdir())
+
+
+def test_an_orientation_is_what_pillow_makes_of_it_in_fit_audit_and_apply(tmp_path):
+    files = turned(tmp_path / "train")
+    # As torchvision's and other loaders decode for training: only TIFF is turned.
+    arrays = np.stack([np.asarray(Image.open(file)) for file in files]).transpose(0, 3, 1, 2)
+    stored = np.asarray(picture(0, size=(24, 24))).transpose(2, 0, 1)
+    assert [(array == stored).all() for array in arrays[1:]] == [True, False, True]
+    norm = sn.fit(tmp_path / "train", pattern="n c h w -> h w", split="train")
+    np.testing.assert_allclose(norm.moments.mean, arrays.mean((0, 1)), rtol=1e-13)
+    found = sn.audit(norm, tmp_path / "train").overlap
+    assert (found.found, found.told) == (3, 3)  # PNG and WebP hold one image
+    apply(norm, tmp_path / "train", tmp_path / "y.npy")
+    assert np.array_equal(np.load(tmp_path / "y.npy"), norm(torch.from_numpy(arrays.copy())).numpy())
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind", "convert"),
+    [("P", "png", None), ("CMYK", "jpg", None), ("LA", "png", None), ("1", "png", None), ("F", "tif", None),
+     ("LAB", "tif", None), ("LAB", "tif", "L"), ("F", "tif", "RGB")],
+)  # fmt: skip
+def test_modes_that_do_not_count_are_named(mode, kind, convert, tmp_path):
+    (tmp_path / "train").mkdir()
+    picture(0, "L" if mode == "F" else "RGB").convert(mode).save(tmp_path / "train" / f"a.{kind}")
+    with pytest.raises(DataError, match=rf"a\.{kind}") as caught:
+        sn.fit(tmp_path / "train", split="train", convert=convert)
+    assert ("uint16" in str(caught.value) or ".npy" in str(caught.value)) == (mode == "F" and not convert)
+
+
+def test_transparency_of_palettes_and_colours_by_conversion(tmp_path):
+    (tmp_path / "train").mkdir()
+    palette = picture(0).quantize(16)
+    palette.save(tmp_path / "train" / "a.png", transparency=3)
+    numbers = np.asarray(palette)
+    colours = np.array(palette.getpalette()[:48]).reshape(16, 3)[numbers]
+    means = [*colours.mean((0, 1)), 255 * (numbers != 3).mean()]
+    for convert, expected in [("RGB", means[:3]), ("RGBA", means)]:
+        found = sn.fit(tmp_path / "train", split="train", convert=convert).moments.mean
+        np.testing.assert_allclose(found, expected, rtol=1e-13)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "GIF"])
+def test_images_of_more_than_one_frame_are_named(kind, tmp_path):
+    (tmp_path / "train").mkdir()
+    frames = [picture(number, size=(9, 9)) for number in range(3)]
+    suffix = {"TIFF": "tif"}.get(kind, kind.lower())
+    frames[0].save(tmp_path / "train" / f"a.{suffix}", kind, save_all=True, append_images=frames[1:])
+    with pytest.raises(DataError, match=rf"a\.{suffix}: 3 frames"):
+        sn.fit(tmp_path / "train", split="train", convert="RGB")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # Fixed, so that neither Pillow's limit nor whoever lifts it decides what is read: Pillow's own default.
 PIXELS = 89_478_485
-_BITS_PER_SAMPLE = 258  # TIFF's number for it
+_BITS_PER_SAMPLE, _PLANAR = 258, 284  # TIFF's numbers for them
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
 
 
@@ -51,6 +51,8 @@ def decode(data: bytes) -> Image:
                 raise DamageError(f"{frames} frames, where an image has one")
             if _is_cut(image):
                 raise DepthError(image.mode)
+            if image.format == "TIFF":
+                _check_strips(image)
             image.load()
     except (DamageError, DepthError, MemoryError):
         raise
@@ -100,6 +102,17 @@ def _is_cut(image: Any) -> bool:
     if image.format == "PNG":
         return ";16" in str(told)
     return isinstance(told, tuple) and told[-1] > 255
+
+
+def _check_strips(image: Any) -> None:
+    """Raise DamageError unless the strips or tiles of a TIFF that is not loaded yet cover it."""
+    # What none covers Pillow leaves black: one changed bit in the height made 5 MB of zeros of 1.5 kB.
+    planes = len(image.getbands()) if image.tag_v2.get(_PLANAR) == 2 else 1
+    covered = sum((right - left) * (low - top) for _, (left, top, right, low), *_ in image.tile)
+    compressed = any(tile[0] == "libtiff" for tile in image.tile)  # which knows of the planes itself
+    width, height = image.size
+    if covered < width * height * (1 if compressed else planes):
+        raise DamageError(f"the file is truncated: its parts do not cover {width} x {height} pixels")
 
 
 def _check_png(data: bytes) -> None:

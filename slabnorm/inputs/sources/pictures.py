@@ -123,12 +123,21 @@ class Form:
                 )
             if self.convert != "RGBA":
                 image.info.pop("transparency", None)  # of which Pillow would warn
-            return image if mode == self.convert else image.convert(self.convert)
+            try:
+                return image if mode == self.convert else image.convert(self.convert)
+            except ValueError as error:  # Pillow has no way from LAB to L
+                raise MismatchError(
+                    f"images are converted to {self.convert}",
+                    f"{name}: {error}",
+                    'convert such images first, or all to RGB (convert="RGB", --convert RGB)',
+                ) from error
         if mode not in _MODES:
             raise MismatchError(
                 f"images of the modes {', '.join(_MODES)} count as they are, others converted",
                 f"{name}: mode {mode}",
-                'convert all images, as with convert="RGB" (--convert RGB)',
+                "give arrays of these pixels instead, as a .npy file"
+                if mode in _WIDE
+                else 'convert all images, as with convert="RGB" (--convert RGB)',
             )
         if (_MODES[mode] or mode) != self.mode:
             raise MismatchError(
