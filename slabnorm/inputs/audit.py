@@ -17,7 +17,7 @@ from slabnorm.inputs.drift import compare, find_constant, find_drift, find_missi
 from slabnorm.inputs.explain import find_order, find_scale
 from slabnorm.inputs.features import kept_axes
 from slabnorm.inputs.normalizer import InputNorm
-from slabnorm.inputs.overlap import find_overlap, overlap_of
+from slabnorm.inputs.overlap import find_overlap, leaked_of, overlap_of
 from slabnorm.inputs.plain import plain_tensors
 from slabnorm.inputs.provenance import find_leak
 from slabnorm.inputs.schema import Schema
@@ -64,8 +64,8 @@ def audit(
         workers, memory, progress: as in `fit`.
 
     Returns:
-        An AuditRecord: findings, the overlap, and both statistics of every feature. `record.clean` is True
-        where nothing was found.
+        An AuditRecord: findings, the overlap, the leaked samples by file and row, and both statistics of
+        every feature. `record.clean` is True where nothing was found.
 
     Raises:
         DataError: the data cannot be read, are empty, or hold infinity.
@@ -122,7 +122,7 @@ def _count(norm: InputNorm, opened: Opened, effort: Effort, skip_bad: bool) -> T
     bound = norm.sketch.bound if len(norm.sketch.hashes) else 0
     counting = opened.counting(
         record.pattern, record.sizes, nan="omit", skip_bad=skip_bad,
-        reference=Reference(moments.min.cpu(), moments.max.cpu(), bound),
+        reference=Reference(moments.min.cpu(), moments.max.cpu(), bound, seen=norm.sketch.hashes),
         # Samples are hashed with their axes in the order of the training data's.
         order=record.order or tuple(range(len(schema.sample))),
     )  # fmt: skip
@@ -147,6 +147,7 @@ def _record(norm: InputNorm, opened: Opened, tally: Tally, train: Tally | None) 
     return AuditRecord(
         name, str(norm.scheme), norm.record.pattern, norm.split, norm.samples, tally.samples, norm.dtype,
         schema.dtype, overlap, tuple(findings), tuple(notes), compare(names, old, new, outside),
+        leaked_of(norm.sketch, beside),
     )  # fmt: skip
 
 

@@ -183,14 +183,14 @@ class Opened:
         counter, held, first, read = kind(counting, name), 0, 0, 0
         for chunk in chunks(self._checked(blocks, counting), rows):
             if held == SHARD:
-                tree.add(number, counter.tally())
+                tree.add(number, _placed(counter.tally(), name, first))
                 number, first = number + 1, first + held * rows
                 counter, held = kind(counting, name, first, number, tree.bounds), 0
             counter.add(chunk)
             held, read = held + 1, read + len(chunk)
             if effort.progress:
                 effort.progress(chunk.nbytes, 0)
-        tree.add(number, counter.tally())
+        tree.add(number, _placed(counter.tally(), name, first))
         if isinstance(counting.weights, np.ndarray):
             check_weights(counting.weights, read)
         return tree.total()
@@ -200,6 +200,11 @@ class Opened:
             where = f"{counting.unit} {number} of {self.source.name}"
             check_schema(counting.schema, block, self.source.name, where)
             yield block
+
+
+def _placed(tally: Tally, name: str, first: int) -> Tally:
+    beside = tally.beside
+    return replace(tally, beside=beside.placed(lambda row: (name, first + row))) if beside else tally
 
 
 def _count_shards(

@@ -125,8 +125,9 @@ def fit(
         StatisticsError: a feature's scale leaves the range of float64.
 
     Warns:
-        DataWarning: constant features, which get scale 1; values outside a FixedScale's range; a
-            loader that leaves samples out or repeats some; held-out data under `leak=True`.
+        DataWarning: constant features, which get scale 1; features whose scale is tiny beside their own
+            values; values outside a FixedScale's range; a loader that leaves samples out or repeats
+            some; held-out data under `leak=True`.
 
     >>> import torch
     >>> from slabnorm.inputs import fit
@@ -184,7 +185,7 @@ def fit(
         quantiles = _quantiles(scheme, tally, found.weights)
         norm = InputNorm(found, tally.moments, tally.nan, tally.null, quantiles)
         norm.sketch, norm.skipped, norm.origin = tally.sketch, tally.skipped, origin
-    warn_of(scheme, tally.moments, norm.quantiles, names)
+    warn_of(norm)
     return norm
 
 

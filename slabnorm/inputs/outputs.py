@@ -49,7 +49,7 @@ def check_distinct(outputs: Iterable[Path]) -> None:
         alike = a.parent == b.parent and _folded(a.name) == _folded(b.name)
         if alike or (_mark(a) is not None and _mark(a) == _mark(b)):
             raise OptionError(
-                "every output is a file of its own",
+                "two outputs are two files",
                 f"{printable(one)} and {printable(other)}, which are one file"
                 + ("" if a == b or not alike else " where case or accents are written in several ways"),
                 "name another one",

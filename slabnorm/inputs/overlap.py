@@ -15,7 +15,7 @@ import numpy as np
 
 from slabnorm.inputs.beside import Beside
 from slabnorm.inputs.sketch import Sketch
-from slabnorm.report.audit import Finding, Overlap
+from slabnorm.report.audit import Finding, Leaked, Overlap, Sample
 
 LEVEL = 0.95
 ALL = 1 << 64
@@ -42,6 +42,16 @@ def overlap_of(sketch: Sketch, beside: Beside, samples: int) -> Overlap | None:
     repeated = told / beside.told if bound == sketch.bound and beside.told else 1.0
     distinct = round(samples * repeated) if bound == sketch.bound else round(told * (ALL / bound))
     return Overlap(told, found, found / told if told else 0.0, low, high, min(distinct, samples), False)
+
+
+def leaked_of(sketch: Sketch, beside: Beside) -> Leaked | None:
+    """Return which samples were in the training data, as far as the sketch can tell; None if none was."""
+    if not beside.leaked:
+        return None
+    # Every hash below the bound can be told, and hashes are uniform.
+    about = beside.leaked if sketch.bound == ALL else round(beside.leaked * (ALL / sketch.bound))
+    samples = tuple(Sample(name, row) for name, row in beside.places)
+    return Leaked(samples, beside.leaked, about, sketch.bound == ALL)
 
 
 def interval(found: int, told: int) -> tuple[float, float]:
@@ -81,7 +91,8 @@ def find_overlap(
         return [Finding("duplicates", "warning", text, advice, numbers=numbers)]
     text = f"identical to training samples: {amount(overlap)}"
     advice = (
-        "take these samples out of one of the two, as what is measured on them says nothing of new ones; "
+        "take these samples, which are listed, out of one of the two, as what is measured on them says "
+        "nothing of new ones; "
         "where samples are alike by nature, deduplicate before splitting"
     )
     return [Finding("overlap", "error", text, advice, numbers=numbers)]

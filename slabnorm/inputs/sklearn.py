@@ -164,7 +164,7 @@ class SlabScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
                 names=names,
             )  # fmt: skip
             norm = InputNorm(record, self.moments_, torch.from_numpy(self.nan_count_))
-        warn_of(self.scheme_, self.moments_, norm.quantiles, names)
+        warn_of(norm)
         return norm
 
     @classmethod

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from slabnorm.errors import DataError
+from slabnorm.inputs.beside import Place
 from slabnorm.inputs.chunks import chunks
 from slabnorm.inputs.columns import ColumnCounter
 from slabnorm.inputs.counter import Counter, Counting
@@ -37,7 +38,8 @@ def count_shard(shard: Shard, counting: Counting, bounds: Bounds | None = None) 
     bad: list[tuple[str, str]] = []
     kind = counter_of(counting)
     counter = kind(counting, shard.name, shard.first, shard.number, bounds)
-    blocks = _good(shard, counting, bad)
+    places = _Places(shard)
+    blocks = _good(shard, counting, bad, places)
     try:
         for chunk in blocks if counting.whole or counting.schema.names else chunks(blocks, counting.rows):
             counter.add(chunk)
@@ -45,7 +47,7 @@ def count_shard(shard: Shard, counting: Counting, bounds: Bounds | None = None) 
         # Its blocks so far do not count: a shard is counted whole or not at all.
         counter, bad = kind(counting, shard.name), [(shard.name, error.why)]
     tally: Tally = counter.tally(bad)
-    return tally
+    return replace(tally, beside=tally.beside.placed(places.of)) if tally.beside else tally
 
 
 def counter_of(counting: Counting) -> Callable[..., Any]:
@@ -53,6 +55,33 @@ def counter_of(counting: Counting) -> Callable[..., Any]:
     if counting.weights is not None:
         return WeightedCounter
     return ColumnCounter if counting.schema.names else Counter
+
+
+class _Places:
+    """Where the samples of a shard stand, by their numbers among those that could be read."""
+
+    def __init__(self, shard: Shard) -> None:
+        self._shard = shard
+        self._named: list[str] = []
+        self._left_out: list[tuple[int, int]] = []  # after so many samples, so many
+        self._read = 0
+
+    def read(self, count: int, name: str = "") -> None:
+        """Note samples that were read, or one with a name of its own."""
+        self._read += count
+        if name:
+            self._named.append(name)
+
+    def leave_out(self, count: int) -> None:
+        """Note samples that could not be read."""
+        self._left_out.append((self._read, count))
+
+    def of(self, row: int) -> Place:
+        """Return the name of the file or data set that a sample is in, and its row there."""
+        if self._named:
+            return self._named[row], None
+        before = sum(count for after, count in self._left_out if after <= row)
+        return self._shard.numbered_in, self._shard.first + before + row
 
 
 class ShardError(Exception):
@@ -63,7 +92,7 @@ class ShardError(Exception):
         self.why = why
 
 
-def _good(shard: Shard, counting: Counting, bad: list[tuple[str, str]]) -> Iterator[Any]:
+def _good(shard: Shard, counting: Counting, bad: list[tuple[str, str]], places: _Places) -> Iterator[Any]:
     """Yield the blocks of a shard; note what could not be read, or raise it."""
     blocks = shard.blocks()
     number = 0
@@ -80,10 +109,14 @@ def _good(shard: Shard, counting: Counting, bad: list[tuple[str, str]]) -> Itera
             if not counting.skip_bad:
                 raise DataError("data files can be read whole", f"{block.name}: {block.why}", block.fix)
             bad.append((block.name, block.why))
+            places.leave_out(block.samples)
             continue
-        where = f"{counting.unit} {number} of {shard.name}"
+        where, name = f"{counting.unit} {number} of {shard.name}", ""
         if isinstance(block, Named):
             where, block = block
+            name = where
         check_schema(counting.schema, block, shard.name, where)
         number += 1
+        if counting.reference is not None:
+            places.read(len(block) if getattr(block, "ndim", 1) else 1, name)
         yield block

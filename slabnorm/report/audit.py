@@ -56,6 +56,49 @@ class Overlap:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """Where a sample stands.
+
+    Attributes:
+        file: the file, or what the data are called; of an image, its path, and in a tar the member's.
+        row: its number in there, from 0 on; None for an image, which is a file.
+    """
+
+    file: str
+    row: int | None
+
+    def __str__(self) -> str:
+        return self.file if self.row is None else f"{self.file}, row {self.row}"
+
+
+@dataclass(frozen=True)
+class Leaked:
+    """The samples of the new data that are identical to training samples, one by one; repeats, too.
+
+    Attributes:
+        samples: the first 10,000 of those that can be named, in the order of the data.
+        known: how many can be named: of a large training set the fit keeps the hashes of some samples only.
+        about: how many there are in all; estimated where `exact` is false.
+        exact: whether all can be named.
+    """
+
+    samples: tuple[Sample, ...]
+    known: int
+    about: int
+    exact: bool
+
+    @property
+    def text(self) -> str:
+        """How many can be named, as the head of a list."""
+        if self.exact:
+            return f"{self.known:,} samples are identical to training samples"
+        return (
+            f"about {self.about:,} samples are identical to training samples; {self.known:,} can be named, "
+            "as the fit keeps the hashes of a part of its samples"
+        )
+
+
+@dataclass(frozen=True)
 class Part:
     """A feature's statistics in one data set, in the units of the data."""
 
@@ -102,6 +145,7 @@ class AuditRecord:
         findings: errors first.
         notes: what is no finding, but good to know.
         features: all of them, in order.
+        leaked: the samples that were in the training data; None if none was found.
     """
 
     data: str
@@ -116,6 +160,7 @@ class AuditRecord:
     findings: tuple[Finding, ...]
     notes: tuple[str, ...]
     features: tuple[FeatureAudit, ...]
+    leaked: Leaked | None = None
 
     @property
     def clean(self) -> bool:
@@ -138,8 +183,9 @@ class AuditRecord:
         return f"{' and '.join(counts)} in {self.data}. {first[:1].upper()}{first[1:]}."
 
     def as_dict(self, most: int | None = None) -> dict[str, Any]:
-        """Return the record as JSON's own types; of the features the first `most`."""
-        some = replace(self, features=self.features[:most])
+        """Return the record as JSON's own types; of the features and leaked samples the first `most`."""
+        leaked = self.leaked and replace(self.leaked, samples=self.leaked.samples[:most])
+        some = replace(self, features=self.features[:most], leaked=leaked)
         plain = {**asdict(some), "clean": self.clean, "verdict": self.verdict}
         for finding in plain["findings"]:
             finding["numbers"] = dict(finding["numbers"])

@@ -10,10 +10,12 @@ from slabnorm.report.audit_figures import (
     overlap_figure,
     overview_figure,
 )
+from slabnorm.report.names import printable
 from slabnorm.report.page import render
 
 MOST = 200  # features in the table
-MOST_KEPT = 1000  # features in the page's record; `--json` has all
+MOST_KEPT = 1000  # features, and leaked samples, in the page's record; `--json` has more
+MOST_LEAKED = 200  # leaked samples in the list
 
 
 def render_audit(record: AuditRecord) -> str:
@@ -42,6 +44,9 @@ def render_audit(record: AuditRecord) -> str:
         drawn=drawn,
         found=found,
         listed=listed,
+        leaked=[printable(sample, 1000) for sample in record.leaked.samples[:MOST_LEAKED]]
+        if record.leaked
+        else [],
         gaps=any(map(missing, listed)),
         number=number,
         moved=moved,

@@ -6,12 +6,13 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from slabnorm.report.audit import AuditRecord, Overlap
+from slabnorm.report.audit import AuditRecord, Leaked, Overlap
 from slabnorm.report.names import printable
 from slabnorm.report.terminal import Column, Row, print_rows
 
 STYLES = {"error": "red", "warning": "yellow"}
 MOST = 6  # names of features in a row
+MOST_LEAKED = 10  # leaked samples
 
 
 def print_audit(record: AuditRecord, console: Console) -> None:
@@ -24,8 +25,20 @@ def print_audit(record: AuditRecord, console: Console) -> None:
     if record.findings:
         _print_findings(record, console)
     console.print(Text(f"overlap: {overlap_text(record.overlap)}"))
+    if record.leaked is not None:
+        _print_leaked(record.leaked, console)
     for note in record.notes:
         console.print(Text(f"• {printable(note, 400)}", style="dim"))
+
+
+def _print_leaked(leaked: Leaked, console: Console) -> None:
+    """Print where the first samples stand that were in the training data."""
+    console.print(Text(f"{leaked.text}:"))
+    for sample in leaked.samples[:MOST_LEAKED]:
+        console.print(Text(f"  {printable(sample, 400)}"), soft_wrap=True)
+    if leaked.known > MOST_LEAKED:
+        more = f"and {leaked.known - MOST_LEAKED:,} more; --json lists the first {len(leaked.samples):,}"
+        console.print(Text(f"  {more}", style="dim"))
 
 
 def overlap_text(overlap: Overlap | None) -> str:

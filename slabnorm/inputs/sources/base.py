@@ -64,11 +64,13 @@ MIXED = "mixed"  # the dtype of a table whose columns have several
 
 
 class Bad(NamedTuple):
-    """What could not be read, among what could: a file's name, why, and what to do about it."""
+    """What could not be read, among what could: a file's name, why, what to do, and how many samples it has
+    where they are numbered."""
 
     name: str
     why: str
     fix: str = "mend it, or leave out and list such files with skip_bad=True (--skip-bad)"
+    samples: int = 0
 
 
 class Named(NamedTuple):
@@ -108,6 +110,11 @@ class Shard:
     def last(self) -> int:
         """The number after its last sample's."""
         return self.first + self.samples
+
+    @property
+    def numbered_in(self) -> str:
+        """What its samples are numbered in: the whole data set, or a file of it."""
+        return self.name
 
     def blocks(self) -> Iterator[Block | Columns | Bad | Named]:
         """Yield the samples in order, in blocks of any length, or what could not be read.

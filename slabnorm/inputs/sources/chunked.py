@@ -91,13 +91,14 @@ class ZarrShard(Shard):
                 at = (slice(start, start + n) for start, n in zip(corner[1:], array.chunks[1:], strict=True))
                 array[(slice(first, last), *at)]
             except MissingChunkError:
-                return Bad(name, "it is missing", _MISSING)
+                return Bad(name, "it is missing", _MISSING, last - first)
             except Exception as error:
-                return Bad(name, _why(error))
+                return Bad(name, _why(error), samples=last - first)
         try:
             rows: Block = array[first:last]
         except Exception as error:  # such as too little memory for all of them
-            return Bad(f"rows {first} to {last - 1} of {self.name}", _why(error))
+            name = f"rows {first} to {last - 1} of {self.name}"
+            return Bad(name, _why(error), samples=last - first)
         return rows
 
 

@@ -53,6 +53,11 @@ class TableShard(Shard):
     part: Part = field(kw_only=True)
     choice: Choice = field(kw_only=True)
 
+    @property
+    def numbered_in(self) -> str:
+        """The file: a part of one is numbered from the file's first row."""
+        return self.file.name
+
     def blocks(self) -> Iterator[Columns]:
         """Yield a few rows at a time."""
         _check_unchanged(self.file)
