@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from slabnorm.cli.shell import exits, outputs, progress_bar, shown_warnings
+from slabnorm.cli.shell import exits, outputs, progress_bar, shown, shown_warnings
 
 if TYPE_CHECKING:
     from slabnorm.report.audit import AuditRecord
@@ -68,5 +68,5 @@ def deliver(record: AuditRecord, out: Path, json_path: Path | None, json_to_stdo
         print(text, flush=True)
     console = terminal(stderr=json_to_stdout)
     print_audit(record, console)
-    console.print(f"\nreport: {out}", style="dim", markup=False, soft_wrap=True)
+    console.print(f"\nreport: {shown(out)}", style="dim", soft_wrap=True)
     sys.stdout.flush()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from slabnorm.cli.shell import exits, outputs, progress_bar, split_commas, whole_numbers
+from slabnorm.cli.shell import exits, outputs, progress_bar, shown, split_commas, whole_numbers
 
 if TYPE_CHECKING:
     from slabnorm.report.records import StudyRecord
@@ -96,5 +96,5 @@ def deliver(study: StudyRecord, out: Path, json_path: Path | None, json_to_stdou
         print(text, flush=True)
     console = terminal(stderr=json_to_stdout)
     print_study(study, console)
-    console.print(f"\nreport: {out}", style="dim", markup=False, soft_wrap=True)
+    console.print(f"\nreport: {shown(out)}", style="dim", soft_wrap=True)
     sys.stdout.flush()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from slabnorm.report.audit import AuditRecord, FeatureAudit
 from slabnorm.report.audit_figures import (
     MOST_DRAWN,
@@ -27,18 +29,13 @@ def render_audit(record: AuditRecord) -> str:
         record: what the audit found.
     """
     found = drifting(record)
-    figures = {"overview": overview_figure(record)}
-    if record.overlap is not None:
-        figures["overlap"] = overlap_figure(record)
     drawn = [feature for feature in found if feature.new.count and feature.train.count][:MOST_DRAWN]
-    if drawn:
-        figures["features"] = features_figure(drawn)
     names = {feature.name for feature in found}
     rest = [feature for feature in record.features if feature.name not in names]
     listed = (found + rest)[:MOST]
     return render(
         "audit.html.jinja",
-        figures,
+        _figures(record, drawn),
         record.as_dict(MOST_KEPT),
         audit=record,
         drawn=drawn,
@@ -52,6 +49,21 @@ def render_audit(record: AuditRecord) -> str:
         moved=moved,
         missing=missing,
     )
+
+
+def _figures(record: AuditRecord, drawn: list[FeatureAudit]) -> dict[str, Any]:
+    """Return the pictures, by the id of their place; none where nothing was found.
+
+    Plotly is 4.8 MB of a page. One with nothing to explore does without: its table holds all there is.
+    """
+    if record.clean:
+        return {}
+    figures = {"overview": overview_figure(record)}
+    if record.overlap is not None:
+        figures["overlap"] = overlap_figure(record)
+    if drawn:
+        figures["features"] = features_figure(drawn)
+    return figures
 
 
 def number(value: float) -> str:

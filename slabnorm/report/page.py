@@ -7,7 +7,7 @@ from typing import Any
 
 from slabnorm.report import numbers
 from slabnorm.report.figures import FIGURES
-from slabnorm.report.names import norm_label, scheme_label
+from slabnorm.report.names import norm_label, printable, scheme_label
 from slabnorm.report.records import StudyRecord
 
 
@@ -37,12 +37,12 @@ def render(template: str, figures: dict[str, Any], record: dict[str, Any], **wor
     """Return a page over the base template: its figures by the id of their place, and its record as JSON."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
 
     environment = Environment(
         loader=PackageLoader("slabnorm.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=readable,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -51,8 +51,24 @@ def render(template: str, figures: dict[str, Any], record: dict[str, Any], **wor
         figures={name: plain(figure) for name, figure in figures.items()},
         record=record,
         # Plotly's own script is ours to trust; nothing of the user's is in it.
-        plotly=Markup(get_plotlyjs()),
+        plotly=Markup(plotly()) if figures else "",
     )
+
+
+def plotly() -> str:
+    """Return Plotly's script."""
+    from plotly.offline import get_plotlyjs
+
+    return str(get_plotlyjs())
+
+
+def readable(value: Any) -> Any:
+    """Return text as a page may show it, whatever it is of: controls and bidi marks as their escapes."""
+    from markupsafe import Markup
+
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return printable(value, limit=len(value))
 
 
 def plain(figure: Any) -> dict[str, Any]:

@@ -72,6 +72,14 @@ def test_names_from_outside_stay_text(evil, plain):
     assert page.count("</script>") == 4
 
 
+def test_what_a_terminal_or_page_would_act_on_is_escaped(hostile):
+    record = audited(hostile, hostile, pattern=hostile, split=hostile, dtype=hostile, scheme=hostile)
+    for text in (render_audit(record).replace(get_plotlyjs(), ""), printed(record, 200)):
+        assert [c for c in text if not c.isprintable() and c != "\n"] == []
+        assert "\\u202e" in text
+        text.encode()
+
+
 def test_names_from_outside_stay_text_in_a_terminal():
     text = printed(audited("\x1b[31m[bold]x", "a\x07b"), 200)
     assert "\x1b" not in text
@@ -91,8 +99,19 @@ def test_nothing_found():
     page = Reader(render_audit(audited(**CLEAN)))
     assert "Nothing found in test.npy" in page.text
     assert "Findings" not in page.text
-    assert set(json.loads(page.scripts[1])) == {"overview", "overlap"}
     assert "nothing found" in printed(audited(**CLEAN))
+
+
+def test_a_clean_audit_is_a_small_file_of_numbers():
+    """Without anything to explore there is no picture, and so none of Plotly's 4.8 MB."""
+    html = render_audit(audited(**CLEAN))
+    page = Reader(html)
+    assert len(html.encode()) < 30_000
+    assert len(page.scripts) == 1
+    assert json.loads(page.scripts[0])["clean"]
+    assert "In numbers" in page.text
+    assert "JavaScript" not in page.text
+    assert "figure" not in {attributes.get("class") for _, attributes in page.tags}
 
 
 def test_without_a_sketch_there_is_no_overlap():

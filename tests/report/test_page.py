@@ -1,5 +1,6 @@
 """The page: complete, escaped, and able to live without a network."""
 
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -11,6 +12,9 @@ from slabnorm.report.axes import AccuracyAxis
 from slabnorm.report.colours import looks
 from slabnorm.report.figures import FIGURES, accuracy_figure, curves_figure, inputs_figure
 from slabnorm.report.page import render_page
+from slabnorm.report.records import DifferenceRecord, Interval
+from slabnorm.report.table import print_study
+from slabnorm.report.terminal import Terminal
 from tests.report.studies import EVIL, cell, study
 
 
@@ -77,6 +81,31 @@ def test_names_from_outside_stay_text(evil, plain):
     assert f"The verdict on {EVIL}." in evil.text
     assert json.loads(evil.scripts[0])["data"]["classes"][0] == EVIL
     assert len(evil.scripts) == len(plain.scripts) == 4
+
+
+def test_what_a_terminal_or_page_would_act_on_is_escaped(hostile):
+    record = study(hostile, hostile, (hostile, ""), ("none", hostile), inputs_verdict=hostile)
+    console = Terminal(file=io.StringIO(), width=200, highlight=False, markup=False)
+    print_study(record, console)
+    for text in (render_page(record).replace(get_plotlyjs(), ""), console.file.getvalue()):
+        assert [c for c in text if not c.isprintable() and c != "\n"] == []
+        assert "\\u202e" in text
+        text.encode()
+
+
+def test_every_comparison_is_in_the_page():
+    clear = DifferenceRecord(
+        "batch norm, batch size 2", "no norm, batch size 2", Interval(0.1, 0.05, 0.15, 3), True
+    )
+    text = Reader(render_page(study(differences=(clear,)))).text
+    assert "1 comparison, 1 of them clear" in text
+    assert "+10.0 ± 5.0" in text
+
+
+def test_on_a_phone_every_number_has_the_head_of_its_column(plain):
+    cells = [attributes for tag, attributes in plain.tags if tag == "td"]
+    assert cells
+    assert all(attributes.get("data-head") for attributes in cells)
 
 
 def test_names_from_outside_stay_text_in_pictures(evil):
