@@ -122,12 +122,74 @@ def test_rms_norm_of_small_half_precision(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("rank", [4, 5])
 @pytest.mark.parametrize("name", PAIRS)
-def test_memory_format_is_kept(name: str, rank: int, layout: str) -> None:
+def test_results_lie_in_memory_as_torchs(name: str, rank: int, layout: str) -> None:
     ours, theirs = PAIRS[name](rank, torch.float32)
     x = LAYOUTS[layout](draw(_shape(rank)))
-    y = ours(x)
-    assert (y - theirs(x)).abs().max() <= 1e-5
-    assert layout == "strided" or y.stride() == x.stride()
+    y, want = ours(x), theirs(x)
+    assert (y - want).abs().max() <= 1e-5
+    assert y.stride() == want.stride()
+
+
+def _views() -> dict[str, torch.Tensor]:
+    image = draw((4, C, 5, 7))
+    last = image.contiguous(memory_format=torch.channels_last)
+    return {
+        "channels last with gaps": draw((4, 2 * C, 5, 7)).contiguous(memory_format=torch.channels_last)[
+            :, :C
+        ],
+        "one channels_last image": last[:1],
+        "one channel": last[:, :1].contiguous(memory_format=torch.channels_last),
+        "permuted": draw((7, 4, C, 5)).permute(1, 2, 3, 0),
+        "samples expanded": last[:1].expand(4, -1, -1, -1),
+        "every second sample": draw((8, C, 5, 7))[::2],
+        "tokens transposed": draw((4, 9, C)).transpose(1, 2),
+        "a sequence of batches": draw((9, 4, C)).transpose(0, 1),
+        "a transposed table": draw((C, 4)).T,
+        "volumes": draw((4, 3, 4, 5, C)).permute(0, 4, 1, 2, 3),
+        "a volume cut": draw((4, C, 3, 4, 10))[..., ::2],
+    }
+
+
+def _order(t: torch.Tensor) -> list[bool]:
+    last = {4: [torch.channels_last], 5: [torch.channels_last_3d]}.get(t.dim(), [])  # it may be both
+    return [t.is_contiguous(memory_format=f) for f in (torch.contiguous_format, *last)]
+
+
+@pytest.mark.usefixtures("in_plain_torch")
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("view", _views())
+def test_views_come_back_in_the_order_that_torch_gives_them(view: str, training: bool) -> None:
+    x = _views()[view]
+    pairs = [
+        (sn.BatchNorm(x.shape[1]), TORCH_BATCH[x.dim()](x.shape[1])),
+        (sn.GroupNorm(1, x.shape[1]), nn.GroupNorm(1, x.shape[1])),
+        (sn.LayerNorm(x.shape[1:]), nn.LayerNorm(x.shape[1:])),
+        (sn.RMSNorm(x.shape[-1]), nn.RMSNorm(x.shape[-1])),
+    ]
+    if x.dim() > 2:
+        pairs.append((sn.InstanceNorm(x.shape[1]), TORCH_INSTANCE[x.dim()](x.shape[1])))
+    for pair in pairs:
+        results = []
+        for layer in pair:
+            _randomise(layer)
+            for buffer in layer.buffers():
+                buffer.fill_(2)
+            t = x.detach().requires_grad_()
+            y = layer.train(training)(t)
+            dy = torch.empty_like(y).copy_(draw(tuple(x.shape), seed=1))  # torch's RMS norm asks what dy is
+            results.append((y.detach(), *torch.autograd.grad(y, t, dy)))
+        for got, want in zip(*results, strict=True):
+            # torch 2.13 reads an instance norm's channels_last gradient of one sample in the wrong order
+            assert _order(got) == _order(want)
+            if not (len(x) == 1 and isinstance(pair[0], sn.InstanceNorm)):
+                torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("in_plain_torch")
+def test_slab_norm_and_normalize_keep_the_order_of_the_input() -> None:
+    for x in (draw((4, 7, 6)).transpose(1, 2), draw((7, 4, 6, 5)).permute(1, 2, 3, 0)):
+        for y in (sn.normalize(x, "n c ... -> n c"), sn.SlabNorm("n c ... -> n c", c=6)(x)):
+            assert y.stride() == x.stride()
 
 
 @pytest.mark.parametrize("name", PAIRS)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.utils import prune
 
 import slabnorm as sn
+from tests.cases import draw
 from tests.surgery.nets import assert_close, step, twins
 
 KINDS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -175,3 +178,57 @@ def test_switched_tracking() -> None:
     x = 3 + torch.randn(8, 4)
     assert_close({**step(fast, x), "d ": x}, {**step(plain, x), "d ": x})
     assert torch.equal(fast.running_mean, torch.zeros(4))
+
+
+class Viewed(nn.Module):
+    """Takes it from its norms that their results are contiguous, as torch's are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ln, self.norm, self.bn = nn.LayerNorm(6), nn.InstanceNorm2d(6), nn.BatchNorm1d(6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n, c = x.shape[:2]
+        tokens = self.ln(x.flatten(2).transpose(1, 2)).view(-1, c)
+        images = F.relu(self.norm(x.contiguous(memory_format=torch.channels_last))).view(n, -1)
+        rows = F.relu(self.bn(x.flatten(2).permute(2, 1, 0).flatten(1)[:, :c].t().contiguous().t())).view(-1)
+        return tokens.sum() + images.sum() + rows.sum()
+
+
+def test_views_of_norms_run_after_accelerate_as_before() -> None:
+    plain = Viewed()
+    fast, x = copy.deepcopy(plain), draw((3, 6, 4, 5))
+    sn.accelerate(fast, always=True)
+    torch.testing.assert_close(fast(x), plain(x))
+
+
+class Sums(nn.Module):
+    """Sums on either side of a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(6)
+
+    def forward(self, x: torch.Tensor, r: torch.Tensor, left: bool) -> torch.Tensor:
+        if left:
+            return F.relu(self.bn(x) + r)
+        return F.relu(r + self.bn(x))
+
+
+def test_sums_lie_in_memory_as_torch_lays_them() -> None:
+    """The order of a sum of two orders is that of its left operand: such sums are torch's."""
+    plain = Sums()
+    fast = copy.deepcopy(plain)
+    assert sn.accelerate(fast, always=True).replaced[0].residual
+    x = draw((3, 6, 4, 5))
+    orders = [
+        x,
+        x.contiguous(memory_format=torch.channels_last),
+        x.transpose(0, 1).contiguous().transpose(0, 1),
+    ]
+    for a in orders:
+        for b in orders:
+            for left in (True, False):
+                got, want = fast(a, b, left), plain(a, b, left)
+                assert got.stride() == want.stride()
+                torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
