@@ -132,7 +132,8 @@ class Opened:
     def _check_weights(self, weights: np.ndarray, skip_bad: bool) -> None:
         """Raise unless samples are numbered through, and there are as many as weights."""
         name = self.source.name
-        if self.schema.names:
+        # Rows of files, which have fingerprints, are numbered from the first of each file.
+        if self.schema.names and any(shard.fingerprint for shard in self.shards or ()):
             raise OptionError(
                 "weights of a table are one of its columns", f"an array, for {name}", 'weights="its name"'
             )

@@ -72,6 +72,7 @@ def fit(
             a path to a `.npy` or `.npz` file, read a few rows at a time;
             a path or URL of a Zarr array, or of a group with `key`, or one that is opened;
             the path, folder, glob or URL of a table: Parquet, Arrow IPC, CSV (`slabnorm[tables]`);
+            a pandas or polars DataFrame, or a pyarrow Table or RecordBatch, whose columns keep their names;
             a path to a folder of images, searched recursively, or to tars of images: "train.tar",
             "shards/train-{000..009}.tar", "shards/*.tar.gz", or a folder of them;
             a torch `Dataset`, whose items are single samples;

@@ -105,9 +105,9 @@ class WeightedCounter:
 
     def _of_table(self, block: Columns) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return a table's features as float64, their weights, and what of the features is null."""
-        assert block.weights is not None
+        given = self._given(len(block)) if block.weights is None else block.weights
         name = f"{self._name}: weights, from row {self._next} on,"
-        weights, arrays, masks = check_weights(block.weights, len(block), name), block.arrays, block.missing
+        weights, arrays, masks = check_weights(given, len(block), name), block.arrays, block.missing
         null = np.zeros((len(block), len(arrays)), bool)
         for column, mask in enumerate(masks):
             if mask is not None:

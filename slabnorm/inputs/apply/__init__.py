@@ -16,11 +16,12 @@ from torch import Tensor
 
 from slabnorm.errors import DataError, DtypeError, OptionError
 from slabnorm.inputs.apply.writers import write_npy, write_zarr
+from slabnorm.inputs.columns import dense
 from slabnorm.inputs.count import Progress
 from slabnorm.inputs.normalizer import InputNorm
 from slabnorm.inputs.outputs import check_apart
 from slabnorm.inputs.schema import check_schema, schema_of
-from slabnorm.inputs.sources import Bad, Block, Columns, Named, Source, Stream, open_source
+from slabnorm.inputs.sources import Bad, Block, Columns, Named, Source, Stream, is_frame, open_source
 from slabnorm.inputs.sources.chunked import ZarrSource
 from slabnorm.inputs.sources.filesystems import local_path
 from slabnorm.inputs.sources.parts import empty
@@ -104,7 +105,8 @@ def apply(
         from slabnorm.inputs.apply.tables import write_parquet
 
         return write_parquet(norm, step, Path(source), target, batch_rows, progress)
-    opened = open_source(source, key, missing_chunks=missing_chunks)
+    columns = norm.record.names or None if is_frame(source) else None
+    opened = open_source(source, key, columns=columns, missing_chunks=missing_chunks)
     rows = _normalised(opened, norm, step, batch_rows, progress)
     if suffix == ".zarr":
         return write_zarr(rows, target, opened.place if isinstance(opened, ZarrSource) else None)
@@ -143,6 +145,8 @@ def _blocks(source: Source | Stream) -> Iterator[tuple[Block, int, int]]:
                 raise DataError("data files can be read whole", f"{part.name}: {part.why}", part.fix)
             if isinstance(part, Named):
                 part = part.block
+            if isinstance(part, Columns) and not shard.fingerprint:  # of a frame in memory
+                part = np.column_stack([*map(dense, part.arrays, part.missing)])
             if isinstance(part, Columns):
                 raise OptionError(
                     "of tables, Parquet files are written back",

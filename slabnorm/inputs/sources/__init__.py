@@ -10,6 +10,7 @@ import numpy as np
 from torch.utils.data import Dataset, IterableDataset
 
 from slabnorm.errors import DataError, OptionError
+from slabnorm.inputs.extras import extra
 from slabnorm.inputs.sources.arrays import ArraySource, is_array
 from slabnorm.inputs.sources.base import Bad, Block, BrokenShard, Columns, Named, Shard, Source, Stream
 from slabnorm.inputs.sources.batches import BatchSource
@@ -20,7 +21,19 @@ from slabnorm.inputs.sources.paths import open_path
 from slabnorm.inputs.sources.samples import pick
 from slabnorm.inputs.split import Hint, held_out
 
-__all__ = ["Bad", "Block", "BrokenShard", "Columns", "Named", "Shard", "Source", "Stream", "open_source"]
+FRAMES = {("pandas", "DataFrame"), ("polars", "DataFrame"), ("pyarrow", "Table"), ("pyarrow", "RecordBatch")}
+__all__ = [
+    "Bad",
+    "Block",
+    "BrokenShard",
+    "Columns",
+    "Named",
+    "Shard",
+    "Source",
+    "Stream",
+    "is_frame",
+    "open_source",
+]
 
 
 def open_source(
@@ -35,8 +48,9 @@ def open_source(
     """Return the Source that reads this kind of data.
 
     Args:
-        source: a path or URL (see paths.py), an opened npz, Zarr array or group, an array or tensor, a torch
-            Dataset (items are samples), or any other iterable, such as a DataLoader (items are batches).
+        source: a path or URL (see paths.py), an opened npz, Zarr array or group, an array or tensor, a frame
+            (pandas, polars, pyarrow), a torch Dataset (items are samples), or any other iterable, such as a
+            DataLoader (items are batches).
         key: the array of an npz or a Zarr group, or the entry of dict items, that is x.
         columns: of a table, the names of those that are counted.
         missing_chunks: "raise", or "fill": a chunk that a Zarr array does not have is its fill value.
@@ -52,18 +66,21 @@ def open_source(
         raise OptionError('missing_chunks is "raise" or "fill"', repr(missing_chunks))
     if isinstance(source, str | os.PathLike):
         return open_path(os.fspath(source), key, columns, missing_chunks, convert, weights)
-    if weights is not None:
+    if weights is not None and not is_frame(source):
         raise DataError(
             "weights= names a column of a table", f"{weights!r:.200} for other data", "give an array"
         )
     if is_zarr(source):
         return ZarrSource(source, key, missing_chunks)
-    if columns is not None:
+    if columns is not None and not is_frame(source):
         raise DataError("columns= names columns of a table", f"columns={columns!r:.200} for other data")
     if missing_chunks == "fill":
         raise OptionError('missing_chunks="fill" is for Zarr arrays', f"{source!r:.200}", "leave it out")
     if convert is not None:
         raise OptionError("convert= is for folders and tars of images", f"convert={convert!r}")
+    if is_frame(source):
+        _no_key(key, "a frame; columns= names its columns")
+        return _frame(source, columns, weights)
     if isinstance(source, np.lib.npyio.NpzFile):
         name, array = open_npz(source, key)
         word = held_out(name)
@@ -78,9 +95,12 @@ def open_source(
     if isinstance(source, Mapping):
         name = pick(list(source), key, "the dict")
         word = held_out(str(name))
-        return ArraySource(
-            source[name], f"dict[{name!r}]", (Hint(f"the entry {name!r}", word),) if word else ()
-        )
+        hints = (Hint(f"the entry {name!r}", word),) if word else ()
+        if is_frame(source[name]):
+            found = _frame(source[name], None, None, f"dict[{name!r}]")
+            found.hints = hints
+            return found
+        return ArraySource(source[name], f"dict[{name!r}]", hints)
     if isinstance(source, list | tuple) and source and not _holds_batches(source):
         raise DataError(
             "a list or tuple is read as batches, each an array or tensor",
@@ -94,6 +114,19 @@ def open_source(
         f"a {type(source).__name__}",
         "convert it to an array or a tensor",
     )
+
+
+def is_frame(value: Any) -> bool:
+    """Whether a value is a pandas or polars DataFrame, or a pyarrow Table or RecordBatch."""
+    kinds = {(kind.__module__.partition(".")[0], kind.__name__) for kind in type(value).__mro__}
+    return not kinds.isdisjoint(FRAMES)
+
+
+def _frame(frame: Any, columns: Sequence[str] | None, weights: str | None, name: str = "") -> Source:
+    extra("pyarrow", "a frame, whose columns have names,", "'slabnorm[tables]', or give frame.to_numpy()")
+    from slabnorm.inputs.sources.frames import FrameSource
+
+    return FrameSource(frame, columns, weights, name)
 
 
 def _no_key(key: str | None, what: str) -> None:

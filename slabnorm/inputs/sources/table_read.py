@@ -130,8 +130,8 @@ def _parquet_parts(meta: Any, file: TableFile, choice: Choice) -> list[Part]:
         lengths = [meta.row_group(number).num_rows for number in range(meta.num_row_groups)]
         if min(lengths, default=0) < 0:
             raise ValueError("a row group of fewer than no rows")
-    width, rows = _row_bytes(choice), max(1, sum(lengths))
-    return _parts([(at, n, file.size * n // rows, width * n) for at, n in enumerate(lengths)])
+    width, rows = row_bytes(choice), max(1, sum(lengths))
+    return parts_of([(at, n, file.size * n // rows, width * n) for at, n in enumerate(lengths)])
 
 
 def _look_at_ipc(file: TableFile) -> tuple[Any, Callable[[Choice], list[Part]]]:
@@ -144,7 +144,7 @@ def _look_at_ipc(file: TableFile) -> tuple[Any, Callable[[Choice], list[Part]]]:
         # Without their columns, only the lengths of batches are read.
         rows = [reader.get_batch(number).num_rows for number in range(count)]
     size = file.size // max(1, count)
-    return schema, lambda _: _parts([(number, n, size, size) for number, n in enumerate(rows)])
+    return schema, lambda _: parts_of([(number, n, size, size) for number, n in enumerate(rows)])
 
 
 def _look_at_csv(file: TableFile) -> tuple[Any, Callable[[Choice], list[Part]]]:
@@ -154,7 +154,7 @@ def _look_at_csv(file: TableFile) -> tuple[Any, Callable[[Choice], list[Part]]]:
     ]
 
 
-def _parts(runs: Sequence[tuple[int, int, int, int]]) -> list[Part]:
+def parts_of(runs: Sequence[tuple[int, int, int, int]]) -> list[Part]:
     """Join runs of rows to parts of about SHARD_BYTES."""
     parts: list[Part] = []
     row = 0
@@ -178,7 +178,7 @@ def _parquet_batches(file: TableFile, part: Part, choice: Choice) -> Iterator[An
         reader = _parquet(handle)
         # Threads read other shards at the same time.
         yield from reader.iter_batches(
-            _batch_rows(choice), list(range(part.first, part.last)), list(choice.names), use_threads=False
+            batch_rows(choice), list(range(part.first, part.last)), list(choice.names), use_threads=False
         )
 
 
@@ -245,17 +245,19 @@ def _checked(batch: Any) -> Any:
     return batch
 
 
-def _batch_rows(choice: Choice) -> int:
-    return max(1 << 10, min(BATCH_ROWS, BATCH_BYTES // max(1, _row_bytes(choice))))
+def batch_rows(choice: Choice) -> int:
+    """Return how many rows are read at once."""
+    return max(1 << 10, min(BATCH_ROWS, BATCH_BYTES // max(1, row_bytes(choice))))
 
 
-def _row_bytes(choice: Choice) -> int:
+def row_bytes(choice: Choice) -> int:
+    """Return the bytes of the chosen columns of a row."""
     return sum(np.dtype(dtype).itemsize for dtype in choice.dtypes)
 
 
 def _joined(batches: Iterator[Any], choice: Choice) -> Iterator[Any]:
     """Yield batches of some length: small ones are joined, as a call for each of their columns costs more."""
-    enough = _batch_rows(choice) // 2
+    enough = batch_rows(choice) // 2
     held: list[Any] = []
     for batch in batches:
         held.append(batch)
