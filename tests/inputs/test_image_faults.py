@@ -42,11 +42,13 @@ def test_truncated_images_are_never_padded(name, padded, monkeypatch):
 
 
 @pytest.mark.parametrize("padded", [False, True])
-def test_a_changed_bit_in_a_png_is_found(padded, monkeypatch):
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_a_changed_bit_is_found_where_there_are_checksums(kind, padded, monkeypatch):
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", padded)
-    whole = encoded("PNG")
+    whole = encoded(kind, compression="tiff_deflate") if kind == "TIFF" else encoded(kind)
     good = np.asarray(decode.decode(whole))
-    for place in np.linspace(40, len(whole) - 14, 60).astype(int).tolist():
+    # A TIFF's directory, which has none, is at its end.
+    for place in np.linspace(40, len(whole) - (300 if kind == "TIFF" else 14), 60).astype(int).tolist():
         try:
             found = decode.decode(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
         except decode.DamageError:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import io
 from threading import Lock
 from typing import TYPE_CHECKING, Any
-from zlib import crc32
+from zlib import crc32, decompressobj
+from zlib import error as zlib_error
 
 from slabnorm.report.names import printable
 
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
 
 # Fixed, so that neither Pillow's limit nor whoever lifts it decides what is read: Pillow's own default.
 PIXELS = 89_478_485
-_BITS_PER_SAMPLE, _PLANAR = 258, 284  # TIFF's numbers for them
+# TIFF's numbers for them.
+_BITS_PER_SAMPLE, _COMPRESSION, _PLANAR = 258, 259, 284
+_DEFLATE = (8, 32946)
+_STRIPS, _TILES = (273, 279), (324, 325)  # where they begin, and their sizes
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
 
 
@@ -63,6 +67,8 @@ def decode(data: bytes) -> Image:
         raise DamageError(printable(f"{error}" or type(error).__name__)) from error
     if image.format == "PNG":
         _check_png(data)
+    elif image.format == "TIFF":
+        _check_deflate(image, data)
     return image
 
 
@@ -130,6 +136,25 @@ def _check_png(data: bytes) -> None:
             return
         at = end + 4
     raise DamageError("the file is truncated: a PNG ends with IEND")
+
+
+def _check_deflate(image: Any, data: bytes) -> None:
+    """Raise DamageError unless the checksums of a TIFF that is compressed by deflate are right."""
+    # libtiff compares some: of 300 changed bits it let 18 pass into the pixels.
+    tags = image.tag_v2
+    if tags.get(_COMPRESSION) not in _DEFLATE:
+        return
+    starts, sizes = (tags.get(tag) or () for tag in (_TILES if _TILES[0] in tags else _STRIPS))
+    for start, size in zip(starts, sizes, strict=False):
+        stream, rest = decompressobj(), data[start : start + size]
+        try:
+            while rest and not stream.eof:
+                stream.decompress(rest, 1 << 20)
+                rest = stream.unconsumed_tail
+        except zlib_error as error:
+            raise DamageError(f"the file is damaged: its part at byte {start}: {error}") from error
+        if not stream.eof:
+            raise DamageError(f"the file is truncated: its part at byte {start}")
 
 
 class _Unpadded:
