@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 GRACE = 1.2  # seconds to unwind
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -68,9 +68,6 @@ def unwinding() -> Iterator[None]:
         _state["raises"] = False
         if caught():
             end(caught())
-        for number in _SIGNALS:
-            if signal.getsignal(number) is _handle:
-                signal.signal(number, signal.SIG_DFL)  # all is done: what is left is Python's own end
 
 
 def end(number: int) -> NoReturn:
@@ -137,8 +134,7 @@ def _remove(path: Path) -> None:
 
 def started_as_command() -> bool:
     """Whether this process is the command `slabnorm`, and not a program that imports it, nor its child."""
-    children: Any = sys.modules.get("multiprocessing.process")
-    if children and children.parent_process() is not None:
+    if "--multiprocessing-fork" in sys.orig_argv:  # a worker, whose sys.argv is its parent's
         return False
     name = os.path.basename(sys.argv[0]) if sys.argv else ""
     if name == "-m":  # the package is imported before its __main__ is

@@ -147,6 +147,106 @@ def test_a_file_that_is_no_ledger(table, tmp_path):
         fit(table, split="train", ledger=tmp_path / "no folder" / "ledger")
 
 
+def test_no_page_copied_swapped_or_of_another_ledger_gives_other_numbers(table, tmp_path):
+    np.save(table, DATA[:1200])
+    whole = artifact(fit(table, split="train"), tmp_path / "whole")
+    ledger, chance, refused = tmp_path / "ledger", random.Random(3), 0
+    stopped(table, ledger, 6, workers=1, nan="omit")
+    other = ledger.read_bytes()
+    ledger.unlink()
+    stopped(table, ledger, 7, workers=1)
+    content = ledger.read_bytes()
+    pages = range(len(content) // 4096)
+    for number in range(60):
+        source, a, b = (
+            (content, other)[number % 2],
+            chance.choice(pages),
+            chance.randrange(len(other) // 4096),
+        )
+        damaged = bytearray(content)
+        damaged[a * 4096 : (a + 1) * 4096] = source[b * 4096 : (b + 1) * 4096]
+        if number % 4 == 0:
+            damaged[b * 4096 : (b + 1) * 4096] = content[a * 4096 : (a + 1) * 4096]
+        ledger.write_bytes(damaged)
+        try:
+            norm = fit(table, split="train", ledger=ledger, resume=True, workers=1)
+        except LedgerError:
+            refused += 1
+        else:
+            assert artifact(norm, tmp_path / "again") == whole
+    assert refused > 10
+
+
+def test_an_entry_that_is_there_twice_is_damage(table, tmp_path):
+    ledger = tmp_path / "ledger"
+    stopped(table, ledger, 5, workers=1)
+    with closing(sqlite3.connect(ledger)) as base, base:
+        # As one page copied over another leaves it: the same row in two places of the tree.
+        base.executescript(
+            "CREATE TABLE again (number, name, fingerprint, tally, digest);"
+            "INSERT INTO again SELECT * FROM shards; INSERT INTO again SELECT * FROM shards WHERE number = 2;"
+            "DROP TABLE shards; ALTER TABLE again RENAME TO shards;"
+        )
+    with pytest.raises(LedgerError, match="shard 2 is there twice"):
+        fit(table, split="train", ledger=ledger, resume=True)
+
+
+def test_an_entry_of_a_fit_with_other_arguments_is_damage(table, tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    stopped(table, one, 3, workers=1)
+    stopped(table, other, 3, workers=1, nan="omit")
+    with closing(sqlite3.connect(one)) as base, base:
+        base.execute("ATTACH ? AS b", (str(other),))
+        base.execute("DELETE FROM shards")
+        base.execute("INSERT INTO shards SELECT * FROM b.shards")
+    with pytest.raises(LedgerError, match="not what was written"):
+        fit(table, split="train", ledger=one, resume=True)
+
+
+def test_a_ledger_of_other_data_says_so(table, tmp_path):
+    ledger = tmp_path / "ledger"
+    stopped(table, ledger, 3)
+    np.save(tmp_path / "other.npy", DATA)
+    with pytest.raises(
+        LedgerError, match=r"the same data(.|\n)*train\.npy in 25 shards, not of .*other\.npy"
+    ):
+        fit(tmp_path / "other.npy", split="train", ledger=ledger, resume=True)
+    assert ledger.exists()
+
+
+def test_a_ledger_without_the_mark_in_its_header_is_refused_and_kept(table, tmp_path):
+    ledger = tmp_path / "ledger"
+    stopped(table, ledger, 3)
+    with closing(sqlite3.connect(ledger)) as base:
+        base.execute("PRAGMA application_id = 0")
+    content = ledger.read_bytes()
+    for resume in (False, True):
+        with pytest.raises(LedgerError, match=r"of slabnorm 0\.1"):
+            fit(table, split="train", ledger=ledger, resume=resume)
+    assert ledger.read_bytes() == content
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="rights of POSIX")
+def test_a_ledger_that_cannot_be_written(table, tmp_path, monkeypatch):
+    ledger = tmp_path / "ledger"
+    stopped(table, ledger, 3)
+    ledger.chmod(0o400)
+    real = sqlite3.connect
+
+    # root may write to anything: opened as for one who may not
+    def read_only(path, **options):
+        return real(f"file:{path}?mode=ro", uri=True, **options)
+
+    monkeypatch.setattr(sqlite3, "connect", read_only)
+    with pytest.raises(LedgerError, match=r"readonly(.|\n)*make it writable"):
+        fit(table, split="train", ledger=ledger, resume=True)
+
+
+def test_a_name_that_no_file_system_takes(table, tmp_path):
+    with pytest.raises(LedgerError, match="too long"):
+        fit(table, split="train", ledger=tmp_path / ("a" * 250))
+
+
 def test_two_fits_on_one_ledger(table, tmp_path):
     ledger, inside, go = tmp_path / "ledger", threading.Event(), threading.Event()
 
