@@ -11,6 +11,7 @@ from slabnorm.cli.apply import apply
 from slabnorm.cli.audit import audit
 from slabnorm.cli.compare import compare
 from slabnorm.cli.export import export
+from slabnorm.cli.shell import INTERRUPTED, leave
 from slabnorm.cli.statistics import fit, show
 
 app = typer.Typer(
@@ -31,4 +32,9 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # pictures, on a terminal that has ASCII only
-    app()
+    try:
+        app()
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:
+            leave(INTERRUPTED)
+        raise

@@ -6,12 +6,15 @@ A user's mistake is a message on stderr, never a traceback.
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -129,7 +132,8 @@ def exits() -> Iterator[None]:
     from slabnorm.errors import SlabError
 
     try:
-        yield
+        with interruptible():
+            yield
     except SlabError as error:
         complain(error)
         raise typer.Exit(2) from None
@@ -143,6 +147,34 @@ def exits() -> Iterator[None]:
             raise typer.Exit(0) from None
         complain(error)
         raise typer.Exit(2) from None
+
+
+def leave(code: int) -> None:
+    """End the process at once: Python takes torch and its libraries apart for seconds on a busy machine.
+
+    What was registered to be done at the end is done before, such as removing the semaphores of workers.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # a closed pipe
+            stream.flush()
+    os._exit(code)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Have a closed terminal or `kill` end a command as Ctrl-C does: no worker or half a file is left."""
+    names = ("SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    # What is ignored, as SIGHUP under nohup, stays ignored.
+    taken = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager
