@@ -77,6 +77,13 @@ def test_a_users_model_lies_in_the_current_folder():
     result = run("--data", save(), "--model", "my_own_net:build", *QUICK)
     assert result.exit_code == 0
     assert "my_own_net:build" in result.stdout
+    # After all libraries: a file there called as one of them does not stand for it.
+    assert sys.path[-1] == os.getcwd()
+
+
+def test_the_current_folder_is_searched_for_a_users_model_only():
+    assert small("--no-inputs").exit_code == 0
+    assert os.getcwd() not in sys.path
 
 
 def folder(*, second=(4, 4)):
@@ -247,6 +254,9 @@ def start(*arguments):
 
 
 def test_bad_input_as_a_process():
+    """And with files in the current folder that are called as libraries: they are not imported."""
+    for name in ("rich", "typer", "jinja2", "sklearn"):
+        Path(f"{name}.py").write_text("raise SystemExit(99)")
     process = start("--data", "nosuch.npz")
     out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (2, "")

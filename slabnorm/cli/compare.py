@@ -57,11 +57,12 @@ def compare(
         norms, sizes = split_commas(norm), whole_numbers(split_commas(batch_size))
         module = model.partition(":")[0].replace(".", os.sep) + ".py"
         targets = outputs(out, json_path, (data, module))
-        # Your own package.module:build lies where you are.
-        if os.getcwd() not in sys.path:
-            sys.path.insert(0, os.getcwd())
         from slabnorm.study import comparison, options
         from slabnorm.study.scaling import SCHEMES
+
+        # Your own package.module:build lies where you are; a file there must not stand for a library.
+        if ":" in model and os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())
 
         with progress_bar("training") as progress:
             study = comparison.compare(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 import signal
 import threading
@@ -12,7 +13,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
-from os import _exit
 from typing import Any
 
 import torch
@@ -24,10 +24,6 @@ from slabnorm.study.train import Bench, Run, run_once
 REPORT_EVERY = 0.2  # seconds between a worker's reports of its steps
 
 Progress = Callable[[int], None]
-
-
-class Stopped(BaseException):
-    """The study was interrupted; no error of the run's own."""
 
 
 def portable(bench: Bench) -> bytes | None:
@@ -65,11 +61,16 @@ def run_apart(payload: bytes, runs: list[Run], workers: int, progress: Progress)
         SlabError: a worker died.
     """
     context = multiprocessing.get_context("spawn")
-    stop, steps = context.Event(), context.SimpleQueue()
-    pool = ProcessPoolExecutor(workers, context, start_worker, (payload, stop, steps))
+    steps = context.SimpleQueue()
+    pool = ProcessPoolExecutor(workers, context, start_worker, (payload, steps))
+    started: set[Any] = set()
     try:
-        with interrupts_ignored():
-            futures = {pool.submit(run_in_worker, run): run for run in runs}
+        with held(), starting():
+            others = set(multiprocessing.active_children())
+            try:
+                futures = {pool.submit(run_in_worker, run): run for run in runs}
+            finally:
+                started = set(multiprocessing.active_children()) - others
         waiting: set[Future[RunRecord]] = set(futures)
         while waiting:
             done, waiting = wait(waiting, REPORT_EVERY, FIRST_COMPLETED)
@@ -85,33 +86,61 @@ def run_apart(payload: bytes, runs: list[Run], workers: int, progress: Progress)
             "--workers 1 runs all in one process",
         ) from error
     finally:
-        stop.set()
-        pool.shutdown(wait=True, cancel_futures=True)
+        with held():
+            # A worker that imports torch or compiles answers nothing for seconds; none has anything to lose.
+            for process in started:
+                process.terminate()
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 @contextmanager
-def interrupts_ignored() -> Iterator[None]:
-    """Start processes that ignore Ctrl-C from their first moment: it is this process that stops them."""
+def held() -> Iterator[None]:
+    """Keep Ctrl-C to the end of a block: no process is left half started, or half stopped."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+    if pressed:
+        signal.raise_signal(signal.SIGINT)
+
+
+@contextmanager
+def starting() -> Iterator[None]:
+    """Start processes that no Ctrl-C reaches, and that import nothing from the current folder.
+
+    A process inherits which signals are blocked; it is this process that stops it. A spawned interpreter
+    searches the current folder first, unless PYTHONSAFEPATH is set.
+    """
+    safe = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    block = getattr(signal, "pthread_sigmask", None)  # not on Windows
+    masked = block(signal.SIG_BLOCK, {signal.SIGINT}) if block else None
+    try:
+        yield
+    finally:
+        if block:
+            block(signal.SIG_SETMASK, masked)
+        if safe is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = safe
 
 
 _bench: Bench
 _tick: Ticker
 
 
-def start_worker(payload: bytes, stop: Any, steps: Any) -> None:
+def start_worker(payload: bytes, steps: Any) -> None:
     """Prepare a worker process: one thread, the bench, and an end when the parent ends."""
     global _bench, _tick
     torch.set_num_threads(1)
     _bench = pickle.loads(payload)
-    _tick = Ticker(stop, steps)
+    _tick = Ticker(steps)
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
@@ -120,7 +149,7 @@ def end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
-        _exit(1)
+        os._exit(1)
 
 
 def run_in_worker(run: Run) -> RunRecord:
@@ -131,18 +160,16 @@ def run_in_worker(run: Run) -> RunRecord:
 
 
 class Ticker:
-    """Counts steps in a worker, reports them now and then, and ends the run when told to stop."""
+    """Counts steps in a worker, and reports them now and then."""
 
-    def __init__(self, stop: Any, steps: Any) -> None:
-        self.stop, self.steps = stop, steps
+    def __init__(self, steps: Any) -> None:
+        self.steps = steps
         self.count, self.last = 0, time.monotonic()
 
     def __call__(self) -> None:
         self.count += 1
         if time.monotonic() - self.last > REPORT_EVERY:
             self.flush()
-            if self.stop.is_set():
-                raise Stopped
 
     def flush(self) -> None:
         """Report the steps counted since the last report."""
