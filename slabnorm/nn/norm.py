@@ -125,7 +125,8 @@ class SlabNorm(RunningStatistics):
         """Return the normalised input; with a residual, added before the activation."""
         weight, bias = held(self, "weight"), held(self, "bias")
         call = prepare(self.pattern, self.affine_axes, self._sizes, x, weight, bias, residual)
-        if self.formats and call.order not in self.formats:
+        formats = self.formats
+        if formats and call.order not in formats:
             # torch's layer computes on such a copy, too: it is nothing that a namesake reads or writes more.
             return SlabNorm.forward(self, x.contiguous(memory_format=self.format_of(x)), residual)
         slab = call.slab

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import slabnorm as sn
 from slabnorm.errors import ModelError, VerificationError
@@ -122,3 +126,88 @@ def test_a_batch_that_does_not_run() -> None:
     with pytest.raises(ModelError, match="runs on the batch"):
         sn.accelerate(model, verify=torch.randn(8, 5), always=True)
     assert type(model[1]) is nn.LayerNorm
+
+
+class Kink(nn.Module):
+    """A ReLU that float32 brings to one side of its kink or the other."""
+
+    def __init__(self, kinks: Tensor) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(8)
+        self.register_buffer("kinks", kinks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.norm(x) - self.kinks)
+
+
+def test_a_relu_that_flips_is_no_error() -> None:
+    """As in 1 of 61 ResNets: both results are right to the last digit but one, a gradient is not the same."""
+    torch.manual_seed(0)
+    x = torch.randn(16, 8)
+    plain, ours, exact = nn.BatchNorm1d(8)(x), sn.BatchNorm(8)(x), nn.BatchNorm1d(8).double()(x.double())
+    one = tuple(((plain > ours) & (exact > ours)).nonzero()[0])  # by half a digit and one
+    kinks = torch.full_like(x, -10.0)
+    kinks[one] = ours[one].detach()
+    model, fast = Kink(kinks), Kink(kinks)
+    sn.accelerate(fast, always=True)
+    grads = [torch.autograd.grad(m(x).sum(), m.norm.bias)[0] for m in (model, fast)]
+    assert int((grads[0] - grads[1]).abs().round().sum()) == 1
+    assert sn.accelerate(model, verify=x, always=True).verified
+
+
+def _scaled(self, name: str, by: Tensor | float, run: Callable[[], Tensor]) -> Tensor:
+    table = self._parameters
+    kept = table[name]
+    table[name] = kept + by if name == "bias" else kept * by
+    try:
+        return run()
+    finally:
+        table[name] = kept
+
+
+PLANTED: dict[str, Callable[[norms.Accelerated, Callable[[], Tensor]], Tensor]] = {
+    "weight": lambda self, run: _scaled(self, "weight", 1.001, run),
+    "bias": lambda self, run: _scaled(self, "bias", 1e-3, run),
+    "one channel's weight": lambda self, run: _scaled(
+        self, "weight", 1 + 1e-3 * (torch.arange(self.weight.numel()) == 3), run
+    ),
+    "gradient": lambda self, run: (lambda y: y.detach() + 1.001 * (y - y.detach()))(run()),
+}
+
+
+@pytest.mark.parametrize("name", ["resnet", "unet", "encoder"])
+@pytest.mark.parametrize("fault", PLANTED)
+def test_an_error_of_a_thousandth_in_one_norm_is_found(
+    fault: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = build(name)
+    key = {"resnet": "layer1.bn1", "unet": "middle.norm1", "encoder": "layers.0.norm1"}[name]
+    right = norms.Accelerated.forward
+
+    def forward(self, input, residual=None, fused=False):
+        run = functools.partial(right, self, input, residual, fused)
+        return PLANTED[fault](self, run) if self.__dict__.get("wrong") else run()
+
+    monkeypatch.setattr(norms.Accelerated, "forward", forward)
+    model.get_submodule(key).wrong = True
+    with pytest.raises(VerificationError, match="is off"):
+        sn.accelerate(model, verify=x, always=True)
+
+
+class Speech(nn.Module):
+    """As wav2vec2: it asks for the gradient of its input, and its weights are parametrised."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.utils.parametrizations.weight_norm(nn.Conv1d(1, 4, 3, padding=1))
+        self.norm = nn.GroupNorm(2, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x[:, None]
+        if self.training:
+            x.requires_grad = True
+        return F.gelu(self.norm(self.conv(x)))
+
+
+def test_models_that_ask_for_the_gradient_of_their_input() -> None:
+    assert sn.accelerate(Speech(), verify=torch.randn(2, 9), always=True).verified
