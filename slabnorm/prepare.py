@@ -11,10 +11,12 @@ from torch import Tensor
 
 from slabnorm import kernels
 from slabnorm.errors import DeviceError, DtypeError, ShapeError
+from slabnorm.kernels.call import Kind
 from slabnorm.kernels.strides import order_of
 from slabnorm.parser import Item
 from slabnorm.pattern import Pattern
 from slabnorm.slab import Slab, plan
+from slabnorm.tracing import traced
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _KEPT = 512  # calls of different kinds that are remembered
@@ -28,11 +30,13 @@ class Prepared(NamedTuple):
         slab: the plan.
         backend: what runs it; None: plain operations, to be traced.
         order: the memory format of a result like x; `torch.preserve_format` if it is none of the three.
+        kinds: those of x, weight, bias and residual.
     """
 
     slab: Slab
     backend: ModuleType | None
     order: torch.memory_format
+    kinds: tuple[Kind | None, ...]
 
 
 def prepare(
@@ -51,17 +55,18 @@ def prepare(
         PatternError, ShapeError: the sizes or a tensor do not fit the pattern.
         DtypeError, DeviceError: a tensor cannot take part in a call on x.
     """
-    if kernels.traced():
+    if traced():
         slab = _checked(pattern, affine, sizes, x, weight, bias, residual)
-        return Prepared(slab, None, order_of(x, x))
+        return Prepared(slab, None, order_of(x, x), ())
     kinds = _kind(x), _kind(weight), _kind(bias), _kind(residual)
     key = (pattern, affine, sizes, *kinds)
     known = _prepared.get(key)
     if known is not None:
         return known
     slab = _checked(pattern, affine, sizes, x, weight, bias, residual)
+    backend = kernels.backend(x, slab, weight, bias, residual)
     order = order_of(x, torch.empty_like(x, device="meta"))
-    prepared = Prepared(slab, kernels.backend(x, slab, weight, bias, residual), order)
+    prepared = Prepared(slab, backend, order, tuple(Kind.of(t) for t in (x, weight, bias, residual)))
     if _OTHER not in kinds:
         if len(_prepared) >= _KEPT:
             _prepared.clear()
