@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from slabnorm.cli.shell import exits, outputs, progress_bar, shown, shown_warnings
+from slabnorm.cli.shell import exits, outputs, progress_bar, shown, shown_warnings, tab
 
 if TYPE_CHECKING:
     from slabnorm.report.audit import AuditRecord
@@ -28,6 +28,7 @@ def audit(
         str, typer.Option(help="raise, or fill: a chunk that a Zarr array lacks is its fill value.")
     ] = "raise",
     convert: Annotated[str | None, typer.Option(help="The mode all images are converted to.")] = None,
+    delimiter: Annotated[str, typer.Option(help="What stands between the values of CSV.")] = ",",
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out what cannot be read.")] = False,
     workers: Annotated[int | None, typer.Option(help="Parts of the data read at once.")] = None,
     out: Annotated[str, typer.Option(metavar="PATH", help="The report, one HTML file.")] = "audit.html",
@@ -46,7 +47,7 @@ def audit(
         with progress_bar("reading") as progress:
             record = look(
                 artifact, against, train=train, key=key, missing_chunks=missing_chunks, convert=convert,
-                skip_bad=skip_bad, workers=workers, progress=progress,
+                delimiter=tab(delimiter), skip_bad=skip_bad, workers=workers, progress=progress,
             )  # fmt: skip
         deliver(record, *targets)
         if not record.clean:

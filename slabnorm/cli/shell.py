@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 _TAKEN = (  # by `fit` itself
     "source", "scheme", "pattern", "split", "nan", "leak", "key", "columns", "convert", "skip_bad", "workers",
-    "memory", "engine", "address", "ledger", "resume", "progress", "weights", "missing_chunks",
+    "memory", "engine", "address", "ledger", "resume", "progress", "weights", "missing_chunks", "delimiter",
 )  # fmt: skip
 
 
@@ -83,6 +83,11 @@ def whole_bytes(text: str | None) -> int | None:
     if found is None or float(found[1]) == 0:
         raise OptionError("memory is a number of bytes", printable(text), "--memory 2GB")
     return int(float(found[1]) * 1000 ** " KMGT".index(found[2].upper() or " "))
+
+
+def tab(delimiter: str) -> str:
+    r"""Return a delimiter, a tab for `\t`, which shells pass on as two characters."""
+    return "\t" if delimiter == r"\t" else delimiter
 
 
 def outputs(out: str, json_path: str | None, reads: Iterable[Any] = ()) -> tuple[Path, Path | None, bool]:

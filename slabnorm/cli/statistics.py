@@ -15,6 +15,7 @@ from slabnorm.cli.shell import (
     progress_bar,
     shown,
     shown_warnings,
+    tab,
     whole_bytes,
     whole_sizes,
 )
@@ -56,6 +57,7 @@ def fit(
     convert: Annotated[
         str | None, typer.Option(help="The mode all images are converted to: RGB, L or RGBA.")
     ] = None,
+    delimiter: Annotated[str, typer.Option(help="What stands between the values of CSV.")] = ",",
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out and list files that cannot be read.")
     ] = False,
@@ -90,8 +92,8 @@ def fit(
             norm = fit_statistics(
                 data, scheme, pattern, split=split, nan=nan, leak=leak, key=key, skip_bad=skip_bad,
                 weights=_weights(weights), missing_chunks=missing_chunks, columns=column, convert=convert,
-                workers=workers, memory=whole_bytes(memory), engine=engine, address=address,
-                ledger=ledger, resume=resume, progress=progress,
+                delimiter=tab(delimiter), workers=workers, memory=whole_bytes(memory), engine=engine,
+                address=address, ledger=ledger, resume=resume, progress=progress,
                 **sizes,
             )  # fmt: skip
         except KeyboardInterrupt:

@@ -35,6 +35,7 @@ def audit(
     key: str | None = None,
     missing_chunks: str = "raise",
     convert: str | None = None,
+    delimiter: str = ",",
     skip_bad: bool = False,
     workers: int | None = None,
     memory: int | None = None,
@@ -59,7 +60,7 @@ def audit(
         against: the data, anything that `fit` takes; held-out data are what this is for.
         train: the training split, to see whether the statistics are of it alone.
         key: the entry of dicts, or the array of an npz file, that is x; of both data sets.
-        missing_chunks, convert: as in `fit`, of both data sets: as the statistics were fitted.
+        missing_chunks, convert, delimiter: as in `fit`, of both data sets: as the statistics were fitted.
         skip_bad: leave out what cannot be read, and say so.
         workers, memory, progress: as in `fit`.
 
@@ -88,7 +89,7 @@ def audit(
     norm = _at_hand(norm if isinstance(norm, InputNorm) else load(norm))
     effort = Effort(workers=workers, memory=memory)
     with plain_tensors():
-        options = {"missing_chunks": missing_chunks, "convert": convert}
+        options = {"missing_chunks": missing_chunks, "convert": convert, "delimiter": delimiter}
         sources = [_open(norm, data, key, options) for data in (against, train) if data is not None]
         opened = [Opened(source, skip_bad) for source in sources]
         effort = replace(effort, progress=_joint(opened, progress))
@@ -100,7 +101,7 @@ def _open(norm: InputNorm, data: Any, key: str | None, options: dict[str, Any]) 
     """Open a data set; of a table that has more columns, those that were fitted."""
     source, fitted = open_source(data, key, **options), norm.record.names
     given = source.schema().names if fitted and hasattr(source, "schema") else ()
-    return open_source(data, key, columns=fitted) if set(fitted) < set(given) else source
+    return open_source(data, key, columns=fitted, **options) if set(fitted) < set(given) else source
 
 
 def _at_hand(norm: InputNorm) -> InputNorm:

@@ -47,6 +47,7 @@ def fit(
     columns: Sequence[str] | None = None,
     convert: str | None = None,
     weights: Any = None,
+    delimiter: str = ",",
     skip_bad: bool = False,
     missing_chunks: str = "raise",
     workers: int | None = None,
@@ -96,6 +97,7 @@ def fit(
         weights: how often each sample counts: an array of numbers, one per sample in their order, or the name
             of a table's column, which is no feature then. Weights 2 and 0 are as if the sample came twice, or
             not at all; real ones make counts real.
+        delimiter: what stands between the values of CSV files, as ";" or a tab.
         skip_bad: whether files that cannot be read are left out and listed (`skipped`); else they are errors.
         workers: how many shards are counted at once; by default one for every core. A map-style Dataset is
             read in this process unless told so: more workers are processes, to which it is pickled.
@@ -149,7 +151,13 @@ def fit(
     if effort.ledger:
         check_apart(Ledger.files(effort.ledger), origin)
     source = open_source(
-        source, key, columns=columns, missing_chunks=missing_chunks, convert=convert, weights=column
+        source,
+        key,
+        columns=columns,
+        missing_chunks=missing_chunks,
+        convert=convert,
+        weights=column,
+        delimiter=delimiter,
     )
     given = check_weights(weights) if weights is not None and column is None else column
     split = guard(split, source.hints, leak)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import errno
+import gzip
 import io
 import os
 import resource
@@ -228,6 +230,65 @@ def test_nulls_stay_null_and_integers_stay_exact():
     assert np.isnan(made["b"][1])
     assert made["b"][2] is None
     assert made["c"] == [1.0, None, 0.0]
+
+
+TEXT = 'id;"a ""b"" ";label;x\r\n1;0.1;"two\r\nlines; ""q""";5\r\n\r\n2;;é;7.5\r\n3;-3e-7;NA;nan\r\n'
+
+
+@pytest.mark.filterwarnings("ignore:.*span lines:slabnorm.errors.DataWarning")
+@pytest.mark.parametrize("batch_rows", [None, 1])
+@pytest.mark.parametrize("end", ["csv", "csv.gz"])
+def test_csv_keeps_its_other_columns_its_header_and_its_nulls(end, batch_rows):
+    Path(f"x.{end}").write_bytes(gzip.compress(TEXT.encode()) if end == "csv.gz" else TEXT.encode())
+    names = ["x", 'a "b" ']
+    norm = fit(f"x.{end}", split="train", delimiter=";", columns=names, nan="omit")
+    assert norm.record.names == tuple(names)
+    done = []
+    rows = apply(norm, f"x.{end}", "y.csv", delimiter=";", batch_rows=batch_rows,
+                 progress=lambda *p: done.append(p))  # fmt: skip
+    assert rows == 3
+    assert sum(part for part, _ in done) == os.path.getsize(f"x.{end}")
+    text = Path("y.csv").read_bytes().decode()
+    made = list(csv.reader(io.StringIO(text, newline=""), delimiter=";"))
+    x = np.array([[5, 0.1], [7.5, np.nan], [np.nan, -3e-7]])
+    y = through(norm, x)
+    assert made[0] == ["id", 'a "b" ', "label", "x"]
+    assert [row[::2] for row in made[1:]] == [["1", 'two\r\nlines; "q"'], ["2", "é"], ["3", "NA"]]
+    assert [row[3] for row in made[1:]] == [repr(value) for value in y[:, 0].tolist()]
+    assert [row[1] for row in made[1:]] == [repr(y[0, 1].item()), "", repr(y[2, 1].item())]
+    assert text.count("\r\n") == 5
+    apply(norm, "y.csv", "back.csv", inverse=True, delimiter=";")
+    back = list(csv.reader(io.StringIO(Path("back.csv").read_text()), delimiter=";"))
+    np.testing.assert_allclose([float(row[3]) for row in back if row[0] in ("1", "2")], x[:2, 0])
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a,b\n1,2\n3\n", "row 1 has 1 values for 2 columns"),
+        ("a,b\n1,2\nx,4\n", "x at row 1, column 1, which is no number"),
+        ("a,b\n1,2\n3,4_0\n", "4_0 at row 1, column 2, which is no number"),
+        ('a,b\n1,2\n3,"4\n', "unexpected end"),
+        ("b\n1\n", "no column a"),
+        ("a,a,b\n1,2,3\n", "2 columns a"),
+        ("", "no column a"),
+        (b"a,b\n1,\xff\n", "decode"),
+    ],
+)
+def test_csv_that_cannot_be_applied_to(text, says):
+    Path("good.csv").write_text("a,b\n1,2\n3,5\n")
+    norm = fit("good.csv", split="train")
+    Path("x.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    Path("y.csv").write_text("old")
+    with pytest.raises(DataError, match=rf"x\.csv: .*{says}"):
+        apply(norm, "x.csv", "y.csv")
+    assert sorted(os.listdir()) == ["good.csv", "x.csv", "y.csv"]
+    assert Path("y.csv").read_text() == "old"
+    for out, words in (("x.csv", "no part of the data"), ("y.npy", r"ends in \.csv")):
+        with pytest.raises(OptionError, match=words):
+            apply(norm, "x.csv", out)
+    with pytest.raises(OptionError, match="delimiter"):
+        apply(norm, np.zeros((3, 2)), "y.npy", delimiter=";")
 
 
 def test_one_column_and_no_rows():

@@ -503,6 +503,55 @@ def test_thousands_of_columns_of_two_dtypes_are_those_of_the_array(tmp_path):
     np.testing.assert_array_equal(out, norm(torch.from_numpy(array)).numpy())
 
 
+@pytest.mark.parametrize("delimiter", [";", "\t", "|"])
+def test_csv_of_another_delimiter(delimiter, tmp_path):
+    path, other = tmp_path / "a.csv", WINE.assign(name="x,y")
+    other.to_csv(path, sep=delimiter, index=False)
+    with pytest.warns(DataWarning, match=r"left out: name \(string\)"):
+        norm = fitted(path, delimiter=delimiter)
+    check_same(norm, WINE.to_numpy())
+    with pytest.warns(DataWarning, match="left out"):
+        assert sn.audit(norm, path, delimiter=delimiter).overlap.found == 178
+    out, given = tmp_path / "a.safetensors", {";": ";", "\t": r"\t", "|": "|"}[delimiter]
+    sn.save(norm, out)
+    arguments = ["apply", str(out), str(path), "--out", str(tmp_path / "y.csv"), "--delimiter", given]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    made = pd.read_csv(tmp_path / "y.csv", sep=delimiter, float_precision="round_trip")
+    assert list(made.columns) == list(other.columns)
+    assert list(made.name) == ["x,y"] * 178
+    expected = norm(torch.tensor(WINE.to_numpy())).numpy()
+    np.testing.assert_array_equal(made[WINE.columns].to_numpy(), expected)
+    path.write_text(f'a{delimiter}b\n1{delimiter}2\n3{delimiter}"open\n')
+    with pytest.raises(DataError, match="a quote is open at the end"):
+        fitted(path, delimiter=delimiter, columns=["a"])
+    for wrong in ("", "::", '"', "\n", "é", None):
+        with pytest.raises(OptionError, match="delimiter is one character"):
+            fitted(path, delimiter=wrong)
+    with pytest.raises(OptionError, match="for CSV"):
+        fitted(WINE, delimiter=delimiter)
+
+
+def test_a_csv_value_longer_than_a_block_is_named(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("a,name\n1,x\n" + "2," + "y" * (9 << 20) + "\n3,z\n")
+    with pytest.raises(DataError, match=r"a line of CSV has at most(.|\n)*a\.csv: a longer one") as caught:
+        fitted(path, columns=["a"])
+    assert "block" not in str(caught.value)
+
+
+@pytest.mark.parametrize("end", ["parquet", "feather", "csv", "frame"])
+def test_columns_of_bool_are_warned_of_unless_they_are_named(end, tmp_path):
+    table = pa.table({"a": [1.5, 2.5], "flag": [True, False]})
+    source = table if end == "frame" else write(table, tmp_path / f"a.{end}")
+    with pytest.warns(DataWarning, match=r"bool are counted as 0 and 1: 'flag'"):
+        assert fitted(source).moments.mean.tolist() == [2, 0.5]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert fitted(source, columns=["flag", "a"]).moments.mean.tolist() == [0.5, 2]
+        assert fitted(source, columns=["a"]).samples == 2
+
+
 def test_a_first_file_that_is_damaged(tmp_path):
     paths = parts(tmp_path / "data")
     cut(paths[0], 0.5)

@@ -44,6 +44,7 @@ def apply(
     inverse: bool = False,
     key: str | None = None,
     missing_chunks: str = "raise",
+    delimiter: str = ",",
     batch_rows: int | None = None,
     progress: Progress | None = None,
 ) -> int:
@@ -51,7 +52,8 @@ def apply(
 
     The suffix of `out` says what is written: `.npy`; `.zarr`, with the chunks, shards, compression and
     attributes of the array if one is read; or `.parquet`, from a Parquet file only, whose columns that are
-    no features and whose row groups and nulls stay as they are. The features are the columns that the
+    no features and whose row groups and nulls stay as they are; or `.csv`, from a CSV file only, whose other
+    columns keep their text. The features are the columns that the
     statistics name; if they name none, the table must have as many numeric columns as there are features.
 
     `.npy` and Parquet are written beside `out` and moved there, so that on any failure the old file stays;
@@ -59,11 +61,12 @@ def apply(
 
     Args:
         norm: from `slabnorm.fit` or `slabnorm.load`.
-        source: what `fit` takes, or a path to a `.parquet` file.
+        source: what `fit` takes, or a path to a `.parquet`, `.csv` or `.csv.gz` file.
         out: a local path, not that of the source.
         inverse: whether to undo the normalisation instead: `norm.inverse(x)`.
         key: the array of an npz file or a Zarr group, or the entry of dicts.
         missing_chunks: "raise", or "fill": a chunk that a Zarr array lacks is its fill value.
+        delimiter: what stands between the values of CSV, in and out.
         batch_rows: samples normalised at once; by default about 8 MiB. It changes no value.
         progress: called with the bytes done since the last call, and in all, 0 if that is not known.
 
@@ -89,12 +92,23 @@ def apply(
     True
     """
     target = Path(out)
-    suffix = _check_out(target, os.fsdecode(out))
+    suffixes = (".csv",) if _is_text(source) else SUFFIXES
+    suffix = _check_out(target, os.fsdecode(out), suffixes)
     _check_batch(batch_rows)
     check_apart([target], (source, norm.loaded_from), within=True)
     if isinstance(source, str | os.PathLike):
         source = local_path(os.fspath(source))
     step: Step = norm.inverse if inverse else norm
+    if _is_text(source):
+        from slabnorm.inputs.apply.tables import through
+        from slabnorm.inputs.apply.text import write_csv
+
+        where = Path(source)
+        return write_csv(
+            norm, lambda x: through(norm, step, x), where, target, delimiter, batch_rows, progress
+        )
+    if delimiter != ",":
+        raise OptionError("delimiter= is for CSV files", f"{delimiter!r:.50}", "leave it out")
     if _is_table(source) or suffix in TABLES:
         if not (_is_table(source) and suffix in TABLES):
             raise OptionError(
@@ -186,12 +200,16 @@ def _check_batch(rows: int | None) -> None:
         raise OptionError("batch_rows is an integer, 1 or more", repr(rows))
 
 
-def _check_out(target: Path, text: str) -> str:
+def _is_text(source: Any) -> bool:
+    return isinstance(source, str | os.PathLike) and os.fspath(source).lower().endswith((".csv", ".csv.gz"))
+
+
+def _check_out(target: Path, text: str, suffixes: tuple[str, ...]) -> str:
     """Return the suffix of the output, which can be written now."""
     suffix = target.suffix.lower()
-    if suffix not in SUFFIXES or "://" in text:
+    if suffix not in suffixes or "://" in text:
         raise OptionError(
-            f"an output is a local path that ends in {', '.join(SUFFIXES)}",
+            f"an output is a local path that ends in {', '.join(suffixes)}",
             printable(text),
             "name such a one",
         )

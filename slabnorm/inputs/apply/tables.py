@@ -40,7 +40,7 @@ def write_parquet(
         fields = list(file.schema_arrow)
         places = _features(norm, fields, arrow, path)
         work = _common([fields[place].type for place in places])
-        kind = arrow.from_numpy_dtype(_through(norm, step, np.empty((0, len(places)), work)).dtype)
+        kind = arrow.from_numpy_dtype(through(norm, step, np.empty((0, len(places)), work)).dtype)
         for place in places:
             fields[place] = fields[place].with_type(kind)
         schema = arrow.schema(fields, file.schema_arrow.metadata)
@@ -58,7 +58,7 @@ def write_parquet(
             for number in range(file.num_row_groups):
                 with _reading(path, arrow):
                     table = file.read_row_group(number)
-                table = _replaced(table, places, work, lambda x: _through(norm, step, x), rows, schema, arrow)
+                table = _replaced(table, places, work, lambda x: through(norm, step, x), rows, schema, arrow)
                 writer.write_table(table, row_group_size=max(1, len(table)))
                 if progress:
                     progress(file.metadata.row_group(number).total_byte_size, total)
@@ -69,7 +69,7 @@ def _replaced(
     table: Any,
     places: list[int],
     work: np.dtype,
-    through: Callable[[np.ndarray], np.ndarray],
+    normalise: Callable[[np.ndarray], np.ndarray],
     rows: int,
     schema: Any,
     arrow: Any,
@@ -81,7 +81,7 @@ def _replaced(
         x = np.empty((min(rows, len(table) - start), len(places)), work)
         for at, column in enumerate(old):
             x[:, at] = _values(column.slice(start, len(x)))
-        y = through(x)
+        y = normalise(x)
         if not start:
             new = [np.empty(len(table), y.dtype) for _ in places]
         for at, column in enumerate(new):
@@ -100,7 +100,7 @@ def _values(column: Any) -> np.ndarray:
     return np.asarray(whole.to_numpy(zero_copy_only=False))
 
 
-def _through(norm: InputNorm, step: Step, x: np.ndarray) -> np.ndarray:
+def through(norm: InputNorm, step: Step, x: np.ndarray) -> np.ndarray:
     """Return rows of features, normalised."""
     rows = x if norm.record.sample else x[:, 0]
     with torch.no_grad():

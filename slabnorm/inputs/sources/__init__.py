@@ -44,6 +44,7 @@ def open_source(
     missing_chunks: str = "raise",
     convert: str | None = None,
     weights: str | None = None,
+    delimiter: str = ",",
 ) -> Source | Stream:
     """Return the Source that reads this kind of data.
 
@@ -56,6 +57,7 @@ def open_source(
         missing_chunks: "raise", or "fill": a chunk that a Zarr array does not have is its fill value.
         convert: the mode that images are converted to.
         weights: of a table, the name of the column of weights.
+        delimiter: of CSV, what stands between values.
 
     Raises:
         DataError: it is of no known kind, or the file cannot be read.
@@ -65,7 +67,9 @@ def open_source(
     if missing_chunks not in ("raise", "fill"):
         raise OptionError('missing_chunks is "raise" or "fill"', repr(missing_chunks))
     if isinstance(source, str | os.PathLike):
-        return open_path(os.fspath(source), key, columns, missing_chunks, convert, weights)
+        return open_path(os.fspath(source), key, columns, missing_chunks, convert, weights, delimiter)
+    if delimiter != ",":
+        raise OptionError("delimiter= is for CSV files", f"{delimiter!r:.50} for other data", "leave it out")
     if weights is not None and not is_frame(source):
         raise DataError(
             "weights= names a column of a table", f"{weights!r:.200} for other data", "give an array"

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
-from slabnorm.errors import DataError, DataWarning
+from slabnorm.errors import DataError
 from slabnorm.inputs.schema import Schema
 from slabnorm.inputs.sources.base import MIXED, Columns, Shard, Source
-from slabnorm.inputs.sources.table_columns import Choice, as_columns, check_names, choose
-from slabnorm.inputs.sources.table_files import listed
+from slabnorm.inputs.sources.table_columns import (
+    Choice,
+    as_columns,
+    check_names,
+    choose,
+    warn_of_columns,
+)
 from slabnorm.inputs.sources.table_read import batch_rows, parts_of, row_bytes
 
 GROUP = (
@@ -66,12 +70,7 @@ class FrameSource(Source):
         names = None if wanted is None else {*wanted, *([weights] if weights else ())}
         table = _as_table(frame, names, self.name)
         self._choice, left_out = choose(table.schema, wanted, weights, self.name, False)
-        if left_out:
-            warnings.warn(
-                f"{self.name}: columns that hold no numbers are left out: {listed(left_out, 10)}",
-                DataWarning,
-                stacklevel=4,
-            )
+        warn_of_columns(self.name, self._choice, left_out, 4)
         self._table = table.select(list(self._choice.names))
 
     def schema(self) -> Schema:

@@ -24,6 +24,7 @@ def open_path(
     missing_chunks: str,
     convert: str | None,
     weights: str | None = None,
+    delimiter: str = ",",
 ) -> Source | Stream:
     """Return the source of a path or URL.
 
@@ -40,6 +41,8 @@ def open_path(
             "weights= names a column of a table, or is an array of one weight per sample",
             f"weights={weights!r:.200} for {path}", "give an array",
         )  # fmt: skip
+    if delimiter != "," and kind != "table":
+        raise OptionError("delimiter= is for CSV files", f"{delimiter!r:.50} for {path}", "leave it out")
     if kind == "zarr":
         return ZarrSource(path, key, missing_chunks)
     if kind == "npz":
@@ -55,7 +58,7 @@ def open_path(
     extra("pyarrow", "reading tables", "'slabnorm[tables]'")
     from slabnorm.inputs.sources.tables import TableSource
 
-    return TableSource(path, columns, weights)
+    return TableSource(path, columns, weights, delimiter)
 
 
 def _kind(path: str) -> str:

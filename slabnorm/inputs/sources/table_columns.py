@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import types
 
-from slabnorm.errors import DataError, OptionError
+from slabnorm.errors import DataError, DataWarning, OptionError
 from slabnorm.inputs.sources.base import Columns
 from slabnorm.inputs.sources.table_files import listed
 
@@ -29,12 +30,14 @@ class Choice:
         dtypes: NumPy's name for the type of each.
         named: whether the caller named them; else every file's numbers must be these.
         weighted: whether the last column is weights, and no feature.
+        delimiter: what stands between the values of a text file.
     """
 
     names: tuple[str, ...]
     dtypes: tuple[str, ...]
     named: bool
     weighted: bool = False
+    delimiter: str = ","
 
     @property
     def features(self) -> int:
@@ -146,6 +149,38 @@ def check_same(choice: Choice, schema: Any, file: str, text: bool) -> None:
                 f"{file}: column {name!r} ({kind}), which the first file does not have as numbers",
                 fix,
             )
+
+
+def warn_of_columns(name: str, choice: Choice, left_out: Sequence[str], stacklevel: int) -> None:
+    """Warn of columns that are left out, and of bool ones that nobody named.
+
+    Flags are hardly ever meant to be scaled; but some are features, and who names them has said so.
+    """
+    pairs = list(zip(choice.names, choice.dtypes, strict=True))[: choice.features]
+    flags = [repr(name) for name, dtype in pairs if dtype == "bool"]
+    if left_out:
+        text = f"{name}: columns that hold no numbers are left out: {listed(left_out, 10)}"
+        warnings.warn(text, DataWarning, stacklevel=stacklevel + 1)
+    if flags and not choice.named:
+        text = (
+            f"{name}: columns of bool are counted as 0 and 1: {listed(flags, 10)}; columns= leaves them out"
+        )
+        warnings.warn(f"{text}, or takes them without a warning", DataWarning, stacklevel=stacklevel + 1)
+
+
+def check_delimiter(delimiter: Any) -> str:
+    """Return what stands between the values of a text file.
+
+    Raises:
+        OptionError: it is no single character of ASCII, or one that means something else there.
+    """
+    if type(delimiter) is str and len(delimiter) == 1 and delimiter.isascii() and delimiter not in '"\r\n\0':
+        return delimiter
+    raise OptionError(
+        "a delimiter is one character of ASCII, no quote and no line's end",
+        f"{delimiter!r:.50}",
+        'as delimiter=";" (--delimiter ";"), or a tab',
+    )
 
 
 def check_names(columns: Any) -> tuple[str, ...] | None:

@@ -97,14 +97,14 @@ def reading(name: str) -> Iterator[None]:
         ) from error
 
 
-def look(file: TableFile) -> tuple[Any, Callable[[Choice], list[Part]]]:
+def look(file: TableFile, delimiter: str = ",") -> tuple[Any, Callable[[Choice], list[Part]]]:
     """Return a file's schema, and what says its parts; of a text file the first lines are read.
 
     Raises:
         DataError: it cannot be read.
     """
     with reading(file.name):
-        schema, parts = _LOOK[file.kind](file)
+        schema, parts = _LOOK[file.kind](file, delimiter)
         try:
             _ = schema.names  # pyarrow decodes them only when asked
         except UnicodeDecodeError as error:
@@ -116,7 +116,7 @@ def look(file: TableFile) -> tuple[Any, Callable[[Choice], list[Part]]]:
         return schema, parts
 
 
-def _look_at_parquet(file: TableFile) -> tuple[Any, Callable[[Choice], list[Part]]]:
+def _look_at_parquet(file: TableFile, _: str) -> tuple[Any, Callable[[Choice], list[Part]]]:
     with _open(file) as handle:
         meta = _parquet(handle).metadata
     schema = meta.schema.to_arrow_schema()
@@ -134,7 +134,7 @@ def _parquet_parts(meta: Any, file: TableFile, choice: Choice) -> list[Part]:
     return parts_of([(at, n, file.size * n // rows, width * n) for at, n in enumerate(lengths)])
 
 
-def _look_at_ipc(file: TableFile) -> tuple[Any, Callable[[Choice], list[Part]]]:
+def _look_at_ipc(file: TableFile, _: str) -> tuple[Any, Callable[[Choice], list[Part]]]:
     with _open(file) as handle:
         if not _is_ipc_file(handle):
             _check_end(handle, file)
@@ -147,8 +147,8 @@ def _look_at_ipc(file: TableFile) -> tuple[Any, Callable[[Choice], list[Part]]]:
     return schema, lambda _: parts_of([(number, n, size, size) for number, n in enumerate(rows)])
 
 
-def _look_at_csv(file: TableFile) -> tuple[Any, Callable[[Choice], list[Part]]]:
-    schema, memory = table_text.schema_of(file), 4 * table_text.CSV_BYTES + BATCH_BYTES
+def _look_at_csv(file: TableFile, delimiter: str) -> tuple[Any, Callable[[Choice], list[Part]]]:
+    schema, memory = table_text.schema_of(file, delimiter), 4 * table_text.CSV_BYTES + BATCH_BYTES
     return schema, lambda choice: [
         Part(size=file.size, memory=memory, beside=len(choice.names) < len(schema))
     ]
@@ -204,7 +204,7 @@ def _csv_batches(file: TableFile, part: Part, choice: Choice) -> Iterator[Any]:
 _BATCHES: dict[str, Callable[[TableFile, Part, Choice], Iterator[Any]]] = {
     "parquet": _parquet_batches, "ipc": _ipc_batches, "csv": _csv_batches,
 }  # fmt: skip
-_LOOK: dict[str, Callable[[TableFile], tuple[Any, Callable[[Choice], list[Part]]]]] = {
+_LOOK: dict[str, Callable[[TableFile, str], tuple[Any, Callable[[Choice], list[Part]]]]] = {
     "parquet": _look_at_parquet, "ipc": _look_at_ipc, "csv": _look_at_csv,
 }  # fmt: skip
 

@@ -25,9 +25,9 @@ NULLS = ("", "NA", "N/A", "n/a", "#N/A", "NULL", "null", "None", "<NA>")
 _PIECE = 1 << 16  # bytes that are counted at once: they stay in cache, 0.25 ns a byte, with 4 MiB 0.9
 
 
-def schema_of(file: TableFile) -> Any:
+def schema_of(file: TableFile, delimiter: str = ",") -> Any:
     """Return a text file's schema, guessed from its first lines."""
-    with _stream(file) as stream, _reader(stream, LOOK_BYTES, None) as lines:
+    with _short_lines(file), _stream(file) as stream, _reader(stream, LOOK_BYTES, None, delimiter) as lines:
         return lines.schema
 
 
@@ -50,8 +50,8 @@ def read(file: TableFile, choice: Choice, beside: bool) -> Iterator[Any]:
     # Counted from a stream of its own: pyarrow would call a stream made in Python from its threads, and
     # these end the process by abort() if they do so, or only let go of it, while Python exits.
     with _stream(file) as stream, _stream(file) if beside else nullcontext() as again:
-        counted = Counted(again)
-        with _reader(stream, CSV_BYTES, choice) as batches:
+        counted = Counted(again, choice.delimiter)
+        with _short_lines(file), _reader(stream, CSV_BYTES, choice, choice.delimiter) as batches:
             for batch in batches:
                 rows += len(batch)
                 yield batch
@@ -71,7 +71,8 @@ class Counted:
         lines: how many lines are not empty.
     """
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: Any, delimiter: str = ",") -> None:
+        self._delimiter = delimiter
         self.quotes = self.lines = 0
         self._stream, self._buffer = stream, np.empty(_PIECE, np.uint8)
         self._ended = True  # whether the next byte begins a line
@@ -121,7 +122,7 @@ class Counted:
         """Whether a quote of the last line is open, and so takes in the line's end."""
         lines = b"".join(self._held).rstrip(b"\r\n").splitlines() or [b""]
         last = lines[-1].decode("latin-1")
-        return next(reader([last + "\n"]))[-1].endswith("\n")
+        return next(reader([last + "\n"], delimiter=self._delimiter))[-1].endswith("\n")
 
 
 @contextmanager
@@ -132,7 +133,22 @@ def _stream(file: TableFile) -> Iterator[Any]:
         yield stream
 
 
-def _reader(stream: Any, block: int, choice: Choice | None) -> Any:
+@contextmanager
+def _short_lines(file: TableFile) -> Iterator[None]:
+    """Name the file whose line is longer than a block: pyarrow advises a setting out of a caller's reach."""
+    try:
+        yield
+    except pa.ArrowInvalid as error:
+        if "straddling" not in str(error):
+            raise
+        raise DataError(
+            f"a line of CSV has at most {CSV_BYTES >> 20} MiB, and {LOOK_BYTES >> 20} MiB at the beginning",
+            f"{file.name}: a longer one, or a quote that is not closed",
+            "close the quote, leave out the column of long texts, or write the table as Parquet",
+        ) from error
+
+
+def _reader(stream: Any, block: int, choice: Choice | None, delimiter: str) -> Any:
     """Open text; without a choice the types are guessed from the first block."""
     convert = csv.ConvertOptions(null_values=list(NULLS), true_values=["true", "True", "TRUE"],
                                  false_values=["false", "False", "FALSE"])  # fmt: skip
@@ -145,6 +161,6 @@ def _reader(stream: Any, block: int, choice: Choice | None) -> Any:
     return csv.open_csv(
         stream,
         csv.ReadOptions(use_threads=False, block_size=block),
-        csv.ParseOptions(newlines_in_values=True),
+        csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
         convert,
     )

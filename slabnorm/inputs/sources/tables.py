@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 from pyarrow import types
@@ -12,7 +13,14 @@ from pyarrow import types
 from slabnorm.errors import DataError, DataWarning
 from slabnorm.inputs.schema import Schema
 from slabnorm.inputs.sources.base import MIXED, BrokenShard, Shard, Source
-from slabnorm.inputs.sources.table_columns import Choice, check_names, check_same, choose
+from slabnorm.inputs.sources.table_columns import (
+    Choice,
+    check_delimiter,
+    check_names,
+    check_same,
+    choose,
+    warn_of_columns,
+)
 from slabnorm.inputs.sources.table_files import TableFile, find, listed
 from slabnorm.inputs.sources.table_read import Part, TableShard, look
 
@@ -30,6 +38,7 @@ class TableSource(Source):
         source: a file, a folder, a glob, or a URL of these, as `s3://`, `gs://`, `memory://`.
         columns: the names of the columns to count; by default all of numbers.
         weights: the name of the column that says how often a row counts; it is no feature.
+        delimiter: what stands between the values of CSV.
 
     Raises:
         DataError: there are no such files; a column that was named is not there or holds no numbers;
@@ -38,21 +47,27 @@ class TableSource(Source):
         ExtraError: a package for the URL is not installed.
 
     Warns:
-        DataWarning: columns, or entries of a folder, that are left out.
+        DataWarning: columns, or entries of a folder, that are left out; columns of bool, unless named.
 
     >>> import pyarrow as pa, pyarrow.parquet as pq, tempfile
     >>> from slabnorm.inputs import fit
     >>> folder = tempfile.mkdtemp()
     >>> pq.write_table(pa.table({"a": [1.0, 3.0], "b": [True, False]}), f"{folder}/part.parquet")
-    >>> norm = fit(folder, split="train")
+    >>> norm = fit(folder, split="train", columns=["a", "b"])
     >>> norm.record.names, norm.moments.mean.tolist()
     (('a', 'b'), [2.0, 0.5])
     """
 
     unit, pattern = "rows", "n c -> c"
 
-    def __init__(self, source: str, columns: Sequence[str] | None = None, weights: str | None = None) -> None:
-        self.name, self._weights = source, weights
+    def __init__(
+        self,
+        source: str,
+        columns: Sequence[str] | None = None,
+        weights: str | None = None,
+        delimiter: str = ",",
+    ) -> None:
+        self.name, self._weights, self._delimiter = source, weights, check_delimiter(delimiter)
         self._wanted = check_names(columns)
         found = find(source)
         self._files, self.hints = found.files, found.hints
@@ -94,16 +109,15 @@ class TableSource(Source):
                 broken = broken or schema
                 continue
             choice, left_out = choose(schema, self._wanted, self._weights, file.name, file.kind == "csv")
-            if left_out:
-                _warn(f"{self.name}: columns that hold no numbers are left out: {listed(left_out, 10)}")
-            return choice
+            warn_of_columns(self.name, choice, left_out, 5)
+            return replace(choice, delimiter=self._delimiter)
         raise broken or DataError("a data set holds samples", f"{self.name} is empty")
 
     def _schemas(self) -> Iterator[tuple[TableFile, Any]]:
         """Yield the schema of each file, or why it has none; of a text file once it shows all types."""
         for file in self._files:
             try:
-                schema = look(file)[0]
+                schema = look(file, self._delimiter)[0]
             except DataError as error:
                 yield file, error
                 continue
@@ -114,7 +128,7 @@ class TableSource(Source):
 
     def _parts(self, file: TableFile) -> list[Part] | DataError:
         try:
-            schema, parts = look(file)
+            schema, parts = look(file, self._delimiter)
             check_same(self._choice, schema, file.name, file.kind == "csv")
             return parts(self._choice)
         except DataError as error:
