@@ -14,7 +14,7 @@ CHUNK = 1 << 20  # values: 4 MB of float32, which hashing finds in the cache whe
 SHARD = 16  # chunks of a shard; a power of two, so that the tree above shards is that above chunks
 
 AXES = 64  # the most that NumPy and PyTorch work on
-VALUES = 1 << 44  # of a data set: to list its 2^20 shards takes 0.4 GB and 2 s
+VALUES = 1 << 44  # of a data set: to list its 2^20 shards takes 0.4 GB
 
 
 def check_shape(shape: Sequence[int], name: str) -> tuple[int, ...]:
