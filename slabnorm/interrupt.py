@@ -24,7 +24,7 @@ GRACE = 1.2  # seconds to unwind
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 _unfinished: set[Path] = set()  # files and folders that are not in their places yet
-_state = {"caught": 0, "raises": False}  # the first signal; whether there is something to unwind
+_state = {"caught": 0, "raises": False, "said": False}  # the first signal; whether there is what to unwind
 
 
 @contextmanager
@@ -70,8 +70,18 @@ def unwinding() -> Iterator[None]:
             end(caught())
 
 
+def say() -> None:
+    """Say on stderr, which may be gone, that the command was interrupted."""
+    _state["said"] = True
+    with suppress(OSError, ValueError, AttributeError):
+        sys.stderr.write("interrupted\n")
+        sys.stderr.flush()
+
+
 def end(number: int) -> NoReturn:
     """End the process, and the processes it has started; leave no temporary file."""
+    if not _state["said"]:
+        say()
     for path in list(_unfinished):
         _remove(path)
     children = sys.modules.get("multiprocessing.process")
