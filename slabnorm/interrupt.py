@@ -67,7 +67,8 @@ def unwinding() -> Iterator[None]:
     finally:
         _state["raises"] = False
         if caught():
-            end(caught())
+            # Not end(): Python's own end tidies up more, such as the semaphores of workers.
+            raise SystemExit(128 + caught())
 
 
 def say() -> None:
@@ -88,6 +89,11 @@ def end(number: int) -> NoReturn:
     for child in children.active_children() if children else ():
         with suppress(Exception):
             child.terminate()
+    with suppress(Exception):  # semaphores of workers, of which their tracker would complain
+        tidy = sys.modules["multiprocessing.util"]._run_finalizers
+        thread = threading.Thread(target=tidy, args=(0,), daemon=True)
+        thread.start()
+        thread.join(0.2)
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):
             if stream is sys.stderr and stream.isatty():
