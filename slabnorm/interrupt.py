@@ -24,7 +24,7 @@ GRACE = 1.2  # seconds to unwind
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 _unfinished: set[Path] = set()  # files and folders that are not in their places yet
-_state = {"caught": 0, "raises": False}  # the first signal; whether there is something to unwind
+_state = {"caught": 0, "raises": False, "said": False}  # the first signal; whether there is what to unwind
 
 
 @contextmanager
@@ -67,17 +67,33 @@ def unwinding() -> Iterator[None]:
     finally:
         _state["raises"] = False
         if caught():
-            end(caught())
+            # Not end(): Python's own end tidies up more, such as the semaphores of workers.
+            raise SystemExit(128 + caught())
+
+
+def say() -> None:
+    """Say on stderr, which may be gone, that the command was interrupted."""
+    _state["said"] = True
+    with suppress(OSError, ValueError, AttributeError):
+        sys.stderr.write("interrupted\n")
+        sys.stderr.flush()
 
 
 def end(number: int) -> NoReturn:
     """End the process, and the processes it has started; leave no temporary file."""
+    if not _state["said"]:
+        say()
     for path in list(_unfinished):
         _remove(path)
     children = sys.modules.get("multiprocessing.process")
     for child in children.active_children() if children else ():
         with suppress(Exception):
             child.terminate()
+    with suppress(Exception):  # semaphores of workers, of which their tracker would complain
+        tidy = sys.modules["multiprocessing.util"]._run_finalizers
+        thread = threading.Thread(target=tidy, args=(0,), daemon=True)
+        thread.start()
+        thread.join(0.2)
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):
             if stream is sys.stderr and stream.isatty():

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from slabnorm import interrupt
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -139,7 +141,7 @@ def exits() -> Iterator[None]:
         complain(error)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        error_console().print("interrupted", style="dim")
+        interrupt.say()
         raise typer.Exit(INTERRUPTED) from None
     except OSError as error:
         if isinstance(error, BrokenPipeError):
