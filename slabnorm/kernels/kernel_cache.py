@@ -85,7 +85,7 @@ class KernelCache:
         path = os.path.join(kept, self.name)
         try:
             if os.path.lexists(path) and not _is_ours(path):
-                _tell(f"{path}: not a kernel of slabnorm's, and left as it is", "remove it")
+                _tell(f"{path}: cannot be read as a kernel of slabnorm's, and is left as it is", "remove it")
                 return
             pickled = dumps(compiled._reduce())
             head = MAGIC + self.key
