@@ -191,7 +191,9 @@ def why_not(norm: nn.Module) -> str:
         if isinstance(norm, nn.SyncBatchNorm):
             return "merges its statistics over processes"
         known = next((kind.__name__ for kind in KINDS if isinstance(norm, kind)), "")
-        return f"a subclass of {known}, which may compute something else" if known else "not one of the nine"
+        if known:
+            return f"a subclass of {known}, which may compute something else"
+        return "not one of the nine classes of torch.nn: its forward is its own"
     if "forward" in norm.__dict__:
         return "its forward was replaced on the object"
     try:

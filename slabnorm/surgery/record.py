@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -86,8 +87,12 @@ class Acceleration:
             counts += "; outputs and gradients verified"
         rows = [(_name(n.names), n.was, f"-> {n.became}", n.note) for n in self.replaced]
         rows += [(_name(n.names), n.kind, "left", n.reason) for n in self.left]
+        seen = Counter(norm.kind for norm in self.left)
+        kinds = ", ".join(f"{kind} ({count})" for kind, count in seen.items())
         shared = (self.replaced or self.already) and not self.always
-        return "\n".join([counts, *_table(rows), *([_SHARED] if shared else [])])
+        return "\n".join(
+            [counts, *_table(rows), *([f"left: {kinds}"] if kinds else []), *([_SHARED] if shared else [])]
+        )
 
     __repr__ = __str__
 

@@ -114,6 +114,26 @@ def test_report() -> None:
     assert lines[0] == "1 replaced, 0 of them fused, 1 left"
     assert lines[1].split() == ["a,", "c", "BatchNorm1d", "->", "BatchNorm"]
     assert "not one of the nine" in lines[2]
+    assert lines[3] == "left: LocalResponseNorm (1)"
+
+
+class LlamaRMSNorm(nn.Module):
+    """As language models write it: no class of torch.nn's."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
+
+
+def test_the_report_counts_the_classes_that_it_left_and_says_why() -> None:
+    model = nn.Sequential(*(LlamaRMSNorm(4) for _ in range(5)), nn.SyncBatchNorm(4))
+    report = str(sn.accelerate(model))
+    assert "0 replaced, 0 of them fused, 6 left" in report
+    assert report.count("not one of the nine classes of torch.nn: its forward is its own") == 5
+    assert report.splitlines()[-1] == "left: LlamaRMSNorm (5), SyncBatchNorm (1)"
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
