@@ -12,8 +12,9 @@ from slabnorm import kernels, operators
 from slabnorm.errors import StatisticsError
 from slabnorm.kernels import eager
 from slabnorm.kernels.activation import ACTIVATIONS
-from slabnorm.kernels.call import Call, Found, FoundTensors, Given, Statistics
+from slabnorm.kernels.call import Call, Found, FoundTensors, Given, Statistics, restored, unchanged
 from slabnorm.prepare import Prepared
+from slabnorm.tracing import readable
 
 
 def run(
@@ -32,7 +33,7 @@ def run(
 
     With `inplace`, y takes the memory of x if no gradient is needed and its strides allow it.
     """
-    slab, backend = prepared
+    slab, backend, _ = prepared
     if given is None and slab.count == 1 and slab.pattern.pools_samples and slab.slabs > 0:
         raise StatisticsError(
             "statistics over samples need more than one element per slab",
@@ -51,7 +52,7 @@ def run(
         t is not None and t.requires_grad for t in (x, weight, bias, residual)
     ):
         out: list[Found | None] = []
-        y = _apply(x, weight, bias, residual, call, backend, out)
+        y = _apply(x, weight, bias, residual, call, prepared, out)
         return y, out[0]
     if inplace and eps != 0:  # with eps=0 a constant slab is an error, and x is to stay as it was
         call = call._replace(inplace=True)
@@ -64,7 +65,7 @@ def _check_spread(stats: Any, call: Call, backend: ModuleType) -> None:
     if call.eps != 0:
         return
     rstd = backend.used(stats, call.slab).rstd
-    if not kernels.readable(rstd):
+    if not readable(rstd):
         return
     constant = rstd.isinf().nonzero()
     if len(constant):
@@ -110,8 +111,10 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, call: Call,
-        backend: ModuleType, out: list[Found | None],
+        prepared: Prepared, out: list[Found | None],
     ) -> Tensor:  # fmt: skip
+        backend = prepared.backend
+        assert backend is not None
         y, ctx.stats, found = backend.forward(x, weight, bias, residual, call)
         _check_spread(ctx.stats, call, backend)
         out.append(found)
@@ -119,7 +122,7 @@ class _Normalize(torch.autograd.Function):
         unused = residual is None or (call.activation is None and residual.dtype == x.dtype)
         kept = None if unused else residual
         ctx.save_for_backward(x, weight, bias, kept)
-        ctx.call, ctx.backend = call, backend
+        ctx.call, ctx.backend, ctx.kinds = call, backend, prepared.kinds
         ctx.set_materialize_grads(False)
         return y
 
@@ -128,14 +131,17 @@ class _Normalize(torch.autograd.Function):
         dy = upstream[0]
         if dy is None:
             return (None,) * 7
-        x, weight, bias, residual = ctx.saved_tensors
         needed = ctx.needs_input_grad[:4]
         backend, stats, call = ctx.backend, ctx.stats, ctx.call
+        saved = ctx.saved_tensors
+        as_saved = unchanged(saved, ctx.kinds)
+        x, weight, bias, residual = saved if as_saved else restored(saved, ctx.kinds)
         if torch.is_grad_enabled():  # create_graph: the gradient itself is to be differentiated
             used = None if call.given is None else backend.used(stats, call.slab)
             grads = eager.differentiable_backward(dy, x, weight, bias, residual, used, call, needed)
             return *grads, None, None, None
-        if kernels.backward_backend(dy, backend) is not backend:
+        fits = as_saved or kernels.backend(x, call.slab, weight, bias, residual) is backend
+        if not fits or kernels.backward_backend(dy, backend) is not backend:
             backend, stats = eager, backend.used(stats, call.slab)
         return *backend.backward(dy, x, weight, bias, residual, stats, call, needed), None, None, None
 

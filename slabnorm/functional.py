@@ -18,6 +18,7 @@ from slabnorm.moments import Moments
 from slabnorm.pattern import Pattern, parse, parse_uncached
 from slabnorm.prepare import check_fits, check_input, prepare
 from slabnorm.slab import plan
+from slabnorm.tracing import traced
 
 
 def moments(x: Tensor, pattern: str | Pattern, /, **sizes: int) -> Moments:
@@ -49,7 +50,8 @@ def moments(x: Tensor, pattern: str | Pattern, /, **sizes: int) -> Moments:
         return Moments.empty(slab.kept.shape, x.device)
     with torch.no_grad():
         x = x.detach()
-        mean, low, m2 = kernels.backend(x, slab).statistics(x, slab)
+        backend = eager if traced() else kernels.backend(x, slab)
+        mean, low, m2 = backend.statistics(x, slab)
         count = torch.full_like(mean, slab.count, dtype=torch.int64)
         return Moments(count, mean, m2, *eager.extrema(x, slab), mean_low=low)
 
@@ -151,7 +153,7 @@ def _given(mean: Tensor | None, var: Tensor | None, center: bool, pattern: Patte
             "mean and var are given together", f"no {missing}", f"give {missing} too, or neither of them"
         )
     # Elsewhere reading it would wait for the device, and has no answer on meta.
-    if var.device.type == "cpu" and not kernels.traced() and bool((var < 0).any()):
+    if var.device.type == "cpu" and not traced() and bool((var < 0).any()):
         raise StatisticsError(
             "a variance is never negative", f'{var.min().item()} for "{pattern}"', "give variances, not logs"
         )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from slabnorm.errors import OptionError, ShapeError, StatisticsError
+from slabnorm.tracing import readable, traced
 
 
 def _tensor(values: object, dtype: torch.dtype) -> Tensor:
@@ -79,13 +80,14 @@ class Moments:
             low = getattr(self, name)
             low = torch.zeros_like(of) if low is None else _tensor(low, torch.float64)
             store(self, name, low)
+        if traced():
+            return  # sizes and values may be unknown
         shapes = {name: tuple(getattr(self, name).shape) for name in ("count", "mean", "m2", "min", "max")}
         if len(set(shapes.values())) > 1:
             raise ShapeError(
                 "the fields of Moments have one shape", str(shapes), "give one count, mean, ... per slab"
             )
-        # Meta tensors have shapes and no values: nothing to check.
-        if self.count.device.type != "meta" and bool((~(self.count >= 0) | (self.m2 < 0)).any()):
+        if readable(self.count) and bool((~(self.count >= 0) | (self.m2 < 0)).any()):
             raise StatisticsError(
                 "a count and a sum of squares are never negative",
                 f"count {self.count.min().item()}, m2 {self.m2.min().item()}",

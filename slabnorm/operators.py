@@ -21,7 +21,7 @@ from torch import Tensor
 
 from slabnorm import kernels
 from slabnorm.kernels import eager
-from slabnorm.kernels.call import Call, Given, Statistics
+from slabnorm.kernels.call import Call, Given, Statistics, check_shapes
 from slabnorm.pattern import parse, product
 from slabnorm.slab import Slab, plan
 
@@ -122,11 +122,13 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.own = mean is None
     # Without an activation no gradient depends on the residual, and its own is dy.
     kept = None if residual is None or (ctx.call[-1] == "" and residual.dtype == x.dtype) else residual
+    ctx.shapes = tuple(None if t is None else t.shape for t in (x, weight, bias, kept))
     ctx.save_for_backward(x, weight, bias, kept, *output[1:])
 
 
 def _differentiate(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     *tensors, stats, factors = ctx.saved_tensors
+    check_shapes(tensors, ctx.shapes)
     need_x, need_weight, need_bias, need_residual = ctx.needs_input_grad[:4]
     of_dy = need_residual and tensors[3] is None
     needed = need_x, need_weight, need_bias, need_residual and not of_dy

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from slabnorm import kernels
 from slabnorm.errors import DeviceError, DtypeError, ShapeError
+from slabnorm.kernels.call import Kind
 from slabnorm.parser import Item
 from slabnorm.pattern import Pattern
 from slabnorm.slab import Slab, plan
+from slabnorm.tracing import traced
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _KEPT = 512  # calls of different kinds that are remembered
@@ -21,10 +23,14 @@ _OTHER = ()
 
 
 class Prepared(NamedTuple):
-    """A pattern bound to a shape, and the backend that runs it; None: plain operations, to be traced."""
+    """A pattern bound to a shape, and the backend that runs it; None: plain operations, to be traced.
+
+    `kinds` are those of x, weight, bias and residual.
+    """
 
     slab: Slab
     backend: ModuleType | None
+    kinds: tuple[Kind | None, ...]
 
 
 def prepare(
@@ -43,15 +49,16 @@ def prepare(
         PatternError, ShapeError: the sizes or a tensor do not fit the pattern.
         DtypeError, DeviceError: a tensor cannot take part in a call on x.
     """
-    if kernels.traced():
-        return Prepared(_checked(pattern, affine, sizes, x, weight, bias, residual), None)
+    if traced():
+        return Prepared(_checked(pattern, affine, sizes, x, weight, bias, residual), None, ())
     kinds = _kind(x), _kind(weight), _kind(bias), _kind(residual)
     key = (pattern, affine, sizes, *kinds)
     known = _prepared.get(key)
     if known is not None:
         return known
     slab = _checked(pattern, affine, sizes, x, weight, bias, residual)
-    prepared = Prepared(slab, kernels.backend(x, slab, weight, bias, residual))
+    backend = kernels.backend(x, slab, weight, bias, residual)
+    prepared = Prepared(slab, backend, tuple(Kind.of(t) for t in (x, weight, bias, residual)))
     if _OTHER not in kinds:
         if len(_prepared) >= _KEPT:
             _prepared.clear()

@@ -94,8 +94,12 @@ def plan(
     ((2, 3, 2, 4, 4), (2, 3), (6,), 32)
     """
     # torch.compile runs this once, while it compiles, perhaps with sizes that it does not know.
-    build = _plan if torch.compiler.is_compiling() else _cached_plan
-    return build(pattern, affine, shape, sizes)
+    if torch.compiler.is_compiling():
+        return _plan(pattern, affine, shape, sizes)
+    try:
+        return _cached_plan(pattern, affine, shape, sizes)
+    except TypeError:  # a size that make_fx or a fake tensor does not know has no hash
+        return _plan(pattern, affine, shape, sizes)
 
 
 def _plan(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -120,3 +122,51 @@ def test_a_graph_that_needs_the_input_refuses() -> None:
 def test_a_layer_says_so() -> None:
     assert "inplace=True" in repr(sn.LayerNorm(6, inplace=True))
     assert "inplace" not in repr(sn.RMSNorm(6))
+
+
+def _off(values: torch.Tensor, by: int = 2) -> torch.Tensor:
+    """Return values in memory that begins some bytes off what their size divides."""
+    memory = bytearray(values.numel() * values.element_size() + by)
+    return torch.frombuffer(memory, dtype=values.dtype, offset=by).view(values.shape).copy_(values)
+
+
+def test_misaligned_memory_of_4_mib_is_read_and_never_written() -> None:
+    """Stores past the caches need addresses that the size of an element divides."""
+    x = draw((1024, 1024))
+    want = sn.normalize(x, "n c -> n")
+    off = _off(x)
+    assert off.data_ptr() % 4 == 2
+    assert torch.equal(sn.normalize(off, "n c -> n", inplace=True), want)
+    assert torch.equal(off, x)
+
+
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
+def test_a_read_only_map_of_a_file_gets_its_result_in_new_memory(tmp_path: Path) -> None:
+    x = draw((1024, 1024))
+    x.numpy().tofile(tmp_path / "x")
+    mapped = torch.from_numpy(np.memmap(tmp_path / "x", dtype=np.float32, mode="r", shape=(1024, 1024)))
+    assert torch.equal(sn.normalize(mapped, "n c -> n", inplace=True), sn.normalize(x, "n c -> n"))
+    assert torch.equal(mapped, x)
+
+
+def test_misaligned_tensors_everywhere_in_a_call() -> None:
+    """Forward, backward, given and running statistics and their counters: the same bits."""
+    shape = (24, 40)
+    values = [draw(shape), draw((40,), seed=1), draw((40,), seed=2), draw(shape, seed=3), draw(shape, seed=4)]
+    found = []
+    for move in (torch.clone, _off):
+        x, w, b, r, dy = (move(t) for t in values)
+        x, w, b, r = (t.requires_grad_() for t in (x, w, b, r))
+        y = sn.normalize(x, "n c -> n", weight=w, bias=b, residual=r, activation="silu")
+        layer = sn.BatchNorm(40)
+        for name, buffer in list(layer.named_buffers()):
+            setattr(layer, name, move(buffer.reshape(-1)).view(buffer.shape))
+        trained = layer(x)
+        layer(x + 1)
+        frozen = layer.eval()(x)
+        found.append(
+            [y, *torch.autograd.grad(y, (x, w, b, r), dy), trained, frozen, *layer.buffers(),
+             *torch.autograd.grad(frozen, (x, layer.weight), dy)]
+        )  # fmt: skip
+    for got, want in zip(*found, strict=True):
+        assert torch.allclose(got, want, rtol=1e-6, atol=1e-6)

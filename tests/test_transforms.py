@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.flop_counter import FlopCounterMode
 
 import slabnorm as sn
 from tests.cases import draw
@@ -185,3 +188,72 @@ def test_export_with_any_batch(name: str) -> None:
     batch = torch.export.Dim("batch", min=2, max=64)
     program = torch.export.export(layer, (X,), dynamic_shapes=({0: batch},))
     assert close(program.module()(X[:3]), layer(X[:3]))
+
+
+@pytest.mark.parametrize("mode", ["real", "fake", "symbolic", "before dispatch"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_graph_of_make_fx_holds_no_constants_of_its_sample(name: str, mode: str) -> None:
+    """It gives right results for another input, of another size where the sizes were left unknown."""
+    kind = {"pre_dispatch": True} if mode == "before dispatch" else {"tracing_mode": mode}
+    layer = fresh(name, False)
+    graph = make_fx(layer, _allow_non_fake_inputs=True, **kind)(X)
+    other = 3 + 2 * draw((9 if mode == "symbolic" else 4, 6, 5, 7), seed=1)
+    assert close(graph(other), layer(other))
+
+
+def test_a_graph_of_make_fx_updates_running_statistics_and_holds_gradients() -> None:
+    other = 3 + 2 * draw(X.shape, seed=1)
+    layer = sn.BatchNorm(6, momentum=0.5)
+    graph = make_fx(layer)(X)
+    layer.reset_running_stats()
+    graph(other)
+    assert close(layer.running_mean, other.mean((0, 2, 3)) / 2)
+    assert layer.num_batches_tracked == 1
+
+    def slope(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        y = sn.normalize(x, "n c h w -> n", weight=weight, activation="silu")
+        return torch.autograd.grad((y**3).sum(), x)[0]
+
+    weight = draw((6,), seed=2)
+    graph = make_fx(slope)(X.clone().requires_grad_(), weight)
+    assert close(graph(other.requires_grad_(), weight), slope(other, weight))
+
+
+def _moments(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    m = sn.moments(x, "n c h w -> c") + sn.moments(2 * x, "n c h w -> c")
+    return m.mean, m.std(1), m.min, m.count
+
+
+def test_moments_are_recorded_too() -> None:
+    other = 3 + 2 * draw(X.shape, seed=1)
+    torch._dynamo.reset()
+    graphs = [
+        make_fx(_moments)(X),
+        make_fx(_moments, tracing_mode="symbolic")(X),
+        torch.compile(_moments, fullgraph=True, backend="aot_eager"),
+        torch.func.functionalize(_moments),
+        lambda x: [t[1] for t in torch.func.vmap(_moments)(torch.stack([X, x]))],
+    ]
+    want = _moments(other)
+    for graph in graphs:
+        assert all(torch.equal(a, b) or close(a, b) for a, b in zip(graph(other), want, strict=True))
+    compiled = torch.compile(lambda x: sn.moments(x, "n c h w -> c"), fullgraph=True, backend="aot_eager")
+    assert close(compiled(other).var(), sn.moments(other, "n c h w -> c").var())
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["in its mode", "outside"])
+def test_moments_and_eps_0_of_fake_tensors(inside: bool) -> None:
+    from torch._subclasses import FakeTensorMode
+
+    mode = FakeTensorMode()
+    x = mode.from_tensor(X)
+    with mode if inside else nullcontext():
+        assert [t.shape for t in _moments(x)] == [(6,)] * 4
+        assert sn.normalize(x, "n c h w -> c", eps=0.0).shape == X.shape
+
+
+def test_kernels_run_under_the_modes_that_only_watch() -> None:
+    layer = fresh("group", True)
+    want = layer(X)
+    with FlopCounterMode(display=False), torch.device("cpu"):
+        assert torch.equal(layer(X), want)

@@ -30,33 +30,11 @@ from warnings import warn
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from slabnorm.errors import KernelWarning
 from slabnorm.kernels import eager
 from slabnorm.kernels.call import Found, FoundTensors
 from slabnorm.slab import Slab
-
-
-def traced() -> bool:
-    """Whether torch records this call and needs plain torch operations.
-
-    It does in compile, export, trace, torch.func and forward mode.
-    """
-    return (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or forward_ad._current_level >= 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
-    )
-
-
-def readable(t: Tensor) -> bool:
-    """Whether the values of a tensor can be read now: it has some, and no CUDA graph is being captured."""
-    if t.device.type == "cuda":
-        return not torch.cuda.is_current_stream_capturing()
-    return t.device.type != "meta"
 
 
 def backward_backend(dy: Tensor, forward: ModuleType) -> ModuleType:
@@ -165,6 +143,8 @@ def enter(
     if not (mean.shape == var.shape == found.mean.shape and mean.device == var.device == device):
         return None
     if not (_simple(mean) and _simple(var) and all(_counts(t, device) for t in counters)):
+        return None
+    if any(t is not None and t.data_ptr() % t.itemsize for t in (mean, var, *counters)):
         return None
     return found.enter(count, mean, var, momentum, *counters)
 

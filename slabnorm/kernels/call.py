@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from slabnorm.errors import DeviceError, ShapeError
+from slabnorm.errors import DeviceError, DtypeError, ShapeError
 from slabnorm.slab import Slab
 
 
@@ -50,6 +51,75 @@ def memory_of(given: Given, slabs: int, device: torch.device) -> Given:
                 "move the layer",
             )
     return Given(mean.resolve_neg().contiguous(), var.resolve_neg().contiguous())
+
+
+class Kind(NamedTuple):
+    """What kernels and plans look at in a tensor, beside its address."""
+
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, t: Tensor | None) -> Kind | None:
+        """Return the kind of a tensor."""
+        return None if t is None else cls(t.shape, t.stride(), t.dtype, t.device)
+
+
+_NAMES = ("x", "weight", "bias", "residual")
+_SAVED = "a backward gets the tensors that the forward has saved"
+_HOOK = "return from an unpack hook what its pack hook was given; leave .data alone until the backward"
+
+
+def unchanged(saved: tuple[Tensor | None, ...], kinds: tuple[Kind | None, ...]) -> bool:
+    """Return whether a backward gets back what the forward has saved: plain tensors of the same kinds."""
+    try:
+        for t, kind in zip(saved, kinds, strict=True):
+            if t is not None and not (
+                kind is not None
+                and t.shape == kind[0]
+                and t.stride() == kind[1]
+                and t.dtype is kind[2]
+                and t.device == kind[3]
+                and (type(t) is Tensor or type(t) is torch.nn.Parameter)
+                and not t.is_neg()
+            ):
+                return False
+    except RuntimeError:  # a sparse tensor has no strides
+        return False
+    return True
+
+
+def check_shapes(saved: Sequence[Tensor | None], shapes: Sequence[torch.Size | None]) -> None:
+    """Raise ShapeError unless a backward gets x, weight, bias and residual of the shapes that were saved."""
+    for name, t, shape in zip(_NAMES, saved, shapes, strict=True):
+        if t is not None and shape is not None and t.shape != shape:
+            raise ShapeError(_SAVED, f"{tuple(t.shape)} for {name} of shape {tuple(shape)}", _HOOK)
+
+
+def restored(saved: tuple[Tensor | None, ...], kinds: tuple[Kind | None, ...]) -> list[Any]:
+    """Return what the hooks of `saved_tensors_hooks` gave back as tensors of the kinds that were saved.
+
+    Hooks may offload, compress or lay out anew what a graph keeps. x and the residual may have other strides,
+    which kernels take as they lie.
+
+    Raises:
+        ShapeError, DtypeError: it has another shape, or does not hold real numbers that can be read.
+    """
+    check_shapes(saved, tuple(None if kind is None else kind.shape for kind in kinds))
+    found: list[Any] = []
+    for name, t, kind in zip(_NAMES, saved, kinds, strict=True):
+        if t is None or kind is None:
+            found.append(None)
+            continue
+        usable = t.layout is torch.strided and not t.is_quantized and t.is_floating_point()
+        if not usable or t.is_meta != (kind.device.type == "meta"):
+            got = f"{t.dtype}, {t.layout} on {t.device} for {name} of {kind.dtype} on {kind.device}"
+            raise DtypeError(_SAVED, got, _HOOK)
+        t = t.to(kind.device, kind.dtype).resolve_neg()
+        found.append(t.contiguous() if name in ("weight", "bias") else t)
+    return found
 
 
 class Measured(Protocol):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -86,12 +88,18 @@ def _forward(
     stats = np.empty((5, call.slab.slabs))
     if call.given is not None:
         _use(call.given, stats, call.eps)
-    weight, bias = _cast(weight, plan.weight), _cast(bias, plan.bias)
+    wide_weight, wide_bias = _cast(weight, plan.weight), _cast(bias, plan.bias)
+    x_at, residual_at, weight_at, bias_at = (
+        x.data_ptr(), _address(residual), wide_weight.data_ptr(), wide_bias.data_ptr(),
+    )  # fmt: skip
+    if (x_at | residual_at) % x.itemsize or (weight_at | bias_at) % plan.affine.itemsize:
+        x, weight, bias, residual = _aligned(x, weight, bias, residual)
+        return _forward(x, weight, bias, residual, call, write)
     drive, team = compiled.drive()
     drive(
         plan.kernel, plan.phases, plan.arguments, call.eps, plan.threads, stats,
         np.zeros(plan.work) if plan.work else _NOTHING, _NOTHING, team,
-        x.data_ptr(), _address(residual), y.data_ptr(), weight.data_ptr(), bias.data_ptr(), 0, 0, 0, 0, 0,
+        x_at, residual_at, y.data_ptr(), weight_at, bias_at, 0, 0, 0, 0, 0,
     )  # fmt: skip
     return y, stats
 
@@ -114,13 +122,19 @@ def backward(
     dx = torch.empty_like(x) if need_x or inner else None
     dresidual = torch.empty_like(x) if inner else None
     wide_weight, wide_bias = _cast(weight, plan.weight), _cast(bias, plan.bias)
+    x_at, residual_at, weight_at, bias_at, dy_at = (
+        x.data_ptr(), _address(residual), wide_weight.data_ptr(), wide_bias.data_ptr(), dy.data_ptr(),
+    )  # fmt: skip
+    if (x_at | residual_at | dy_at) % x.itemsize or (weight_at | bias_at) % plan.affine.itemsize:
+        dy, x, weight, bias, residual = _aligned(dy, x, weight, bias, residual)
+        return backward(dy, x, weight, bias, residual, stats, call, needed)
     dweight = torch.empty_like(wide_weight) if weight is not None and need_weight else None
     dbias = torch.empty_like(wide_bias) if bias is not None and need_bias else None
     drive, team = compiled.drive()
     drive(
         plan.kernel, plan.phases, plan.arguments, call.eps, plan.threads, stats,
         np.zeros(plan.work) if plan.work else _NOTHING, np.zeros(plan.cells), team,
-        x.data_ptr(), _address(residual), 0, wide_weight.data_ptr(), wide_bias.data_ptr(), dy.data_ptr(),
+        x_at, residual_at, 0, weight_at, bias_at, dy_at,
         _address(dx), _address(dresidual), _address(dweight), _address(dbias),
     )  # fmt: skip
     if weight is not None and dweight is not None and dweight.dtype != weight.dtype:
@@ -147,6 +161,10 @@ def _taken(
     """Return whether the output takes the memory of x; kernels read each element before they write it."""
     if not call.inplace or x.stride() != plan.strides or x.requires_grad:
         return False  # a checkpoint, which runs without gradients at first, reads x again
+    # Memory that PyTorch has not allocated, and so cannot resize, may be a map of a file that is only to be
+    # read: nothing tells but a crash, or /proc/self/maps, which takes longer than the norm.
+    if not x.untyped_storage().resizable():
+        return False
     if any(t is not None and _overlap(x, t) for t in (weight, bias, residual)):
         return False
     if not x.is_inference():
@@ -169,6 +187,14 @@ def _address(t: Tensor | None) -> int:
     return 0 if t is None else t.data_ptr()
 
 
+def _aligned(*tensors: Tensor | None) -> list[Any]:
+    """Return tensors at addresses that their element sizes divide, as kernels need them, or copies that are.
+
+    PyTorch's own are; a buffer taken from some byte on, by `torch.frombuffer` or NumPy, need not be.
+    """
+    return [t if t is None or t.data_ptr() % t.itemsize == 0 else t.clone() for t in tensors]
+
+
 def _cast(given: Tensor | None, default: Tensor) -> Tensor:
     """Return weight or bias in the dtype that a kernel takes; 1 or 0 where there is none."""
     if given is None:
@@ -181,6 +207,7 @@ def _use(given: Given, stats: np.ndarray, eps: float) -> None:
     mean, var = memory_of(given, stats.shape[1], torch.device("cpu"))
     if mean.dtype not in _WIDE or mean.dtype != var.dtype:
         mean, var = mean.double(), var.double()
+    mean, var = _aligned(mean, var)
     compiled.use(mean.dtype)(mean.data_ptr(), var.data_ptr(), stats, eps)
 
 

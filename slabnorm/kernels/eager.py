@@ -6,6 +6,8 @@ and every double backward.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -107,12 +109,14 @@ def differentiable_backward(
     wanted = [
         t for t, need in zip((x, weight, bias, residual), needed, strict=True) if need and t is not None
     ]
-    if call.given is None:
-        y = formula(x, weight, bias, residual, call)
-    else:
-        assert stats is not None
-        y = apply(x, weight, bias, residual, stats, call)
-    found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
+    found: Iterator[Tensor] = iter(())
+    if wanted:  # none where a residual alone is to have a gradient, which is dy
+        if call.given is None:
+            y = formula(x, weight, bias, residual, call)
+        else:
+            assert stats is not None
+            y = apply(x, weight, bias, residual, stats, call)
+        found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
     grads = [next(found) if need and t is not None else None
              for t, need in zip((x, weight, bias, residual), needed, strict=True)]  # fmt: skip
     if needed[3] and residual is None:  # not kept, for want of an activation

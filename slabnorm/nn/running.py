@@ -16,6 +16,7 @@ from slabnorm.kernels.call import Found, Given
 from slabnorm.nn.stored import StoredStatistics
 from slabnorm.nn.where import checkpointing, name_of, recomputing, root_of, user_level
 from slabnorm.slab import Slab
+from slabnorm.tracing import readable
 
 
 def held(layer: nn.Module, name: str) -> Any:
@@ -142,7 +143,7 @@ class RunningStatistics(StoredStatistics):
             )
 
     def _warn_untrained(self, mean: Tensor, var: Tensor) -> None:
-        if "untrained" in self._warned or not kernels.readable(mean):
+        if "untrained" in self._warned or not readable(mean):
             return
         # torch's instance norm never counts its batches, so the counter alone proves nothing.
         counted = self.num_batches_tracked is not None and bool(self.num_batches_tracked > 0)

@@ -41,11 +41,28 @@ def user_level() -> int:
 
 
 def recomputing() -> bool:
-    """Whether this forward runs inside a backward, as activation checkpointing's second forward does.
+    """Whether activation checkpointing runs this forward again, inside a backward.
+
+    Other forwards may run there too: in a hook, or in the backward of a function of one's own. What calls a
+    recomputation is `unpack_hook` of torch.utils.checkpoint or, where it is reentrant, the backward of
+    CheckpointFunction, there or in a copy that another library has. The latter also starts a backward of its
+    own, and what hooks run in that one is no recomputation.
 
     Under torch.compile this cannot be seen; `torch.compile(checkpoint(...))` is handled by the compiler.
     """
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+    if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
+        return False
+    inner = ""
+    for frame in _frames():
+        module, function = frame.f_globals.get("__name__"), frame.f_code.co_name
+        if function == "unpack_hook" and module == "torch.utils.checkpoint":
+            return True
+        if function == "backward" and inner != "torch.autograd":
+            ctx = frame.f_locals.get("ctx")
+            if type(ctx).__name__ == "CheckpointFunctionBackward":
+                return True
+        inner = str(module)
+    return False
 
 
 def checkpointing() -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -237,3 +238,81 @@ def test_a_reset_layer_is_untrained_again() -> None:
     layer.reset_running_stats()
     with pytest.warns(StatisticsWarning, match="before any training step"):
         layer(draw((8, 4, 5)))
+
+
+X = draw((8, 4))
+
+
+class _Twice(torch.autograd.Function):
+    """A function whose backward runs a layer."""
+
+    @staticmethod
+    def forward(ctx, x, layer):
+        ctx.layer = layer
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, g):
+        ctx.layer(X)
+        return 2 * g, None
+
+
+def _in_a_backward(layer: nn.Module) -> None:
+    _Twice.apply(X.clone().requires_grad_(), layer).sum().backward()
+
+
+def _in_a_hook(run: Callable[[], object]) -> None:
+    x = X.clone().requires_grad_()
+    y = x * 2
+    y.register_hook(lambda _: (run(), None)[1])
+    y.sum().backward()
+
+
+def _in_a_hook_of_a_checkpoint(layer: nn.Module, reentrant: bool) -> None:
+    def block(x: torch.Tensor) -> torch.Tensor:
+        y = x * 2
+        if y.requires_grad:
+            y.register_hook(lambda _: (layer(X), None)[1])
+        return y * y
+
+    checkpoint(block, X.clone().requires_grad_(), use_reentrant=reentrant).sum().backward()
+
+
+def _checkpointed(layer: nn.Module, reentrant: bool) -> None:
+    with torch.enable_grad():
+        x = X.clone().requires_grad_()
+        checkpoint(layer, x, use_reentrant=reentrant).square().sum().backward()
+
+
+def _inside_a_grad_that_is_checkpointed(layer: nn.Module) -> None:
+    def block(x: torch.Tensor) -> torch.Tensor:
+        z = x.detach().requires_grad_()
+        y = z * 2
+        y.register_hook(lambda _: (layer(X), None)[1])
+        return x * x * torch.autograd.grad((y * y).sum(), z)[0]
+
+    checkpoint(block, X.clone().requires_grad_(), use_reentrant=False).sum().backward()
+
+
+FORWARDS: dict[str, Callable[[nn.Module], object]] = {
+    "in a hook": lambda layer: _in_a_hook(lambda: layer(X)),
+    "in a backward of one's own": lambda layer: (
+        _Twice.apply(X.clone().requires_grad_(), layer).sum().backward()
+    ),
+    "in a hook of a checkpoint": lambda layer: _in_a_hook_of_a_checkpoint(layer, False),
+    "in a hook of a reentrant checkpoint": lambda layer: _in_a_hook_of_a_checkpoint(layer, True),
+    "a checkpoint in a hook": lambda layer: _in_a_hook(lambda: _checkpointed(layer, False)),
+    "a reentrant checkpoint in a hook": lambda layer: _in_a_hook(lambda: _checkpointed(layer, True)),
+    "a checkpointed gradient": _inside_a_grad_that_is_checkpointed,
+}
+
+
+@pytest.mark.filterwarnings("ignore::slabnorm.errors.ModeWarning")
+@pytest.mark.usefixtures("in_plain_torch")
+@pytest.mark.parametrize("where", FORWARDS)
+def test_a_forward_in_a_backward_counts_and_a_recomputation_does_not(where: str) -> None:
+    layer, plain = sn.BatchNorm(4), sn.BatchNorm(4)
+    FORWARDS[where](layer)
+    plain(X)
+    assert layer.num_batches_tracked == 1
+    assert same(state(layer), state(plain))

@@ -1,0 +1,47 @@
+"""Whether torch records a call instead of running it, and whether the values of a tensor can be read."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+_MODES = torch._C._TorchDispatchModeKey
+_RECORDERS = (_MODES.FAKE, _MODES.PROXY, _MODES.FUNCTIONAL)
+
+
+def traced() -> bool:
+    """Whether torch records this call and needs plain torch operations.
+
+    It does in compile, export, trace, make_fx, torch.func and forward mode. Other dispatch modes, such as
+    FlopCounterMode and that of selective checkpointing, watch a call that runs: kernels run as ever.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or forward_ad._current_level >= 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._dispatch_tls_is_dispatch_key_included(torch._C.DispatchKey.PreDispatch)
+        or (torch._C._len_torch_dispatch_stack() > 0 and _recording())
+    )
+
+
+def _recording() -> bool:
+    return any(torch._C._get_dispatch_mode(key) is not None for key in _RECORDERS)
+
+
+def readable(t: Tensor) -> bool:
+    """Whether the values of a tensor can be read now: it has some, and nothing is recorded."""
+    if t.device.type == "meta" or traced():
+        return False
+    if t.device.type == "cuda":
+        return not torch.cuda.is_current_stream_capturing()
+    return not _is_fake(t)
+
+
+def _is_fake(t: Tensor) -> bool:
+    if type(t) is Tensor:
+        return False
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return isinstance(t, FakeTensor)
