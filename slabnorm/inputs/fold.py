@@ -63,7 +63,20 @@ def fold(norm: InputNorm, layer: nn.Module) -> Any:
         trained = (given.weight if given.bias is None else given.bias).requires_grad
         folded.bias = nn.Parameter(bias.to(given.weight.dtype), requires_grad=trained)
     _check(folded, weight, offset - low)
+    folded.register_forward_pre_hook(take_integers)
     return folded
+
+
+def take_integers(layer: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """Turn a batch of integers into the dtype of a layer's weight; a forward pre-hook.
+
+    A layer of torch refuses them, and raw pixels are integers. A hook leaves the layer's type and the keys of
+    its state_dict as they are. bfloat16 holds integers to 256, float16 to 2048: larger ones are rounded.
+    """
+    x = args[0] if args else None
+    if not isinstance(x, Tensor) or x.is_floating_point() or x.is_complex():
+        return None
+    return (x.to(layer.weight.dtype), *args[1:])
 
 
 def weight_rank(layer: Any) -> int:

@@ -23,14 +23,16 @@ class Frozen(nn.Module):
     record: Record
     sketch: Sketch
     skipped: tuple[tuple[str, str], ...]
+    out_dtype: torch.dtype = torch.float32  # on the class: older pickled modules have none of their own
 
     def _note_range(self) -> None:
         """Look at new values."""
         raise NotImplementedError
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Frozen:
-        """Let statistics follow a device, but no cast."""
+        """Let statistics follow a device, but no cast: it says what integers come out as."""
         before = dict(self._buffers)
+        self.out_dtype = fn(torch.empty(0, dtype=self.out_dtype)).dtype  # what a cast asks for
         super()._apply(fn, recurse)
         for name, old in before.items():
             new = self._buffers[name]

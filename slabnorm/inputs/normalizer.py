@@ -23,7 +23,7 @@ from slabnorm.pattern import Pattern, parse
 _NARROW = frozenset({torch.float32, torch.float16, torch.bfloat16, torch.bool} | {
     torch.uint8, torch.int8, torch.int16, torch.uint16
 })  # fmt: skip
-_KEPT = frozenset((torch.float64, torch.float16, torch.bfloat16))
+_KEPT = frozenset((torch.float32, torch.float64, torch.float16, torch.bfloat16))
 
 
 class InputNorm(Frozen):
@@ -35,9 +35,9 @@ class InputNorm(Frozen):
     One shift and scale per feature, the right side of the pattern. Nothing here is trained, and train
     and eval mode are the same.
 
-    dtypes: float64, float16 and bfloat16 come out as they went in; float32 and all integers and bool
-    come out as float32. float16 and bfloat16 are worked on in float32 and rounded once; float64 and
-    integers of 32 and 64 bits in float64.
+    dtypes: floats come out as they went in, integers and bool in the dtype that the layer was cast to,
+    float32 at first: in a model after `.bfloat16()` or `.half()` the next layer takes them. float16 and
+    bfloat16 are worked on in float32 and rounded once; float64 and integers of 32 and 64 bits in float64.
 
     Accuracy: float32 is within 1e-6 * max(1, abs(y)) of the float64 result however large the offset,
     because the shift is subtracted as two float32 numbers. `inverse(forward(x))` is x within 4 units in
@@ -60,6 +60,7 @@ class InputNorm(Frozen):
         nan_count, null_count: buffers, what was left out when fitting, per feature.
         quantiles: buffer, of the scheme's ranks.
         sketch: hashes of the samples, by which `audit` finds them in other data; not in the state_dict.
+        out_dtype: what integers come out as; follows casts of the layer.
         skipped: files that could not be read and were left out, and why; only after `fit`.
 
     Raises:
@@ -218,6 +219,7 @@ class InputNorm(Frozen):
             weight' = weight * span / scale        bias' = bias + sum(weight * (low - shift * span / scale))
 
         Worked out in float64 and rounded once. `layer` is a Linear or Conv1d to Conv3d, and stays as it is.
+        What is returned takes integers, such as uint8 pixels, too: a forward pre-hook converts them.
 
         Raises:
             OptionError: it cannot be done exactly: another layer; statistics that are not one per input
@@ -283,8 +285,9 @@ class InputNorm(Frozen):
                 "a batch is a dense tensor of real numbers", got, "convert it, as with torch.as_tensor"
             )
         self._features.check(x.shape)
-        work = torch.float32 if self._narrow and x.dtype in _NARROW else torch.float64
-        return work, x.dtype if x.dtype in _KEPT else torch.float32
+        out = x.dtype if x.dtype in _KEPT else self.out_dtype
+        narrow = self._narrow and x.dtype in _NARROW and out != torch.float64
+        return torch.float32 if narrow else torch.float64, out
 
     def _values(self, work: torch.dtype, rank: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return shift, the rest of the shift, and scale, ready to meet a batch of this rank."""

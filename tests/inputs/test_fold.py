@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -142,3 +143,21 @@ def test_half_precision_takes_what_it_can(dtype: torch.dtype) -> None:
 def test_a_layer_without_numbers() -> None:
     with pytest.raises(OptionError, match="meta"):
         sn.fit(torch.randn(9, 3), split="train").fold_into(nn.Linear(3, 3, device="meta"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_a_folded_layer_takes_the_pixels_it_promises(dtype: torch.dtype) -> None:
+    """As uint8, with type and keys of a layer of torch, copied, pickled and exported."""
+    x, layer = images(), nn.Conv2d(4, 6, 3).to(dtype)
+    norm = sn.fit(x, sn.FixedScale(0, 255), "n c h w -> c", split="train")
+    folded = norm.fold_into(layer)
+    want = folded(x.to(dtype))
+    assert type(folded) is nn.Conv2d
+    assert folded.state_dict().keys() == layer.state_dict().keys()
+    assert folded(x).dtype == dtype
+    copies = folded, copy.deepcopy(folded), pickle.loads(pickle.dumps(folded)), nn.Sequential(folded)
+    exported = [torch.export.export(folded, (x,), strict=strict).module() for strict in (True, False)]
+    for taken in (*copies, *exported):
+        assert torch.equal(taken(x), want)
+    moved = copy.deepcopy(folded).double()
+    assert torch.equal(moved(x), moved(x.double()))

@@ -339,3 +339,27 @@ def test_moments_of_another_shape_are_refused():
     assert torch.equal(norm.moments.mean, fitted("zscore").moments.mean)
     with pytest.raises(StatisticsError):
         InputNorm(norm.record, norm.moments.empty((4,)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_cast_model_takes_integers_and_its_next_layer_what_comes_out(dtype):
+    x = torch.from_numpy(RNG.integers(0, 256, (5, 3, 8, 8), dtype=np.uint8))
+    norm = fit(x, "zscore", "n c h w -> c", split="train")
+    exact = norm(x.double())
+    model = nn.Sequential(norm, nn.Conv2d(3, 2, 3)).to(dtype)
+    for moved in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        y = moved[0](x)
+        assert y.dtype == dtype
+        assert (y.double() - exact).abs().max() <= 4 * torch.finfo(dtype).eps
+        assert moved(x).dtype == dtype
+        assert {b.dtype for b in moved[0].buffers()} == {torch.float64, torch.int64}
+        assert [moved[0](x.to(t)).dtype for t in (torch.float32, torch.float64)] == [
+            torch.float32,
+            torch.float64,
+        ]
+    fresh = nn.Sequential(fit(x // 2, "zscore", "n c h w -> c", split="train"), nn.Conv2d(3, 2, 3)).to(dtype)
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(fresh(x), model(x))
+    assert model.float()[0](x).dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(x).dtype == torch.bfloat16
