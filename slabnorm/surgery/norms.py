@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from slabnorm import nn as ours
 from slabnorm.errors import SlabError
-from slabnorm.kernels import traced
 from slabnorm.nn.running import held
 from slabnorm.surgery.crossover import pays
+from slabnorm.tracing import traced
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _HALVES = (torch.float16, torch.bfloat16)
