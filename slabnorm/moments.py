@@ -136,7 +136,7 @@ class Moments:
         a, b = self._expand(shape, other), other._expand(shape, self)
         count = a.count + b.count
         na, nb = a.count.double(), b.count.double()
-        share = nb / torch.where(count > 0, count, 1)
+        share = nb / (count + (count == 0))
         # The high parts may be huge and nearly equal; their difference is exact where it matters.
         high, error = two_sum(b.mean, -a.mean)
         delta = high + (error + (b.mean_low - a.mean_low))

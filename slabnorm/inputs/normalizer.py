@@ -36,9 +36,8 @@ class InputNorm(Frozen):
     and eval mode are the same.
 
     dtypes: floats come out as they went in, integers and bool in the dtype that the layer was cast to,
-    float32 at first, so that in a model cast by `.bfloat16()` or `.half()` the next layer takes them.
-    float16 and bfloat16 are worked on in float32 and rounded once; float64 and integers of 32 and 64 bits
-    in float64.
+    float32 at first: in a model after `.bfloat16()` or `.half()` the next layer takes them. float16 and
+    bfloat16 are worked on in float32 and rounded once; float64 and integers of 32 and 64 bits in float64.
 
     Accuracy: float32 is within 1e-6 * max(1, abs(y)) of the float64 result however large the offset,
     because the shift is subtracted as two float32 numbers. `inverse(forward(x))` is x within 4 units in
