@@ -152,3 +152,14 @@ def test_gradients_of_gradients_whatever_is_frozen(given: bool, activation: str 
             found.append([*first, *second])
         for got, want in zip(*found, strict=True):
             assert (got - want).abs().max() <= 1e-10 * max(1, want.abs().max()), trained
+
+
+@pytest.mark.usefixtures("in_plain_torch")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_result_of_plain_torch_may_be_changed_in_place(dtype: torch.dtype) -> None:
+    x = X.to(dtype).requires_grad_()
+    y = sn.normalize(x, "n (g c) -> n g", g=8)
+    y += 2 * x
+    (dx,) = torch.autograd.grad(y, x, DY.to(dtype))
+    (alone,) = torch.autograd.grad(sn.normalize(x, "n (g c) -> n g", g=8), x, DY.to(dtype))
+    torch.testing.assert_close(dx, alone + 2 * DY.to(dtype))

@@ -173,9 +173,10 @@ def _affine(
 
 
 def _activated(p: Tensor, x: Tensor, call: Call) -> Tensor:
-    # In float64, and rounded once.
+    # In float64, and rounded once. A copy even of float64: autograd lets nobody change a function's result in
+    # place (`y += r`) that is a view.
     y = p if call.activation is None else ACTIVATIONS[call.activation](p)
-    return y.to(x.dtype).reshape(x.shape)
+    return y.reshape(x.shape).to(x.dtype, copy=True)
 
 
 def _wide(x: Tensor, slab: Slab) -> Tensor:
