@@ -194,9 +194,7 @@ def verdict(runs: list[RunRecord], samples: int) -> tuple[str, tuple[DifferenceR
     norms = list(dict.fromkeys(run.norm for run in runs))
     rankings = {}
     for size in sorted({run.batch_size for run in runs}):
-        here = {
-            norm_label(norm): [r for r in runs if r.norm == norm and r.batch_size == size] for norm in norms
-        }
+        here = {_named(norm): [r for r in runs if r.norm == norm and r.batch_size == size] for norm in norms}
         rankings[size] = rank(here, samples, f"batch size {size}")
     differences = [d for ranking in rankings.values() for d in ranking.differences]
     sizes = list(rankings)
@@ -213,6 +211,11 @@ def verdict(runs: list[RunRecord], samples: int) -> tuple[str, tuple[DifferenceR
         differences.extend([record] if record else [])
     counts = count_clause(list(rankings.values()))
     return sentences([clauses, [counts, changes]]), tuple(differences)
+
+
+def _named(norm: str) -> str:
+    # "No norm is clearly behind all others" says the opposite of what it is to say.
+    return "the network without a norm" if norm == "none" else norm_label(norm)
 
 
 def between_clause(rankings: list[Ranking]) -> str:

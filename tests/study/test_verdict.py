@@ -62,7 +62,9 @@ def test_intervals_that_hold_zero_are_no_clear_difference():
 def test_the_best_may_be_level_with_some_and_ahead_of_others():
     flat = [0.9, 0.9, 0.9]
     words, _ = say(none=([0.5] * 3, flat), batch=([0.905, 0.89, 0.91], flat), group=(flat, flat))
-    assert words.startswith("At batch size 2, batch norm and group norm are clearly ahead of no norm; ")
+    assert words.startswith(
+        "At batch size 2, batch norm and group norm are clearly ahead of the network without a norm; "
+    )
     assert "2 of 6 pairs differ clearly" in words
 
 
@@ -83,8 +85,8 @@ def test_one_that_is_behind_all_others_is_named_once():
     names = {"batch": [0.96] * 3, "layer": [0.96, 0.97, 0.93], "group": [0.93, 0.94, 0.93], "none": [0.5] * 3}
     words, _ = verdict([run for name, v in names.items() for run in runs(name, 16, v)], SAMPLES)
     assert words == (
-        "At batch size 16, batch norm (96.0%) is clearly ahead of group norm, and no norm is clearly behind "
-        "all others. 4 of 6 pairs differ clearly, each taken by itself."
+        "At batch size 16, batch norm (96.0%) is clearly ahead of group norm, and the network without a norm is "
+        "clearly behind all others. 4 of 6 pairs differ clearly, each taken by itself."
     )
 
 
@@ -100,8 +102,8 @@ def test_the_middle_batch_size_is_not_left_out():
 def test_equal_counts_tie_by_name():
     flat = [0.9, 0.9, 0.9]
     words, _ = say(none=([0.5] * 3, flat), batch=([0.9, 0.8, 0.7], flat), group=([0.7, 0.8, 0.9], flat))
-    assert "batch norm and group norm (80.0%) are clearly ahead of no norm" in words
-    assert "(highest: no norm, batch norm and group norm, 90.0%)" in words
+    assert "batch norm and group norm (80.0%) are clearly ahead of the network without a norm" in words
+    assert "(highest: the network without a norm, batch norm and group norm, 90.0%)" in words
 
 
 def test_one_seed_is_never_clear():
@@ -126,12 +128,15 @@ def test_a_diverged_choice_is_not_ranked():
     """A network full of NaN answers one class, and may well have the highest share."""
     bad = [replace(run, status="diverged") for run in runs("none", 8, [0.9] * 3)]
     words, _ = verdict(bad + runs("batch", 8, [0.5] * 3), SAMPLES)
-    assert words == "At batch size 8, only batch norm (50.0%) was measured; no norm failed or diverged there."
+    assert words == (
+        "At batch size 8, only batch norm (50.0%) was measured; "
+        "the network without a norm failed or diverged there."
+    )
 
 
 def test_a_single_batch_size_is_said_once():
     words, _ = verdict(runs("batch", 8, [0.9] * 3) + runs("none", 8, [0.5] * 3), SAMPLES)
-    assert words == "At batch size 8, batch norm (90.0%) is clearly ahead of no norm."
+    assert words == "At batch size 8, batch norm (90.0%) is clearly ahead of the network without a norm."
 
 
 @pytest.mark.parametrize("none", [True, False])
@@ -143,7 +148,7 @@ def test_inputs_have_a_verdict_of_their_own(none):
     assert words == ("" if none else expected)
 
 
-NAMES = ("no norm", "batch norm", "layer norm", "group norm", "“n c ... -> c”")
+NAMES = ("the network without a norm", "batch norm", "layer norm", "group norm", "“n c ... -> c”")
 PATTERNS = ("none", "batch", "layer", "group", "n c ... -> c")
 
 
