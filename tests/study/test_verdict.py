@@ -85,8 +85,8 @@ def test_one_that_is_behind_all_others_is_named_once():
     names = {"batch": [0.96] * 3, "layer": [0.96, 0.97, 0.93], "group": [0.93, 0.94, 0.93], "none": [0.5] * 3}
     words, _ = verdict([run for name, v in names.items() for run in runs(name, 16, v)], SAMPLES)
     assert words == (
-        "At batch size 16, batch norm (96.0%) is clearly ahead of group norm, and the network without a norm is "
-        "clearly behind all others. 4 of 6 pairs differ clearly, each taken by itself."
+        "At batch size 16, batch norm (96.0%) is clearly ahead of group norm, and the network without a norm "
+        "is clearly behind all others. 4 of 6 pairs differ clearly, each taken by itself."
     )
 
 
