@@ -108,7 +108,8 @@ def fit(
             stays; delete it when the statistics are saved. The data must be files.
         resume: whether to go on with a ledger that is there.
         progress: called after every shard with the bytes it had and the bytes of all (0 if unknown).
-        columns: the names of a table's columns to count; by default all that hold numbers.
+        columns: the names of a table's columns to count; by default all that hold numbers. A column of lists
+            of numbers, all of one length, is the features `name[0]`, `name[1]`, ...
         **sizes: sizes of split axes, as in `g=32`.
 
     Returns:
