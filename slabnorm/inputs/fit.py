@@ -30,7 +30,7 @@ from slabnorm.inputs.schemes import resolve
 from slabnorm.inputs.sources import Source, open_source
 from slabnorm.inputs.split import guard
 from slabnorm.inputs.tally import Tally
-from slabnorm.inputs.warn import warn_of
+from slabnorm.inputs.warn import warn_of, warn_of_flags
 from slabnorm.inputs.weights import check_weights
 from slabnorm.pattern import Pattern, parse
 
@@ -130,8 +130,8 @@ def fit(
 
     Warns:
         DataWarning: constant features, which get scale 1; features whose scale is tiny beside their own
-            values; values outside a FixedScale's range; a loader that leaves samples out or repeats
-            some; held-out data under `leak=True`.
+            values; values outside a FixedScale's range; data of bool, unless cast to uint8; a loader that
+            leaves samples out or repeats some; held-out data under `leak=True`.
 
     >>> import torch
     >>> from slabnorm.inputs import fit
@@ -164,6 +164,8 @@ def fit(
     split = guard(split, source.hints, leak)
     opened = Opened(source, skip_bad)
     schema = opened.schema
+    if schema.dtype == "bool" and not schema.names:  # the columns of a table are warned of by their names
+        warn_of_flags(source.name)
     scheme = resolve(scheme, schema.dtype)
     chosen = _choose(
         pattern, scheme, schema.sample, source.unit, source.pattern if isinstance(source, Source) else ""

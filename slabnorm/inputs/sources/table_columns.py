@@ -216,7 +216,7 @@ def _named(
                 "a column of lists is taken whole: all its values are features, each once",
                 f"{file}: column {column!r} has {len(places)} values in a row, and named are "
                 f"{listed([repr(place.name) for place in given], 10)}",
-                f"name the column itself, as {option}=[{column!r}]",
+                f"name the column itself, as {option}=[{column!r}] (--column)",
             )
     _check_apart(found, kinds, file)
     return Choice(tuple(found), tuple(dtypes[place.column] for place in found), True)
