@@ -8,7 +8,7 @@ from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
-from slabnorm.errors import StatisticsError
+from slabnorm.errors import DataError, SlabError, StatisticsError
 from slabnorm.inputs.artifact import load
 from slabnorm.inputs.beside import Beside, Reference
 from slabnorm.inputs.count import Effort, Opened, Progress
@@ -99,7 +99,14 @@ def audit(
 
 def _open(norm: InputNorm, data: Any, key: str | None, options: dict[str, Any]) -> Source | Stream:
     """Open a data set; of a table that has more columns, those that were fitted."""
-    source, fitted = open_source(data, key, **options), norm.record.names
+    fitted = norm.record.names
+    try:
+        source = open_source(data, key, **options)
+    except DataError as error:  # of a column that nobody can take, which the fit may have left out
+        try:
+            return open_source(data, key, columns=fitted or None, **options)
+        except SlabError:
+            raise error from None
     given = source.schema().names if fitted and hasattr(source, "schema") else ()
     return open_source(data, key, columns=fitted, **options) if set(fitted) < set(given) else source
 

@@ -30,7 +30,7 @@ from slabnorm.inputs.schemes import resolve
 from slabnorm.inputs.sources import Source, open_source
 from slabnorm.inputs.split import guard
 from slabnorm.inputs.tally import Tally
-from slabnorm.inputs.warn import warn_of
+from slabnorm.inputs.warn import warn_of, warn_of_flags
 from slabnorm.inputs.weights import check_weights
 from slabnorm.pattern import Pattern, parse
 
@@ -108,7 +108,8 @@ def fit(
             stays; delete it when the statistics are saved. The data must be files.
         resume: whether to go on with a ledger that is there.
         progress: called after every shard with the bytes it had and the bytes of all (0 if unknown).
-        columns: the names of a table's columns to count; by default all that hold numbers.
+        columns: the names of a table's columns to count; by default all that hold numbers. A column of lists
+            of numbers, all of one length, is the features `name[0]`, `name[1]`, ...
         **sizes: sizes of split axes, as in `g=32`.
 
     Returns:
@@ -129,8 +130,8 @@ def fit(
 
     Warns:
         DataWarning: constant features, which get scale 1; features whose scale is tiny beside their own
-            values; values outside a FixedScale's range; a loader that leaves samples out or repeats
-            some; held-out data under `leak=True`.
+            values; values outside a FixedScale's range; data of bool, unless cast to uint8; a loader that
+            leaves samples out or repeats some; held-out data under `leak=True`.
 
     >>> import torch
     >>> from slabnorm.inputs import fit
@@ -163,6 +164,8 @@ def fit(
     split = guard(split, source.hints, leak)
     opened = Opened(source, skip_bad)
     schema = opened.schema
+    if schema.dtype == "bool" and not schema.names:  # the columns of a table are warned of by their names
+        warn_of_flags(source.name)
     scheme = resolve(scheme, schema.dtype)
     chosen = _choose(
         pattern, scheme, schema.sample, source.unit, source.pattern if isinstance(source, Source) else ""

@@ -21,6 +21,11 @@ FAR, WIDE = 1000.0, 30.0
 FEW = 100  # values, below which nobody can say that they are all that a feature has
 
 
+def warn_of_flags(name: str) -> None:
+    """Warn of data of bool, which are hardly ever meant to be scaled. Who casts them has said so."""
+    _warn(f"{name}: data of bool are counted as 0 and 1; cast them to uint8, if that is meant")
+
+
 def warn_of(norm: InputNorm) -> None:
     """Warn of values outside a fixed range, and of features without a range of their own, or hardly one.
 

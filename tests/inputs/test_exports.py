@@ -85,6 +85,7 @@ def within(y: Any, exact: Any, tolerance: float = 1e-6) -> bool:
 # ONNX
 
 
+@pytest.mark.filterwarnings("ignore:.*data of bool:slabnorm.errors.DataWarning")
 @pytest.mark.parametrize("case", CASES)
 def test_onnx_computes_the_same(case: str) -> None:
     norm, data = fitted(case), CASES[case][0]
@@ -407,6 +408,7 @@ def test_sklearn_scale_beyond_float64() -> None:
 # JSON
 
 
+@pytest.mark.filterwarnings("ignore:.*data of bool:slabnorm.errors.DataWarning")
 @pytest.mark.parametrize("case", CASES)
 def test_json_holds_everything(case: str) -> None:
     norm, (data, _, pattern, sizes) = fitted(case), CASES[case]

@@ -119,6 +119,7 @@ def test_the_same_samples_give_the_same_bits_in_any_batches(cuts):
     assert whole["moments_count"].tolist() == [500] * 3
 
 
+@pytest.mark.filterwarnings("ignore:.*data of bool:slabnorm.errors.DataWarning")
 @pytest.mark.parametrize(
     "dtype", ["bool", "uint8", "int8", "uint16", "int16", "int32", "uint32", "int64", "uint64"]
 )

@@ -122,6 +122,7 @@ def test_half_precision_rounds_once(dtype):
     assert norm.inverse(y).dtype == dtype
 
 
+@pytest.mark.filterwarnings("ignore:.*data of bool:slabnorm.errors.DataWarning")
 @pytest.mark.parametrize(
     "dtype", [torch.bool, torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.int64]
 )

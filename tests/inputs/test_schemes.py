@@ -55,6 +55,7 @@ def test_fixed_scale_has_the_bits_of_a_division_by_255():
     assert torch.equal(y, pixels.to(torch.float32).div(255))  # torchvision's ToTensor
 
 
+@pytest.mark.filterwarnings("ignore:.*data of bool:slabnorm.errors.DataWarning")
 @pytest.mark.parametrize(
     ("dtype", "low", "high"),
     [("bool", 0, 1), ("uint8", 0, 255), ("int8", -128, 127), ("uint16", 0, 65535), ("int16", -32768, 32767)],

@@ -162,8 +162,14 @@ def test_what_holds_no_numbers_is_left_out_with_a_warning(tmp_path):
 
 NUMBERS_THAT_ARE_NOT_PLAIN = {
     "decimal": (pa.array([Decimal("1.5")]), "cast it to float64"),
-    "list": (pa.array([[1.0, 2.0]]), "one column for each number"),
-    "fixed-size list": (pa.array([[1.0, 2.0]], pa.list_(pa.float32(), 2)), "one column for each number"),
+    "list of lists": (pa.array([[[1.0, 2.0]]]), "one column for each number"),
+    "fixed-size list of lists": (
+        pa.array([[[1.0], [2.0]]], pa.list_(pa.list_(pa.float32(), 1), 2)),
+        "one column for each number",
+    ),
+    "list of structs": (pa.array([[{"x": 1}]]), "one column for each number"),
+    "list of decimals": (pa.array([[Decimal("1.5")]]), "one column for each number"),
+    "map": (pa.array([[(1, 2.0)]], pa.map_(pa.int8(), pa.float32())), "one column for each number"),
     "struct": (pa.array([{"x": 1}]), "one column for each number"),
 }
 

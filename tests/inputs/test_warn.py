@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 
 from slabnorm.errors import DataWarning
 from slabnorm.inputs import MinMax, Robust, ZScore, fit
@@ -69,3 +70,19 @@ def test_clipping_is_the_fix():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fitted(Robust(clip=(-10, 10)), RARE)
+
+
+def test_data_of_bool_are_warned_of_unless_they_are_cast(tmp_path):
+    flags = RNG.random((100, 2)) < 0.3
+    np.save(tmp_path / "a.npy", flags)
+    halves = np.split(flags, 2)
+    for data in (flags, torch.from_numpy(flags), tmp_path / "a.npy", halves, {"x": flags}):
+        with pytest.warns(
+            DataWarning, match="data of bool are counted as 0 and 1; cast them to uint8"
+        ) as caught:
+            norm = fit(data, split="train")
+        assert [warning.filename for warning in caught] == [__file__]
+        assert norm.moments.mean.tolist() == flags.mean(0).tolist()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert fit(flags.astype("uint8"), split="train").samples == 100

@@ -55,6 +55,7 @@ def apply(
     no features and whose row groups and nulls stay as they are; or `.csv`, from a CSV file only, whose other
     columns keep their text. The features are the columns that the
     statistics name; if they name none, the table must have as many numeric columns as there are features.
+    Numbers in lists are features by their places, `state[0]`, `state[1]`, and Parquet's lists stay lists.
 
     `.npy` and Parquet are written beside `out` and moved there, so that on any failure the old file stays;
     a Zarr folder must be new. In memory are a batch; for Zarr, a row of chunks; for Parquet, a row group.

@@ -1,4 +1,7 @@
-"""Parquet to Parquet: the columns of the features normalised, everything else as it was."""
+"""Parquet to Parquet: the columns of the features normalised, everything else as it was.
+
+A column of lists is read as rows of an array, and written as lists of the same kind.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,8 +22,12 @@ from slabnorm.inputs.normalizer import InputNorm
 from slabnorm.report.names import listing, printable
 from slabnorm.report.write import replacing
 
+if TYPE_CHECKING:  # it imports pyarrow
+    from slabnorm.inputs.sources.table_columns import Place
+
 BATCH_BYTES = 8 << 20  # of a batch as float64, by default
 Step = Callable[[Tensor], Tensor]
+Features = dict[int, dict[int, "Place"]]  # by a column's number and a feature's: where its values stand
 
 
 def write_parquet(
@@ -38,14 +45,16 @@ def write_parquet(
         file = parquet.ParquetFile(path, page_checksum_verification=True)
     with file:
         fields = list(file.schema_arrow)
-        places = _features(norm, fields, arrow, path)
-        work = _common([fields[place].type for place in places])
-        kind = arrow.from_numpy_dtype(through(norm, step, np.empty((0, len(places)), work)).dtype)
-        for place in places:
-            fields[place] = fields[place].with_type(kind)
+        with _reading(path, arrow):
+            features = _features(norm, fields, file, path)
+        count = sum(map(len, features.values()))
+        work = _common([_number(fields[column].type) for column in features])
+        kind = arrow.from_numpy_dtype(through(norm, step, np.empty((0, count), work)).dtype)
+        for column in features:
+            fields[column] = fields[column].with_type(_with_number(fields[column].type, kind, arrow))
         schema = arrow.schema(fields, file.schema_arrow.metadata)
         total = sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
-        rows = batch_rows or max(1, BATCH_BYTES // (8 * len(places)))
+        rows, first = batch_rows or max(1, BATCH_BYTES // (8 * count)), 0
         with _reading(path, arrow):
             # What was read has metadata that can be asked for; of damaged ones this ends the process.
             for _ in range(min(1, file.num_row_groups)):
@@ -58,16 +67,30 @@ def write_parquet(
             for number in range(file.num_row_groups):
                 with _reading(path, arrow):
                     table = file.read_row_group(number)
-                table = _replaced(table, places, work, lambda x: through(norm, step, x), rows, schema, arrow)
+                _check_lists(table, features, path, first)
+                table = _replaced(
+                    table, features, work, lambda x: through(norm, step, x), rows, schema, arrow
+                )
+                first += len(table)
                 writer.write_table(table, row_group_size=max(1, len(table)))
                 if progress:
                     progress(file.metadata.row_group(number).total_byte_size, total)
         return int(file.metadata.num_rows)
 
 
+def _check_lists(table: Any, features: Features, path: Path, first: int) -> None:
+    """Raise DataError for a list of another length than the statistics have values."""
+    from slabnorm.inputs.sources.table_columns import check_lengths
+
+    for column, places in features.items():
+        if many := _length(places):
+            array = table.column(column).combine_chunks()
+            check_lengths(array, printable(table.column_names[column]), many, printable(path), first)
+
+
 def _replaced(
     table: Any,
-    places: list[int],
+    features: Features,
     work: np.dtype,
     normalise: Callable[[np.ndarray], np.ndarray],
     rows: int,
@@ -75,22 +98,71 @@ def _replaced(
     arrow: Any,
 ) -> Any:
     """Return the table with the features' columns normalised; what is null stays null."""
-    old = [table.column(place).combine_chunks() for place in places]
-    new = [np.empty(0)] * len(places)
+    old = {column: table.column(column).combine_chunks() for column in features}
+    count = sum(map(len, features.values()))
+    new = np.empty((0, count))
     for start in range(0, max(1, len(table)), rows):
-        x = np.empty((min(rows, len(table) - start), len(places)), work)
-        for at, column in enumerate(old):
-            x[:, at] = _values(column.slice(start, len(x)))
+        x = np.empty((min(rows, len(table) - start), count), work)
+        for column, places in features.items():
+            part = old[column].slice(start, len(x))
+            many = _length(places)
+            values = _rows(part, many)[0] if many else _values(part)[:, None]
+            for feature, place in places.items():
+                x[:, feature] = values[:, place.at]
         y = normalise(x)
         if not start:
-            new = [np.empty(len(table), y.dtype) for _ in places]
-        for at, column in enumerate(new):
-            column[start : start + len(x)] = y[:, at]
+            new = np.empty((len(table), count), y.dtype, order="F")  # columns are written one by one
+        new[start : start + len(x)] = y
     columns = table.columns
-    for place, column, values in zip(places, old, new, strict=True):
-        missing = np.asarray(column.is_null()) if column.null_count else None
-        columns[place] = arrow.array(values, mask=missing)
+    for column, places in features.items():
+        order = sorted(places, key=lambda feature: places[feature].at)
+        if _length(places):
+            columns[column] = _lists(new[:, order], old[column], schema.field(column).type, arrow)
+        else:
+            missing = np.asarray(old[column].is_null()) if old[column].null_count else None
+            columns[column] = arrow.array(new[:, order[0]], mask=missing)
     return arrow.table(columns, schema=schema)
+
+
+def _length(places: dict[int, Place]) -> int:
+    """Return how many values the lists of a column have, 0 where it has plain numbers."""
+    return next(iter(places.values())).of
+
+
+def _rows(array: Any, many: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return lists of one length as rows, 0 where something is null, and what is."""
+    from slabnorm.inputs.sources.table_columns import in_rows
+
+    dtype = np.dtype(array.type.value_type.to_pandas_dtype())
+    values, gone = in_rows(array, dtype, many)
+    return values if gone is None else np.where(gone, dtype.type(0), values), gone
+
+
+def _lists(values: np.ndarray, old: Any, kind: Any, arrow: Any) -> Any:
+    """Return rows as lists of a type, null where the old ones and the values in them are."""
+    there = np.asarray(old.is_valid())
+    gone = _rows(old, values.shape[1])[1]
+    absent = None if there.all() else ~there
+    if arrow.types.is_fixed_size_list(kind):
+        # What stands in a list that is null is no null of its own: the values may be declared to have none.
+        missing = None if gone is None else (gone & there[:, None]).ravel()
+        child = arrow.array(values.ravel(), mask=missing)
+        return arrow.FixedSizeListArray.from_arrays(child, type=kind, mask=_mask(absent, arrow))
+    child = arrow.array(values[there].ravel(), mask=None if gone is None else gone[there].ravel())
+    sizes = np.where(there, values.shape[1], 0)
+    name = str(kind).partition("<")[0]
+    wide = name.startswith("large")
+    ends = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64 if wide else np.int32)
+    if name.endswith("view"):
+        views = arrow.LargeListViewArray if wide else arrow.ListViewArray
+        sizes = arrow.array(sizes.astype(ends.dtype))
+        return views.from_arrays(arrow.array(ends[:-1]), sizes, child, type=kind, mask=_mask(absent, arrow))
+    lists = arrow.LargeListArray if wide else arrow.ListArray
+    return lists.from_arrays(arrow.array(ends), child, type=kind, mask=_mask(absent, arrow))
+
+
+def _mask(absent: np.ndarray | None, arrow: Any) -> Any:
+    return None if absent is None else arrow.array(absent)
 
 
 def _values(column: Any) -> np.ndarray:
@@ -108,8 +180,10 @@ def through(norm: InputNorm, step: Step, x: np.ndarray) -> np.ndarray:
     return y.reshape(x.shape)
 
 
-def _features(norm: InputNorm, fields: list[Any], arrow: Any, path: Path) -> list[int]:
-    """Return the places of the features' columns."""
+def _features(norm: InputNorm, fields: list[Any], file: Any, path: Path) -> Features:
+    """Return where the values of the features stand."""
+    from slabnorm.inputs.sources.table_columns import Place
+
     sample, names = norm.record.sample, norm.record.names
     if len(sample) > 1 or None in sample:
         raise OptionError(
@@ -118,28 +192,85 @@ def _features(norm: InputNorm, fields: list[Any], arrow: Any, path: Path) -> lis
             "fit on tables",
         )
     number = math.prod(size or 1 for size in sample)
-    numeric = [place for place, field in enumerate(fields) if _is_number(field.type, arrow.types)]
+    found: list[tuple[int, Place]]
     if names and len(names) == number:
-        places: dict[str, list[int]] = {}
-        for place, field in enumerate(fields):
-            places.setdefault(field.name, []).append(place)
-        return [_place(name, places, fields, arrow, path) for name in names]
-    if len(numeric) != number:
-        found = listing([printable(fields[place].name, 40) for place in numeric[:20]]) or "none"
+        found = _named(names, fields, path)
+    else:
+        found = [(at, Place(field.name)) for at, field in enumerate(fields) if _is_number(field.type)]
+        if len(found) != number:
+            found = [pair for at in range(len(fields)) for pair in _places(at, fields, file)]
+    if len(found) != number:
+        some = listing([printable(place.name, 40) for _, place in found[:20]]) or "none"
         raise DataError(
             f"the statistics name no columns, so that a table has as many numeric ones as features: {number}",
-            f"{printable(path)} has {len(numeric)}: {found}",
+            f"{printable(path)} has {len(found)}: {some}",
             "leave out the other columns, or fit on a table, whose names the statistics then have",
         )
-    return numeric
+    features: Features = {}
+    for feature, (column, place) in enumerate(found):
+        features.setdefault(column, {})[feature] = place
+    return features
 
 
-def _place(name: str, places: dict[str, list[int]], fields: list[Any], arrow: Any, path: Path) -> int:
-    found = places.get(name, [])
+def _places(column: int, fields: list[Any], file: Any) -> list[tuple[int, Place]]:
+    """Return the places of a column's numbers: one, or one for each value of lists."""
+    from slabnorm.inputs.sources.table_columns import Place, first_length, is_list
+
+    name, kind = fields[column].name, fields[column].type
+    if not is_list(kind):
+        return [(column, Place(name))] if _is_number(kind) else []
+    if not _is_number(kind.value_type):
+        return []
+    batches = file.iter_batches(1 << 10, columns=[name])
+    many = getattr(kind, "list_size", None) or first_length(batch.column(name) for batch in batches) or 0
+    return [(column, Place(name, at, many)) for at in range(many)]
+
+
+def _named(names: tuple[str, ...], fields: list[Any], path: Path) -> list[tuple[int, Place]]:
+    """Return the places of features by their names; a column of lists has those of all its values."""
+    from slabnorm.inputs.sources.table_columns import Place
+
+    columns: dict[str, list[int]] = {}
+    for at, field in enumerate(fields):
+        columns.setdefault(field.name, []).append(at)
+    found = [_place(name, columns, fields, path) for name in names]
+    taken: dict[int, list[int]] = {}
+    for column, place in found:
+        if place is not None:
+            taken.setdefault(column, []).append(place)
+    for column, places in taken.items():
+        kind = fields[column].type
+        many = getattr(kind, "list_size", len(places))
+        if sorted(places) != list(range(many)):
+            raise DataError(
+                "a column of lists has as many values in a row as features of the statistics",
+                f"{printable(path)}: {printable(fields[column].name)} of type {kind}, and the statistics "
+                f"have {len(places)} values of it",
+                "fit on tables with lists of this length",
+            )
+    return [
+        (column, Place(fields[column].name, place or 0, 0 if place is None else len(taken[column])))
+        for column, place in found
+    ]
+
+
+def _place(name: str, columns: dict[str, list[int]], fields: list[Any], path: Path) -> tuple[int, int | None]:
+    """Return the number of the column of a feature, and its place in lists, None of plain numbers."""
+    from slabnorm.inputs.sources.table_columns import element_of, is_list
+
+    base, at = element_of(name) or (name, 0)
+    found, lists = columns.get(name, []), [one for one in columns.get(base, []) if is_list(fields[one].type)]
     kind = fields[found[0]].type if found else None
-    if len(found) == 1 and (_is_number(kind, arrow.types) or arrow.types.is_boolean(kind)):
-        return found[0]
-    if len(found) == 1:
+    if len(found) == 1 and not lists and (_is_number(kind) or str(kind) == "bool"):
+        return found[0], None
+    if not found and len(lists) == 1 and len(columns[base]) == 1:
+        value = fields[lists[0]].type.value_type
+        if _is_number(value) or str(value) == "bool":
+            return lists[0], at
+        found, kind = lists, fields[lists[0]].type
+    if len(found) == 1 and lists and found != lists:
+        why = f"{printable(name)} is a column, and also a value of the column {printable(base)}"
+    elif len(found) == 1:
         why = f"{printable(name)} of type {kind}"
     else:
         why = f"{len(found)} columns {printable(name)}" if found else f"no column {printable(name)}"
@@ -150,8 +281,29 @@ def _place(name: str, places: dict[str, list[int]], fields: list[Any], arrow: An
     )
 
 
-def _is_number(kind: Any, types: Any) -> bool:
+def _is_number(kind: Any) -> bool:
+    from pyarrow import types
+
     return bool(types.is_integer(kind) or types.is_floating(kind))
+
+
+def _number(kind: Any) -> Any:
+    """Return the type of a column's numbers, or of those in its lists."""
+    from slabnorm.inputs.sources.table_columns import is_list
+
+    return kind.value_type if is_list(kind) else kind
+
+
+def _with_number(kind: Any, number: Any, arrow: Any) -> Any:
+    """Return a column's type with another type of numbers."""
+    if _number(kind) is kind:
+        return number
+    value = kind.value_field.with_type(number)
+    if arrow.types.is_fixed_size_list(kind):
+        return arrow.list_(value, kind.list_size)
+    make = {"list": arrow.list_, "large_list": arrow.large_list}
+    make |= {name: getattr(arrow, name, None) for name in ("list_view", "large_list_view")}
+    return make[str(kind).partition("<")[0]](value)
 
 
 def _common(kinds: list[Any]) -> np.dtype:

@@ -16,6 +16,9 @@ from slabnorm.inputs.sources.table_columns import (
     as_columns,
     check_names,
     choose,
+    element_of,
+    first_length,
+    no_lists,
     warn_of_columns,
 )
 from slabnorm.inputs.sources.table_read import batch_rows, parts_of, row_bytes
@@ -37,8 +40,10 @@ class FrameShard(Shard):
         step = batch_rows(self.choice)
         for start in range(self.first, self.last, step):
             part = self.table.slice(start, min(step, self.last - start)).combine_chunks()
+            row = start
             for batch in part.to_batches():
-                yield as_columns(batch, self.choice)
+                yield as_columns(batch, self.choice, self.name, row)
+                row += len(batch)
 
 
 class FrameSource(Source):
@@ -54,7 +59,7 @@ class FrameSource(Source):
 
     Raises:
         DataError: a column that was named is not there or holds no numbers; none was named, and one holds
-            numbers that cannot be taken (decimals, lists); or a column of several types.
+            numbers that cannot be taken (decimals, lists of lists); or a column of several types.
 
     Warns:
         DataWarning: columns that are left out.
@@ -68,16 +73,26 @@ class FrameSource(Source):
         self.name = name or type(frame).__name__
         wanted = check_names(columns)
         names = None if wanted is None else {*wanted, *([weights] if weights else ())}
+        # A name may also be that of a value of a column of lists.
+        names = names and names | {element[0] for element in map(element_of, names) if element}
         table = _as_table(frame, names, self.name)
-        self._choice, left_out = choose(table.schema, wanted, weights, self.name, False)
+        self._table = table
+        self._choice, left_out = choose(table.schema, wanted, weights, self.name, False, self._length)
         warn_of_columns(self.name, self._choice, left_out, 4)
-        self._table = table.select(list(self._choice.names))
+        self._table = table.select(list(self._choice.columns))
 
     def schema(self) -> Schema:
         """Return the columns' names and their common dtype."""
         names = self._choice.names[: self._choice.features]
         dtypes = set(self._choice.dtypes[: len(names)])
         return Schema((len(names),), dtypes.pop() if len(dtypes) == 1 else MIXED, names)
+
+    def _length(self, column: str) -> int:
+        """Return how many values the first list of a column has that is not null."""
+        length = first_length(self._table.column(column).chunks)
+        if length is None:
+            raise no_lists(column, self.name)
+        return length
 
     def shards(self) -> list[Shard]:
         """Return runs of rows."""

@@ -5,20 +5,44 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import types
+from pyarrow import compute, types
 
 from slabnorm.errors import DataError, DataWarning, OptionError
 from slabnorm.inputs.sources.base import Columns
 from slabnorm.inputs.sources.table_files import listed
 
 _PANDAS_INDEX = re.compile(r"__index_level_\d+__")
+_ELEMENT = re.compile(r"(.*)\[(0|[1-9][0-9]*)\]", re.DOTALL)
+_LISTS = ("is_list", "is_large_list", "is_fixed_size_list", "is_list_view", "is_large_list_view")
+_IS_LIST = [getattr(types, name) for name in _LISTS if hasattr(types, name)]
+
+Length = Callable[[str], int]  # how many values every row of a column of lists has
+
+
+class Place(NamedTuple):
+    """Where a table holds the values of a feature.
+
+    Attributes:
+        column: the column's name.
+        at: of a column of lists, the place in each row's list.
+        of: of a column of lists, how many values each row has; 0 of a column of plain numbers.
+    """
+
+    column: str
+    at: int = 0
+    of: int = 0
+
+    @property
+    def name(self) -> str:
+        """The feature's name: "height", or "state[2]"."""
+        return f"{self.column}[{self.at}]" if self.of else self.column
 
 
 @dataclass(frozen=True)
@@ -26,14 +50,14 @@ class Choice:
     """The columns that are read.
 
     Attributes:
-        names: of the columns, in their order; that of the weights last.
+        places: of the features, in their order; that of the weights last.
         dtypes: NumPy's name for the type of each.
         named: whether the caller named them; else every file's numbers must be these.
         weighted: whether the last column is weights, and no feature.
         delimiter: what stands between the values of a text file.
     """
 
-    names: tuple[str, ...]
+    places: tuple[Place, ...]
     dtypes: tuple[str, ...]
     named: bool
     weighted: bool = False
@@ -41,16 +65,34 @@ class Choice:
 
     @property
     def features(self) -> int:
-        """How many columns are features."""
-        return len(self.names) - self.weighted
+        """How many places are those of features."""
+        return len(self.places) - self.weighted
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The names of the features, then that of the weights."""
+        return tuple(place.name for place in self.places)
+
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the columns that are read, each once."""
+        return tuple(dict.fromkeys(place.column for place in self.places))
+
+
+@lru_cache(1024)
+def is_list(kind: Any) -> bool:
+    """Whether a column's type is lists of any kind, all of one length or not."""
+    return any(check(kind) for check in _IS_LIST)
 
 
 @lru_cache(1024)
 def dtype_of(kind: Any, text: bool = False) -> str:
-    """Return NumPy's name for a column's type, "" if it is none of bool, integers and floats.
+    """Return NumPy's name for the type of a column's numbers, or of the numbers in its lists.
 
-    Numbers of text files are float64, however they look: 1 in one file and 1.5 in another are one column.
+    It is "" if they are none of bool, integers and floats. Numbers of text files are float64, however they
+    look: 1 in one file and 1.5 in another are one column.
     """
+    kind = kind.value_type if is_list(kind) else kind
     kind = kind.value_type if types.is_dictionary(kind) else kind
     if types.is_boolean(kind):
         return "bool"
@@ -59,43 +101,64 @@ def dtype_of(kind: Any, text: bool = False) -> str:
     return ""
 
 
+def element_of(name: str) -> tuple[str, int] | None:
+    """Return the column of lists and the place in them that a feature's name says, if it says one."""
+    match = _ELEMENT.fullmatch(name)
+    return (match[1], int(match[2])) if match else None
+
+
+def first_length(arrays: Iterable[Any]) -> int | None:
+    """Return how many values the first list that is not null has; None if there is none."""
+    for array in arrays:
+        lengths = compute.list_value_length(array).drop_null()
+        if len(lengths):
+            return int(lengths[0].as_py())
+    return None
+
+
+def no_lists(column: str, name: str) -> DataError:
+    """Return the error of a column without any list, so that nobody knows how many features it has."""
+    return DataError(
+        "the first list of a column says how many features it has",
+        f"{name}: no row of column {column!r} holds a list",
+        'leave it out: name the columns to count, as columns=["a", "b"]',
+    )
+
+
 def choose(
-    schema: Any, wanted: Sequence[str] | None, weights: str | None, file: str, text: bool
+    schema: Any, wanted: Sequence[str] | None, weights: str | None, file: str, text: bool, length: Length
 ) -> tuple[Choice, list[str]]:
     """Return the columns to read, and which others are left out: text, times and the like.
 
+    Args:
+        schema: of the table.
+        wanted: the names that the caller gave, of columns or of all features of a column of lists.
+        weights: the name of the column of weights.
+        file: how messages call the table.
+        text: whether it is a text file.
+        length: says how many values the lists of a column have, where its type does not.
+
     Raises:
         DataError: a column that was named is not there or holds no numbers; none was named, and there is no
-            column of numbers, or one whose numbers cannot be taken, as decimals and lists.
+            column of numbers, or one whose numbers cannot be taken, as decimals and lists of lists.
     """
     if weights is None:
-        return _choose(schema, wanted, file, text)
-    last, _ = _choose(schema, (weights,), file, text, "weights")
+        return _choose(schema, wanted, file, text, length)
+    last, _ = _choose(schema, (weights,), file, text, length, "weights")
     if wanted is not None and weights in wanted:
         raise DataError("a column of weights is no feature", repr(weights), "leave it out of columns=")
     others = pa.schema([field for field in schema if field.name != weights])
-    found, left_out = _choose(others, wanted, file, text)
-    names, dtypes = (*found.names, *last.names), (*found.dtypes, *last.dtypes)
-    return Choice(names, dtypes, found.named, True), left_out
+    found, left_out = _choose(others, wanted, file, text, length)
+    places, dtypes = (*found.places, *last.places), (*found.dtypes, *last.dtypes)
+    return Choice(places, dtypes, found.named, True), left_out
 
 
 def _choose(
-    schema: Any, wanted: Sequence[str] | None, file: str, text: bool, option: str = "columns"
+    schema: Any, wanted: Sequence[str] | None, file: str, text: bool, length: Length, option: str = "columns"
 ) -> tuple[Choice, list[str]]:
     kinds = _Kinds(schema, file)
     if wanted is not None:
-        missing = [name for name in wanted if name not in kinds]
-        if missing:
-            has = listed([repr(name) for name in kinds], 10)
-            raise DataError(f"{option}= names columns of the table", f"no {missing[0]!r}; {file} has {has}")
-        dtypes = []
-        for name in wanted:
-            kind = kinds[name]
-            # Of text only the first lines were read: a column that holds nothing there is named as numbers.
-            dtypes.append("float64" if text and types.is_null(kind) else dtype_of(kind, text))
-            if not dtypes[-1]:
-                raise _refused(name, kind, file, f"leave it out of {option}=")
-        return Choice(tuple(wanted), tuple(dtypes), True), []
+        return _named(kinds, wanted, file, text, length, option), []
     found: dict[str, str] = {}
     left_out: list[str] = []
     nothing: list[str] = []
@@ -121,23 +184,112 @@ def _choose(
             f"{file} begins with {listed(list(found), 5)}",
             "write a line of names above it",
         )
-    return Choice(tuple(found), tuple(found.values()), False), left_out
+    places = tuple(place for name in found for place in _places(name, kinds, file, length))
+    _check_apart(places, kinds, file)
+    return Choice(places, tuple(found[place.column] for place in places), False), left_out
+
+
+def _named(
+    kinds: _Kinds, wanted: Sequence[str], file: str, text: bool, length: Length, option: str
+) -> Choice:
+    """Return the columns that the caller named; a column of lists also by the names of all its features."""
+    found: list[Place] = []
+    dtypes: dict[str, str] = {}
+    known: dict[str, list[Place]] = {}
+    for name in wanted:
+        column = _column_of(name, kinds)
+        if column not in kinds:
+            has = listed([repr(other) for other in kinds], 10)
+            raise DataError(f"{option}= names columns of the table", f"no {name!r}; {file} has {has}")
+        kind = kinds[column]
+        # Of text only the first lines were read: a column that holds nothing there is named as numbers.
+        dtypes[column] = "float64" if text and types.is_null(kind) else dtype_of(kind, text)
+        if not dtypes[column] or (is_list(kind) and option == "weights"):
+            raise _refused(column, kind, file, f"leave it out of {option}=")
+        if column not in known:
+            known[column] = _places(column, kinds, file, length)
+        found += known[column] if name == column else [Place(column, _at(name), known[column][0].of)]
+    for column, places in known.items():
+        given = [place for place in found if place.column == column]
+        if sorted(given) != places:
+            raise DataError(
+                "a column of lists is taken whole: all its values are features, each once",
+                f"{file}: column {column!r} has {len(places)} values in a row, and named are "
+                f"{listed([repr(place.name) for place in given], 10)}",
+                f"name the column itself, as {option}=[{column!r}] (--column)",
+            )
+    _check_apart(found, kinds, file)
+    return Choice(tuple(found), tuple(dtypes[place.column] for place in found), True)
+
+
+def _column_of(name: str, kinds: _Kinds) -> str:
+    """Return the column that a caller's name means: the one of that name, or the lists it is a value of."""
+    element = element_of(name)
+    if name in kinds or element is None or element[0] not in kinds or not is_list(kinds[element[0]]):
+        return name
+    return element[0]
+
+
+def _at(name: str) -> int:
+    element = element_of(name)
+    assert element is not None  # as _column_of found a column of lists by it
+    return element[1]
+
+
+def _places(column: str, kinds: _Kinds, file: str, length: Length) -> list[Place]:
+    """Return the places of a column's features: one of plain numbers, one for each value of lists."""
+    kind = kinds[column]
+    if not is_list(kind):
+        return [Place(column)]
+    many = kind.list_size if types.is_fixed_size_list(kind) else length(column)
+    if not many:
+        raise DataError(
+            "the lists of a column hold numbers",
+            f"{file}: column {column!r} of type {kind}, whose lists are empty",
+            'leave it out: name the columns to count, as columns=["a", "b"]',
+        )
+    return [Place(column, at, many) for at in range(many)]
+
+
+def _check_apart(places: Iterable[Place], kinds: _Kinds, file: str) -> None:
+    """Raise DataError where a column has the name that a value of a column of lists has."""
+    for place in places:
+        element = None if place.of else element_of(place.name)
+        lists = element and element[0] in kinds and is_list(kinds[element[0]])
+        if lists or (place.of and place.name in kinds):
+            raise DataError(
+                "features have names of their own",
+                f"{file}: {place.name!r} is a column, and also a value of a column of lists",
+                "rename one of the two columns",
+            )
 
 
 def check_same(choice: Choice, schema: Any, file: str, text: bool) -> None:
     """Raise DataError unless a file has the chosen columns with their types; their order may differ."""
     fix = "write all files with the same columns, or name those to count, as columns=['a', 'b']"
-    kinds, chosen = _Kinds(schema, file), set(choice.names)
-    for name, dtype in zip(choice.names, choice.dtypes, strict=True):
+    kinds = _Kinds(schema, file)
+    chosen = {
+        place.column: (dtype, place.of) for place, dtype in zip(choice.places, choice.dtypes, strict=True)
+    }
+    for name, (dtype, many) in chosen.items():
         if name not in kinds:
             raise DataError("all files of a table have the same columns", f"{file}: no column {name!r}", fix)
         kind = kinds[name]
         # Of a text file only the first lines were read, and these may have nothing there.
-        if dtype_of(kind, text) != dtype and not (text and types.is_null(kind)):
+        same = dtype_of(kind, text) == dtype or (text and types.is_null(kind))
+        if not same or is_list(kind) != bool(many):
+            first = f"lists of {dtype}" if many else dtype
             raise DataError(
                 "a column has the same type in all files of a table",
-                f"{file}: column {name!r} is {kind}, and {dtype} in the first file",
+                f"{file}: column {name!r} is {kind}, and {first} in the first file",
                 "write all files with the same types",
+            )
+        if types.is_fixed_size_list(kind) and kind.list_size != many:
+            raise DataError(
+                "the lists of a column have one length in all files of a table",
+                f"{file}: column {name!r} is {kind}, and the first file has {many} values in a row",
+                "write all files with lists of one length, or leave the column out: name those to count, as "
+                "columns=['a', 'b']",
             )
     if choice.named:
         return
@@ -156,8 +308,8 @@ def warn_of_columns(name: str, choice: Choice, left_out: Sequence[str], stacklev
 
     Flags are hardly ever meant to be scaled; but some are features, and who names them has said so.
     """
-    pairs = list(zip(choice.names, choice.dtypes, strict=True))[: choice.features]
-    flags = [repr(name) for name, dtype in pairs if dtype == "bool"]
+    pairs = list(zip(choice.places, choice.dtypes, strict=True))[: choice.features]
+    flags = list(dict.fromkeys(repr(place.column) for place, dtype in pairs if dtype == "bool"))
     if left_out:
         text = f"{name}: columns that hold no numbers are left out: {listed(left_out, 10)}"
         warnings.warn(text, DataWarning, stacklevel=stacklevel + 1)
@@ -197,12 +349,31 @@ def check_names(columns: Any) -> tuple[str, ...] | None:
     return names
 
 
-def as_columns(batch: Any, choice: Choice) -> Columns:
-    """Return the values of a record batch, without copying those of plain numbers."""
-    arrays, missing = [], []
+def as_columns(batch: Any, choice: Choice, name: str = "", first: int = 0) -> Columns:
+    """Return the values of a record batch, without copying those of plain numbers and of lists without nulls.
+
+    Args:
+        batch: of pyarrow.
+        choice: the columns.
+        name: how messages call what it is a part of.
+        first: the number of its first row there.
+
+    Raises:
+        DataError: a list of another length.
+    """
     columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-    for name, dtype in zip(choice.names, choice.dtypes, strict=True):
-        values, mask = _numbers(columns[name], np.dtype(dtype))
+    read: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}
+    arrays, missing = [], []
+    for place, dtype in zip(choice.places, choice.dtypes, strict=True):
+        if not place.of:
+            values, mask = _numbers(columns[place.column], np.dtype(dtype))
+        else:
+            if place.column not in read:
+                array = columns[place.column]
+                check_lengths(array, place.column, place.of, name, first)
+                read[place.column] = in_rows(array, np.dtype(dtype), place.of)
+            whole, gone = read[place.column]
+            values, mask = whole[:, place.at], None if gone is None else gone[:, place.at]
         arrays.append(values)
         missing.append(mask)
     if not choice.weighted:
@@ -211,6 +382,31 @@ def as_columns(batch: Any, choice: Choice) -> Columns:
     if gone is not None:
         weights[gone] = np.nan
     return Columns(choice.names[:-1], tuple(arrays), tuple(missing), weights)
+
+
+def check_lengths(array: Any, column: str, many: int, name: str, first: int) -> None:
+    """Raise DataError unless every list of an array that is not null has so many values."""
+    lengths = compute.list_value_length(array).fill_null(many).to_numpy(zero_copy_only=False)
+    wrong = np.flatnonzero(lengths != many)
+    if len(wrong):
+        raise DataError(
+            "all lists of a column have as many values as its first",
+            f"{name}: {lengths[wrong[0]]} values, not {many}, at row {first + wrong[0]}, column {column!r}",
+            'bring them to one length, or leave the column out: name those to count, as columns=["a", "b"]',
+        )
+
+
+def in_rows(array: Any, dtype: np.dtype, many: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return lists of one length as rows of an array, and what of it is null; None where nothing is."""
+    values, mask = _numbers(array.flatten(), dtype)  # which minds the offset, and leaves null lists out
+    values = values.reshape(-1, many)
+    mask = None if mask is None else mask.reshape(-1, many)
+    if not array.null_count:
+        return values, mask
+    there = array.is_valid().to_numpy(zero_copy_only=False)
+    whole, gone = np.zeros((len(array), many), dtype), np.ones((len(array), many), bool)
+    whole[there], gone[there] = values, False if mask is None else mask
+    return whole, gone
 
 
 def _numbers(array: Any, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray | None]:
@@ -255,17 +451,17 @@ class _Kinds:
 def _refused(name: str, kind: Any, file: str, fix: str) -> DataError:
     if types.is_decimal(kind):
         fix = f"cast it to float64 and mind the digits this loses, or {fix}"
-    elif types.is_nested(kind):
-        fix = f"write one column for each number, or {fix}"
+    elif types.is_nested(kind) and not dtype_of(kind):
+        fix = f"write one column for each number, or lists of numbers, or {fix}"
     return DataError(
-        "a column holds bool, integers or floats",
+        "a column holds bool, integers or floats, or lists of them",
         f"{file}: column {name!r} of type {kind}",
         fix,
     )
 
 
 def _holds_numbers(kind: Any) -> bool:
-    """Whether values of a type are numbers that are not plain ones: decimals, lists, tensors."""
+    """Whether a type has numbers that are not plain ones: decimals, structs, lists of lists, tensors."""
     if isinstance(kind, pa.BaseExtensionType):
         return _holds_numbers(kind.storage_type)
     if types.is_nested(kind):

@@ -15,12 +15,13 @@ from slabnorm.errors import DataError, SlabError, SlabWarning
 from slabnorm.inputs.sources import table_text
 from slabnorm.inputs.sources.base import Columns, Shard
 from slabnorm.inputs.sources.filesystems import filesystem, mark_of
-from slabnorm.inputs.sources.table_columns import Choice, as_columns
+from slabnorm.inputs.sources.table_columns import Choice, as_columns, first_length, is_list
 from slabnorm.inputs.sources.table_files import TableFile
 
 SHARD_BYTES = 64 << 20  # of a run of row groups or record batches, in memory
 BATCH_ROWS = 1 << 17  # read at once; a fit of 64 float32 columns takes 1.20 s of CPU, with 2^16 1.40
 BATCH_BYTES = 32 << 20  # ... at most
+PEEK_ROWS = 1 << 10  # of a column of lists, to see how long these are
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,9 @@ class TableShard(Shard):
         while True:
             with reading(self.name):
                 batch = next(batches, None)
-                block = None if batch is None else as_columns(batch, self.choice)
+                block = None
+                if batch is not None:
+                    block = as_columns(batch, self.choice, self.file.name, self.part.row + rows)
             if block is None:
                 break
             rows += len(block)
@@ -150,7 +153,7 @@ def _look_at_ipc(file: TableFile, _: str) -> tuple[Any, Callable[[Choice], list[
 def _look_at_csv(file: TableFile, delimiter: str) -> tuple[Any, Callable[[Choice], list[Part]]]:
     schema, memory = table_text.schema_of(file, delimiter), 4 * table_text.CSV_BYTES + BATCH_BYTES
     return schema, lambda choice: [
-        Part(size=file.size, memory=memory, beside=len(choice.names) < len(schema))
+        Part(size=file.size, memory=memory, beside=len(choice.columns) < len(schema))
     ]
 
 
@@ -169,6 +172,25 @@ def parts_of(runs: Sequence[tuple[int, int, int, int]]) -> list[Part]:
     return parts
 
 
+def length_of_lists(file: TableFile, column: str) -> int | None:
+    """Return how many values the first list of a column has that is not null; None if there is none.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    with reading(file.name), _open(file) as handle:
+        if file.kind == "parquet":
+            batches = _parquet(handle).iter_batches(PEEK_ROWS, columns=[column], use_threads=False)
+        elif _is_ipc_file(handle):
+            reader = ipc.open_file(handle)
+            reader = ipc.open_file(handle, options=_fields([reader.schema.get_field_index(column)]))
+            batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
+        else:
+            batches = ipc.open_stream(handle)
+        arrays = (batch.column(column) for batch in map(_checked, batches))
+        return first_length(array for array in arrays if is_list(array.type))
+
+
 def _parquet(handle: Any) -> Any:
     return parquet.ParquetFile(handle, page_checksum_verification=True)  # off by default
 
@@ -178,7 +200,7 @@ def _parquet_batches(file: TableFile, part: Part, choice: Choice) -> Iterator[An
         reader = _parquet(handle)
         # Threads read other shards at the same time.
         yield from reader.iter_batches(
-            batch_rows(choice), list(range(part.first, part.last)), list(choice.names), use_threads=False
+            batch_rows(choice), list(range(part.first, part.last)), list(choice.columns), use_threads=False
         )
 
 
@@ -237,11 +259,14 @@ def _fields(places: list[int]) -> Any:
 
 
 def _places(schema: Any, choice: Choice) -> list[int]:
-    return [schema.get_field_index(name) for name in choice.names]
+    return [schema.get_field_index(name) for name in choice.columns]
 
 
 def _checked(batch: Any) -> Any:
     batch.validate()  # that lengths do not lead out of buffers
+    for column in batch.columns:
+        if is_list(column.type):
+            column.validate(full=True)  # nor where a single list begins and ends
     return batch
 
 

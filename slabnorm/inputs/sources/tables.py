@@ -19,10 +19,11 @@ from slabnorm.inputs.sources.table_columns import (
     check_names,
     check_same,
     choose,
+    no_lists,
     warn_of_columns,
 )
 from slabnorm.inputs.sources.table_files import TableFile, find, listed
-from slabnorm.inputs.sources.table_read import Part, TableShard, look
+from slabnorm.inputs.sources.table_read import Part, TableShard, length_of_lists, look
 
 LOOKERS = 16  # threads that read footers, which is mostly waiting
 
@@ -32,7 +33,8 @@ class TableSource(Source):
 
     Parquet (.parquet, .pq), Arrow IPC in file and stream format (.arrow, .feather, .ipc) and CSV (.csv,
     .csv.gz, with a line of names). Dictionaries are decoded; bool and integers are counted exactly; numbers
-    in CSV are float64. Files and folders whose names begin with . or _ are not read.
+    in CSV are float64. A column of lists of numbers, all of one length, is a feature for each place in them:
+    `state[0]`, `state[1]`, ... Files and folders whose names begin with . or _ are not read.
 
     Args:
         source: a file, a folder, a glob, or a URL of these, as `s3://`, `gs://`, `memory://`.
@@ -42,7 +44,7 @@ class TableSource(Source):
 
     Raises:
         DataError: there are no such files; a column that was named is not there or holds no numbers;
-            none was named, and one holds numbers that cannot be taken (decimals, lists).
+            none was named, and one holds numbers that cannot be taken (decimals, lists of lists).
         OptionError: `columns` is no list of names.
         ExtraError: a package for the URL is not installed.
 
@@ -108,10 +110,25 @@ class TableSource(Source):
             if isinstance(schema, DataError):
                 broken = broken or schema
                 continue
-            choice, left_out = choose(schema, self._wanted, self._weights, file.name, file.kind == "csv")
+            choice, left_out = choose(
+                schema, self._wanted, self._weights, file.name, file.kind == "csv", self._length
+            )
             warn_of_columns(self.name, choice, left_out, 5)
             return replace(choice, delimiter=self._delimiter)
         raise broken or DataError("a data set holds samples", f"{self.name} is empty")
+
+    def _length(self, column: str) -> int:
+        """Return how many values the first list of a column has, in the first file where one is not null."""
+        broken: DataError | None = None
+        for file in self._files:
+            try:
+                length = length_of_lists(file, column)
+            except DataError as error:
+                broken = broken or error
+                continue
+            if length is not None:
+                return length
+        raise broken or no_lists(column, self.name)
 
     def _schemas(self) -> Iterator[tuple[TableFile, Any]]:
         """Yield the schema of each file, or why it has none; of a text file once it shows all types."""
