@@ -116,7 +116,8 @@ def test_what_is_ignored_stays_ignored(run):
 
 
 def test_a_program_that_imports_slabnorm_keeps_its_own_signals(monkeypatch):
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # other libraries here may have theirs
+        assert getattr(signal.getsignal(number), "__module__", "") != interrupt.__name__
     assert not interrupt.started_as_command()
     monkeypatch.setattr(sys, "argv", ["/usr/bin/slabnorm", "fit"])
     assert interrupt.started_as_command()

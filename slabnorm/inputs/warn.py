@@ -18,7 +18,7 @@ from slabnorm.report.names import printable
 # exponential ones 12, log-normal ones 75, Student's t with 3 degrees of freedom 84; their standard
 # deviations are 0.7 to 1.5. Values that are 0 but for one in a million reach 1000 standard deviations.
 FAR, WIDE = 1000.0, 30.0
-FEW = 100  # values, below which nobody can say that they are all that a feature has
+FEW = 100  # values, below which one outlier is all of the standard deviation, and two values all that vary
 
 
 def warn_of_flags(name: str) -> None:
@@ -64,7 +64,8 @@ def _warn_of_small_scales(norm: InputNorm, varies: Tensor) -> None:
         )
     far = torch.maximum((moments.max - norm.shift).abs(), (moments.min - norm.shift).abs()) / scale
     std = moments.var().sqrt()
-    small = varies & ~noise & ((far >= FAR) | (std.isfinite() & (std >= WIDE * scale)))
+    wide = (moments.count >= FEW) & std.isfinite() & (std >= WIDE * scale)
+    small = varies & ~noise & ((far >= FAR) | wide)
     if bool(small.any()) and norm.scheme.clip is None:
         at = int(torch.where(small, far, 0).argmax())
         reached, own, name = float(far.reshape(-1)[at]), float(scale.reshape(-1)[at]), _name(names, at)
