@@ -31,7 +31,7 @@ def run(
 ) -> tuple[Tensor, Found | None]:
     """Run a prepared call; return y, and the statistics it found unless they were given.
 
-    With `inplace`, y takes the memory of x if no gradient is needed and its strides allow it.
+    With `inplace`, y may take the memory of x where no gradient is needed: `normalize` says when it does.
     """
     slab, backend = prepared.slab, prepared.backend
     if given is None and slab.count == 1 and slab.pattern.pools_samples and slab.slabs > 0:

@@ -90,8 +90,10 @@ def normalize(
         affine: the axes of weight and bias, such as "c h w" or "(g c)".
         mean, var: use these statistics instead of the slab's own: constants of the shape of the
             pattern's right side. No gradient flows to them.
-        inplace: allow the result to take the memory of x, which then is the result. It does where no gradient
-            is needed and x is dense, on the CPU; elsewhere x stays as it is.
+        inplace: allow the result to take the memory of x, which then is the result: go on with that alone.
+            Compiled kernels on the CPU do so where no gradient is needed, eps is not 0, and x is dense
+            memory that PyTorch has allocated and shares with no other tensor of the call. Elsewhere x
+            stays as it is.
         **sizes: sizes of split axes, as in `g=32`.
 
     Returns:

@@ -309,6 +309,20 @@ def test_a_terminal_is_told_once_that_kernels_are_compiled(
     os.close(ours)
 
 
+def test_settings_changed_in_a_running_process_have_files_of_their_own(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile_use()
+    ours = only_file(folder)
+    with monkeypatch.context() as changed:
+        changed.setenv("NUMBA_OPT", "1")
+        compile_use()
+        assert len(list(folder.iterdir())) == 2
+    ours.unlink()
+    compile_use()
+    assert loads(ours)
+
+
 WITHOUT_JIT = """
 import numba, numpy as np, torch, slabnorm as sn
 assert numba.config.DISABLE_JIT

@@ -257,3 +257,20 @@ def test_kernels_run_under_the_modes_that_only_watch() -> None:
     want = layer(X)
     with FlopCounterMode(display=False), torch.device("cpu"):
         assert torch.equal(layer(X), want)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("order", ["channels last", "with gaps", "transposed"])
+def test_vmap_over_any_memory_order(name: str, order: str) -> None:
+    """vmap does not answer whether a tensor is channels_last."""
+    x = draw((3, 4, 5, 7, 6)).permute(0, 1, 4, 2, 3)
+    if order == "with gaps":
+        x = draw((3, 4, 5, 14, 6))[:, :, :, ::2].permute(0, 1, 4, 2, 3)
+    if order == "transposed":
+        x = draw((3, 4, 6, 7, 5)).transpose(3, 4)
+    layer = fresh(name, False)
+    assert close(torch.func.vmap(layer)(x), torch.stack([layer(one) for one in x]))
+    assert close(
+        torch.func.vmap(lambda x: sn.normalize(x, "n c h w -> c"))(x),
+        torch.stack([sn.normalize(one, "n c h w -> c") for one in x]),
+    )

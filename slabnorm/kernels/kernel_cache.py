@@ -223,6 +223,7 @@ def _surroundings() -> str:
 
 def _settings() -> str:
     """Return Numba's settings, as they are now: checked bounds, levels of optimisation, ..."""
+    config.reload_config()  # the compiler does, and a kernel is not to be kept under the settings before
     given = ((name, value) for name, value in vars(config).items() if name.isupper())
     return repr(sorted((name, repr(value)) for name, value in given if not _UNRELATED.match(name)))
 

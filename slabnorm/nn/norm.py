@@ -11,7 +11,7 @@ from slabnorm.autograd import run
 from slabnorm.errors import PatternError
 from slabnorm.functional import check_eps
 from slabnorm.kernels.activation import check_activation
-from slabnorm.kernels.strides import suggested
+from slabnorm.kernels.strides import dense, suggested
 from slabnorm.nn.running import RunningStatistics, held
 from slabnorm.pattern import Pattern, parse
 from slabnorm.prepare import prepare
@@ -128,7 +128,7 @@ class SlabNorm(RunningStatistics):
         formats = self.formats
         if formats and call.order not in formats:
             # torch's layer computes on such a copy, too: it is nothing that a namesake reads or writes more.
-            return SlabNorm.forward(self, x.contiguous(memory_format=self.format_of(x)), residual)
+            return SlabNorm.forward(self, dense(x, self.format_of(x)), residual)
         slab = call.slab
         # Warnings read values, which a traced or fake tensor does not have.
         observed = call.backend is not None and type(x) in (Tensor, nn.Parameter)

@@ -34,6 +34,7 @@ _SMALL = 1e-3  # what is this small beside the largest of its kind is compared w
 _SHARE = 0.01  # of a gradient's elements, which may be off by more
 _DRAWS = 3  # of weights near the model's; with each the comparison has to fail
 _NEAR = 0.01  # of a tensor's root mean square, by which they are off
+_FINITE = torch.finfo(torch.float64).max
 _IN_FLOAT64 = 1e-9, 1e-4  # what is allowed there at least and at most
 
 
@@ -43,9 +44,9 @@ def check(model: nn.Module, change: Callable[[nn.Module], None], batch: Any) -> 
     Compared are outputs, the gradients of parameters and inputs, and floating-point buffers after the step.
     In float64 each may be off, as a share of its largest value, by what rounding to float32 moves an element
     of it by (the median), and by 1e-9 at least. In the model's dtype outputs and buffers pass if no element,
-    gradients if at most 1% of the elements are off by more than 8 times the unchanged model's largest error,
-    or by 1e-4 (float32; 1e-9, 5e-2 and 1e-2 for float64, bfloat16 and float16). What fails is compared twice
-    more, with weights 1% off, and fails if it fails each time.
+    gradients if at most 1% of the elements, all of them finite, are off by more than 8 times the unchanged
+    model's largest error, or by 1e-4 (float32; 1e-9, 5e-2 and 1e-2 for float64, bfloat16 and float16). What
+    fails is compared twice more, with weights 1% off, and fails if it fails each time.
     """
     args, options = _arguments(batch)
     devices = {t.device.index or 0 for t in model.parameters() if t.device.type == "cuda"}
@@ -193,7 +194,9 @@ def _compare(
                 if _over(off, was, allowed):
                     return _differs(what, _words("in float64 ", off, was, allowed))
             allowed = max(_TIMES * float(was.nan_to_num(0).max()), _FLOORS.get(old.dtype, 1e-4))
-            if _over(now, was, allowed) > (_SHARE if kind.startswith("gradient") else 0):
+            # A flip at a kink is finite.
+            share = _SHARE if kind.startswith("gradient") and not _over(now, was, _FINITE) else 0
+            if _over(now, was, allowed) > share:
                 return _differs(what, _words("", now, was, allowed))
     return None
 
@@ -213,7 +216,9 @@ def _words(where: str, errors: Tensor, before: Tensor, allowed: float) -> str:
 
 
 def _size(x: Tensor) -> float:
-    return float(x.double().abs().max()) if x.numel() else 0.0
+    """Return the largest value; without infinities and NaN, beside which any error would be nothing."""
+    finite = x[x.isfinite()]
+    return float(finite.double().abs().max()) if finite.numel() else 0.0
 
 
 def _errors(x: Tensor, truth: Tensor) -> Tensor:

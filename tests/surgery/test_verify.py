@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -211,3 +212,50 @@ class Speech(nn.Module):
 
 def test_models_that_ask_for_the_gradient_of_their_input() -> None:
     assert sn.accelerate(Speech(), verify=torch.randn(2, 9), always=True).verified
+
+
+class Masked(nn.Module):
+    """Marks an output as many models do, so that a softmax leaves it out."""
+
+    def __init__(self, mark: float) -> None:
+        super().__init__()
+        self.norm, self.mark = nn.LayerNorm(8), mark
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x).index_fill(1, torch.tensor([0]), self.mark)
+
+
+@pytest.mark.parametrize("mark", [float("-inf"), float("inf"), float("nan")])
+def test_infinities_and_nan_hide_nothing(mark: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    def off(self: norms.Accelerated, input: Tensor, residual: None = None, fused: bool = False) -> Tensor:
+        return self.plain.forward(self, input) + 3
+
+    x = torch.randn(4, 8)
+    assert sn.accelerate(Masked(mark), verify=x, always=True).verified
+    monkeypatch.setattr(norms.Accelerated, "forward", off)
+    with pytest.raises(VerificationError, match="output 0"):
+        sn.accelerate(Masked(mark), verify=x, always=True)
+
+
+class OneNaN(torch.autograd.Function):
+    """One element of a gradient is not a number, in float32 alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
+        dx = dy.clone()
+        if dx.dtype == torch.float32:
+            dx.view(-1)[3] = torch.nan
+        return dx
+
+
+def test_nan_in_a_gradient_is_no_flip(monkeypatch: pytest.MonkeyPatch) -> None:
+    def off(self: norms.Accelerated, input: Tensor, residual: None = None, fused: bool = False) -> Tensor:
+        return self.plain.forward(self, OneNaN.apply(input))
+
+    monkeypatch.setattr(norms.Accelerated, "forward", off)
+    with pytest.raises(VerificationError, match="gradient of input 0"):
+        sn.accelerate(nn.Sequential(nn.LayerNorm(64)), verify=torch.randn(16, 64), always=True)
