@@ -61,8 +61,8 @@ def unwinding() -> Iterator[None]:
 
     Its exit code is 128 and the signal's number, as a shell has it: 130 after Ctrl-C.
     """
-    _state["raises"] = True
     try:
+        _state["raises"] = True  # within, so that a signal just after it is unwound
         yield
     finally:
         _state["raises"] = False
@@ -74,7 +74,8 @@ def unwinding() -> Iterator[None]:
 def say() -> None:
     """Say on stderr, which may be gone, that the command was interrupted."""
     _state["said"] = True
-    with suppress(OSError, ValueError, AttributeError):
+    # RuntimeError: the signal came while stderr was written to, which is not begun again within.
+    with suppress(OSError, ValueError, AttributeError, RuntimeError):
         sys.stderr.write("interrupted\n")
         sys.stderr.flush()
 

@@ -108,6 +108,18 @@ def test_ctrl_c_while_importing_ends_without_a_traceback(tmp_path):
     assert (process.returncode, err) == (130, "interrupted\n")
 
 
+def test_ctrl_c_while_stderr_is_written_to_ends_with_its_code():
+    # Importing, where nothing unwinds: the handler speaks within the write that it has interrupted.
+    code = (
+        "import os, signal, sys\nfrom slabnorm import interrupt\ninterrupt.catch()\n"
+        "class Busy:\n def write(self, text): raise RuntimeError('reentrant call')\n flush = write\n"
+        "sys.stderr = Busy()\nos.kill(os.getpid(), signal.SIGINT)"
+    )
+    path = str(Path(__file__).parents[1])
+    command = [sys.executable, "-c", code]
+    assert subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, check=False).returncode == 130
+
+
 def test_what_is_ignored_stays_ignored(run):
     # As nohup does; a signal that comes all the same changes nothing.
     before = "from slabnorm import interrupt\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n"

@@ -181,6 +181,20 @@ class Ledger:
         )
 
 
+def base_of(path: Path) -> Path:
+    """Return the path of the ledger that a file is beside, or the path itself."""
+    end = next((end for end in _BESIDE if path.name.endswith(end)), "")
+    return path.with_name(path.name.removesuffix(end)) if path.name != end else path
+
+
+def is_ledger(path: Path) -> bool:
+    """Whether a file is a ledger."""
+    try:
+        return path.is_file() and _check_ours(path)
+    except LedgerError:
+        return False
+
+
 def _check_ours(path: Path) -> bool:
     """Whether there is a ledger at a path, which is nothing, an empty file, or a ledger.
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from slabnorm.errors import DataError, OptionError
+from slabnorm.inputs import ledger
 from slabnorm.inputs.sources import archives, table_files
 from slabnorm.inputs.sources.chunked import is_zarr_path
 from slabnorm.inputs.sources.filesystems import local_path
@@ -22,7 +23,7 @@ from slabnorm.inputs.sources.pictures import is_image
 from slabnorm.report.names import printable
 from slabnorm.report.write import check_writable
 
-OURS = (".safetensors", ".html", ".json")  # what is written again, also beside data
+OURS = (".safetensors", ".html", ".json", ".ledger")  # what is written again, also beside data
 
 Mark = tuple[int, int]  # device and inode
 
@@ -152,7 +153,7 @@ class _Target:
             if inside and _is_data(self.real.name):
                 return f"would be read from {printable(folder)} next time"
             return ""
-        if inside and self.real.suffix.lower() not in OURS:
+        if inside and not _is_ours(self.real):
             return f"lies in {printable(folder)}"
         found = _name_in(folder, self.mark)
         return f"is read as {printable(found)}" if found else ""
@@ -179,6 +180,12 @@ def _name_in(folder: str, wanted: Mark) -> str:
         except OSError:  # which whoever reads it will say
             continue
     return ""
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is written again: one of slabnorm's kinds, a ledger, or what SQLite has beside one."""
+    base = ledger.base_of(path)
+    return base.suffix.lower() in OURS or ledger.is_ledger(base)
 
 
 def _is_data(name: str) -> bool:

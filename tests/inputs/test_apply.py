@@ -25,6 +25,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from slabnorm.errors import DataError, DtypeError, ExtraError, OptionError, ShapeError
 from slabnorm.inputs import InputNorm, MinMax, fit, save
 from slabnorm.inputs.apply import apply
+from slabnorm.inputs.apply import text as csv_text
 
 DIGITS = load_digits().data.astype(np.float32)
 WINE = load_wine()
@@ -268,6 +269,7 @@ def test_csv_keeps_its_other_columns_its_header_and_its_nulls(end, batch_rows):
         ("a,b\n1,2\n3\n", "row 1 has 1 values for 2 columns"),
         ("a,b\n1,2\nx,4\n", "x at row 1, column 1, which is no number"),
         ("a,b\n1,2\n3,4_0\n", "4_0 at row 1, column 2, which is no number"),
+        ("a,b\n1,2\n3,٤\n", "at row 1, column 2, which is no number"),
         ('a,b\n1,2\n3,"4\n', "unexpected end"),
         ("b\n1\n", "no column a"),
         ("a,a,b\n1,2,3\n", "2 columns a"),
@@ -327,6 +329,43 @@ def test_tables_that_do_not_fit(wine, photos):
     with pytest.raises(DataError, match=r"read whole(.|\n)*x\.parquet"):
         apply(wine, "x.parquet", "y.parquet")
     assert os.listdir() == ["x.parquet"]
+
+
+def test_damaged_or_endless_gzip_is_an_error_of_the_data_and_not_of_the_output():
+    Path("good.csv").write_text("a,b\n1,2\n3,5\n")
+    norm = fit("good.csv", split="train")
+    whole = gzip.compress("".join(["a,b\n", *(f"{i},{i * i}\n" for i in range(20_000))]).encode())
+    flipped, summed = bytearray(whole), bytearray(whole)
+    flipped[len(whole) // 2] ^= 0xFF
+    summed[-6] ^= 1  # of the checksum
+    endless = gzip.compress(b"a" * (20 << 20))
+    open_quotes = gzip.compress(b"a,b" + b',"\n"' * (5 << 20))
+    cases = [(flipped, ""), (summed, "CRC"), (whole[:-9], "ended")]
+    for content, says in (*cases, (endless, "characters"), (open_quotes, "characters")):
+        Path("x.csv.gz").write_bytes(content)
+        with pytest.raises(DataError, match=f"(?s)CSV file can be read.*{says}"):
+            apply(norm, "x.csv.gz", "y.csv")
+    with pytest.raises(DataError, match=r"nowhere\.csv: No such file"):
+        apply(norm, "nowhere.csv", "y.csv")
+    assert sorted(os.listdir()) == ["good.csv", "x.csv.gz"]
+
+
+def test_batches_of_wide_or_long_rows_are_small(monkeypatch):
+    Path("good.csv").write_text("a,b\n1,2\n3,5\n")
+    norm = fit("good.csv", split="train")
+    wide = "a,b" + "".join(f",c{i}" for i in range(98)) + "\n" + ("1,2" + ",x" * 98 + "\n") * 50
+    Path("wide.csv").write_text(wide)
+    Path("long.csv").write_text("a,b,c\n" + f"1,2,{'x' * 900}\n" * 50)
+    monkeypatch.setattr(csv_text, "BATCH_BYTES", 8000)  # 10 rows of 100 values, 9 of 900 characters
+    sizes = []
+    for name in ("wide.csv", "long.csv"):
+        with monkeypatch.context() as patch:
+            patch.setattr(csv_text, "_normalise", lambda batch, *rest: sizes.append(len(batch)))
+            assert apply(norm, name, "y.csv") == 50
+        apply(norm, name, "y.csv", batch_rows=7)
+        apply(norm, name, "z.csv")
+        assert Path("y.csv").read_text() == Path("z.csv").read_text()
+    assert sizes == [10] * 5 + [9] * 5 + [5]
 
 
 @pytest.mark.parametrize(

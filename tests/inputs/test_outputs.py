@@ -122,6 +122,22 @@ def test_a_database_of_another_program_under_a_ledgers_name_is_not_touched(resum
     assert held() == before
 
 
+@pytest.mark.filterwarnings("ignore:.*(constant|left out):slabnorm.errors.DataWarning")
+@pytest.mark.parametrize(("data", "out"), [("gl", "gl/s.safetensors"), ("img", "img/s.safetensors")])
+def test_a_fit_whose_output_lies_in_the_folder_it_reads_goes_on(data, out):
+    arguments = ("fit", data, *FIT, out)
+    assert run(*arguments).exit_code == 0
+    source, ledger = sn.load(out), Path(f"{out}.ledger")
+    sn.fit(data, split="train", ledger=ledger)  # which stays, as after a kill
+    Path(f"{ledger}-journal").write_bytes(b"")
+    assert "--resume" in run(*arguments).stderr
+    assert run(*arguments, "--resume").exit_code == 0
+    assert sn.load(out).record.content == source.record.content
+    assert not ledger.exists()
+    for _ in range(2):  # a ledger under any name
+        sn.fit(data, split="train", ledger=f"{data}/counted.db", resume=True)
+
+
 def test_a_file_under_a_ledgers_name_outlives_a_fit_that_keeps_none():
     np.savez("x.npz", x=ROWS)
     assert run("fit", "x.npz", *FIT, "db").exit_code == 0

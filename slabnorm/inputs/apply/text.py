@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from itertools import islice
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from slabnorm.report.names import listing, printable
 from slabnorm.report.write import replacing
 
 FLAGS = {"true": 1.0, "True": 1.0, "TRUE": 1.0, "false": 0.0, "False": 0.0, "FALSE": 0.0}
-BATCH_BYTES = 8 << 20  # of a batch as float64, by default
+BATCH_BYTES = 8 << 20  # of a batch by default: of all its values as float64, and of its text
+LONGEST = 16 << 20  # characters of a row
 Through = Callable[[np.ndarray], np.ndarray]
 
 
@@ -55,8 +56,7 @@ def write_csv(
             "statistics without names",
             "fit on a table",
         )
-    rows, size = batch_rows or max(1, BATCH_BYTES // (8 * len(names))), path.stat().st_size
-    with _reading(path) as (lines, end, place), replacing(out) as target:
+    with _reading(path) as (lines, end), replacing(out) as target:
         text = io.TextIOWrapper(target, "utf-8", newline="", write_through=True)
         writer = csv.writer(text, delimiter=delimiter, lineterminator=end)
         table = csv.reader(lines, delimiter=delimiter, strict=True)
@@ -64,15 +64,32 @@ def write_csv(
         places = _places(names, head, path)
         writer.writerow(head)
         total = done = 0
-        while batch := list(islice(filter(None, table), rows)):
+        for batch in _batches(table, lines, len(head), batch_rows):
             _normalise(batch, places, len(head), through, path, total)
             writer.writerows(batch)
             total += len(batch)
             if progress:
-                done, before = place(), done
-                progress(done - before, size)
+                done, before = lines.place(), done
+                progress(done - before, lines.size)
         text.detach()
     return total
+
+
+def _batches(
+    table: Iterator[list[str]], lines: _Lines, width: int, rows: int | None
+) -> Iterator[list[list[str]]]:
+    """Yield the rows some at a time; by default few enough that neither values nor text take much memory."""
+    most, longest = rows or max(1, BATCH_BYTES // (8 * width)), None if rows else BATCH_BYTES
+    batch, held = list[list[str]](), 0
+    for row in table:
+        held += lines.begin_row()
+        if row:
+            batch.append(row)
+        if len(batch) == most or (batch and longest and held >= longest):
+            yield batch
+            batch, held = [], 0
+    if batch:
+        yield batch
 
 
 def _normalise(
@@ -88,7 +105,7 @@ def _normalise(
     for at, place in enumerate(places):
         for row, values in enumerate(batch):
             try:
-                if "_" in values[place]:  # which Python takes within numbers
+                if "_" in values[place] or not values[place].isascii():  # which Python takes within numbers
                     raise ValueError
                 if values[place] not in NULLS:
                     x[row, at] = FLAGS[values[place]] if values[place] in FLAGS else float(values[place])
@@ -117,18 +134,68 @@ def _places(names: tuple[str, ...], head: list[str], path: Path) -> list[int]:
     return [places[name][0] for name in names]
 
 
+class _Lines:
+    """The lines of a file of text, as they are asked for.
+
+    Attributes:
+        size: of the file, in bytes.
+        place: returns how many of its bytes have been read.
+    """
+
+    def __init__(self, path: Path, raw: Any) -> None:
+        content = gzip.GzipFile(fileobj=raw) if path.suffix.lower() == ".gz" else raw
+        self._text = io.TextIOWrapper(content, "utf-8-sig", newline="")
+        self._path, self._row = path, 0
+        self.size, self.place = path.stat().st_size, raw.tell
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        # Not iter(text): a file of 3 MB can unpack to a line of 3 GB, and a row goes on over lines.
+        line = self._readline(LONGEST + 1 - self._row)
+        self._row += len(line)
+        if self._row > LONGEST:
+            raise _damaged(self._path, f"a row of more than {LONGEST:,} characters")
+        if not line:
+            raise StopIteration
+        return line
+
+    def begin_row(self) -> int:
+        """Return the characters of the row that is whole; the next one begins."""
+        length, self._row = self._row, 0
+        return length
+
+    def end(self) -> str:
+        """Return how the first line ends; what is read goes on from the start."""
+        first = self._readline(LONGEST)
+        try:
+            self._text.seek(0)
+        except OSError as error:  # a pipe, which is not read twice
+            raise _damaged(self._path, "it is no regular file") from error
+        return "\r\n" if first.endswith("\r\n") else "\n"
+
+    def _readline(self, most: int) -> str:
+        # Here, and not where the output is written: its errors are OSErrors, too.
+        try:
+            return self._text.readline(most)
+        except (UnicodeDecodeError, EOFError, OSError, zlib.error) as error:
+            raise _damaged(self._path, str(error)) from error
+
+
 @contextmanager
-def _reading(path: Path) -> Iterator[tuple[Any, str, Callable[[], int]]]:
-    """Open text; yield its lines, how the first one ends, and what says how many bytes have been read."""
-    try:
-        with open(path, "rb") as raw:
-            content = gzip.GzipFile(fileobj=raw) if path.suffix.lower() == ".gz" else raw
-            lines = io.TextIOWrapper(content, "utf-8-sig", newline="")
-            first = lines.readline()
-            lines.seek(0)
-            yield lines, "\r\n" if first.endswith("\r\n") else "\n", raw.tell
-    except (csv.Error, UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
-        raise _damaged(path, str(error)) from error
+def _reading(path: Path) -> Iterator[tuple[_Lines, str]]:
+    """Open a file of text; yield its lines, and how the first one ends."""
+    with ExitStack() as stack:
+        try:
+            lines = _Lines(path, stack.enter_context(open(path, "rb")))
+        except OSError as error:
+            raise _damaged(path, error.strerror or str(error)) from error
+        end = lines.end()
+        try:
+            yield lines, end
+        except csv.Error as error:
+            raise _damaged(path, str(error)) from error
 
 
 def _damaged(path: Path, why: str) -> DataError:
