@@ -2,8 +2,8 @@
 
 A signal is raised as KeyboardInterrupt in the main thread, which unwinds as from any error. Where that takes
 longer than GRACE (a compiler or a C library is at work, workers are waited for, something has swallowed it),
-a thread that waits for signals ends the process. While modules are imported there is nothing to unwind, and
-libraries turn an exception in their midst into others: the process ends at once.
+a thread that waits for signals ends the process, on POSIX systems. While modules are imported there is
+nothing to unwind, and libraries turn an exception in their midst into others: the process ends at once.
 """
 
 from __future__ import annotations

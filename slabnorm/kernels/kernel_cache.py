@@ -39,9 +39,8 @@ from slabnorm.errors import KernelWarning
 
 MAGIC = b"slabnorm kernel 1\n"
 _HEAD = len(MAGIC) + 32  # bytes of magic and key
-_NAMES = re.compile(
-    r"[0-9a-f]{64}\.kernel|\.[0-9a-f]{64}\.[0-9a-f]{12}"
-)  # of kernels, and while one is written
+# Of kernels, and of files while they are written.
+_NAMES = re.compile(r"[0-9a-f]{64}\.kernel|\.[0-9a-f]{64}\.[0-9a-f]{12}")
 _DAY = 86400
 _KEPT = 30 * _DAY  # seconds after its last use that a kernel is kept: those of old sources go
 # Settings of Numba that change nothing in what it compiles. CACHE_DIR is that of its own cache.

@@ -85,9 +85,8 @@ class SlabNorm(RunningStatistics):
         dtype: torch.dtype | None = None,
         **sizes: int,
     ) -> None:
-        nn.Module.__init__(
-            self
-        )  # the named layers' torch.nn parents come next: their __init__ is not for them
+        # Not super(): next come the named layers' torch.nn parents, whose arguments are others.
+        nn.Module.__init__(self)
         self.pattern = pattern if isinstance(pattern, Pattern) else parse(pattern)
         if eps is not None:
             check_eps(eps)

@@ -88,8 +88,9 @@ def row_of(head: list[str], cell: CellRecord) -> Row:
 def summary(study: StudyRecord) -> str:
     """Return one line on what was compared."""
     data = study.data
+    epochs = "1 epoch" if study.epochs == 1 else f"{study.epochs} epochs"
     return (
         f"{data.name}: {data.train} train, {data.validation} validation, {data.test} test; {study.model}, "
-        f"{study.parameters:,} parameters; {len(study.seeds)} seeds, {study.epochs} epochs; "
+        f"{study.parameters:,} parameters; {len(study.seeds)} seeds, {epochs}; "
         f"95% intervals over seeds; {len(study.runs)} runs in {study.seconds:.0f} s"
     )

@@ -61,6 +61,8 @@ def write_csv(
         writer = csv.writer(text, delimiter=delimiter, lineterminator=end)
         table = csv.reader(lines, delimiter=delimiter, strict=True)
         head = next(filter(None, table), [])
+        if not head:
+            raise _damaged(path, "it is empty")
         places = _places(names, head, path)
         writer.writerow(head)
         total = done = 0

@@ -23,9 +23,8 @@ from slabnorm.inputs.sources.table_columns import (
 )
 from slabnorm.inputs.sources.table_read import batch_rows, parts_of, row_bytes
 
-GROUP = (
-    1 << 20
-)  # rows of a row group, as pyarrow writes them: the bits are those of the same table in Parquet
+# Rows of a row group, as pyarrow writes them: the bits are those of the same table in Parquet.
+GROUP = 1 << 20
 
 
 @dataclass(frozen=True)

@@ -235,13 +235,12 @@ def _sound(name: str) -> Iterator[None]:
     """Raise DataError for what zipfile raises: of damage, passwords and compression it does not know."""
     try:
         yield
-    except SlabError:
+    except (SlabError, MemoryError):
         raise
     except OSError as error:
         raise _unreadable(name, error) from error
-    except (
-        Exception
-    ) as error:  # BadZipFile, EOFError, NotImplementedError, UnicodeDecodeError, zlib.error, ...
+    # BadZipFile, EOFError, NotImplementedError, UnicodeDecodeError, zlib.error, ...
+    except Exception as error:
         raise DataError(
             "an npz file is a whole zip archive without damage",
             f"{name}: {str(error) or type(error).__name__:.300}",

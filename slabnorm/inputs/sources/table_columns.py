@@ -311,7 +311,7 @@ def warn_of_columns(name: str, choice: Choice, left_out: Sequence[str], stacklev
     pairs = list(zip(choice.places, choice.dtypes, strict=True))[: choice.features]
     flags = list(dict.fromkeys(repr(place.column) for place, dtype in pairs if dtype == "bool"))
     if left_out:
-        text = f"{name}: columns that hold no numbers are left out: {listed(left_out, 10)}"
+        text = f"{name}: columns that hold no numbers, or pandas' index, are left out: {listed(left_out, 10)}"
         warnings.warn(text, DataWarning, stacklevel=stacklevel + 1)
     if flags and not choice.named:
         text = (
