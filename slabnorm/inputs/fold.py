@@ -70,8 +70,9 @@ def fold(norm: InputNorm, layer: nn.Module) -> Any:
 def take_integers(layer: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
     """Turn a batch of integers into the dtype of a layer's weight; a forward pre-hook.
 
-    A layer of torch refuses them, and raw pixels are integers. The batch is given by its position. A hook leaves the layer's type and the keys of
-    its state_dict as they are. bfloat16 holds integers to 256, float16 to 2048: larger ones are rounded.
+    A layer of torch refuses them, and raw pixels are integers. The batch is given by its position. A hook
+    leaves the layer's type and the keys of its state_dict as they are. bfloat16 holds integers to 256,
+    float16 to 2048: larger ones are rounded.
     """
     x = args[0] if args else None
     if not isinstance(x, Tensor) or x.is_floating_point() or x.is_complex():
