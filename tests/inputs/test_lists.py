@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from decimal import Decimal
 
 import numpy as np
@@ -17,6 +16,7 @@ from sklearn.datasets import load_diabetes
 import slabnorm as sn
 from slabnorm.errors import DataError, DataWarning
 from slabnorm.inputs.apply import apply
+from tests.inputs.test_frames import check_same, fitted
 
 DATA = load_diabetes().data[:, :4]
 ROWS = {0: None, 3: [1.0, None, float("nan"), 2.0], 150: None, 441: None}  # in place of DATA's
@@ -56,19 +56,6 @@ def write(table, path):
         with ipc.new_stream(str(path), table.schema) as writer:
             writer.write_table(table, max_chunksize=100)
     return path
-
-
-def fitted(source, *arguments, **options):
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*left out", DataWarning)
-        return sn.fit(source, *arguments, **{"split": "train", **options})
-
-
-def check_same(a, b):
-    assert a.record == b.record
-    for name, tensor in a.state_dict().items():
-        torch.testing.assert_close(tensor, b.state_dict()[name], rtol=0, atol=0, equal_nan=True)
-    np.testing.assert_array_equal(a.sketch.hashes, b.sketch.hashes)
 
 
 @pytest.mark.parametrize("kind", KINDS)
