@@ -3,8 +3,9 @@
 1. At each batch size every norm is compared with every other. Of two, the one with the higher mean test
    accuracy is clearly ahead where the 95% interval of their paired difference over seeds leaves out zero;
    otherwise there is no clear difference between them.
-2. The first sentence names every clear difference, or counts those it does not name. Batch sizes between
-   the smallest and the largest are counted together where there are more than three sizes.
+2. The first sentence names every clear difference, or counts those it does not name. One that is clearly
+   behind all others at every batch size is named first, and once. Batch sizes between the smallest and the
+   largest are counted together where there are more than three sizes.
 3. The second says how many pairs differ clearly, of how many, and what batch norm gains or loses from the
    largest batch size to the smallest.
 
@@ -61,8 +62,10 @@ class Ranking:
     @property
     def last(self) -> str:
         """The choice that all others, three or more, are clearly ahead of; empty where there is none."""
+        if len(self.order) < 4:
+            return ""
         *others, last = self.order
-        return last if len(others) > 2 and all(last in self.ahead[name] for name in others) else ""
+        return last if all(last in self.ahead[name] for name in others) else ""
 
     def groups(self) -> list[tuple[list[str], list[str]]]:
         """Return choices with those they are all clearly ahead of, `last` left out; the best first."""
@@ -109,8 +112,13 @@ def rank(choices: dict[str, list[RunRecord]], samples: int, where: str) -> Ranki
     )
 
 
-def clause(ranking: Ranking) -> str:
-    """Return one ranking in words, without a full stop."""
+def clause(ranking: Ranking, known: str = "") -> str:
+    """Return one ranking in words, without a full stop.
+
+    Args:
+        ranking: the choices and who is ahead of whom.
+        known: the choice of which it has been said that all others are clearly ahead of it.
+    """
     failed = f"; {listing(ranking.failed)} failed or diverged there" if ranking.failed else ""
     if not ranking.order:
         return "every run failed or diverged"
@@ -130,13 +138,13 @@ def clause(ranking: Ranking) -> str:
         who = best if winners == ranking.tied else listing(winners)
         verb = "" if number else f" {'is' if len(winners) == 1 else 'are'} clearly ahead"
         parts.append(f"{who}{verb} of {listing(behind)}")
-    if last:
+    if last and last != known:
         parts.append(f"{last} is clearly behind all others{'' if parts else f' ({top})'}")
     said = sum(len(winners) * len(behind) for winners, behind in named)
     more = ranking.clear - said - (len(ranking.order) - 1 if last else 0)
     if more:
         parts.append(f"{more} more {'pairs differ' if more > 1 else 'pair differs'} clearly")
-    return f"{', and '.join(parts)}{failed}"
+    return f"{', and '.join(parts)}{failed}".removeprefix("; ")
 
 
 def count_clause(rankings: list[Ranking]) -> str:
@@ -194,14 +202,20 @@ def verdict(runs: list[RunRecord], samples: int) -> tuple[str, tuple[DifferenceR
     norms = list(dict.fromkeys(run.norm for run in runs))
     rankings = {}
     for size in sorted({run.batch_size for run in runs}):
-        here = {_named(norm): [r for r in runs if r.norm == norm and r.batch_size == size] for norm in norms}
-        rankings[size] = rank(here, samples, f"batch size {size}")
+        of_size = [run for run in runs if run.batch_size == size]
+        choices = {_named(norm): [run for run in of_size if run.norm == norm] for norm in norms}
+        rankings[size] = rank(choices, samples, f"batch size {size}")
     differences = [d for ranking in rankings.values() for d in ranking.differences]
     sizes = list(rankings)
     own = sizes if len(sizes) <= MOST_SIZES else [sizes[0], sizes[-1]]
-    clauses = [f"at batch size {size}, {clause(rankings[size])}" for size in own]
+    lasts = {ranking.last for ranking in rankings.values()}
+    last = lasts.pop() if len(sizes) > 1 and len(lasts) == 1 else ""
+    here = {size: clause(rankings[size], last) for size in own}
+    clauses = [f"at batch size {size}, {words}" if words else "" for size, words in here.items()]
     if len(own) < len(sizes):
         clauses.insert(1, between_clause([rankings[size] for size in sizes[1:-1]]))
+    if last:
+        clauses.insert(0, f"{last} is clearly behind all others at every batch size")
     changes = ""
     if "batch" in norms and len(sizes) > 1:
         small, large = (
