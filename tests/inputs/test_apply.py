@@ -273,7 +273,7 @@ def test_csv_keeps_its_other_columns_its_header_and_its_nulls(end, batch_rows):
         ('a,b\n1,2\n3,"4\n', "unexpected end"),
         ("b\n1\n", "no column a"),
         ("a,a,b\n1,2,3\n", "2 columns a"),
-        ("", "no column a"),
+        ("", "it is empty"),
         (b"a,b\n1,\xff\n", "decode"),
     ],
 )
