@@ -1,6 +1,7 @@
 """What all commands share: options as text, progress, and mistakes as messages.
 
-Exit codes: 0 done, 1 the answer is bad news, 2 bad input or usage, 130 interrupted.
+Exit codes: 0 done, 1 the answer is bad news, 2 bad input or usage, 130 interrupted, 143 and 129 ended by
+SIGTERM and SIGHUP.
 A user's mistake is a message on stderr, never a traceback.
 """
 

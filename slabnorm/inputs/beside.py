@@ -21,7 +21,7 @@ from slabnorm.slab import plan
 MOST = 1 << 20
 NAMED = 10_000  # samples that are named: a list that somebody still reads, of a megabyte at most
 
-Place = tuple[str, int | None]  # a file or data set, and the row in it; an image is a file of its own
+SamplePlace = tuple[str, int | None]  # a file or data set, and the row in it; an image is a file of its own
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,9 +61,9 @@ class Beside:
     sketch: Sketch
     leaked: int = 0
     rows: tuple[int, ...] = ()
-    places: tuple[Place, ...] = ()
+    places: tuple[SamplePlace, ...] = ()
 
-    def placed(self, place_of: Callable[[int], Place]) -> Beside:
+    def placed(self, place_of: Callable[[int], SamplePlace]) -> Beside:
         """Return the counts of a shard with the places of its rows."""
         return replace(self, rows=(), places=tuple(map(place_of, self.rows)))
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from slabnorm.inputs.beside import Beside
 from slabnorm.inputs.sketch import Sketch
-from slabnorm.report.audit import Finding, Leaked, Overlap, Sample
+from slabnorm.report.audit import Finding, Leaked, LeakedSample, Overlap
 
 LEVEL = 0.95
 ALL = 1 << 64
@@ -50,7 +50,7 @@ def leaked_of(sketch: Sketch, beside: Beside) -> Leaked | None:
         return None
     # Every hash below the bound can be told, and hashes are uniform.
     about = beside.leaked if sketch.bound == ALL else round(beside.leaked * (ALL / sketch.bound))
-    samples = tuple(Sample(name, row) for name, row in beside.places)
+    samples = tuple(LeakedSample(name, row) for name, row in beside.places)
     return Leaked(samples, beside.leaked, about, sketch.bound == ALL)
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from slabnorm.errors import DataError
-from slabnorm.inputs.beside import Place
+from slabnorm.inputs.beside import SamplePlace
 from slabnorm.inputs.chunks import chunks
 from slabnorm.inputs.columns import ColumnCounter
 from slabnorm.inputs.counter import Counter, Counting
@@ -76,7 +76,7 @@ class _Places:
         """Note samples that could not be read."""
         self._left_out.append((self._read, count))
 
-    def of(self, row: int) -> Place:
+    def of(self, row: int) -> SamplePlace:
         """Return the name of the file or data set that a sample is in, and its row there."""
         if self._named:
             return self._named[row], None

@@ -56,7 +56,7 @@ class Overlap:
 
 
 @dataclass(frozen=True)
-class Sample:
+class LeakedSample:
     """Where a sample stands.
 
     Attributes:
@@ -82,7 +82,7 @@ class Leaked:
         exact: whether all can be named.
     """
 
-    samples: tuple[Sample, ...]
+    samples: tuple[LeakedSample, ...]
     known: int
     about: int
     exact: bool

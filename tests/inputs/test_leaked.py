@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import slabnorm as sn
 from slabnorm.cli import app
 from slabnorm.inputs.beside import NAMED
-from slabnorm.report.audit import Sample
+from slabnorm.report.audit import LeakedSample
 from slabnorm.report.audit_page import render_audit
 
 TRAIN = np.random.default_rng(0).normal(size=(600, 3))
@@ -122,4 +122,4 @@ def test_they_are_in_the_json_in_the_terminal_and_on_the_page(norm, tmp_path, mo
     record = sn.audit(norm, np.tile(TRAIN, (20, 1)))
     assert render_audit(record).count("<li>array, row ") == 200
     assert len(record.as_dict(50)["leaked"]["samples"]) == 50
-    assert str(Sample("a.png", None)) == "a.png"
+    assert str(LeakedSample("a.png", None)) == "a.png"

@@ -23,11 +23,12 @@ from slabnorm.report.names import listing, printable
 from slabnorm.report.write import replacing
 
 if TYPE_CHECKING:  # it imports pyarrow
-    from slabnorm.inputs.sources.table_columns import Place
+    from slabnorm.inputs.sources.table_columns import FeaturePlace
 
 BATCH_BYTES = 8 << 20  # of a batch as float64, by default
 Step = Callable[[Tensor], Tensor]
-Features = dict[int, dict[int, "Place"]]  # by a column's number and a feature's: where its values stand
+# By a column's number and a feature's: where its values stand.
+Features = dict[int, dict[int, "FeaturePlace"]]
 
 
 def write_parquet(
@@ -124,7 +125,7 @@ def _replaced(
     return arrow.table(columns, schema=schema)
 
 
-def _length(places: dict[int, Place]) -> int:
+def _length(places: dict[int, FeaturePlace]) -> int:
     """Return how many values the lists of a column have, 0 where it has plain numbers."""
     return next(iter(places.values())).of
 
@@ -182,7 +183,7 @@ def through(norm: InputNorm, step: Step, x: np.ndarray) -> np.ndarray:
 
 def _features(norm: InputNorm, fields: list[Any], file: Any, path: Path) -> Features:
     """Return where the values of the features stand."""
-    from slabnorm.inputs.sources.table_columns import Place
+    from slabnorm.inputs.sources.table_columns import FeaturePlace
 
     sample, names = norm.record.sample, norm.record.names
     if len(sample) > 1 or None in sample:
@@ -192,11 +193,11 @@ def _features(norm: InputNorm, fields: list[Any], file: Any, path: Path) -> Feat
             "fit on tables",
         )
     number = math.prod(size or 1 for size in sample)
-    found: list[tuple[int, Place]]
+    found: list[tuple[int, FeaturePlace]]
     if names and len(names) == number:
         found = _named(names, fields, path)
     else:
-        found = [(at, Place(field.name)) for at, field in enumerate(fields) if _is_number(field.type)]
+        found = [(at, FeaturePlace(field.name)) for at, field in enumerate(fields) if _is_number(field.type)]
         if len(found) != number:
             found = [pair for at in range(len(fields)) for pair in _places(at, fields, file)]
     if len(found) != number:
@@ -212,23 +213,23 @@ def _features(norm: InputNorm, fields: list[Any], file: Any, path: Path) -> Feat
     return features
 
 
-def _places(column: int, fields: list[Any], file: Any) -> list[tuple[int, Place]]:
+def _places(column: int, fields: list[Any], file: Any) -> list[tuple[int, FeaturePlace]]:
     """Return the places of a column's numbers: one, or one for each value of lists."""
-    from slabnorm.inputs.sources.table_columns import Place, first_length, is_list
+    from slabnorm.inputs.sources.table_columns import FeaturePlace, first_length, is_list
 
     name, kind = fields[column].name, fields[column].type
     if not is_list(kind):
-        return [(column, Place(name))] if _is_number(kind) else []
+        return [(column, FeaturePlace(name))] if _is_number(kind) else []
     if not _is_number(kind.value_type):
         return []
     batches = file.iter_batches(1 << 10, columns=[name])
     many = getattr(kind, "list_size", None) or first_length(batch.column(name) for batch in batches) or 0
-    return [(column, Place(name, at, many)) for at in range(many)]
+    return [(column, FeaturePlace(name, at, many)) for at in range(many)]
 
 
-def _named(names: tuple[str, ...], fields: list[Any], path: Path) -> list[tuple[int, Place]]:
+def _named(names: tuple[str, ...], fields: list[Any], path: Path) -> list[tuple[int, FeaturePlace]]:
     """Return the places of features by their names; a column of lists has those of all its values."""
-    from slabnorm.inputs.sources.table_columns import Place
+    from slabnorm.inputs.sources.table_columns import FeaturePlace
 
     columns: dict[str, list[int]] = {}
     for at, field in enumerate(fields):
@@ -249,7 +250,7 @@ def _named(names: tuple[str, ...], fields: list[Any], path: Path) -> list[tuple[
                 "fit on tables with lists of this length",
             )
     return [
-        (column, Place(fields[column].name, place or 0, 0 if place is None else len(taken[column])))
+        (column, FeaturePlace(fields[column].name, place or 0, 0 if place is None else len(taken[column])))
         for column, place in found
     ]
 

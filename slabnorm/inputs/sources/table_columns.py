@@ -26,7 +26,7 @@ _IS_LIST = [getattr(types, name) for name in _LISTS if hasattr(types, name)]
 Length = Callable[[str], int]  # how many values every row of a column of lists has
 
 
-class Place(NamedTuple):
+class FeaturePlace(NamedTuple):
     """Where a table holds the values of a feature.
 
     Attributes:
@@ -57,7 +57,7 @@ class Choice:
         delimiter: what stands between the values of a text file.
     """
 
-    places: tuple[Place, ...]
+    places: tuple[FeaturePlace, ...]
     dtypes: tuple[str, ...]
     named: bool
     weighted: bool = False
@@ -193,9 +193,9 @@ def _named(
     kinds: _Kinds, wanted: Sequence[str], file: str, text: bool, length: Length, option: str
 ) -> Choice:
     """Return the columns that the caller named; a column of lists also by the names of all its features."""
-    found: list[Place] = []
+    found: list[FeaturePlace] = []
     dtypes: dict[str, str] = {}
-    known: dict[str, list[Place]] = {}
+    known: dict[str, list[FeaturePlace]] = {}
     for name in wanted:
         column = _column_of(name, kinds)
         if column not in kinds:
@@ -208,7 +208,7 @@ def _named(
             raise _refused(column, kind, file, f"leave it out of {option}=")
         if column not in known:
             known[column] = _places(column, kinds, file, length)
-        found += known[column] if name == column else [Place(column, _at(name), known[column][0].of)]
+        found += known[column] if name == column else [FeaturePlace(column, _at(name), known[column][0].of)]
     for column, places in known.items():
         given = [place for place in found if place.column == column]
         if sorted(given) != places:
@@ -236,11 +236,11 @@ def _at(name: str) -> int:
     return element[1]
 
 
-def _places(column: str, kinds: _Kinds, file: str, length: Length) -> list[Place]:
+def _places(column: str, kinds: _Kinds, file: str, length: Length) -> list[FeaturePlace]:
     """Return the places of a column's features: one of plain numbers, one for each value of lists."""
     kind = kinds[column]
     if not is_list(kind):
-        return [Place(column)]
+        return [FeaturePlace(column)]
     many = kind.list_size if types.is_fixed_size_list(kind) else length(column)
     if not many:
         raise DataError(
@@ -248,10 +248,10 @@ def _places(column: str, kinds: _Kinds, file: str, length: Length) -> list[Place
             f"{file}: column {column!r} of type {kind}, whose lists are empty",
             'leave it out: name the columns to count, as columns=["a", "b"]',
         )
-    return [Place(column, at, many) for at in range(many)]
+    return [FeaturePlace(column, at, many) for at in range(many)]
 
 
-def _check_apart(places: Iterable[Place], kinds: _Kinds, file: str) -> None:
+def _check_apart(places: Iterable[FeaturePlace], kinds: _Kinds, file: str) -> None:
     """Raise DataError where a column has the name that a value of a column of lists has."""
     for place in places:
         element = None if place.of else element_of(place.name)
