@@ -67,6 +67,9 @@ def unwinding() -> Iterator[None]:
     finally:
         _state["raises"] = False
         if caught():
+            # Python notes that KeyboardInterrupt has left the text of an exec(), such as a NamedTuple's, and
+            # ends `python -m` by SIGINT, whatever the exit code. The next exec() clears the note.
+            exec("")
             # Not end(): Python's own end tidies up more, such as the semaphores of workers.
             raise SystemExit(128 + caught())
 

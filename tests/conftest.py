@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from zlib import crc32
 
 # Read when torch is loaded. The pools of several test processes would else spin in each other's way on a few
@@ -16,8 +17,33 @@ import torch
 from slabnorm import kernels, prepare
 from slabnorm.kernels import eager
 
+
+def _quicken_the_interpreter() -> None:
+    """Have Triton's interpreter make triton.language its own once a launch and module.
+
+    It does so at each call of one kernel function by another, which took a third of the GPU tests.
+    """
+    from triton.runtime import interpreter
+
+    launch, made = interpreter.GridExecutor.__call__, set()
+
+    def launched(self, *args, **options):
+        made.clear()
+        launch(self, *args, **options)
+
+    def called(self, *args, **options):
+        if self.fn.__module__ not in made:
+            made.add(self.fn.__module__)
+            interpreter._patch_lang(self.fn)
+        return self.rewrite()(*args, **options)
+
+    interpreter.GridExecutor.__call__, interpreter.InterpretedFunction.__call__ = launched, called
+
+
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when the GPU kernels are loaded: they run on the CPU
+    with suppress(ImportError):
+        _quicken_the_interpreter()
 
 
 @pytest.fixture

@@ -120,6 +120,18 @@ def test_ctrl_c_while_stderr_is_written_to_ends_with_its_code():
     assert subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, check=False).returncode == 130
 
 
+def test_the_exit_code_is_the_signals_when_it_came_within_an_exec(tmp_path):
+    # As in a NamedTuple or a compiler. `python -m` died of SIGINT itself, whatever the signal was.
+    (tmp_path / "command.py").write_text(
+        "import os, signal, time\nfrom slabnorm import interrupt\ninterrupt.catch()\n"
+        "with interrupt.unwinding():\n"
+        "    exec('os.kill(os.getpid(), signal.SIGTERM); time.sleep(30)')\n"
+    )
+    command = [sys.executable, "-m", "command"]
+    path = os.pathsep.join((str(tmp_path), str(Path(__file__).parents[1])))
+    assert subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, check=False).returncode == 143
+
+
 def test_what_is_ignored_stays_ignored(run):
     # As nohup does; a signal that comes all the same changes nothing.
     before = "from slabnorm import interrupt\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n"

@@ -20,10 +20,12 @@ from numba.extending import intrinsic
 from numba.np import numpy_support
 from numba.np.arrayobj import make_array
 
+from slabnorm.kernels.jit import InnerCompiler
+
 LINE = 64  # bytes of a cache line
-# What only kernels call needs no entry from Python or C. A kernel is made of ninety functions: without their
-# entries the first takes 5.1 s to compile, with them 6.0.
-INNER = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+# What only kernels call needs no entry from Python or C. A kernel is made of ninety functions.
+_NO_ENTRIES = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+INNER: dict[str, Any] = {"error_model": "numpy", "pipeline_class": InnerCompiler, **_NO_ENTRIES}
 overload = partial(extending.overload, jit_options=INNER)
 
 
