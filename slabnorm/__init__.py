@@ -1,5 +1,6 @@
 """slabnorm: every normalisation is the same formula over a different slab."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from slabnorm import interrupt
@@ -7,19 +8,20 @@ from slabnorm import interrupt
 if interrupt.started_as_command():
     interrupt.catch()  # now, as what follows takes seconds
 
+from slabnorm._version import __version__ as __version__
 from slabnorm.errors import SlabError, SlabWarning
-from slabnorm.functional import moments, normalize
-from slabnorm.inputs import FixedScale, InputNorm, MinMax, Robust, ZScore, fit, load, save
-from slabnorm.moments import Moments
-from slabnorm.nn import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm, SlabNorm
+from slabnorm.extras import extra
 
 if TYPE_CHECKING:
+    from slabnorm.functional import moments, normalize
+    from slabnorm.inputs import FixedScale, InputNorm, MinMax, Robust, ZScore, fit, load, save
     from slabnorm.inputs.audit import audit
     from slabnorm.inputs.sklearn import SlabScaler
+    from slabnorm.mergeable_moments import Moments
+    from slabnorm.nn import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm, SlabNorm
     from slabnorm.study import compare
     from slabnorm.surgery.accelerate import accelerate, restore
 
-__version__ = "0.1.0"
 __all__ = [
     "BatchNorm",
     "FixedScale",
@@ -47,23 +49,31 @@ __all__ = [
     "save",
 ]
 
+# Names are loaded when they are first used: `slabnorm --help` need not wait for torch and Numba, 3 s.
+# No module of this folder may have one of these names: importing it would set the name to the module.
+_ROOMS = {
+    "slabnorm.functional": ("moments", "normalize"),
+    "slabnorm.inputs": ("FixedScale", "InputNorm", "MinMax", "Robust", "ZScore", "fit", "load", "save"),
+    "slabnorm.inputs.audit": ("audit",),
+    "slabnorm.inputs.sklearn": ("SlabScaler",),
+    "slabnorm.mergeable_moments": ("Moments",),
+    "slabnorm.nn": ("BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm", "SlabNorm"),
+    "slabnorm.study": ("compare",),
+    "slabnorm.surgery": ("accelerate", "restore"),
+}
+_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
+
 
 def __getattr__(name: str) -> Any:
-    # What loads more than torch loads when it is used.
-    if name == "audit":
-        from slabnorm.inputs.audit import audit
-
-        return audit
+    if name in ("inputs", "kernels", "nn", "study", "surgery"):
+        return importlib.import_module(f"slabnorm.{name}")
+    if name not in _ROOM_OF:
+        raise AttributeError(f"module 'slabnorm' has no attribute {name!r}")
     if name == "SlabScaler":
-        from slabnorm.inputs.sklearn import SlabScaler
+        extra("sklearn", "SlabScaler", "scikit-learn")
+    found = globals()[name] = getattr(importlib.import_module(_ROOM_OF[name]), name)
+    return found
 
-        return SlabScaler
-    if name == "compare":
-        from slabnorm.study import compare
 
-        return compare
-    if name in ("accelerate", "restore"):
-        from slabnorm import surgery
-
-        return getattr(surgery, name)
-    raise AttributeError(f"module 'slabnorm' has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

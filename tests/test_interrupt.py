@@ -21,7 +21,7 @@ import os, sys
 import slabnorm.cli as cli
 from slabnorm import interrupt
 from slabnorm.cli.shell import exits
-from slabnorm.report.write import new_folder, replacing
+from slabnorm.files import new_folder, replacing
 for number, line in enumerate(sys.stdin):
     if child := os.fork():
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)

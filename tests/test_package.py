@@ -40,13 +40,19 @@ def test_readme_examples_run() -> None:
 
 
 def test_importing_is_light() -> None:
-    """`import slabnorm` loads torch and little else; nothing is compiled."""
+    """`import slabnorm` loads nothing, its names torch and little else; nothing is compiled."""
     code = (
-        "import sys, torch; before = set(sys.modules)\n"
-        "import slabnorm; after = set(sys.modules) - before\n"
+        "import sys, slabnorm as sn; first = {'torch', 'numpy'} & set(sys.modules)\n"
+        "import torch; before = set(sys.modules)\n"
+        "sn.normalize, sn.BatchNorm, sn.fit, sn.accelerate; after = set(sys.modules) - before\n"
         "heavy = {'numba', 'llvmlite', 'sklearn', 'scipy', 'plotly', 'rich', 'typer', 'jinja2', 'PIL',"
-        " 'zarr', 'pyarrow'}\n"
-        "print(sorted(heavy & {name.split('.')[0] for name in after}))"
+        " 'zarr', 'pyarrow', 'ray', 'onnx'}\n"
+        "print(sorted(first), sorted(heavy & {name.split('.')[0] for name in after}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.strip() == "[] []"
+
+
+def test_no_module_stands_where_a_public_name_is() -> None:
+    # Importing slabnorm.moments would make `sn.moments` that module, as names are loaded when they are used.
+    assert not {name.removeprefix("slabnorm.") for name in MODULES} & set(sn.__all__)

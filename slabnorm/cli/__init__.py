@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import sys
+from typing import Annotated
 
 import typer
 
 from slabnorm import interrupt
+from slabnorm._version import __version__
 from slabnorm.cli.apply import apply
 from slabnorm.cli.audit import audit
 from slabnorm.cli.compare import compare
@@ -16,11 +18,29 @@ from slabnorm.cli.statistics import fit, show
 
 app = typer.Typer(
     name="slabnorm",
-    help="Every normalisation is the same formula over a different slab.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def print_version(wanted: bool) -> None:
+    """Print the version and end, if that is what is wanted."""
+    if wanted:
+        print(f"slabnorm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Every normalisation is the same formula over a different slab."""
+
+
 for command in (apply, audit, compare, export, fit, show):
     app.command()(command)
 

@@ -56,10 +56,10 @@ def audit(
 
 def deliver(record: AuditRecord, out: Path, json_path: Path | None, json_to_stdout: bool) -> None:
     """Write the files first, so that a closed pipe costs nothing, then print."""
+    from slabnorm.files import write_atomically
     from slabnorm.report.audit_page import render_audit
     from slabnorm.report.audit_table import print_audit
     from slabnorm.report.terminal import terminal
-    from slabnorm.report.write import write_atomically
 
     write_atomically(out, render_audit(record))
     text = json.dumps(record.as_dict(), indent=1, ensure_ascii=True, allow_nan=False)

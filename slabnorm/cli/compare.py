@@ -84,10 +84,10 @@ def compare(
 
 def deliver(study: StudyRecord, out: Path, json_path: Path | None, json_to_stdout: bool) -> None:
     """Write the files first, so that a closed pipe costs nothing, then print."""
+    from slabnorm.files import write_atomically
     from slabnorm.report.page import render_page
     from slabnorm.report.table import print_study
     from slabnorm.report.terminal import terminal
-    from slabnorm.report.write import write_atomically
 
     write_atomically(out, render_page(study))
     text = json.dumps(study.as_dict(), indent=1, ensure_ascii=True, allow_nan=False)

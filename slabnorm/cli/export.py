@@ -38,10 +38,10 @@ def export(
     """
     with exits():
         from slabnorm.errors import OptionError
+        from slabnorm.files import output_path, write_atomically
         from slabnorm.inputs import load
         from slabnorm.inputs.exports import content
         from slabnorm.inputs.outputs import check_outputs
-        from slabnorm.report.write import output_path, write_atomically
 
         target = None if out is None else output_path(out)
         if target is not None:

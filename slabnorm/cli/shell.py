@@ -43,7 +43,7 @@ def whole_numbers(parts: list[str]) -> list[int]:
         OptionError: something else.
     """
     from slabnorm.errors import OptionError
-    from slabnorm.report.names import printable
+    from slabnorm.text import printable
 
     for part in parts:
         if not part.removeprefix("-").isdecimal() or len(part) > 9:
@@ -60,7 +60,7 @@ def whole_sizes(given: list[str]) -> dict[str, int]:
         OptionError: something else.
     """
     from slabnorm.errors import OptionError
-    from slabnorm.report.names import printable
+    from slabnorm.text import printable
 
     sizes = {}
     for text in given:
@@ -78,7 +78,7 @@ def whole_bytes(text: str | None) -> int | None:
         OptionError: something else.
     """
     from slabnorm.errors import OptionError
-    from slabnorm.report.names import printable
+    from slabnorm.text import printable
 
     if text is None:
         return None
@@ -102,11 +102,14 @@ def outputs(out: str, json_path: str | None, reads: Iterable[Any] = ()) -> tuple
 
     Raises:
         OptionError: a path that cannot be written, one path for both, or a file that is read.
+        ExtraError: what the report is made with is not installed.
     """
     from slabnorm.errors import OptionError
+    from slabnorm.files import output_path
     from slabnorm.inputs.outputs import check_outputs
-    from slabnorm.report.write import output_path
+    from slabnorm.report.page import check_packages
 
+    check_packages()
     if json_path is not None and not json_path:
         raise OptionError("--json names a file, or - for stdout", "nothing", "--json records.json")
     report, path = output_path(out), output_path(json_path) if json_path not in (None, "-") else None
@@ -177,7 +180,7 @@ def complain(error: Exception) -> None:
 
 def shown(message: object) -> str:
     """Return a message without what a terminal would act on; names of files are in it."""
-    from slabnorm.report.names import printable
+    from slabnorm.text import printable
 
     return "\n".join(printable(line, 2000) for line in str(message).split("\n"))
 

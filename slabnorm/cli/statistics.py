@@ -77,11 +77,11 @@ def fit(
     While it runs, what is counted is kept in OUT.ledger: after a crash, --resume goes on from there.
     """
     with exits(), shown_warnings(), progress_bar("counting") as progress:
+        from slabnorm.files import output_path
         from slabnorm.inputs import fit as fit_statistics
         from slabnorm.inputs import save
         from slabnorm.inputs.ledger import Ledger
         from slabnorm.inputs.outputs import check_outputs
-        from slabnorm.report.write import output_path
 
         sizes: dict[str, Any] = dict(whole_sizes(size or []))
         target = output_path(out)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from slabnorm._version import __version__
 from slabnorm.errors import ArtifactError, OptionError, SlabError
+from slabnorm.files import output_path, write_atomically
 from slabnorm.inputs import canonical
 from slabnorm.inputs.normalizer import InputNorm
 from slabnorm.inputs.outputs import check_outputs
@@ -26,9 +27,8 @@ from slabnorm.inputs.record import Record
 from slabnorm.inputs.schemes import SCHEMES
 from slabnorm.inputs.sketch import Sketch
 from slabnorm.inputs.values import MOMENTS, check_moments
-from slabnorm.moments import Moments
-from slabnorm.report.names import printable
-from slabnorm.report.write import output_path, write_atomically
+from slabnorm.mergeable_moments import Moments
+from slabnorm.text import printable
 
 FORMAT = "slabnorm.inputs"
 VERSION = 1  # of the format; a file of another one is refused
@@ -158,8 +158,7 @@ def _read(path: Path) -> bytes:
 
 
 def _versions() -> dict[str, str]:
-    own = sys.modules["slabnorm"].__version__  # an import would point up
-    return {"numpy": np.__version__, "slabnorm": own, "torch": str(torch.__version__)}
+    return {"numpy": np.__version__, "slabnorm": __version__, "torch": str(torch.__version__)}
 
 
 def _refused(path: object, why: str, fix: str = "") -> ArtifactError:

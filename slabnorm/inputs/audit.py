@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from slabnorm.errors import DataError, SlabError, StatisticsError
+from slabnorm.extras import extra
 from slabnorm.inputs.artifact import load
 from slabnorm.inputs.beside import Beside, Reference
 from slabnorm.inputs.count import Effort, Opened, Progress
@@ -74,6 +75,7 @@ def audit(
         ArtifactError: there is no such artifact, or it is damaged.
         OptionError: an argument out of its range.
         StatisticsError: the statistics have no values.
+        ExtraError: extra `slabnorm[study]` is not installed.
 
     Papers: Cohen and Kaplan, "Summarizing data using bottom-k sketches" (2007); Clopper and Pearson, "The use
     of confidence or fiducial limits illustrated in the case of the binomial" (1934).
@@ -86,6 +88,7 @@ def audit(
     >>> print(sn.audit(norm, x[1900:]).verdict)
     1 error in array. Identical to training samples: 100 of 1,100 distinct samples (9.09%).
     """
+    extra("scipy.stats", "audit", "'slabnorm[study]'")  # now, not after the data have been read
     norm = _at_hand(norm if isinstance(norm, InputNorm) else load(norm))
     effort = Effort(workers=workers, memory=memory)
     with plain_tensors():

@@ -18,7 +18,7 @@ from slabnorm.inputs.sketch import Bounds, Collector
 from slabnorm.inputs.sources.base import Columns
 from slabnorm.inputs.sums import Sums, hash_part, joined
 from slabnorm.inputs.tally import Tally
-from slabnorm.moments import Moments
+from slabnorm.mergeable_moments import Moments
 
 ROWS = 1 << 17  # of a chunk: 1 MB of float64 and of hashes each, so that hashing finds them in the cache
 _FIELDS = ("count", "mean", "m2", "min", "max", "mean_low", "m2_low")

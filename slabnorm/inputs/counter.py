@@ -19,7 +19,7 @@ from slabnorm.inputs.sketch import SIZE, Bounds, Collector
 from slabnorm.inputs.sources.base import Block
 from slabnorm.inputs.sums import Sums, hash_part
 from slabnorm.inputs.tally import Tally
-from slabnorm.moments import Moments
+from slabnorm.mergeable_moments import Moments
 from slabnorm.pattern import parse
 from slabnorm.slab import Slab, plan
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from slabnorm.inputs.sides import Side
 from slabnorm.report.audit import FeatureAudit, Finding, Part
-from slabnorm.report.names import printable
+from slabnorm.text import printable
 
 SHIFT = 0.25  # standard deviations: half the width of a class boundary's usual slack, and easily seen
 SHIFT_ERRORS = 6.0  # of a normal: 1e-9, so that a million features are silent

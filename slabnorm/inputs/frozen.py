@@ -12,7 +12,7 @@ from slabnorm.errors import ShapeError, StatisticsError
 from slabnorm.inputs.record import Record
 from slabnorm.inputs.sketch import Sketch
 from slabnorm.inputs.values import MOMENTS, check_state
-from slabnorm.moments import Moments
+from slabnorm.mergeable_moments import Moments
 
 CLOSE = 1e-9  # relative
 

@@ -22,7 +22,7 @@ from typing import Any, cast
 from slabnorm.errors import LedgerError
 from slabnorm.inputs.sources.base import Shard
 from slabnorm.inputs.tally import Tally
-from slabnorm.report.names import printable
+from slabnorm.text import printable
 
 APPLICATION = int.from_bytes(b"slbn", "big")
 _MAGIC, _JOURNAL = b"SQLite format 3\0", bytes.fromhex("d9d505f920a163d7")

@@ -13,7 +13,7 @@ from torch import Tensor
 from slabnorm.errors import DataError, OptionError, StatisticsError
 from slabnorm.inputs.sample import Sample
 from slabnorm.inputs.scheme import first_features
-from slabnorm.moments import Moments
+from slabnorm.mergeable_moments import Moments
 from slabnorm.slab import Slab
 
 POLICIES = ("raise", "omit")

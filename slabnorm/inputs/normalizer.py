@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from slabnorm.inputs.sample import rank_error
 from slabnorm.inputs.scheme import Scheme
 from slabnorm.inputs.sketch import Sketch
 from slabnorm.inputs.values import AFFINE, MOMENTS
-from slabnorm.moments import Moments
+from slabnorm.mergeable_moments import Moments
 from slabnorm.pattern import Pattern, parse
 
 # Integers that float32 holds without rounding, and floats that are worked on in it.
@@ -186,6 +186,10 @@ class InputNorm(Frozen):
     def count(self) -> Tensor:
         """Number of values behind each feature's statistics; where they have weights, their sum."""
         return self.moments.count
+
+    if TYPE_CHECKING:  # Module's own returns Any
+
+        def __call__(self, x: Tensor) -> Tensor: ...
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the normalised batch, of x's shape and memory format.

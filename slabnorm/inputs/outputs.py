@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from slabnorm.errors import DataError, OptionError
+from slabnorm.files import check_writable
 from slabnorm.inputs import ledger
 from slabnorm.inputs.sources import archives, table_files
 from slabnorm.inputs.sources.chunked import is_zarr_path
 from slabnorm.inputs.sources.filesystems import local_path
 from slabnorm.inputs.sources.pictures import is_image
-from slabnorm.report.names import printable
-from slabnorm.report.write import check_writable
+from slabnorm.text import printable
 
 OURS = (".safetensors", ".html", ".json", ".ledger")  # what is written again, also beside data
 

@@ -10,7 +10,7 @@ import torch
 
 from slabnorm.inputs.normalizer import InputNorm
 from slabnorm.inputs.tally import Tally
-from slabnorm.moments import Moments
+from slabnorm.mergeable_moments import Moments
 from slabnorm.report.audit import Finding
 
 CLOSE = 1e-9  # relative; Moments of the same samples in another order differ by 1e-13 at most

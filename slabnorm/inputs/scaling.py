@@ -11,7 +11,7 @@ import torch
 
 from slabnorm.inputs.scheme import Scheme
 from slabnorm.inputs.values import AFFINE, MOMENTS
-from slabnorm.moments import Moments
+from slabnorm.mergeable_moments import Moments
 
 Array = np.ndarray[Any, np.dtype[Any]]
 # Values that are worked on at once, in float64. 10^6 rows of 10 doubles, one core, in ms: 2^11 23, 2^13 14.2,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from slabnorm.errors import OptionError, StatisticsError
-from slabnorm.moments import Moments
+from slabnorm.mergeable_moments import Moments
 
 
 @dataclass(frozen=True, eq=False)

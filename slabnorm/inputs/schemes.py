@@ -12,7 +12,7 @@ from torch import Tensor
 
 from slabnorm.errors import OptionError, StatisticsError
 from slabnorm.inputs.scheme import Affine, Scheme, as_range, first_features, is_number, positive
-from slabnorm.moments import Moments
+from slabnorm.mergeable_moments import Moments
 
 
 @dataclass(frozen=True)

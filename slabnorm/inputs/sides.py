@@ -9,7 +9,7 @@ from torch import Tensor
 
 from slabnorm.inputs.normalizer import InputNorm
 from slabnorm.inputs.tally import Tally
-from slabnorm.moments import Moments
+from slabnorm.mergeable_moments import Moments
 
 
 @dataclass(frozen=True, eq=False)

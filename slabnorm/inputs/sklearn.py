@@ -24,7 +24,7 @@ from slabnorm.inputs.split import Hint, guard
 from slabnorm.inputs.table_moments import table_moments
 from slabnorm.inputs.values import MOMENTS
 from slabnorm.inputs.warn import warn_of
-from slabnorm.moments import Moments
+from slabnorm.mergeable_moments import Moments
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _FLOATS = [np.float64, np.float32]  # dtypes that are kept; all others become the first

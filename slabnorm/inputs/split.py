@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
 from slabnorm.errors import DataWarning, LeakageError, OptionError
-from slabnorm.report.names import printable
+from slabnorm.text import printable
 
 HELD_OUT = frozenset((
     "validation", "validate", "valid", "val", "dev", "devel", "development", "test", "tests", "testing",

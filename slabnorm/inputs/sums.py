@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from slabnorm.moments import Moments
+from slabnorm.mergeable_moments import Moments
 
 EXACT = frozenset({"uint8", "int8", "uint16", "int16"})  # whose squares int64 adds up, 2^31 of them
 

@@ -10,7 +10,7 @@ from sklearn.utils.validation import check_array
 from slabnorm.errors import DataError
 from slabnorm.inputs.sums import Sums
 from slabnorm.inputs.weights import check_weights, weighted, whole
-from slabnorm.moments import Moments
+from slabnorm.mergeable_moments import Moments
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

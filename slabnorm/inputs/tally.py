@@ -12,7 +12,7 @@ from torch import Tensor
 from slabnorm.inputs.beside import Beside
 from slabnorm.inputs.sample import Sample
 from slabnorm.inputs.sketch import Sketch
-from slabnorm.moments import Moments
+from slabnorm.mergeable_moments import Moments
 
 _MOMENTS = ("count", "mean", "m2", "min", "max", "mean_low", "m2_low")
 _WRAP = (1 << 64) - 1

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from slabnorm.errors import StatisticsError
 from slabnorm.inputs.record import Record
-from slabnorm.moments import Moments
+from slabnorm.mergeable_moments import Moments
 
 MOMENTS = ("count", "mean", "m2", "min", "max", "mean_low", "m2_low")
 AFFINE = ("shift", "shift_low", "scale")

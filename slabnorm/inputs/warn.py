@@ -11,7 +11,7 @@ from slabnorm.errors import DataWarning
 from slabnorm.inputs.normalizer import InputNorm
 from slabnorm.inputs.scheme import first_features
 from slabnorm.inputs.schemes import FixedScale
-from slabnorm.report.names import printable
+from slabnorm.text import printable
 
 # From how many scales on, of the value farthest away and of the standard deviation, a feature is one that
 # hardly varies but for a few values. Measured, of a million values: normal ones reach 3.5 quartile ranges,

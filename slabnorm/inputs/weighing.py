@@ -18,7 +18,7 @@ from slabnorm.inputs.sources.base import Block, Columns
 from slabnorm.inputs.sums import hash_part
 from slabnorm.inputs.tally import Tally
 from slabnorm.inputs.weights import check_weights, weighted_features
-from slabnorm.moments import Moments
+from slabnorm.mergeable_moments import Moments
 from slabnorm.slab import Slab, plan
 
 

@@ -9,7 +9,7 @@ import torch
 
 from slabnorm.errors import DataError, ShapeError
 from slabnorm.inputs.features import Features
-from slabnorm.moments import Moments, two_sum
+from slabnorm.mergeable_moments import Moments, two_sum
 from slabnorm.slab import plan
 
 Array = np.ndarray[Any, np.dtype[Any]]

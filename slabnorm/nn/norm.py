@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -119,6 +119,10 @@ class SlabNorm(RunningStatistics):
             nn.init.ones_(self.weight)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
+
+    if TYPE_CHECKING:  # Module's own returns Any
+
+        def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor: ...
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Return the normalised input; with a residual, added before the activation."""

@@ -9,7 +9,7 @@ from typing import Any
 from slabnorm.report.audit import AuditRecord, FeatureAudit, Part
 from slabnorm.report.colours import HUES
 from slabnorm.report.figures import faint, finished
-from slabnorm.report.names import printable
+from slabnorm.text import printable
 
 TRAIN, NEW = HUES[1], HUES[2]
 NAMED = 40  # features that have a line of their own in the overview; more are points along an axis

@@ -12,8 +12,8 @@ from slabnorm.report.audit_figures import (
     overlap_figure,
     overview_figure,
 )
-from slabnorm.report.names import printable
-from slabnorm.report.page import render
+from slabnorm.report.page import check_packages, render
+from slabnorm.text import printable
 
 MOST = 200  # features in the table
 MOST_KEPT = 1000  # features, and leaked samples, in the page's record; `--json` has more
@@ -27,7 +27,11 @@ def render_audit(record: AuditRecord) -> str:
 
     Args:
         record: what the audit found.
+
+    Raises:
+        ExtraError: extra `slabnorm[study]` is not installed.
     """
+    check_packages()
     found = drifting(record)
     drawn = [feature for feature in found if feature.new.count and feature.train.count][:MOST_DRAWN]
     names = {feature.name for feature in found}

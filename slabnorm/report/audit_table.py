@@ -7,8 +7,8 @@ from rich.padding import Padding
 from rich.text import Text
 
 from slabnorm.report.audit import AuditRecord, Leaked, Overlap
-from slabnorm.report.names import printable
 from slabnorm.report.terminal import Column, Row, print_rows
+from slabnorm.text import printable
 
 STYLES = {"error": "red", "warning": "yellow"}
 MOST = 6  # names of features in a row

@@ -6,7 +6,7 @@ stand out on white as well as on near-black; every one also has a marker of its 
 
 from __future__ import annotations
 
-from slabnorm.report.names import NORM_LABELS, SCHEME_LABELS
+from slabnorm.report.labels import NORM_LABELS, SCHEME_LABELS
 
 HUES = ("#7a7f87", "#0a7fc2", "#d55e00", "#009e73", "#c2679e", "#c99a00", "#3fa7d6", "#8a63d2")
 MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "triangle-down", "hexagon")

@@ -9,7 +9,7 @@ from typing import Any
 
 from slabnorm.report.axes import AccuracyAxis
 from slabnorm.report.colours import looks
-from slabnorm.report.names import norm_label, scheme_label
+from slabnorm.report.labels import norm_label, scheme_label
 from slabnorm.report.numbers import accuracy, percent
 from slabnorm.report.records import CellRecord, CurveRecord, StudyRecord
 

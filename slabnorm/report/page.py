@@ -5,10 +5,22 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from slabnorm.extras import extra
 from slabnorm.report import numbers
 from slabnorm.report.figures import FIGURES
-from slabnorm.report.names import norm_label, printable, scheme_label
+from slabnorm.report.labels import norm_label, scheme_label
 from slabnorm.report.records import StudyRecord
+from slabnorm.text import printable
+
+
+def check_packages() -> None:
+    """Ask for what pages are made with, before the work that a page is to show.
+
+    Raises:
+        ExtraError: it is not installed.
+    """
+    for package in ("jinja2", "plotly"):
+        extra(package, "a report", "'slabnorm[study]'")
 
 
 def render_page(study: StudyRecord) -> str:
@@ -18,7 +30,11 @@ def render_page(study: StudyRecord) -> str:
 
     Args:
         study: the record.
+
+    Raises:
+        ExtraError: extra `slabnorm[study]` is not installed.
     """
+    check_packages()
     drawn = [name for name in FIGURES if name != "inputs" or study.inputs]
     return render(
         "page.html.jinja",

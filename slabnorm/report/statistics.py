@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.text import Text
+from slabnorm.text import printable
 
-from slabnorm.report.names import printable
-from slabnorm.report.terminal import Column, Row, print_rows
+if TYPE_CHECKING:
+    from rich.console import Console
 
 MOST = 40  # features that are shown unless all are asked for
 WIDTH = 21  # of a picture, in characters
@@ -78,6 +77,8 @@ def _finite(value: Any) -> Any:
 
 def print_statistics(record: StatisticsRecord, console: Console, every: bool = False) -> None:
     """Print what was fitted and a row per feature: the first 40, or `every` one."""
+    from rich.text import Text
+
     features = "1 feature" if len(record.features) == 1 else f"{len(record.features):,} features"
     console.print(Text(printable(f"{record.scheme}, {record.pattern}"), style="bold"))
     console.print(
@@ -112,6 +113,8 @@ def print_statistics(record: StatisticsRecord, console: Console, every: bool = F
 
 
 def _print_features(features: tuple[FeatureRecord, ...], ranks: tuple[float, ...], console: Console) -> bool:
+    from slabnorm.report.terminal import Column, Row, print_rows
+
     missing = [name for name in ("nan", "null") if any(getattr(feature, name) for feature in features)]
     words = {"nan": "NaN", "null": "null"}
     # Quantiles stand for mean and spread where they are what the scheme reads: 80 columns hold no more.

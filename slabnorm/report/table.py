@@ -7,9 +7,10 @@ from rich.padding import Padding
 from rich.text import Text
 
 from slabnorm.report import numbers
-from slabnorm.report.names import norm_label, printable, scheme_label
+from slabnorm.report.labels import norm_label, scheme_label
 from slabnorm.report.records import CellRecord, StudyRecord
 from slabnorm.report.terminal import Column, Row, print_rows
+from slabnorm.text import printable
 
 MEASURES = ("test accuracy, %", "steps to {target}", "ms/step", "train/eval\ngap")
 MOST_NOTES = 8

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from slabnorm.errors import ModelError, SlabError
-from slabnorm.report.names import norm_label, printable, scheme_label
+from slabnorm.extras import extra
+from slabnorm.report.labels import norm_label, scheme_label
 from slabnorm.report.records import DataRecord, RunRecord, SchemeRecord, StudyRecord
 from slabnorm.study import method
 from slabnorm.study.data import Dataset
@@ -27,6 +28,7 @@ from slabnorm.study.train import Bench, Rules, Run
 from slabnorm.study.trial import try_model
 from slabnorm.study.verdict import inputs_verdict, verdict
 from slabnorm.study.workers import portable, run_apart, run_here
+from slabnorm.text import printable
 
 
 def compare(
@@ -75,6 +77,8 @@ def compare(
     >>> [cell.runs for cell in study.cells]
     [2]
     """
+    for package in ("sklearn.model_selection", "scipy.stats"):  # now, not after hours of training
+        extra(package, "compare", "'slabnorm[study]'")
     began = time.perf_counter()
     rules = Rules(epochs=epochs, target=target, learning_rate=learning_rate)
     sizes = (batch_sizes,) if isinstance(batch_sizes, int) else tuple(batch_sizes)

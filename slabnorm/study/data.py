@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slabnorm.errors import DataError
-from slabnorm.report.names import printable
+from slabnorm.text import printable
 
 SPLIT_SEED = 0
 SHARES = (0.6, 0.2, 0.2)

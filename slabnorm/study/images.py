@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slabnorm.errors import DataError
-from slabnorm.report.names import printable
+from slabnorm.extras import extra
+from slabnorm.text import printable
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 MODES = ("1", "L", "LA", "RGB", "RGBA", "P", "I;16")
@@ -32,6 +33,7 @@ def read_images(paths: list[Path], most_bytes: int) -> tuple[NDArray[Any], tuple
         DataError: a file that cannot be decoded whole, a decompression bomb, several frames, or the
             first file whose size or mode differs from the first image's.
     """
+    extra("PIL", "reading images", "'slabnorm[images]'")
     first = read_image(paths[0])
     form = (first[0], first[1].shape)
     channels_first = np.moveaxis(first[1], 2, 0)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from slabnorm.errors import OptionError
-from slabnorm.report.names import listing, printable
+from slabnorm.text import listing, printable
 
 NORMS = ("none", "batch", "layer", "instance", "group")
 MOST_GROUPS = 8

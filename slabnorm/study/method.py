@@ -7,13 +7,14 @@ import platform
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 
-from slabnorm.report.names import listing, norm_label, scheme_label
+from slabnorm.report.labels import norm_label, scheme_label
 from slabnorm.report.numbers import level
 from slabnorm.study.data import SHARES, SPLIT_SEED, Dataset
 from slabnorm.study.layers import MOST_GROUPS
 from slabnorm.study.options import Options
 from slabnorm.study.rates import RATES
 from slabnorm.study.train import LOOKS_PER_EPOCH, WARM_UP
+from slabnorm.text import listing
 
 PACKAGES = ("torch", "numpy", "numba", "scikit-learn", "scipy")
 

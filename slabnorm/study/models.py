@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 
 from slabnorm.errors import ModelError
-from slabnorm.report.names import printable
 from slabnorm.study.data import Dataset
+from slabnorm.text import printable
 
 Norm = Callable[[int], nn.Module]
 Build = Callable[[Norm], nn.Module]

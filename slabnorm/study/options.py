@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from numbers import Integral, Real
 
 from slabnorm.errors import OptionError
-from slabnorm.report.names import printable
 from slabnorm.study.data import Dataset
 from slabnorm.study.layers import NORMS, check_norm
 from slabnorm.study.rates import RATES
 from slabnorm.study.scaling import SCHEMES, check_scheme
 from slabnorm.study.train import Rules, Run
+from slabnorm.text import printable
 
 BATCH_SIZES = (2, 16, 128)
 SEEDS = 3

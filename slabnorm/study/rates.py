@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from slabnorm.report.names import scheme_label
+from slabnorm.report.labels import scheme_label
 from slabnorm.report.records import RunRecord
 
 RATES = (1 / 16, 1 / 4, 1.0, 4.0, 16.0)  # multiples of the study's learning rate

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from slabnorm.errors import DataError
-from slabnorm.report.names import printable
 from slabnorm.study.data import Dataset, digits, from_arrays
 from slabnorm.study.images import is_image, read_images
+from slabnorm.text import printable
 
 # The study holds its data in memory, several times over.
 MOST_BYTES = 4 << 30

@@ -9,8 +9,8 @@ from torch import nn
 
 from slabnorm.errors import OptionError, SlabWarning
 from slabnorm.inputs import FixedScale, InputNorm, MinMax, fit
-from slabnorm.report.names import listing, printable
 from slabnorm.study.data import Dataset
+from slabnorm.text import listing, printable
 
 SCHEMES = ("raw", "fixed", "minmax", "zscore")
 

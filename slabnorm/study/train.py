@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slabnorm.errors import SlabError, SlabWarning
-from slabnorm.report.names import printable
 from slabnorm.report.records import CurvePoint, RunRecord
 from slabnorm.study.data import Dataset
 from slabnorm.study.evaluate import accuracy, train_eval_gap
 from slabnorm.study.layers import NormFactory
 from slabnorm.study.models import Build
 from slabnorm.study.scaling import apply
+from slabnorm.text import printable
 
 ORDER_SEED = 1_000_003  # keeps the order of samples apart from the initial weights of the same seed
 NOISE_SEED = 2_000_003

@@ -12,9 +12,10 @@ from torch.nn import functional as F
 
 from slabnorm.errors import ModelError, SlabError, SlabWarning, StatisticsError
 from slabnorm.nn import SlabNorm
-from slabnorm.report.names import norm_label, printable
+from slabnorm.report.labels import norm_label
 from slabnorm.slab import plan
 from slabnorm.study.train import Bench, batches, quiet_corner, start
+from slabnorm.text import printable
 
 
 def try_model(

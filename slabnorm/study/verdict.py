@@ -24,10 +24,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import combinations
 
-from slabnorm.report.names import listing, norm_label, scheme_label
+from slabnorm.report.labels import norm_label, scheme_label
 from slabnorm.report.numbers import percent
 from slabnorm.report.records import DifferenceRecord, RunRecord
 from slabnorm.study.statistics import accuracies, is_clear, paired
+from slabnorm.text import listing
 
 MOST_GROUPS = 3  # of choices with the same ones behind them, that a clause names
 MOST_SIZES = 3  # batch sizes that have a clause of their own

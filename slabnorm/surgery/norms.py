@@ -8,7 +8,7 @@ for whatever slabnorm's layer takes differently: unbatched input, other shapes, 
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,10 @@ class Accelerated(ours.SlabNorm):
     widens: ClassVar[bool] = False  # whether torch computes it in float32 under an accelerator's autocast
     always: bool
     _added: dict[str, tuple[str, ...]]
+
+    if TYPE_CHECKING:
+
+        def __call__(self, input: Tensor, residual: Tensor | None = None, fused: bool = False) -> Tensor: ...
 
     def forward(self, input: Tensor, residual: Tensor | None = None, fused: bool = False) -> Tensor:
         """Return the normalised input; if fused, with the residual added and the activation applied."""

@@ -106,7 +106,7 @@ def of_fit(data: Certified) -> tuple[float, float]:
 
 
 def of_moments(data: Certified) -> tuple[float, float]:
-    """Return mean and sd as `slabnorm.moments` has them."""
+    """Return mean and sd as `slabnorm.mergeable_moments` has them."""
     found = sn.moments(torch.from_numpy(data.column), "n c -> c")
     return found.mean.item(), found.std(ddof=1).item()
 

@@ -20,10 +20,10 @@ from typer.testing import CliRunner
 import slabnorm as sn
 from slabnorm.cli import app
 from slabnorm.errors import LedgerError, OptionError
+from slabnorm.files import check_writable, write_atomically
 from slabnorm.inputs.apply import apply
 from slabnorm.inputs.exports import export
 from slabnorm.inputs.outputs import check_distinct
-from slabnorm.report.write import check_writable, write_atomically
 
 ROWS = np.random.default_rng(0).normal(size=(20, 3))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -282,17 +281,6 @@ def test_the_source_is_left_as_it_was():
     norm = fit(tensor, split="train")
     norm(tensor)
     np.testing.assert_array_equal(data, DATA)
-
-
-def test_importing_inputs_loads_nothing_that_torch_does_not():
-    import subprocess
-
-    script = (
-        "import sys, torch, numpy; before = set(sys.modules); import slabnorm.inputs;"
-        "print([m for m in set(sys.modules) - before if m.split('.')[0] in ('numba', 'sklearn', 'PIL')])"
-    )
-    out = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
-    assert out.strip() == "[]"
 
 
 def test_fixed_scale_of_a_source_read_once():

@@ -734,15 +734,6 @@ def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
         fitted(path)
 
 
-def test_importing_slabnorm_does_not_import_pyarrow():
-    import subprocess
-    import sys
-
-    script = "import sys, slabnorm, slabnorm.inputs; print('pyarrow' in sys.modules, 'fsspec' in sys.modules)"
-    found = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
-    assert found.split()[0] == "False"
-
-
 def test_examples_of_the_docs_run():
     import re
 

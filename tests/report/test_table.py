@@ -5,10 +5,11 @@ import io
 import pytest
 
 from slabnorm.report import numbers
-from slabnorm.report.names import listing, norm_label, printable
+from slabnorm.report.labels import norm_label
 from slabnorm.report.records import Interval
 from slabnorm.report.table import print_study
 from slabnorm.report.terminal import Terminal
+from slabnorm.text import listing, printable
 from tests.report.studies import EVIL, cell, study
 
 GAP = "\N{MINUS SIGN}1.2 ± 1.8"

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from slabnorm.errors import DataError, DtypeError, OptionError
+from slabnorm.files import check_new, check_writable, output_path
 from slabnorm.inputs.apply.writers import write_npy, write_zarr
 from slabnorm.inputs.columns import dense
 from slabnorm.inputs.count import Progress
@@ -25,8 +26,7 @@ from slabnorm.inputs.sources import Bad, Block, Columns, Named, Source, Stream, 
 from slabnorm.inputs.sources.chunked import ZarrSource
 from slabnorm.inputs.sources.filesystems import local_path
 from slabnorm.inputs.sources.parts import empty
-from slabnorm.report.names import printable
-from slabnorm.report.write import check_new, check_writable, output_path
+from slabnorm.text import printable
 
 __all__ = ["apply"]
 

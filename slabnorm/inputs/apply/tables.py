@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from slabnorm.errors import DataError, OptionError
+from slabnorm.extras import extra
+from slabnorm.files import replacing
 from slabnorm.inputs.count import Progress
-from slabnorm.inputs.extras import extra
 from slabnorm.inputs.normalizer import InputNorm
-from slabnorm.report.names import listing, printable
-from slabnorm.report.write import replacing
+from slabnorm.text import listing, printable
 
 if TYPE_CHECKING:  # it imports pyarrow
     from slabnorm.inputs.sources.table_columns import FeaturePlace
@@ -41,7 +41,8 @@ def write_parquet(
         OptionError: the statistics are not of a table, or the output cannot be written.
         ExtraError: pyarrow is not installed.
     """
-    arrow, parquet = (extra(name, "a Parquet file", "pyarrow") for name in ("pyarrow", "pyarrow.parquet"))
+    packages = ("pyarrow", "pyarrow.parquet")
+    arrow, parquet = (extra(package, "a Parquet file", "'slabnorm[tables]'") for package in packages)
     with _reading(path, arrow):
         file = parquet.ParquetFile(path, page_checksum_verification=True)
     with file:

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from slabnorm.errors import DataError, OptionError
+from slabnorm.extras import extra
+from slabnorm.files import replacing
 from slabnorm.inputs.count import Progress
-from slabnorm.inputs.extras import extra
 from slabnorm.inputs.normalizer import InputNorm
-from slabnorm.report.names import listing, printable
-from slabnorm.report.write import replacing
+from slabnorm.text import listing, printable
 
 FLAGS = {"true": 1.0, "True": 1.0, "TRUE": 1.0, "false": 0.0, "False": 0.0, "FALSE": 0.0}
 BATCH_BYTES = 8 << 20  # of a batch by default: of all its values as float64, and of its text

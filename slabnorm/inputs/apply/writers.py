@@ -11,9 +11,9 @@ from typing import Any, cast
 import numpy as np
 
 from slabnorm.errors import OptionError
+from slabnorm.files import new_folder, replacing
 from slabnorm.inputs.chunks import chunks
 from slabnorm.inputs.sources.stores import Place, opened, package
-from slabnorm.report.write import new_folder, replacing
 
 CHUNK_BYTES = 8 << 20  # of a Zarr chunk, where nothing says how long it is
 

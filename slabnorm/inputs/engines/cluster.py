@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from slabnorm.errors import DataError, SlabError
+from slabnorm.extras import extra
 from slabnorm.inputs.counter import Counting
-from slabnorm.inputs.extras import extra
 from slabnorm.inputs.sketch import Bounds
 from slabnorm.inputs.sources.base import Shard
 from slabnorm.inputs.tally import Tally

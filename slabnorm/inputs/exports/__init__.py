@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from slabnorm.errors import OptionError
+from slabnorm.files import output_path, write_atomically
 from slabnorm.inputs.exports.document import to_json
 from slabnorm.inputs.exports.graph import onnx_bytes, to_onnx
 from slabnorm.inputs.exports.images import ImageStatistics, image_statistics, to_torchvision, torchvision_text
@@ -16,8 +17,7 @@ from slabnorm.inputs.exports.processor import huggingface_text, merge_huggingfac
 from slabnorm.inputs.exports.scalers import to_sklearn
 from slabnorm.inputs.normalizer import InputNorm
 from slabnorm.inputs.outputs import check_outputs
-from slabnorm.report.names import printable
-from slabnorm.report.write import output_path, write_atomically
+from slabnorm.text import printable
 
 __all__ = [
     "ImageStatistics",

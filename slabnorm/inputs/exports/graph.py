@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from slabnorm._version import __version__
 from slabnorm.errors import OptionError
+from slabnorm.extras import extra
 from slabnorm.inputs.exports.checks import batch_axes, check_numbers, plain_json
-from slabnorm.inputs.extras import extra
 from slabnorm.inputs.normalizer import InputNorm
 from slabnorm.pattern import ELLIPSIS
-from slabnorm.report.names import printable
+from slabnorm.text import printable
 
 _OPSET, _IR = 13, 7  # of 2020; nothing newer is needed, and old runtimes read it, too
 _DTYPES = {
@@ -80,7 +80,7 @@ def to_onnx(norm: InputNorm, dtype: str | None = None) -> Any:
     )  # fmt: skip
     model = onnx.helper.make_model(
         graph, opset_imports=[onnx.helper.make_opsetid("", _OPSET)], ir_version=_IR,
-        producer_name="slabnorm", producer_version=sys.modules["slabnorm"].__version__,
+        producer_name="slabnorm", producer_version=__version__,
     )  # fmt: skip
     onnx.helper.set_model_props(model, {"slabnorm.inputs": plain_json(norm.record.to_plain())})
     return model

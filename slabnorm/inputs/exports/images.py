@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from slabnorm.errors import OptionError
+from slabnorm.extras import extra
 from slabnorm.inputs.exports.checks import batch_axes, check_numbers
-from slabnorm.inputs.extras import extra
 from slabnorm.inputs.fold import OFFSET
 from slabnorm.inputs.normalizer import InputNorm
 from slabnorm.pattern import ELLIPSIS

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from slabnorm.errors import DataError, OptionError
+from slabnorm.files import output_path, write_atomically
 from slabnorm.inputs import canonical
 from slabnorm.inputs.exports.images import image_statistics
 from slabnorm.inputs.normalizer import InputNorm
 from slabnorm.inputs.outputs import check_outputs
-from slabnorm.report.names import printable
-from slabnorm.report.write import output_path, write_atomically
+from slabnorm.text import printable
 
 _LARGEST = 1 << 24  # bytes that a configuration may have
 # EfficientNet's and ViViT's processors do these after rescaling or normalising.

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from slabnorm.errors import OptionError
+from slabnorm.extras import extra
 from slabnorm.inputs.exports.checks import check_numbers, feature_names
 from slabnorm.inputs.normalizer import InputNorm
 from slabnorm.inputs.schemes import FixedScale, MinMax, Robust
@@ -35,6 +36,7 @@ def to_sklearn(norm: InputNorm, names: Sequence[str] | None = None) -> Any:
         OptionError: not one statistic per column of a table; not one name per column; a scale that leaves
             float64; or a clip that is not the output range of `minmax` or `fixed`.
         StatisticsError: statistics without values, on the meta device.
+        ExtraError: scikit-learn is not installed.
 
     >>> import torch, slabnorm as sn
     >>> x = torch.tensor([[1.0, 10.0], [3.0, 30.0]], dtype=torch.float64)
@@ -44,6 +46,7 @@ def to_sklearn(norm: InputNorm, names: Sequence[str] | None = None) -> Any:
     >>> scaler.transform(x.numpy()).tolist()
     [[-1.0, -1.0], [1.0, 1.0]]
     """
+    extra("sklearn", "this export", "scikit-learn")
     check_numbers(norm)
     if len(norm.record.sample) != 1 or norm.scale.numel() != norm.record.sample[0] or norm.scale.dim() == 0:
         raise OptionError(

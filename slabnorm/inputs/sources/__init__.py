@@ -10,7 +10,7 @@ import numpy as np
 from torch.utils.data import Dataset, IterableDataset
 
 from slabnorm.errors import DataError, OptionError
-from slabnorm.inputs.extras import extra
+from slabnorm.extras import extra
 from slabnorm.inputs.sources.arrays import ArraySource, is_array
 from slabnorm.inputs.sources.base import Bad, Block, BrokenShard, Columns, Named, Shard, Source, Stream
 from slabnorm.inputs.sources.batches import BatchSource

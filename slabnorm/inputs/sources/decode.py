@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from zlib import crc32, decompressobj
 from zlib import error as zlib_error
 
-from slabnorm.report.names import printable
+from slabnorm.text import printable
 
 if TYPE_CHECKING:
     from PIL.Image import Image

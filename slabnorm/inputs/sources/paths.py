@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from slabnorm.errors import DataError, OptionError
-from slabnorm.inputs.extras import extra
+from slabnorm.extras import extra
 from slabnorm.inputs.sources import archives, images
 from slabnorm.inputs.sources.base import Source, Stream
 from slabnorm.inputs.sources.chunked import ZarrSource, is_zarr_path
@@ -50,6 +50,8 @@ def open_path(
     if kind == "npy":
         return NpySource(Path(path))
     form = Form.of(convert)
+    if kind in ("images", "tar"):
+        extra("PIL", "reading images", "'slabnorm[images]'")
     if kind == "images":
         return images.open_folder(Path(path), form)
     if kind == "tar":

@@ -14,7 +14,7 @@ from slabnorm.inputs.schema import Schema
 from slabnorm.inputs.sources.base import Bad, Block, MismatchError, Named, Shard, Source, dtype_name
 from slabnorm.inputs.sources.decode import DamageError, DepthError, decode, reader
 from slabnorm.inputs.split import Hint
-from slabnorm.report.names import printable
+from slabnorm.text import printable
 
 if TYPE_CHECKING:
     from PIL.Image import Image

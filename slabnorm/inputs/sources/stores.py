@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from slabnorm.errors import DataError, ExtraError, SlabError
-from slabnorm.inputs.extras import extra
+from slabnorm.extras import extra
 from slabnorm.inputs.sources.base import check_dtype
 from slabnorm.inputs.sources.parts import check_shape
 from slabnorm.inputs.sources.samples import pick
@@ -183,7 +183,7 @@ def _store(place: Place) -> Any:
     if not isinstance(place.store, str):
         return place.store
     if "://" in place.store:
-        extra("fsspec", "a URL", "fsspec")
+        extra("fsspec", "a Zarr array at a URL", "'slabnorm[zarr]'")
         return storage.FsspecStore.from_url(place.store.rstrip("/"), read_only=True)
     if place.store.lower().endswith(".zip"):
         return storage.ZipStore(place.store, mode="r", read_only=True)

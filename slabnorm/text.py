@@ -1,15 +1,6 @@
-"""Names as people read them, and other people's names made safe to show."""
+"""Text from outside made safe to show, and words in a row."""
 
 from __future__ import annotations
-
-NORM_LABELS = {
-    "none": "no norm",
-    "batch": "batch norm",
-    "layer": "layer norm",
-    "instance": "instance norm",
-    "group": "group norm",
-}
-SCHEME_LABELS = {"raw": "raw", "fixed": "fixed", "minmax": "min-max", "zscore": "z-score"}
 
 
 def printable(text: object, limit: int = 200) -> str:
@@ -27,16 +18,6 @@ def printable(text: object, limit: int = 200) -> str:
         return raw
     shown = raw if len(raw) <= limit else raw[: limit - 1] + "…"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in shown)
-
-
-def norm_label(norm: str) -> str:
-    """Return a norm's name in words; a pattern is quoted as it was given."""
-    return NORM_LABELS.get(norm) or f"“{printable(norm, 60)}”"
-
-
-def scheme_label(scheme: str) -> str:
-    """Return an input scheme's name in words."""
-    return SCHEME_LABELS.get(scheme, printable(scheme, 60))
 
 
 def listing(words: list[str], last: str = "and") -> str:

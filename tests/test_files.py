@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from slabnorm.errors import OptionError
-from slabnorm.report.write import check_writable, write_atomically
+from slabnorm.files import check_writable, write_atomically
 
 
 def test_a_file_is_replaced_whole_and_nothing_stays_beside_it(tmp_path):

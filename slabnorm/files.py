@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from slabnorm.errors import OptionError
 from slabnorm.interrupt import temporary
-from slabnorm.report.names import printable
+from slabnorm.text import printable
 
 # O_EXCL: never a file that somebody else has put there, nor what a link leads to.
 _NEW = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
