@@ -27,14 +27,12 @@ import slabnorm as sn
 from benchmarks import fitting_data as data
 from benchmarks.load import Others
 from benchmarks.machine import machine
-from slabnorm.inputs.count import Opened
 from slabnorm.inputs.engines.local import cores
+from slabnorm.inputs.fitting import Opened, count_shard
 from slabnorm.inputs.ledger import Ledger
+from slabnorm.inputs.shard_statistics import Tally, Tree
 from slabnorm.inputs.sources import open_source
-from slabnorm.inputs.sources.arrays import ArrayShard
-from slabnorm.inputs.tally import Tally
-from slabnorm.inputs.tree import Tree
-from slabnorm.inputs.work import count_shard
+from slabnorm.inputs.sources.memory import ArrayShard
 
 RESULTS = Path(__file__).with_name("results") / "fitting.json"
 Calls = dict[str, Callable[[], Any]]

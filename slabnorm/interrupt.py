@@ -2,8 +2,8 @@
 
 A signal is raised as KeyboardInterrupt in the main thread, which unwinds as from any error. Where that takes
 longer than GRACE (a compiler or a C library is at work, workers are waited for, something has swallowed it),
-a thread that waits for signals ends the process, on POSIX systems. While modules are imported there is
-nothing to unwind, and libraries turn an exception in their midst into others: the process ends at once.
+a thread that waits for signals ends the process, on POSIX systems. Before a command runs there is nothing to
+unwind: the process ends at once.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from types import FrameType
 from typing import NoReturn
 
 GRACE = 1.2  # seconds to unwind
+PATIENCE = 20.0  # seconds that signals are kept at most
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 _unfinished: set[Path] = set()  # files and folders that are not in their places yet
 _state = {"caught": 0, "raises": False, "said": False}  # the first signal; whether there is what to unwind
+_held: list[bool] = []  # an element for each block that keeps signals
 
 
 @contextmanager
@@ -70,8 +72,33 @@ def unwinding() -> Iterator[None]:
             # Python notes that KeyboardInterrupt has left the text of an exec(), such as a NamedTuple's, and
             # ends `python -m` by SIGINT, whatever the exit code. The next exec() clears the note.
             exec("")
+            if not _state["said"]:  # a library that was being imported has made another error of it
+                say()
             # Not end(): Python's own end tidies up more, such as the semaphores of workers.
             raise SystemExit(128 + caught())
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Keep signals to the end of a block: no process is left half started, or half stopped.
+
+    One that was ended while it starts would print a traceback into the terminal, of a pickle cut short.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    _held.append(True)
+    known = [number for number in _SIGNALS if signal.getsignal(number) is not None]  # else not Python's
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in known}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _held.pop()
+    if came:
+        signal.raise_signal(came[0])
 
 
 def say() -> None:
@@ -131,6 +158,9 @@ def _watch_from_now_on() -> None:
         while data := os.read(reading, 1):
             if data[0] in handled:
                 time.sleep(GRACE)
+                patient = time.monotonic() + PATIENCE
+                while _held and time.monotonic() < patient:
+                    time.sleep(GRACE)  # which is also what is left to unwind once they are let go
                 end(data[0])
 
     threading.Thread(target=watch, name="slabnorm signals", daemon=True).start()

@@ -132,6 +132,16 @@ def test_the_exit_code_is_the_signals_when_it_came_within_an_exec(tmp_path):
     assert subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, check=False).returncode == 143
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_must_not_be_left_half_done_is_waited_for(run, number):
+    # Longer than the grace that a command has to unwind, as workers take to start on a busy machine.
+    code = f"from slabnorm import interrupt\nwith interrupt.held():\n    {READY}    time.sleep(1.5)\n"
+    code += "    Path('whole').write_text('whole')\ntime.sleep(30)"
+    (run.folder / "whole").unlink(missing_ok=True)
+    assert run(code, number)[:2] == (128 + number, "interrupted\n")
+    assert (run.folder / "whole").read_text() == "whole"
+
+
 def test_what_is_ignored_stays_ignored(run):
     # As nohup does; a signal that comes all the same changes nothing.
     before = "from slabnorm import interrupt\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n"

@@ -136,7 +136,7 @@ def show(
 
         norm = load(artifact)
         if as_json:
-            from slabnorm.inputs.describe import describe
+            from slabnorm.inputs.statistics_record import describe
 
             print(json.dumps(describe(norm).as_dict(), indent=1, allow_nan=False), flush=True)
         else:
@@ -145,7 +145,7 @@ def show(
 
 def print_norm(norm: InputNorm, every: bool = False) -> None:
     """Print fitted statistics to stdout."""
-    from slabnorm.inputs.describe import describe
+    from slabnorm.inputs.statistics_record import describe
     from slabnorm.report.statistics import print_statistics
     from slabnorm.report.terminal import terminal
 

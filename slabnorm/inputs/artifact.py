@@ -20,13 +20,13 @@ from torch import Tensor
 from slabnorm._version import __version__
 from slabnorm.errors import ArtifactError, OptionError, SlabError
 from slabnorm.files import output_path, write_atomically
-from slabnorm.inputs import canonical
+from slabnorm.inputs import record
 from slabnorm.inputs.normalizer import InputNorm
 from slabnorm.inputs.outputs import check_outputs
 from slabnorm.inputs.record import Record
 from slabnorm.inputs.schemes import SCHEMES
 from slabnorm.inputs.sketch import Sketch
-from slabnorm.inputs.values import MOMENTS, check_moments
+from slabnorm.inputs.validation import MOMENTS, check_moments
 from slabnorm.mergeable_moments import Moments
 from slabnorm.text import printable
 
@@ -83,7 +83,7 @@ def save(norm: InputNorm, path: str | os.PathLike[str]) -> None:
         "sketch": norm.sketch.size,
         "libraries": {name: version.partition("+")[0] for name, version in _versions().items()},
     }
-    text = canonical.write({**plain, "digest": _digest(plain, tensors)})
+    text = record.write({**plain, "digest": _digest(plain, tensors)})
     write_atomically(path, serialise(tensors, {FORMAT: text}))
 
 
@@ -175,7 +175,7 @@ def _parse(content: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
     (length,) = struct.unpack("<Q", content[:8])
     if length > min(_HEADER, len(content) - 8):
         raise ValueError(f"a header of {length} bytes in a file of {len(content)}")
-    header = canonical.read(content[8 : 8 + length].decode())
+    header = record.read(content[8 : 8 + length].decode())
     if not isinstance(header, dict):
         raise ValueError("a header that is no object")
     metadata = header.pop("__metadata__", None)
@@ -183,7 +183,7 @@ def _parse(content: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ValueError(f"no metadata of the format {FORMAT}")
     if header.keys() != _DTYPES.keys():
         raise ValueError(f"tensors {', '.join(sorted(header))[:200]} instead of {', '.join(sorted(_DTYPES))}")
-    plain = canonical.read(metadata[FORMAT])
+    plain = record.read(metadata[FORMAT])
     if not isinstance(plain, dict) or plain.get("format") != FORMAT:
         raise ValueError("metadata of another format")
     if plain.get("version") != VERSION or type(plain["version"]) is not int:
@@ -202,7 +202,7 @@ def _parse(content: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def _digest(plain: dict[str, Any], tensors: dict[str, Tensor]) -> str:
     """Return SHA-256 of the JSON and of every tensor, in the order of their names."""
-    digest = hashlib.sha256(canonical.write(plain).encode())
+    digest = hashlib.sha256(record.write(plain).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())

@@ -12,19 +12,19 @@ from slabnorm.errors import DataError, SlabError, StatisticsError
 from slabnorm.extras import extra
 from slabnorm.inputs.artifact import load
 from slabnorm.inputs.beside import Beside, Reference
-from slabnorm.inputs.count import Effort, Opened, Progress
-from slabnorm.inputs.describe import feature_names
 from slabnorm.inputs.drift import compare, find_constant, find_drift, find_missing
 from slabnorm.inputs.explain import find_order, find_scale
 from slabnorm.inputs.features import kept_axes
+from slabnorm.inputs.fitting import Effort, Opened, Progress
 from slabnorm.inputs.normalizer import InputNorm
 from slabnorm.inputs.overlap import find_overlap, leaked_of, overlap_of
-from slabnorm.inputs.plain import plain_tensors
+from slabnorm.inputs.plain_tensors import plain_tensors
 from slabnorm.inputs.provenance import find_leak
-from slabnorm.inputs.schema import Schema
+from slabnorm.inputs.shard_statistics import Tally
 from slabnorm.inputs.sides import Side
 from slabnorm.inputs.sources import Source, Stream, open_source
-from slabnorm.inputs.tally import Tally
+from slabnorm.inputs.sources.base import Schema
+from slabnorm.inputs.statistics_record import feature_names
 from slabnorm.report.audit import AuditRecord, Finding
 
 

@@ -15,23 +15,21 @@ import torch
 from torch import Tensor
 
 from slabnorm.errors import OptionError
-from slabnorm.inputs.count import Effort, Opened, Progress
-from slabnorm.inputs.counter import Counting
+from slabnorm.inputs.accumulator import Counting, check_left, check_policy, check_present
+from slabnorm.inputs.data_warnings import warn_of, warn_of_flags
 from slabnorm.inputs.features import kept_axes
+from slabnorm.inputs.fitting import Effort, Opened, Progress
 from slabnorm.inputs.ledger import Ledger
-from slabnorm.inputs.missing import check_left, check_policy, check_present
 from slabnorm.inputs.normalizer import InputNorm
 from slabnorm.inputs.outputs import check_apart, paths_of
-from slabnorm.inputs.plain import plain_tensors
+from slabnorm.inputs.plain_tensors import plain_tensors
+from slabnorm.inputs.quantile_sample import SIZE as SAMPLE
 from slabnorm.inputs.record import Record
-from slabnorm.inputs.sample import SIZE as SAMPLE
-from slabnorm.inputs.scheme import Scheme
-from slabnorm.inputs.schemes import resolve
+from slabnorm.inputs.schemes import Scheme, resolve
+from slabnorm.inputs.shard_statistics import Tally
 from slabnorm.inputs.sources import Source, open_source
 from slabnorm.inputs.split import guard
-from slabnorm.inputs.tally import Tally
-from slabnorm.inputs.warn import warn_of, warn_of_flags
-from slabnorm.inputs.weights import check_weights
+from slabnorm.inputs.weighted_moments import check_weights
 from slabnorm.pattern import Pattern, parse
 
 

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from slabnorm.errors import LedgerError
+from slabnorm.inputs.shard_statistics import Tally
 from slabnorm.inputs.sources.base import Shard
-from slabnorm.inputs.tally import Tally
 from slabnorm.text import printable
 
 APPLICATION = int.from_bytes(b"slbn", "big")

@@ -17,10 +17,10 @@ from typing import Any
 from slabnorm.errors import DataError, OptionError
 from slabnorm.files import check_writable
 from slabnorm.inputs import ledger
-from slabnorm.inputs.sources import archives, table_files
-from slabnorm.inputs.sources.chunked import is_zarr_path
-from slabnorm.inputs.sources.filesystems import local_path
-from slabnorm.inputs.sources.pictures import is_image
+from slabnorm.inputs.sources import files, tars
+from slabnorm.inputs.sources.files import local_path
+from slabnorm.inputs.sources.images import is_image
+from slabnorm.inputs.sources.zarr import is_zarr_path
 from slabnorm.text import printable
 
 OURS = (".safetensors", ".html", ".json", ".ledger")  # what is written again, also beside data
@@ -123,9 +123,9 @@ class _Target:
         if found is None and _real(path) == self.real:
             return "is read"
         try:
-            if archives.is_pattern(Path(path)):
+            if tars.is_pattern(Path(path)):
                 return self._in_tars(path)
-            if found is None and table_files.is_glob(path):
+            if found is None and files.is_glob(path):
                 return self._in_glob(path)
         except DataError:  # nothing fits it, which whoever reads it will say
             return ""
@@ -133,16 +133,16 @@ class _Target:
 
     def _in_tars(self, pattern: str) -> str:
         if self.mark is None:
-            fits = any(self.real.match(os.path.abspath(text)) for text in archives.opened(pattern))
+            fits = any(self.real.match(os.path.abspath(text)) for text in tars.opened(pattern))
             return f"{printable(pattern)} would name, too" if fits else ""
-        same = any(_mark(path) == self.mark for path in archives.expand(Path(pattern)))
+        same = any(_mark(path) == self.mark for path in tars.expand(Path(pattern)))
         return f"is read, as {printable(pattern)} names it" if same else ""
 
     def _in_glob(self, pattern: str) -> str:
         if self.mark is None:
-            fits = table_files.fits(os.path.realpath(self.real), pattern)
+            fits = files.fits(os.path.realpath(self.real), pattern)
             return f"{printable(pattern)} would name, too" if fits else ""
-        same = any(_mark(file.path) == self.mark for file in table_files.find(pattern).files)
+        same = any(_mark(file.path) == self.mark for file in files.find(pattern).files)
         return f"is read, as {printable(pattern)} names it" if same else ""
 
     def _in_folder(self, folder: str, within: bool) -> str:
@@ -190,7 +190,7 @@ def _is_ours(path: Path) -> bool:
 
 def _is_data(name: str) -> bool:
     """Whether a file of this name is read where a folder is."""
-    return is_image(name) or archives.is_tar(name) or bool(table_files.kind_of(name))
+    return is_image(name) or tars.is_tar(name) or bool(files.kind_of(name))
 
 
 def _mark(path: str | Path) -> Mark | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from slabnorm.inputs.normalizer import InputNorm
-from slabnorm.inputs.tally import Tally
+from slabnorm.inputs.shard_statistics import Tally
 from slabnorm.mergeable_moments import Moments
 from slabnorm.report.audit import Finding
 

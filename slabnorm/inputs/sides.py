@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from slabnorm.inputs.normalizer import InputNorm
-from slabnorm.inputs.tally import Tally
+from slabnorm.inputs.shard_statistics import Tally
 from slabnorm.mergeable_moments import Moments
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from slabnorm.inputs.sums import finish_hashes
+from slabnorm.inputs.column_moments import finish_hashes
 
 SIZE = 1 << 14  # hashes: 128 KiB
 _WRAP = (1 << 64) - 1

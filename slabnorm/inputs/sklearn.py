@@ -12,18 +12,17 @@ from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from slabnorm.errors import DtypeError, OptionError, ShapeError, StatisticsError
+from slabnorm.inputs.accumulator import check_left
+from slabnorm.inputs.array_scaling import Scaling, column
+from slabnorm.inputs.data_warnings import warn_of
 from slabnorm.inputs.exports.checks import check_numbers
-from slabnorm.inputs.missing import check_left
 from slabnorm.inputs.normalizer import InputNorm
-from slabnorm.inputs.plain import plain_tensors
+from slabnorm.inputs.plain_tensors import plain_tensors
 from slabnorm.inputs.record import Record
-from slabnorm.inputs.scaling import Scaling, column
-from slabnorm.inputs.scheme import Scheme, first_features
-from slabnorm.inputs.schemes import resolve
+from slabnorm.inputs.schemes import Scheme, first_features, resolve
 from slabnorm.inputs.split import Hint, guard
-from slabnorm.inputs.table_moments import table_moments
-from slabnorm.inputs.values import MOMENTS
-from slabnorm.inputs.warn import warn_of
+from slabnorm.inputs.validation import MOMENTS
+from slabnorm.inputs.weighted_moments import table_moments
 from slabnorm.mergeable_moments import Moments
 
 Array = np.ndarray[Any, np.dtype[Any]]

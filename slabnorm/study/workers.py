@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from slabnorm import interrupt
 from slabnorm.errors import SlabError
 from slabnorm.report.records import RunRecord
 from slabnorm.study.train import Bench, Run, run_once
@@ -65,7 +66,7 @@ def run_apart(payload: bytes, runs: list[Run], workers: int, progress: Progress)
     pool = ProcessPoolExecutor(workers, context, start_worker, (payload, steps))
     started: set[Any] = set()
     try:
-        with held(), starting():
+        with interrupt.held(), starting():
             others = set(multiprocessing.active_children())
             try:
                 futures = {pool.submit(run_in_worker, run): run for run in runs}
@@ -86,27 +87,11 @@ def run_apart(payload: bytes, runs: list[Run], workers: int, progress: Progress)
             "--workers 1 runs all in one process",
         ) from error
     finally:
-        with held():
+        with interrupt.held():
             # A worker that imports torch or compiles answers nothing for seconds; none has anything to lose.
             for process in started:
                 process.terminate()
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-@contextmanager
-def held() -> Iterator[None]:
-    """Keep Ctrl-C to the end of a block: no process is left half started, or half stopped."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    pressed: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if pressed:
-        signal.raise_signal(signal.SIGINT)
 
 
 @contextmanager

@@ -18,8 +18,8 @@ from slabnorm.errors import ArtifactError, DataError, OptionError, ShapeError, S
 from slabnorm.inputs.audit import audit, find_names
 from slabnorm.inputs.beside import Beside
 from slabnorm.inputs.overlap import interval, overlap_of
-from slabnorm.inputs.schema import Schema
 from slabnorm.inputs.sketch import SIZE, Sketch
+from slabnorm.inputs.sources.base import Schema
 
 ALL = 1 << 64
 pytestmark = pytest.mark.filterwarnings("ignore::slabnorm.errors.DataWarning")  # of constant features
@@ -122,7 +122,7 @@ def test_overlap_is_of_values_however_they_come(kind, tmp_path, monkeypatch):
         np.save(given, test)
     norm = sn.fit(train, split="train")
     if kind == "shards":
-        monkeypatch.setattr("slabnorm.inputs.sources.parts.CHUNK", 64)
+        monkeypatch.setattr("slabnorm.inputs.sources.base.CHUNK", 64)
     overlap = audit(norm, given, workers=2 if kind == "shards" else None).overlap
     assert (overlap.found, overlap.told, overlap.exact) == (50, 700, True)
 

@@ -15,21 +15,21 @@ import torch
 from torch.utils.data import Dataset
 
 from slabnorm.errors import DataError, ExtraError, OptionError
-from slabnorm.inputs import fit, groups, save
-from slabnorm.inputs.count import Opened
+from slabnorm.inputs import accumulator, fit, save
+from slabnorm.inputs.accumulator import count_shard
 from slabnorm.inputs.engines import cluster, local
+from slabnorm.inputs.fitting import Opened
 from slabnorm.inputs.sketch import Bounds
-from slabnorm.inputs.sources import open_source, parts
-from slabnorm.inputs.sources.arrays import ArrayShard
+from slabnorm.inputs.sources import base, open_source
+from slabnorm.inputs.sources.memory import ArrayShard
 from slabnorm.inputs.sources.npy import NpyShard, NpySource
-from slabnorm.inputs.work import count_shard
 
 DATA = (np.random.default_rng(6).standard_normal((4000, 6)) + 1e4).astype(np.float32)
 
 
 @pytest.fixture
 def table(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setattr(parts, "CHUNK", 240)  # 40 rows: 7 shards of 640
+    monkeypatch.setattr(base, "CHUNK", 240)  # 40 rows: 7 shards of 640
     path = tmp_path / "train.npy"
     np.save(path, DATA)
     return path
@@ -149,7 +149,7 @@ def test_ray_and_a_worker_that_is_killed(table, tmp_path, monkeypatch):
     assert artifact(fit(table, "robust", split="train", engine="ray"), tmp_path / "ray") == one
     assert (tmp_path / "died").exists()
     monkeypatch.undo()
-    monkeypatch.setattr(parts, "CHUNK", 240)
+    monkeypatch.setattr(base, "CHUNK", 240)
     DATA[3999, 1] = np.nan
     np.save(table, DATA)
     DATA[3999, 1] = 1e4
@@ -197,7 +197,7 @@ def test_a_shard_that_breaks_pushes_nothing_out(monkeypatch, table, tmp_path):
 @pytest.mark.parametrize("tasks", [1, 2, 3, 5, 6])
 def test_groups_of_shards_give_the_same_bytes(monkeypatch, table, tmp_path, tasks):
     one = artifact(fit(table, "robust", split="train"), tmp_path / "one")
-    monkeypatch.setattr(groups, "TASKS", tasks)
+    monkeypatch.setattr(accumulator, "TASKS", tasks)
     for options in ({"workers": 1}, {"workers": 3}, {"ledger": tmp_path / "ledger"}):
         assert artifact(fit(table, "robust", split="train", **options), tmp_path / "grouped") == one
     again = fit(table, "robust", split="train", ledger=tmp_path / "ledger", resume=True)

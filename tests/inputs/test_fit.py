@@ -20,11 +20,10 @@ import slabnorm as sn
 from slabnorm.errors import DataError, DataWarning, OptionError, PatternError, ShapeError
 from slabnorm.functional import moments
 from slabnorm.inputs import FixedScale, ZScore, fit
-from slabnorm.inputs.sample import Sample
+from slabnorm.inputs.quantile_sample import Sample
+from slabnorm.inputs.shard_statistics import Tally, Tree
 from slabnorm.inputs.sketch import Sketch
-from slabnorm.inputs.sources import parts
-from slabnorm.inputs.tally import Tally
-from slabnorm.inputs.tree import Tree
+from slabnorm.inputs.sources import base
 from tests.inputs.oracle import mean_var, relative
 
 RNG = np.random.default_rng(7)
@@ -47,7 +46,7 @@ HARD = {
 @pytest.mark.parametrize("name", HARD)
 @pytest.mark.parametrize("chunk", [13, 64, 1000, 1 << 20])
 def test_variance_is_exact_for_every_chunking(name, chunk, monkeypatch):
-    monkeypatch.setattr(parts, "CHUNK", chunk)
+    monkeypatch.setattr(base, "CHUNK", chunk)
     data = HARD[name]
     mean, var = mean_var(data)
     found = fit(data, split="train").moments
@@ -58,7 +57,7 @@ def test_variance_is_exact_for_every_chunking(name, chunk, monkeypatch):
 
 @pytest.mark.parametrize("chunk", [5, 64, 1 << 20])
 def test_integers_upon_1e15_have_variance_exactly_4(chunk, monkeypatch):
-    monkeypatch.setattr(parts, "CHUNK", chunk)
+    monkeypatch.setattr(base, "CHUNK", chunk)
     data = np.tile(1e15 + np.arange(7), 300).reshape(-1, 1)
     assert fit(data, split="train").moments.var().tolist() == [4.0]
     batches = (data[start : start + 64] for start in range(0, len(data), 64))
@@ -109,12 +108,12 @@ def test_the_same_samples_give_the_same_bits_in_any_batches(cuts):
     whole = fit(data, split="train").state_dict()
     edges = [0, *sorted(cuts), len(data)]
     batches = [data[a:b] for a, b in pairwise(edges)]
-    old, parts.CHUNK = parts.CHUNK, 100
+    old, base.CHUNK = base.CHUNK, 100
     try:
         small = fit(data, split="train").state_dict()
         pieces = fit(iter(batches), split="train").state_dict()
     finally:
-        parts.CHUNK = old
+        base.CHUNK = old
     assert all(torch.equal(small[key], pieces[key]) for key in small)
     assert whole["moments_count"].tolist() == [500] * 3
 

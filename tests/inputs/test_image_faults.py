@@ -13,7 +13,7 @@ from PIL import Image, ImageFile
 
 import slabnorm as sn
 from slabnorm.errors import DataError, DataWarning
-from slabnorm.inputs.sources import decode, open_source
+from slabnorm.inputs.sources import images, open_source
 from tests.inputs.test_images import encoded, folder, picture
 
 KINDS = {"jpg": ("JPEG", {}), "progressive.jpg": ("JPEG", {"progressive": True}), "png": ("PNG", {}),
@@ -28,12 +28,12 @@ def test_truncated_images_are_never_padded(name, padded, monkeypatch):
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", padded)
     kind, options = KINDS[name]
     whole = encoded(kind, **options)
-    decode.decode(whole)
-    pixels_of = np.asarray(decode.decode(whole))
+    images.decode(whole)
+    pixels_of = np.asarray(images.decode(whole))
     for place in [0, 1, 9, *np.linspace(20, len(whole) - 1, 40).astype(int).tolist(), len(whole) - 1]:
         try:
-            found = np.asarray(decode.decode(whole[:place]))
-        except decode.DamageError:
+            found = np.asarray(images.decode(whole[:place]))
+        except images.DamageError:
             continue
         # What is cut off then is behind the pixels, such as a GIF's last byte.
         assert len(whole) - place <= 2, place
@@ -46,12 +46,12 @@ def test_truncated_images_are_never_padded(name, padded, monkeypatch):
 def test_a_changed_bit_is_found_where_there_are_checksums(kind, padded, monkeypatch):
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", padded)
     whole = encoded(kind, compression="tiff_deflate") if kind == "TIFF" else encoded(kind)
-    good = np.asarray(decode.decode(whole))
+    good = np.asarray(images.decode(whole))
     # A TIFF's directory, which has none, is at its end.
     for place in np.linspace(40, len(whole) - (300 if kind == "TIFF" else 14), 60).astype(int).tolist():
         try:
-            found = decode.decode(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
-        except decode.DamageError:
+            found = images.decode(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        except images.DamageError:
             continue
         np.testing.assert_array_equal(np.asarray(found), good)
 
@@ -102,7 +102,7 @@ def test_decompression_bombs(most, tmp_path, monkeypatch):
     path = folder(tmp_path / "train", suffixes=["png"], size=(10, 10))
     picture(0, size=(40, 30)).save(path / "b" / "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", most)
-    monkeypatch.setattr(decode, "PIXELS", 900)
+    monkeypatch.setattr(images, "PIXELS", 900)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(DataError, match=r"bomb\.png: .*decompression bomb"):
@@ -170,8 +170,8 @@ def test_a_tiff_whose_strips_do_not_cover_it_is_not_padded():
     assert struct.unpack_from("<I", whole, entry) == (height,)
     for claimed in (height + 1000, height | 1 << 16):
         damaged = whole[:entry] + struct.pack("<I", claimed) + whole[entry + 4 :]
-        with pytest.raises(decode.DamageError, match=f"do not cover .* x {claimed} pixels"):
-            decode.decode(damaged)
+        with pytest.raises(images.DamageError, match=f"do not cover .* x {claimed} pixels"):
+            images.decode(damaged)
 
 
 @pytest.mark.parametrize("tiles", [False, True])
@@ -192,10 +192,10 @@ def test_tiffs_in_strips_tiles_and_planes_are_whole(tiles, planar):
     if not tiles:
         where = {273: offsets, 278: [16], 279: list(map(len, parts))}
     tags = {256: [48], 257: [64], 258: [8, 8, 8], 259: [1], 262: [2], 277: [3], 284: [planar], **where}
-    assert (np.asarray(decode.decode(tiff(b"".join(parts), tags))) == pixels).all()
+    assert (np.asarray(images.decode(tiff(b"".join(parts), tags))) == pixels).all()
     short = {tag: values[:-1] if tag in (273, 279, 324, 325) else values for tag, values in tags.items()}
-    with pytest.raises(decode.DamageError):
-        decode.decode(tiff(b"".join(parts), short))
+    with pytest.raises(images.DamageError):
+        images.decode(tiff(b"".join(parts), short))
 
 
 def tiff(data: bytes, tags: dict[int, list[int]]) -> bytes:

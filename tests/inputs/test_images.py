@@ -18,7 +18,7 @@ import slabnorm as sn
 from slabnorm.cli import app
 from slabnorm.errors import DataError, DataWarning, LeakageError, OptionError, PatternError
 from slabnorm.inputs.apply import apply
-from slabnorm.inputs.sources import open_source, pictures
+from slabnorm.inputs.sources import images, open_source
 
 PHOTOS = [Image.fromarray(photo) for photo in load_sample_images().images]
 SUFFIXES = {"RGB": ("png", "jpg", "bmp", "webp", "tif", "ppm"), "L": ("png", "jpg", "gif", "pgm"),
@@ -117,7 +117,7 @@ def _batch(stack):
 
 
 def test_workers_and_an_interruption_change_no_byte(tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, "SHARD_BYTES", 9000)
+    monkeypatch.setattr(images, "SHARD_BYTES", 9000)
     path = folder(tmp_path / "train", count=24)
     whole = saved(sn.fit(path, split="train", workers=1), tmp_path)
     shards = open_source(path).shards()

@@ -18,14 +18,14 @@ import pytest
 
 from slabnorm.errors import DataError, LedgerError, OptionError
 from slabnorm.inputs import ZScore, fit, save
-from slabnorm.inputs.sources import parts
+from slabnorm.inputs.sources import base
 
 DATA = (np.random.default_rng(5).standard_normal((4000, 6)) * [1, 10, 0.1, 1, 3, 2] + 1e4).astype(np.float32)
 
 
 @pytest.fixture
 def table(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setattr(parts, "CHUNK", 60)  # 10 rows: shards of 160, 25 of them
+    monkeypatch.setattr(base, "CHUNK", 60)  # 10 rows: shards of 160, 25 of them
     path = tmp_path / "train.npy"
     np.save(path, DATA)
     return path
@@ -301,8 +301,8 @@ KILLED = """
 import os, sys, time
 import numpy as np
 from slabnorm.inputs import fit, save
-from slabnorm.inputs.sources import parts
-parts.CHUNK = 60
+from slabnorm.inputs.sources import base
+base.CHUNK = 60
 fit(np.arange(2400.0, dtype=np.float32).reshape(400, 6), split="train", workers=1)
 for line in sys.stdin:
     table, ledger, out, pause = line.split()

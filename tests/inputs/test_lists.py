@@ -270,7 +270,7 @@ def test_other_columns_are_not_read_and_a_fit_goes_on_to_the_same_bytes(tmp_path
     with pytest.raises(OSError, match="CRC"):
         parquet.read_table(path, page_checksum_verification=True)
     assert fitted(path).samples == fitted(path, columns=[NAME]).samples == 442
-    monkeypatch.setattr("slabnorm.inputs.sources.table_read.SHARD_BYTES", 3000)
+    monkeypatch.setattr("slabnorm.inputs.sources.tables.SHARD_BYTES", 3000)
     path = write(pa.table({NAME: lists("list", DATA)}), tmp_path / "b.parquet")
     artifacts = []
     for ledger in (tmp_path / "x.ledger", tmp_path / "y.ledger"):

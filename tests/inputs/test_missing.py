@@ -8,13 +8,13 @@ import torch
 
 from slabnorm.errors import DataError
 from slabnorm.inputs import fit
-from slabnorm.inputs.sources import parts
+from slabnorm.inputs.sources import base
 from tests.inputs.oracle import mean_var, relative
 
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(parts, "CHUNK", 30)  # 10 rows of 3 features, 8 of 12
+    monkeypatch.setattr(base, "CHUNK", 30)  # 10 rows of 3 features, 8 of 12
 
 
 def holes(rows: int = 57) -> np.ndarray:
@@ -57,7 +57,7 @@ def test_infinity_in_the_first_row_of_float16():
 
 @pytest.mark.parametrize("chunk", [3, 30, 1 << 20])
 def test_omit_leaves_out_feature_by_feature(chunk, monkeypatch):
-    monkeypatch.setattr(parts, "CHUNK", chunk)
+    monkeypatch.setattr(base, "CHUNK", chunk)
     data = holes()
     norm = fit(data, split="train", nan="omit")
     assert norm.nan_count.tolist() == [0, 2, 1]

@@ -10,9 +10,9 @@ from sklearn.preprocessing import RobustScaler
 
 import slabnorm as sn
 from slabnorm.errors import ArtifactError, DataError, DataWarning, OptionError
-from slabnorm.inputs.sample import Sample, Sampler
+from slabnorm.inputs.quantile_sample import Sample, Sampler
 from slabnorm.inputs.sketch import Bounds
-from slabnorm.inputs.sources import parts
+from slabnorm.inputs.sources import base
 
 TABLE = load_breast_cancer().data
 
@@ -50,7 +50,7 @@ def test_any_pattern(pattern):
 
 
 def test_the_sample_does_not_depend_on_workers_or_batches(monkeypatch):
-    monkeypatch.setattr(parts, "CHUNK", 600)
+    monkeypatch.setattr(base, "CHUNK", 600)
     data = np.random.default_rng(2).standard_normal((60_000, 3))
     whole = sn.fit(data, "robust", split="train", workers=1)
     for other in (

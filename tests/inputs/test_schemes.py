@@ -13,8 +13,7 @@ from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
 from slabnorm.errors import DataWarning, OptionError, StatisticsError
 from slabnorm.inputs import FixedScale, MinMax, ZScore, fit
-from slabnorm.inputs.scheme import first_features
-from slabnorm.inputs.schemes import SCHEMES, from_plain, resolve, to_plain
+from slabnorm.inputs.schemes import SCHEMES, first_features, from_plain, resolve, to_plain
 
 DATA = np.random.default_rng(1).standard_normal((200, 5)) * [1, 10, 0.1, 3, 2] + [0, 5, -3, 100, 1e3]
 

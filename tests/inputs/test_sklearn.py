@@ -29,7 +29,7 @@ from slabnorm.errors import (
     ShapeError,
     StatisticsError,
 )
-from slabnorm.inputs import scaling
+from slabnorm.inputs import array_scaling
 from tests.inputs.chunking import in_chunks, same
 
 RNG = np.random.default_rng(11)
@@ -99,7 +99,7 @@ def test_a_feature_without_values():
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("block", [7, 1 << 15])
 def test_output_is_that_of_the_input_norm(dtype, order, block, monkeypatch):
-    monkeypatch.setattr(scaling, "BLOCK", block)
+    monkeypatch.setattr(array_scaling, "BLOCK", block)
     x = np.asarray(RNG.integers(0, 2 if dtype is bool else 50, (60, 3)), dtype, order=order)
     scaler = SlabScaler(MinMax(out=(-1, 3), clip=(-0.5, 2))).fit(x[:50])
     y = scaler.transform(x)

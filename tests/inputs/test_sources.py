@@ -124,7 +124,7 @@ def test_every_source_gives_the_same_bits(kind):
 
 
 def test_an_array_like_is_read_by_slices(monkeypatch):
-    monkeypatch.setattr("slabnorm.inputs.sources.arrays.BLOCK_BYTES", 120)
+    monkeypatch.setattr("slabnorm.inputs.sources.memory.BLOCK_BYTES", 120)
     source = ArrayLike(DATA)
     assert same(fit(source, split="train"))
     assert [rows.stop for rows in source.asked] == [

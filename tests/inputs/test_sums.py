@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slabnorm.inputs.sums import EXACT, Sums, finish_hashes, hash_part
+from slabnorm.inputs.column_moments import EXACT, Sums, finish_hashes, hash_part
 from tests.inputs.oracle import mean_var, relative
 
 RNG = np.random.default_rng(11)

@@ -107,9 +107,9 @@ def test_mixed_dtypes_and_what_fixed_says(tmp_path):
 
 
 def test_many_row_groups_batches_and_chunks(tmp_path, monkeypatch):
-    monkeypatch.setattr("slabnorm.inputs.sources.table_read.SHARD_BYTES", 3000)
-    monkeypatch.setattr("slabnorm.inputs.sources.table_read.BATCH_ROWS", 1 << 10)
-    monkeypatch.setattr("slabnorm.inputs.columns.ROWS", 700)
+    monkeypatch.setattr("slabnorm.inputs.sources.tables.SHARD_BYTES", 3000)
+    monkeypatch.setattr("slabnorm.inputs.sources.tables.BATCH_ROWS", 1 << 10)
+    monkeypatch.setattr("slabnorm.inputs.accumulator.ROWS", 700)
     array = np.random.default_rng(1).standard_normal((5000, 3)).astype("f4")
     frame = pd.DataFrame(array, columns=list("abc"))
     path = write(frame, tmp_path / "a.parquet", row_group_size=230)
@@ -367,7 +367,7 @@ def artifact(norm, path):
 
 
 def test_workers_and_resume_give_the_same_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr("slabnorm.inputs.sources.table_read.SHARD_BYTES", 4000)
+    monkeypatch.setattr("slabnorm.inputs.sources.tables.SHARD_BYTES", 4000)
     parts(tmp_path / "data", row_group_size=20)
     parts(tmp_path / "data", end="csv")
     out, ledger = tmp_path / "a.safetensors", tmp_path / "ledger"
@@ -569,7 +569,7 @@ def test_a_first_file_that_is_damaged(tmp_path):
 
 
 def test_text_far_down_a_column_of_a_csv(tmp_path, monkeypatch):
-    monkeypatch.setattr("slabnorm.inputs.sources.table_text.CSV_BYTES", 1 << 20)
+    monkeypatch.setattr("slabnorm.inputs.sources.csv.CSV_BYTES", 1 << 20)
     (tmp_path / "a.csv").write_text("a,b\n" + "1,2\n" * 400_000 + "1,oops\n")
     with pytest.raises(DataError, match=r"a\.csv: .*CSV column #1.*oops"):
         fitted(tmp_path / "a.csv")
@@ -627,7 +627,7 @@ def test_a_quote_that_is_not_closed(end, tmp_path):
 
 
 def test_values_in_quotes_that_span_lines(tmp_path, monkeypatch):
-    monkeypatch.setattr("slabnorm.inputs.sources.table_text._PIECE", 7)
+    monkeypatch.setattr("slabnorm.inputs.sources.csv._PIECE", 7)
     path = tmp_path / "a.csv"
     path.write_text(TOP + '10,"two\n\nlines"\n' + LINES + '1000,"broken\n1001,x\n1002,"broken\n')
     with pytest.warns(DataWarning, match=r"a\.csv: 1,001 rows from 1,004 lines below the names"):
@@ -640,7 +640,7 @@ def test_values_in_quotes_that_span_lines(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_lines_that_are_rows_are_not_warned_of(end, tmp_path, monkeypatch):
-    monkeypatch.setattr("slabnorm.inputs.sources.table_text._PIECE", 7)
+    monkeypatch.setattr("slabnorm.inputs.sources.csv._PIECE", 7)
     lines = ["", "a,name", '1,5" pipe', "", "", '2,"a ""b"""', '3,"x,y"', "4,z", ""]
     for text in (lines, lines[:-1], [*lines[:-2], '4,5" pipe'], [*lines, '5,5" pipe', ""], [*lines, "5,"]):
         (tmp_path / "a.csv").write_text(end.join(text), newline="")
@@ -658,7 +658,7 @@ def test_names_of_columns_that_are_not_utf8(tmp_path):
 
 
 def test_a_column_of_a_csv_that_begins_with_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("slabnorm.inputs.sources.table_text.LOOK_BYTES", 1 << 10)
+    monkeypatch.setattr("slabnorm.inputs.sources.csv.LOOK_BYTES", 1 << 10)
     path = tmp_path / "a.csv"
     path.write_text("a,b\n" + "1,\n" * 1000 + "2,7\n4,9\n")
     with pytest.warns(DataWarning, match=r"left out: b \(nothing in its first rows; columns= takes it\)"):

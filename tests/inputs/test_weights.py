@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import slabnorm as sn
 from slabnorm.cli import app
 from slabnorm.errors import DataError, LedgerError, OptionError, ShapeError
-from slabnorm.inputs.sources import parts
+from slabnorm.inputs.sources import base
 
 WINE = load_wine(as_frame=True).data
 X = np.array(WINE)
@@ -71,7 +71,7 @@ def test_whole_weights_are_samples_that_come_again(tmp_path, kind, scheme):
 
 
 def test_the_same_bits_from_any_source_by_any_workers(tmp_path, monkeypatch):
-    monkeypatch.setattr(parts, "CHUNK", 13)
+    monkeypatch.setattr(base, "CHUNK", 13)
     one = fitted(X, "robust", weights=REAL, workers=1)
     for source, options in (
         (X, {"workers": 4}),

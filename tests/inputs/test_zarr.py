@@ -65,8 +65,8 @@ def same(norm, other):
 @pytest.fixture
 def small_shards(monkeypatch):
     """Shards of 16 * 1024 values, so that the digits have 8 of 256 rows."""
-    monkeypatch.setattr("slabnorm.inputs.sources.parts.CHUNK", 1024)
-    monkeypatch.setattr("slabnorm.inputs.sources.chunked.BLOCK_BYTES", 20_000)
+    monkeypatch.setattr("slabnorm.inputs.sources.base.CHUNK", 1024)
+    monkeypatch.setattr("slabnorm.inputs.sources.zarr.BLOCK_BYTES", 20_000)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

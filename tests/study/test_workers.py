@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from slabnorm.study.workers import held, starting
+from slabnorm.interrupt import held
+from slabnorm.study.workers import starting
 
 
 def test_ctrl_c_while_workers_start_is_kept_to_the_end():

@@ -16,16 +16,15 @@ from torch import Tensor
 
 from slabnorm.errors import DataError, DtypeError, OptionError
 from slabnorm.files import check_new, check_writable, output_path
+from slabnorm.inputs.accumulator import dense
 from slabnorm.inputs.apply.writers import write_npy, write_zarr
-from slabnorm.inputs.columns import dense
-from slabnorm.inputs.count import Progress
+from slabnorm.inputs.fitting import Progress
 from slabnorm.inputs.normalizer import InputNorm
 from slabnorm.inputs.outputs import check_apart
-from slabnorm.inputs.schema import check_schema, schema_of
 from slabnorm.inputs.sources import Bad, Block, Columns, Named, Source, Stream, is_frame, open_source
-from slabnorm.inputs.sources.chunked import ZarrSource
-from slabnorm.inputs.sources.filesystems import local_path
-from slabnorm.inputs.sources.parts import empty
+from slabnorm.inputs.sources.base import check_schema, empty, schema_of
+from slabnorm.inputs.sources.files import local_path
+from slabnorm.inputs.sources.zarr import ZarrSource
 from slabnorm.text import printable
 
 __all__ = ["apply"]

@@ -18,12 +18,12 @@ from torch import Tensor
 from slabnorm.errors import DataError, OptionError
 from slabnorm.extras import extra
 from slabnorm.files import replacing
-from slabnorm.inputs.count import Progress
+from slabnorm.inputs.fitting import Progress
 from slabnorm.inputs.normalizer import InputNorm
 from slabnorm.text import listing, printable
 
 if TYPE_CHECKING:  # it imports pyarrow
-    from slabnorm.inputs.sources.table_columns import FeaturePlace
+    from slabnorm.inputs.sources.columns import FeaturePlace
 
 BATCH_BYTES = 8 << 20  # of a batch as float64, by default
 Step = Callable[[Tensor], Tensor]
@@ -82,7 +82,7 @@ def write_parquet(
 
 def _check_lists(table: Any, features: Features, path: Path, first: int) -> None:
     """Raise DataError for a list of another length than the statistics have values."""
-    from slabnorm.inputs.sources.table_columns import check_lengths
+    from slabnorm.inputs.sources.columns import check_lengths
 
     for column, places in features.items():
         if many := _length(places):
@@ -133,7 +133,7 @@ def _length(places: dict[int, FeaturePlace]) -> int:
 
 def _rows(array: Any, many: int) -> tuple[np.ndarray, np.ndarray | None]:
     """Return lists of one length as rows, 0 where something is null, and what is."""
-    from slabnorm.inputs.sources.table_columns import in_rows
+    from slabnorm.inputs.sources.columns import in_rows
 
     dtype = np.dtype(array.type.value_type.to_pandas_dtype())
     values, gone = in_rows(array, dtype, many)
@@ -184,7 +184,7 @@ def through(norm: InputNorm, step: Step, x: np.ndarray) -> np.ndarray:
 
 def _features(norm: InputNorm, fields: list[Any], file: Any, path: Path) -> Features:
     """Return where the values of the features stand."""
-    from slabnorm.inputs.sources.table_columns import FeaturePlace
+    from slabnorm.inputs.sources.columns import FeaturePlace
 
     sample, names = norm.record.sample, norm.record.names
     if len(sample) > 1 or None in sample:
@@ -216,7 +216,7 @@ def _features(norm: InputNorm, fields: list[Any], file: Any, path: Path) -> Feat
 
 def _places(column: int, fields: list[Any], file: Any) -> list[tuple[int, FeaturePlace]]:
     """Return the places of a column's numbers: one, or one for each value of lists."""
-    from slabnorm.inputs.sources.table_columns import FeaturePlace, first_length, is_list
+    from slabnorm.inputs.sources.columns import FeaturePlace, first_length, is_list
 
     name, kind = fields[column].name, fields[column].type
     if not is_list(kind):
@@ -230,7 +230,7 @@ def _places(column: int, fields: list[Any], file: Any) -> list[tuple[int, Featur
 
 def _named(names: tuple[str, ...], fields: list[Any], path: Path) -> list[tuple[int, FeaturePlace]]:
     """Return the places of features by their names; a column of lists has those of all its values."""
-    from slabnorm.inputs.sources.table_columns import FeaturePlace
+    from slabnorm.inputs.sources.columns import FeaturePlace
 
     columns: dict[str, list[int]] = {}
     for at, field in enumerate(fields):
@@ -258,7 +258,7 @@ def _named(names: tuple[str, ...], fields: list[Any], path: Path) -> list[tuple[
 
 def _place(name: str, columns: dict[str, list[int]], fields: list[Any], path: Path) -> tuple[int, int | None]:
     """Return the number of the column of a feature, and its place in lists, None of plain numbers."""
-    from slabnorm.inputs.sources.table_columns import element_of, is_list
+    from slabnorm.inputs.sources.columns import element_of, is_list
 
     base, at = element_of(name) or (name, 0)
     found, lists = columns.get(name, []), [one for one in columns.get(base, []) if is_list(fields[one].type)]
@@ -291,7 +291,7 @@ def _is_number(kind: Any) -> bool:
 
 def _number(kind: Any) -> Any:
     """Return the type of a column's numbers, or of those in its lists."""
-    from slabnorm.inputs.sources.table_columns import is_list
+    from slabnorm.inputs.sources.columns import is_list
 
     return kind.value_type if is_list(kind) else kind
 

@@ -16,7 +16,7 @@ import numpy as np
 from slabnorm.errors import DataError, OptionError
 from slabnorm.extras import extra
 from slabnorm.files import replacing
-from slabnorm.inputs.count import Progress
+from slabnorm.inputs.fitting import Progress
 from slabnorm.inputs.normalizer import InputNorm
 from slabnorm.text import listing, printable
 
@@ -46,7 +46,7 @@ def write_csv(
         ExtraError: pyarrow is not installed.
     """
     extra("pyarrow", "a CSV file", "'slabnorm[tables]'")
-    from slabnorm.inputs.sources.table_columns import check_delimiter
+    from slabnorm.inputs.sources.columns import check_delimiter
 
     check_delimiter(delimiter)
     names = norm.record.names
@@ -98,7 +98,7 @@ def _normalise(
     batch: list[list[str]], places: list[int], width: int, through: Through, path: Path, first: int
 ) -> None:
     """Replace the features' values in some rows."""
-    from slabnorm.inputs.sources.table_text import NULLS
+    from slabnorm.inputs.sources.csv import NULLS
 
     for row, values in enumerate(batch, first):
         if len(values) != width:

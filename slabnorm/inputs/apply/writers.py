@@ -12,8 +12,8 @@ import numpy as np
 
 from slabnorm.errors import OptionError
 from slabnorm.files import new_folder, replacing
-from slabnorm.inputs.chunks import chunks
-from slabnorm.inputs.sources.stores import Place, opened, package
+from slabnorm.inputs.accumulator import chunks
+from slabnorm.inputs.sources.zarr import Place, opened, package
 
 CHUNK_BYTES = 8 << 20  # of a Zarr chunk, where nothing says how long it is
 

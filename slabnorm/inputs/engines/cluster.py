@@ -7,11 +7,10 @@ from typing import Any
 
 from slabnorm.errors import DataError, SlabError
 from slabnorm.extras import extra
-from slabnorm.inputs.counter import Counting
+from slabnorm.inputs.accumulator import Counting, count_shard
+from slabnorm.inputs.shard_statistics import Tally
 from slabnorm.inputs.sketch import Bounds
 from slabnorm.inputs.sources.base import Shard
-from slabnorm.inputs.tally import Tally
-from slabnorm.inputs.work import count_shard
 
 RETRIES = 5  # times that a shard whose worker died is counted anew
 

@@ -17,12 +17,11 @@ from concurrent.futures import (
 from multiprocessing import get_context
 
 from slabnorm.errors import DataError, OptionError
-from slabnorm.inputs.counter import Counting
-from slabnorm.inputs.plain import plain_tensors
+from slabnorm.inputs.accumulator import Counting, count_shard
+from slabnorm.inputs.plain_tensors import plain_tensors
+from slabnorm.inputs.shard_statistics import Tally
 from slabnorm.inputs.sketch import Bounds
 from slabnorm.inputs.sources.base import Shard
-from slabnorm.inputs.tally import Tally
-from slabnorm.inputs.work import count_shard
 
 
 def cores() -> int:

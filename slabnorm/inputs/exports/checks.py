@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from slabnorm.errors import OptionError, StatisticsError
-from slabnorm.inputs import canonical
+from slabnorm.inputs import record
 from slabnorm.inputs.normalizer import InputNorm
 from slabnorm.parser import ELLIPSIS, Item
 
@@ -51,7 +51,7 @@ def plain_json(plain: Any) -> str:
         OptionError: a scheme of one's own has arguments that JSON does not have.
     """
     try:
-        return canonical.write(plain)
+        return record.write(plain)
     except (TypeError, ValueError) as error:
         raise OptionError(
             "a scheme's arguments are numbers, text, lists and None", f"{error}", "change the scheme's fields"

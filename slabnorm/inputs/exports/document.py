@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from slabnorm.inputs.describe import describe
 from slabnorm.inputs.exports.checks import check_numbers, feature_names, plain_json
 from slabnorm.inputs.normalizer import InputNorm
+from slabnorm.inputs.statistics_record import describe
 
 FORMAT, VERSION = "slabnorm.inputs.json", 1
 

@@ -13,7 +13,7 @@ from typing import Any
 from slabnorm.errors import OptionError
 from slabnorm.extras import extra
 from slabnorm.inputs.exports.checks import batch_axes, check_numbers
-from slabnorm.inputs.fold import OFFSET
+from slabnorm.inputs.fold_into_layer import OFFSET
 from slabnorm.inputs.normalizer import InputNorm
 from slabnorm.pattern import ELLIPSIS
 

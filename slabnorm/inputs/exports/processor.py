@@ -9,7 +9,7 @@ from typing import Any
 
 from slabnorm.errors import DataError, OptionError
 from slabnorm.files import output_path, write_atomically
-from slabnorm.inputs import canonical
+from slabnorm.inputs import record
 from slabnorm.inputs.exports.images import image_statistics
 from slabnorm.inputs.normalizer import InputNorm
 from slabnorm.inputs.outputs import check_outputs
@@ -102,7 +102,7 @@ def _present(path: Path) -> dict[str, Any]:
         size = path.stat().st_size if path.is_file() else None  # a pipe would be waited for
         if size is None or size > _LARGEST:
             raise ValueError("no regular file" if size is None else f"{size:,} bytes")
-        plain = canonical.read(path.read_bytes().decode())
+        plain = record.read(path.read_bytes().decode())
         if not isinstance(plain, dict):
             raise ValueError("JSON that is no object")
     except (OSError, ValueError, RecursionError) as error:

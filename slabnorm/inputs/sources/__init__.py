@@ -11,14 +11,11 @@ from torch.utils.data import Dataset, IterableDataset
 
 from slabnorm.errors import DataError, OptionError
 from slabnorm.extras import extra
-from slabnorm.inputs.sources.arrays import ArraySource, is_array
-from slabnorm.inputs.sources.base import Bad, Block, BrokenShard, Columns, Named, Shard, Source, Stream
-from slabnorm.inputs.sources.batches import BatchSource
-from slabnorm.inputs.sources.chunked import ZarrSource, is_zarr
-from slabnorm.inputs.sources.datasets import DatasetSource, IterableSource
+from slabnorm.inputs.sources.base import Bad, Block, BrokenShard, Columns, Named, Shard, Source, Stream, pick
+from slabnorm.inputs.sources.memory import ArraySource, BatchSource, DatasetSource, IterableSource, is_array
 from slabnorm.inputs.sources.npy import open_npz
 from slabnorm.inputs.sources.paths import open_path
-from slabnorm.inputs.sources.samples import pick
+from slabnorm.inputs.sources.zarr import ZarrSource, is_zarr
 from slabnorm.inputs.split import Hint, held_out
 
 FRAMES = {("pandas", "DataFrame"), ("polars", "DataFrame"), ("pyarrow", "Table"), ("pyarrow", "RecordBatch")}
@@ -128,7 +125,7 @@ def is_frame(value: Any) -> bool:
 
 def _frame(frame: Any, columns: Sequence[str] | None, weights: str | None, name: str = "") -> Source:
     extra("pyarrow", "a frame, whose columns have names,", "'slabnorm[tables]', or give frame.to_numpy()")
-    from slabnorm.inputs.sources.frames import FrameSource
+    from slabnorm.inputs.sources.tables import FrameSource
 
     return FrameSource(frame, columns, weights, name)
 

@@ -7,8 +7,10 @@ counted, so every source gets the same rules.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -18,6 +20,87 @@ from torch import Tensor
 
 from slabnorm.errors import DataError
 from slabnorm.inputs.split import Hint
+
+# What a source is: a name, shards of samples, and what it says about its split.
+#
+# To read a new kind of data, write a class with shards in a file of its own, and add it to `open_source`. A
+# source checks what only it can know (files, containers); the values it passes on are checked where they are
+# counted, so every source gets the same rules.
+
+# How data that can be read from any row on are cut into shards.
+
+CHUNK = 1 << 20  # values: 4 MB of float32, which hashing finds in the cache where counting left them
+SHARD = 16  # chunks of a shard; a power of two, so that the tree above shards is that above chunks
+
+AXES = 64  # the most that NumPy and PyTorch work on
+VALUES = 1 << 44  # of a data set: to list its 2^20 shards takes 0.4 GB
+
+
+def check_shape(shape: Sequence[int], name: str) -> tuple[int, ...]:
+    """Return a shape that a header, metadata or an object claims, before anything is made of it.
+
+    Raises:
+        DataError: it is none, has no axis or too many, samples without values, or more values than can be.
+    """
+    if not all((type(size) is int or isinstance(size, np.integer)) and size >= 0 for size in shape):
+        raise DataError(
+            "sizes in a shape are whole numbers, and not negative", f"{name}: shape {tuple(shape)!r:.200}",
+            "write it again",
+        )  # fmt: skip
+    if not shape:
+        raise DataError(
+            "data have their samples along the first axis",
+            f"{name} is a single number",
+            "give an array of them",
+        )
+    if len(shape) > AXES:
+        raise DataError(f"an array has at most {AXES} axes", f"{name}: {len(shape)}", "join some of them")
+    if 0 in shape[1:]:
+        raise DataError(
+            "a sample holds values", f"{name}: samples of shape {tuple(shape[1:])}", "leave out empty axes"
+        )
+    # Also where there are no samples: NumPy makes no array of shape (0, 2^62).
+    if math.prod(size or 1 for size in shape) > VALUES:
+        raise DataError(
+            "a data set has at most 2^44 values",
+            f"{name}: shape {tuple(shape)}",
+            "write it again if that is damage; or fit a part of it",
+        )
+    return tuple(map(int, shape))
+
+
+def empty(name: str) -> DataError:
+    """Return the error of a data set without samples."""
+    return DataError("a data set holds samples", f"{name} is empty", "check what was selected or filtered")
+
+
+def chunk_rows(values: int) -> int:
+    """Return how many samples of so many values are a chunk."""
+    return max(1, CHUNK // max(1, values))
+
+
+def bounds(shape: Sequence[int]) -> list[tuple[int, int]]:
+    """Return the first and the last row of each shard, of data of this shape; at least one shard.
+
+    >>> bounds((1_000_000, 64))
+    [(0, 262144), (262144, 524288), (524288, 786432), (786432, 1000000)]
+    """
+    count = shape[0] if shape else 0
+    rows = chunk_rows(math.prod(shape[1:])) * SHARD
+    return [(first, min(first + rows, count)) for first in range(0, max(1, count), rows)]
+
+
+def fingerprint(path: str | os.PathLike[str]) -> str:
+    """Return what changes when a file does: its size and the time of its last change."""
+    status = os.stat(path)
+    return f"{status.st_size}:{status.st_mtime_ns}"
+
+
+# What a source is: a name, shards of samples, and what it says about its split.
+#
+# To read a new kind of data, write a class with shards in a file of its own, and add it to `open_source`. A
+# source checks what only it can know (files, containers); the values it passes on are checked where they are
+# counted, so every source gets the same rules.
 
 Block = np.ndarray | Tensor  # dense: samples along the first axis; any strides, byte order or device
 
@@ -272,3 +355,121 @@ def _check_tensor(tensor: Tensor, where: str) -> Tensor:
 def _a(value: Any) -> str:
     name = type(value).__name__
     return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
+
+
+# What of an item or batch is x: the rule that data sets and loaders share.
+
+RULE = (
+    "x is an item itself, the first of a tuple or list, or of a dict the entry named by key=,"
+    " else 'x', else the only one"
+)
+
+
+def x_of(item: Any, key: str | None, where: str) -> Block:
+    """Return x of one item or batch.
+
+    Raises:
+        DataError: the rule above finds no x, or x holds no real numbers.
+    """
+    if isinstance(item, Mapping):
+        return as_block(item[pick(list(item), key, where)], where)
+    if key is not None:
+        raise DataError("key= names an entry of a dict", f"key={key!r}, but {where} is {type(item).__name__}")
+    if isinstance(item, tuple | list):
+        if not item:
+            raise DataError(RULE, f"{where} is empty", "give (x, y), or x alone")
+        if isinstance(item, list) and isinstance(item[0], bool | int | float | list | str):
+            # [3.5, 1.0] may be x and y, or two features.
+            raise DataError(RULE, f"{where} is a list of numbers", "make x an array, as with numpy.asarray")
+        return as_block(item[0], where)
+    return as_block(item, where)
+
+
+def pick(names: list[str], key: str | None, where: str) -> str:
+    """Return the name of x among the entries of a dict or an npz file.
+
+    Raises:
+        DataError: there is no entry `key`, or none can be told to be x.
+    """
+    listed = ", ".join(map(repr, names[:10])) or "no entries"
+    if key is not None:
+        if key not in names:
+            raise DataError("key= names an entry", f"key={key!r}, but {where} holds {listed}")
+        return key
+    if "x" in names:
+        return "x"
+    if len(names) == 1:
+        return names[0]
+    raise DataError(
+        "x is the entry named by key=, else 'x', else the only one",
+        f"{where} holds {listed}",
+        f"say which, as key={names[0]!r}" if names else "",
+    )
+
+
+# What all samples of a data set have in common.
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The shape of one sample and the dtype's name.
+
+    Attributes:
+        sample: a size for every axis; None where samples differ, as the height and width of images may.
+        dtype: such as "uint8"; "mixed" of a table whose columns have several.
+        names: of the features, where the data have names for them, as the columns of a table.
+        seen: the sizes of the first sample, where samples may differ.
+    """
+
+    sample: tuple[int | None, ...]
+    dtype: str
+    names: tuple[str, ...] = ()
+    seen: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        sizes = ", ".join("any" if size is None else str(size) for size in self.sample)
+        return f"samples of shape ({sizes}{',' if len(self.sample) == 1 else ''}) and dtype {self.dtype}"
+
+    def takes(self, other: Schema) -> bool:
+        """Whether samples of another schema are of this one, too."""
+        return (
+            self.dtype == other.dtype
+            and self.names == other.names
+            and len(self.sample) == len(other.sample)
+            and all(size in (None, given) for size, given in zip(self.sample, other.sample, strict=True))
+        )
+
+    def pinned(self, axes: frozenset[int]) -> Schema:
+        """Return the schema of samples that are as long as the first along these axes of theirs."""
+        pairs = enumerate(zip(self.sample, self.seen or self.sample, strict=True))
+        return replace(self, sample=tuple(seen if axis in axes else size for axis, (size, seen) in pairs))
+
+    @property
+    def values(self) -> int:
+        """Values in a sample; one for every size that is not known."""
+        total = 1
+        for size in self.sample:
+            total *= size or 1
+        return total
+
+
+def schema_of(block: Block | Columns, name: str) -> Schema:
+    """Return what a block says of its samples.
+
+    Raises:
+        DataError: it has no samples, or samples without values.
+    """
+    if isinstance(block, Columns):
+        return Schema((len(block.names),), block.dtype, block.names)
+    return Schema(check_shape(block.shape, name)[1:], dtype_name(block))
+
+
+def check_schema(schema: Schema, block: Block | Columns, name: str, where: str) -> None:
+    """Raise DataError unless a block's samples are of the schema."""
+    given = schema_of(block, name)
+    if not schema.takes(given):
+        raise DataError(
+            f"all samples of a data set have one shape and dtype: {schema}",
+            f"{where}: {given}",
+            "resize, crop, pad or convert them first; (x, y) is one batch, not a list of two",
+        )

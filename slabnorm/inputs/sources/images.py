@@ -1,173 +1,414 @@
-"""Folders of images, searched recursively; and which folders hold tars of them instead."""
+"""Images: one decoded whole from its bytes or not at all; and what folders and tars of them share."""
 
 from __future__ import annotations
 
-import os
-import stat
-import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from hashlib import blake2b
-from pathlib import Path
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePath
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+from zlib import crc32, decompressobj
+from zlib import error as zlib_error
 
-from slabnorm.errors import DataError, DataWarning
-from slabnorm.inputs.sources import archives
-from slabnorm.inputs.sources.base import Bad
-from slabnorm.inputs.sources.pictures import (
-    BYTES,
-    SUFFIXES,
-    Form,
-    ImageShard,
-    ImageSource,
-    cut,
-    is_image,
-    memory,
-    shown,
-)
-from slabnorm.inputs.split import path_hints
+import numpy as np
+
+from slabnorm.errors import DataError, OptionError
+from slabnorm.inputs.sources.base import Bad, Block, MismatchError, Named, Schema, Shard, Source, dtype_name
+from slabnorm.inputs.split import Hint
+from slabnorm.text import printable
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
-def open_folder(folder: Path, form: Form) -> ImageSource:
-    """Return the source of a folder of images, or of tars of images.
+# An image from its bytes, by Pillow: decoded whole, or not at all.
+#
+# Pixels count as they are stored: an orientation in EXIF turns none, as statistics per channel do not depend
+# on it, and colour profiles are not applied.
+
+# Fixed, so that neither Pillow's limit nor whoever lifts it decides what is read: Pillow's own default.
+PIXELS = 89_478_485
+# TIFF's numbers for them.
+_BITS_PER_SAMPLE, _COMPRESSION, _PLANAR = 258, 259, 284
+_DEFLATE = (8, 32946)
+_STRIPS, _TILES = (273, 279), (324, 325)  # where they begin, and their sizes
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
+
+
+class DamageError(Exception):
+    """An image that cannot be decoded whole, and why."""
+
+
+class DepthError(Exception):
+    """An image in colour of more than 8 bits a channel, of which Pillow drops all but 8."""
+
+
+def decode(data: bytes) -> Image:
+    """Return an image with its pixels.
 
     Raises:
-        DataError: it holds neither, or both, or cannot be listed.
-
-    Warns:
-        DataWarning: what is no file and no folder was left out, and folders that links lead to a second time.
+        DamageError: it is truncated, corrupt, of no kind that is read, animated, or too large.
+        DepthError: its pixels would not be what the file holds.
     """
-    found = _Listing(folder)
-    if found.tars and found.images:
-        raise DataError(
-            "a folder holds images, or tars of images",
-            f"{shown(folder)}: {len(found.images)} images, and tars such as {shown(found.tars[0])}",
-            "give them one by one, or move the tars away",
+    from PIL import Image, UnidentifiedImageError
+
+    if not data:
+        raise DamageError("the file is empty")
+    try:
+        with _unpadded:
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+            _check_size(image, min(PIXELS, Image.MAX_IMAGE_PIXELS or PIXELS))
+            # MPO, as phones write it, is a JPEG with further pictures behind the photo.
+            frames = 1 if image.format in ("JPEG", "MPO") else getattr(image, "n_frames", 1)
+            if frames > 1:
+                raise DamageError(f"{frames} frames, where an image has one")
+            if _is_cut(image):
+                raise DepthError(image.mode)
+            if image.format == "TIFF":
+                _check_strips(image)
+            image.load()
+    except (DamageError, DepthError, MemoryError):
+        raise
+    except UnidentifiedImageError:
+        raise DamageError(f"no image of the kinds {', '.join(_FORMATS)}, or its header is damaged") from None
+    # Pillow's decoders raise whatever their format makes of damage: OSError, SyntaxError, struct.error, ...
+    except Exception as error:
+        raise DamageError(printable(f"{error}" or type(error).__name__)) from error
+    if image.format == "PNG":
+        _check_png(data)
+    elif image.format == "TIFF":
+        _check_deflate(image, data)
+    return image
+
+
+def reader() -> str:
+    """Return what decodes, with versions: decoders of JPEG and WebP differ in pixels."""
+    from PIL import __version__, features
+
+    zlib = "zlib-ng" if features.check("zlib_ng") else "zlib"
+    jpeg = "libjpeg-turbo" if features.check("libjpeg_turbo") else "libjpeg"
+    parts = {
+        jpeg: features.version(jpeg.replace("-", "_") if "turbo" in jpeg else "jpg"),
+        zlib: features.version(zlib.replace("-", "_")),
+        "libwebp": features.version("webp"),
+        "libtiff": features.version("libtiff"),
+    }
+    return ", ".join([f"Pillow {__version__}", *(f"{name} {of}" for name, of in parts.items() if of)])
+
+
+def _check_size(image: Image, most: int) -> None:
+    width, height = image.size
+    if width * height > most:
+        raise DamageError(
+            f"{width} x {height} pixels, and the most is {most:,}: perhaps a decompression bomb"
         )
-    if found.skipped:
-        names = ", ".join(found.skipped[:3]) + (", ..." if len(found.skipped) > 3 else "")
-        warnings.warn(
-            f"left out, as no files or as folders read already: {len(found.skipped)}: {names}",
-            DataWarning,
-            stacklevel=6,
-        )
-    if found.tars:
-        return archives.open_tars([folder / name for name in found.tars], str(folder), form)
-    if not found.images:
-        raise DataError(
-            f"a folder of data holds images ({', '.join(sorted(SUFFIXES))}) or tars of them",
-            f"{shown(folder)}: {found.files} files, no image",
-            "check the path",
-        )
-    inside = {os.path.dirname(os.path.join(folder, name)) for name, _, _ in found.images} | found.led_to
-    hints = (*path_hints([folder]), *path_hints((f"{path}/" for path in sorted(inside)), str(folder)))
-    return ImageSource(shown(folder), list(_shards(folder, found.images)), hints, form)
+
+
+def _is_cut(image: Any) -> bool:
+    """Whether an image that is not loaded yet has more than 8 bits a channel, and its mode has 8."""
+    if image.mode.startswith(("I", "F")):
+        return False
+    if image.format == "TIFF":
+        return max(image.tag_v2.get(_BITS_PER_SAMPLE, (1,))) > 8
+    if image.format not in ("PNG", "PPM") or not image.tile:
+        return False
+    # What Pillow's decoder is told: of PNG the layout of a pixel, as "RGB;16B"; of PPM the largest value.
+    told = image.tile[0][3]
+    if image.format == "PNG":
+        return ";16" in str(told)
+    return isinstance(told, tuple) and told[-1] > 255
+
+
+def _check_strips(image: Any) -> None:
+    """Raise DamageError unless the strips or tiles of a TIFF that is not loaded yet cover it."""
+    # What none covers Pillow leaves black: one changed bit in the height made 5 MB of zeros of 1.5 kB.
+    planes = len(image.getbands()) if image.tag_v2.get(_PLANAR) == 2 else 1
+    covered = sum((right - left) * (low - top) for _, (left, top, right, low), *_ in image.tile)
+    compressed = any(tile[0] == "libtiff" for tile in image.tile)  # which knows of the planes itself
+    width, height = image.size
+    if covered < width * height * (1 if compressed else planes):
+        raise DamageError(f"the file is truncated: its parts do not cover {width} x {height} pixels")
+
+
+def _check_png(data: bytes) -> None:
+    """Raise DamageError unless a PNG's critical chunks are as they were written, up to the last, IEND."""
+    # Pillow stops at the last row and checks no sum of IDAT: a changed bit gives other pixels, not an error.
+    at, view = 8, memoryview(data)
+    while at + 12 <= len(data):
+        end = at + 8 + int.from_bytes(data[at : at + 4])
+        kind = data[at + 4 : at + 8]
+        if kind[:1].isupper() and crc32(view[at + 4 : end]) != int.from_bytes(data[end : end + 4]):
+            raise DamageError(
+                f"the file is damaged or truncated: the checksum of {kind!r} at byte {at} is wrong"
+            )
+        if kind == b"IEND":
+            return
+        at = end + 4
+    raise DamageError("the file is truncated: a PNG ends with IEND")
+
+
+def _check_deflate(image: Any, data: bytes) -> None:
+    """Raise DamageError unless the checksums of a TIFF that is compressed by deflate are right."""
+    # libtiff compares some: of 300 changed bits it let 18 pass into the pixels.
+    tags = image.tag_v2
+    if tags.get(_COMPRESSION) not in _DEFLATE:
+        return
+    starts, sizes = (tags.get(tag) or () for tag in (_TILES if _TILES[0] in tags else _STRIPS))
+    for start, size in zip(starts, sizes, strict=False):
+        stream, rest = decompressobj(), data[start : start + size]
+        try:
+            while rest and not stream.eof:
+                stream.decompress(rest, 1 << 20)
+                rest = stream.unconsumed_tail
+        except zlib_error as error:
+            raise DamageError(f"the file is damaged: its part at byte {start}: {error}") from error
+        if not stream.eof:
+            raise DamageError(f"the file is truncated: its part at byte {start}")
+
+
+class _Unpadded:
+    """Has Pillow pad no truncated image while a thread decodes, whatever it was told."""
+
+    def __init__(self) -> None:
+        self._lock, self._threads, self._padded = Lock(), 0, False
+
+    def __enter__(self) -> None:
+        from PIL import ImageFile
+
+        with self._lock:
+            if not self._threads:
+                self._padded, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+            self._threads += 1
+
+    def __exit__(self, *_: object) -> None:
+        from PIL import ImageFile
+
+        with self._lock:
+            self._threads -= 1
+            if not self._threads:
+                ImageFile.LOAD_TRUNCATED_IMAGES = self._padded
+
+
+_unpadded = _Unpadded()
+
+
+# What folders and tars of images share: their mode, how they are cut into shards, and the source.
+
+SUFFIXES = frozenset(
+    (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+)  # fmt: skip
+SHARD_BYTES = 2 << 20  # of compressed images, 20 to 250 ms of decoding: few images still fill all cores
+BYTES = 1 << 30  # the largest file that is read for one image
+
+CONVERT = ("L", "RGB", "RGBA")
+_MODES = {**dict.fromkeys(CONVERT), "I;16": None, "I;16B": "I;16", "I;16L": "I;16"}
+_WIDE = frozenset(("I", "F", "I;16", "I;16B", "I;16L", "I;16N"))  # which 8 bits do not hold
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's name is that of an image: by its suffix; names that begin with a dot are hidden."""
+    path = PurePath(name)
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def shown(name: object) -> str:
+    """Return a file's name for messages and ledgers: unique, and nothing in it that a terminal acts on."""
+    return printable(name, 4096)
+
+
+def cut(sizes: Sequence[int]) -> list[tuple[int, int]]:
+    """Return the first and the last file of each shard, by the files' sizes.
+
+    >>> cut([1 << 20, 1 << 20, 1 << 19])
+    [(0, 2), (2, 3)]
+    """
+    parts, first, held = [], 0, 0
+    for number, size in enumerate(sizes, 1):
+        held += max(0, size)
+        if held >= SHARD_BYTES:
+            parts.append((first, number))
+            first, held = number, 0
+    return [*parts, (first, len(sizes))] if first < len(sizes) else parts
+
+
+def memory(sizes: Iterable[int]) -> int:
+    """Return about how many bytes the decoding of images takes, one after another."""
+    # JPEG at quality 90 is a tenth of its pixels; Pillow holds them in 4 bytes each, and a copy in 3.
+    return max((32 * size for size in sizes), default=0) + (1 << 20)
 
 
 @dataclass(frozen=True)
-class FolderShard(ImageShard):
-    """Some images of a folder."""
+class Form:
+    """What all images of a data set are.
 
-    folder: str = ""
-    names: tuple[str, ...] = ()
-    sizes: tuple[int, ...] = ()
+    Attributes:
+        mode: Pillow's name for it.
+        convert: the mode that every image is converted to; "" for none.
+    """
+
+    mode: str = ""
+    convert: str = ""
+
+    @classmethod
+    def of(cls, convert: str | None) -> Form:
+        """Return the form that `fit` is asked for.
+
+        Raises:
+            OptionError: no mode that images are converted to.
+        """
+        if convert not in (None, *CONVERT):
+            raise OptionError(f"convert is one of {', '.join(CONVERT)}", repr(convert), 'convert="RGB"')
+        return cls("", convert or "")
+
+    def read(self, name: str, data: bytes | Bad) -> Named | Bad:
+        """Return an image as a block of one sample, or that it cannot be read.
+
+        Raises:
+            MismatchError: it is of another mode.
+        """
+        if isinstance(data, Bad):
+            return data
+        try:
+            image = _decoded(data, name)
+        except DamageError as error:
+            return Bad(name, str(error))
+        return Named(name, _block(self._shaped(image, name)))
+
+    def settled(self, data: bytes, name: str) -> tuple[Form, Schema]:
+        """Return the form with the mode of the first image, and what all samples have in common.
+
+        Raises:
+            MismatchError: a mode that counts by conversion only.
+            DamageError: it cannot be decoded.
+        """
+        image = _decoded(data, name)
+        form = self if self.convert else replace(self, mode=_MODES.get(image.mode) or image.mode)
+        block = _block(form._shaped(image, name))
+        sizes = tuple(block.shape[1:])
+        return form, Schema((sizes[0], None, None), dtype_name(block), seen=sizes)
+
+    def _shaped(self, image: Image, name: str) -> Image:
+        mode = image.mode
+        if self.convert:
+            if mode in _WIDE and mode != self.convert:
+                raise MismatchError(
+                    f"conversion to {self.convert} keeps 8 bits",
+                    f"{name}: mode {mode}, which has more",
+                    "convert such images first, and choose the scaling",
+                )
+            if self.convert != "RGBA":
+                image.info.pop("transparency", None)  # of which Pillow would warn
+            try:
+                return image if mode == self.convert else image.convert(self.convert)
+            except ValueError as error:  # Pillow has no way from LAB to L
+                raise MismatchError(
+                    f"images are converted to {self.convert}",
+                    f"{name}: {error}",
+                    'convert such images first, or all to RGB (convert="RGB", --convert RGB)',
+                ) from error
+        if mode not in _MODES:
+            raise MismatchError(
+                f"images of the modes {', '.join(_MODES)} count as they are, others converted",
+                f"{name}: mode {mode}",
+                "give arrays of these pixels instead, as a .npy file"
+                if mode in _WIDE
+                else 'convert all images, as with convert="RGB" (--convert RGB)',
+            )
+        if (_MODES[mode] or mode) != self.mode:
+            raise MismatchError(
+                f"all images of a data set have one mode; the first is {self.mode}",
+                f"{name}: mode {mode}",
+                'convert all images, as with convert="RGB" (--convert RGB), or take this one out',
+            )
+        return image
+
+
+@dataclass(frozen=True)
+class ImageShard(Shard):
+    """Some images."""
+
+    form: Form = Form()
 
     def files(self) -> Iterator[tuple[str, bytes | Bad]]:
-        """Yield each file's name and bytes."""
-        for name, size in zip(self.names, self.sizes, strict=True):
-            path = os.path.join(self.folder, name)
-            label = shown(path)
-            yield label, _read(path, label, size)
+        """Yield each image's name and bytes, or that these cannot be had.
+
+        Raises:
+            DataError: the shard as a whole cannot be read.
+        """
+        raise NotImplementedError
+
+    def blocks(self) -> Iterator[Block | Bad | Named]:
+        """Yield the images, each a block of its own."""
+        for name, data in self.files():
+            yield self.form.read(name, data)
 
 
-@dataclass
-class _Listing:
-    """What a folder holds: images with size and time, and tars, sorted; folders of images that links lead to;
-    and how many files in all."""
+class ImageSource(Source):
+    """Images, of one mode and of any size, each a sample of shape (channels, height, width).
 
-    folder: Path
-    images: list[tuple[str, int, int]] = field(default_factory=list)
-    tars: list[str] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
-    led_to: set[str] = field(default_factory=set)
-    files: int = 0
+    Args:
+        name: how messages call it.
+        parts: its shards, whose images' mode is not known yet.
+        hints: what it says about its split.
+        form: what its images are to be.
+    """
 
-    def __post_init__(self) -> None:
-        # Each real folder once: links that lead back would never end, and others count images twice.
-        self._seen: set[tuple[int, int]] = set()
-        waiting = [""]
-        while waiting:
-            waiting += self._list(waiting.pop())
-        self.images.sort()
-        self.tars.sort()
-        self.skipped.sort()
+    unit = "image"
+    order = (1, 2, 0)
+    pattern = "n c h w -> c"
+    whole = True
 
-    def _list(self, inside: str) -> list[str]:
-        """Note the files of a folder; return the folders in it, last to first."""
-        path = os.path.join(self.folder, inside) if inside else os.fspath(self.folder)
-        try:
-            status = os.stat(path)
-            if (status.st_dev, status.st_ino) in self._seen:
-                self.skipped.append(shown(inside))
-                return []
-            self._seen.add((status.st_dev, status.st_ino))
-            with os.scandir(path) as entries:
-                known = sorted(entries, key=lambda entry: entry.name)
-        except OSError as error:
-            raise DataError(
-                "folders of data can be listed", f"{shown(path)}: {error.strerror}", "check path and rights"
-            ) from error
-        folders: list[str] = []
-        for entry in known:
-            name = os.path.join(inside, entry.name)
-            if not entry.name.startswith("."):
-                self._note(entry, name, folders)
-        # Folders before links to them, so that what is read is called by its own name.
-        return sorted(folders, key=lambda name: (not os.path.islink(os.path.join(self.folder, name)), name))[
-            ::-1
-        ]
+    def __init__(self, name: str, parts: list[ImageShard], hints: tuple[Hint, ...], form: Form) -> None:
+        self.name, self.hints, self.reader = name, hints, reader()
+        self._parts, self._form = parts, form
+        self._settled: tuple[Form, Schema] | None = None
 
-    def _note(self, entry: os.DirEntry[str], name: str, folders: list[str]) -> None:
-        try:
-            status = entry.stat()
-        except OSError:  # a link to nothing, or to itself: whoever reads it will say so
-            status = None
-        mode = status.st_mode if status else stat.S_IFREG
-        if stat.S_ISDIR(mode):
-            folders.append(name)
-        elif not stat.S_ISREG(mode):
-            self.skipped.append(shown(name))
-        else:
-            self.files += 1
-            if is_image(entry.name):
-                self.images.append((name, status.st_size, status.st_mtime_ns) if status else (name, -1, 0))
-                if entry.is_symlink():
-                    self.led_to.add(os.path.dirname(os.path.realpath(entry.path)))
-            elif archives.is_tar(entry.name):
-                self.tars.append(name)
+    def shards(self) -> list[Shard]:
+        """Return runs of images, about 2 MB of files each."""
+        form, _ = self._first()
+        return [replace(part, form=form) for part in self._parts]
+
+    def schema(self) -> Schema:
+        """Return what all images have in common, by the first that can be decoded."""
+        return self._first()[1]
+
+    def _first(self) -> tuple[Form, Schema]:
+        if self._settled is None:
+            self._settled = self._settle()
+        return self._settled
+
+    def _settle(self) -> tuple[Form, Schema]:
+        why = ""
+        for part in self._parts:
+            try:
+                for name, data in part.files():
+                    try:
+                        if not isinstance(data, Bad):
+                            return self._form.settled(data, name)
+                        why = why or f"{data.name}: {data.why}"
+                    except DamageError as error:
+                        why = why or f"{name}: {error}"
+            except MismatchError:
+                raise
+            except DataError as error:
+                why = why or error.got
+        rule = "some image of a data set can be read" if why else "a data set holds images"
+        raise DataError(rule, why or f"{self.name} has none", "look at the files, and at the path")
 
 
-def _shards(folder: Path, images: list[tuple[str, int, int]]) -> Iterator[FolderShard]:
-    for number, (first, last) in enumerate(cut([size for _, size, _ in images])):
-        names, sizes, _ = zip(*images[first:last], strict=True)
-        digest = blake2b(digest_size=16)
-        for name, size, time in images[first:last]:
-            digest.update(f"{name}\0{size}\0{time}\n".encode("utf-8", "surrogateescape"))
-        more = f" and {last - first - 1} more" if last - first > 1 else ""
-        yield FolderShard(
-            number, shown(folder / names[0]) + more, digest.hexdigest(), sum(map(abs, sizes)), memory(sizes),
-            folder=os.fspath(folder), names=names, sizes=sizes,
-        )  # fmt: skip
-
-
-def _read(path: str, label: str, size: int) -> bytes | Bad:
-    if size > BYTES:
-        return Bad(label, f"{size:,} bytes, and the most for one image is {BYTES:,}")
+def _decoded(data: bytes, name: str) -> Image:
     try:
-        # Read, not mapped: a map of a file that shrinks meanwhile ends the process.
-        with open(path, "rb", buffering=0) as file:
-            data = file.read()
-    except OSError as error:
-        return Bad(label, error.strerror or str(error))
-    if len(data) != size:
-        return Bad(label, f"{len(data):,} bytes, {size:,} when the folder was listed")
-    return data
+        return decode(data)
+    except DepthError as error:
+        raise MismatchError(
+            "images of more than 8 bits a channel count only where they are grey, as I;16",
+            f"{name}: mode {error}, stored with more, of which 8 would be left",
+            "convert such images first, and choose the scaling; or give arrays of uint16",
+        ) from None
+
+
+def _block(image: Image) -> np.ndarray:
+    """Return an image as one sample, (1, channels, height, width); a view of Pillow's order."""
+    pixels = np.asarray(image)
+    return pixels[None, None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)[None]

@@ -21,10 +21,20 @@ from typing import IO, Any
 import numpy as np
 
 from slabnorm.errors import DataError, SlabError
-from slabnorm.inputs.schema import Schema
-from slabnorm.inputs.sources.base import BLOCK_BYTES, Block, Shard, Source, Stream, check_dtype
-from slabnorm.inputs.sources.parts import bounds, check_shape, empty, fingerprint
-from slabnorm.inputs.sources.samples import pick
+from slabnorm.inputs.sources.base import (
+    BLOCK_BYTES,
+    Block,
+    Schema,
+    Shard,
+    Source,
+    Stream,
+    bounds,
+    check_dtype,
+    check_shape,
+    empty,
+    fingerprint,
+    pick,
+)
 from slabnorm.inputs.split import Hint, held_out, path_hints
 
 # What numpy lets through from its reading of a header as Python text.

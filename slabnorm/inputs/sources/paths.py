@@ -8,13 +8,12 @@ from pathlib import Path
 
 from slabnorm.errors import DataError, OptionError
 from slabnorm.extras import extra
-from slabnorm.inputs.sources import archives, images
+from slabnorm.inputs.sources import image_folders, tars
 from slabnorm.inputs.sources.base import Source, Stream
-from slabnorm.inputs.sources.chunked import ZarrSource, is_zarr_path
-from slabnorm.inputs.sources.filesystems import local_path
+from slabnorm.inputs.sources.files import KINDS, is_table, kind_of, local_path
+from slabnorm.inputs.sources.images import SUFFIXES, Form, is_image
 from slabnorm.inputs.sources.npy import NpySource, NpzSource
-from slabnorm.inputs.sources.pictures import SUFFIXES, Form, is_image
-from slabnorm.inputs.sources.table_files import KINDS, is_table, kind_of
+from slabnorm.inputs.sources.zarr import ZarrSource, is_zarr_path
 
 
 def open_path(
@@ -53,10 +52,10 @@ def open_path(
     if kind in ("images", "tar"):
         extra("PIL", "reading images", "'slabnorm[images]'")
     if kind == "images":
-        return images.open_folder(Path(path), form)
+        return image_folders.open_folder(Path(path), form)
     if kind == "tar":
-        tars = archives.expand(Path(path)) if archives.is_pattern(Path(path)) else [Path(path)]
-        return archives.open_tars(tars, path, form)
+        paths = tars.expand(Path(path)) if tars.is_pattern(Path(path)) else [Path(path)]
+        return tars.open_tars(paths, path, form)
     extra("pyarrow", "reading tables", "'slabnorm[tables]'")
     from slabnorm.inputs.sources.tables import TableSource
 
@@ -70,8 +69,8 @@ def _kind(path: str) -> str:
     if is_zarr_path(path):
         _exists(path)
         return "zarr"
-    if archives.is_tar(os.path.basename(path)) and "://" not in path:
-        if not archives.is_pattern(Path(path)):
+    if tars.is_tar(os.path.basename(path)) and "://" not in path:
+        if not tars.is_pattern(Path(path)):
             _exists(path)
         return "tar"
     if "://" not in path and not kind_of(path) and _exists(path, globs=True):
@@ -98,7 +97,7 @@ def _kind_of_folder(folder: str) -> str:
     for _, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith((".", "_")))
         for name in sorted(name for name in files if not name.startswith((".", "_"))):
-            if is_image(name) or archives.is_tar(name):
+            if is_image(name) or tars.is_tar(name):
                 return "images"
             if kind_of(name):
                 return "table"

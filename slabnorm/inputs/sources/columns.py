@@ -16,7 +16,7 @@ from pyarrow import compute, types
 
 from slabnorm.errors import DataError, DataWarning, OptionError
 from slabnorm.inputs.sources.base import Columns
-from slabnorm.inputs.sources.table_files import listed
+from slabnorm.inputs.sources.files import listed
 
 _PANDAS_INDEX = re.compile(r"__index_level_\d+__")
 _ELEMENT = re.compile(r"(.*)\[(0|[1-9][0-9]*)\]", re.DOTALL)

@@ -14,20 +14,28 @@ from typing import Any
 import numpy as np
 
 from slabnorm.errors import DataError, OptionError
-from slabnorm.inputs.chunks import chunks
-from slabnorm.inputs.counter import Counting
+from slabnorm.inputs.accumulator import Counting, chunks, counter_of, grouped
 from slabnorm.inputs.engines import local
-from slabnorm.inputs.groups import grouped
 from slabnorm.inputs.ledger import Ledger
-from slabnorm.inputs.sample import likely_bound, most
-from slabnorm.inputs.schema import Schema, check_schema, schema_of
+from slabnorm.inputs.quantile_sample import likely_bound, most
+from slabnorm.inputs.shard_statistics import Tally, Tree
 from slabnorm.inputs.sketch import Bounds
-from slabnorm.inputs.sources import Bad, Block, BrokenShard, Named, Shard, Source, Stream
-from slabnorm.inputs.sources.parts import SHARD, chunk_rows, empty
-from slabnorm.inputs.tally import Tally
-from slabnorm.inputs.tree import Tree
-from slabnorm.inputs.weights import check_weights
-from slabnorm.inputs.work import counter_of
+from slabnorm.inputs.sources import BrokenShard, Source, Stream
+from slabnorm.inputs.sources.base import (
+    SHARD,
+    Bad,
+    Block,
+    Named,
+    Schema,
+    Shard,
+    check_schema,
+    chunk_rows,
+    empty,
+    schema_of,
+)
+from slabnorm.inputs.weighted_moments import check_weights
+
+# Counting a whole data set: shards to workers, tallies to the ledger and into the tree.
 
 Progress = Callable[[int, int], None]  # bytes done since the last call, bytes in all; 0 if unknown
 

@@ -10,7 +10,8 @@ import pytest
 
 import slabnorm as sn
 from slabnorm.errors import DataError, DataWarning, LeakageError
-from slabnorm.inputs.sources import archives, open_source, pictures
+from slabnorm.inputs.sources import images as image_source
+from slabnorm.inputs.sources import open_source, tars
 from tests.inputs.test_images import check, encoded, folder, pixels, saved
 
 
@@ -54,7 +55,7 @@ def test_a_tar_is_as_good_as_a_folder(images, tmp_path, monkeypatch):
     packed = pack(tmp_path / "one.tar.gz", files, "w:gz")
     assert saved(sn.fit(tar, split="train"), tmp_path) == whole
     assert saved(sn.fit(str(packed), split="train"), tmp_path) == whole
-    monkeypatch.setattr(pictures, "SHARD_BYTES", 4000)
+    monkeypatch.setattr(image_source, "SHARD_BYTES", 4000)
     assert len(open_source(tar).shards()) > 3
     norm = sn.fit(tar, split="train", workers=1)
     check(norm, pixels(images))
@@ -105,7 +106,7 @@ def test_many_tars_by_folder_braces_and_wildcards(images, tmp_path):
     ],
 )
 def test_braces(text, names):
-    assert [str(path) for path in archives.expand(Path(text))] == names
+    assert [str(path) for path in tars.expand(Path(text))] == names
 
 
 def third(data):

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from slabnorm.errors import DataWarning
 from slabnorm.inputs.normalizer import InputNorm
-from slabnorm.inputs.scheme import first_features
-from slabnorm.inputs.schemes import FixedScale
+from slabnorm.inputs.schemes import FixedScale, first_features
 from slabnorm.text import printable
 
 # From how many scales on, of the value farthest away and of the standard deviation, a feature is one that

@@ -14,9 +14,8 @@ import pyarrow as pa
 from pyarrow import csv
 
 from slabnorm.errors import DataError, DataWarning
-from slabnorm.inputs.sources.filesystems import filesystem
-from slabnorm.inputs.sources.table_columns import Choice
-from slabnorm.inputs.sources.table_files import TableFile
+from slabnorm.inputs.sources.columns import Choice
+from slabnorm.inputs.sources.files import TableFile, filesystem
 
 LOOK_BYTES = 1 << 20  # of text, from which types are guessed
 CSV_BYTES = 4 << 20  # of text, parsed at once

@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from slabnorm.errors import DataError, DataWarning
-from slabnorm.inputs.sources.base import Bad
-from slabnorm.inputs.sources.parts import fingerprint
-from slabnorm.inputs.sources.pictures import (
+from slabnorm.inputs.sources.base import Bad, fingerprint
+from slabnorm.inputs.sources.images import (
     BYTES,
     Form,
     ImageShard,

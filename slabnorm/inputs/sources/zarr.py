@@ -1,0 +1,587 @@
+"""Zarr arrays, versions 2 and 3, chunked or sharded, in a folder, a zip file or behind a URL."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import stat
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
+from itertools import islice, product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slabnorm.errors import DataError, DataWarning, ExtraError, SlabError
+from slabnorm.extras import extra
+from slabnorm.inputs.sources.base import (
+    BLOCK_BYTES,
+    Bad,
+    Block,
+    Schema,
+    Shard,
+    Source,
+    bounds,
+    check_dtype,
+    check_shape,
+    empty,
+    pick,
+)
+from slabnorm.inputs.split import Hint, held_out, path_hints
+
+# Zarr stores: opening an array by plain data, and which of its chunks are there.
+
+CHUNKS = 1 << 24  # files of a store: to look at each takes 4 minutes
+ROWS_BYTES = 1 << 32  # decoded: a chunk of zeros is 30 kB for each GB
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an array is; it can be pickled.
+
+    Attributes:
+        name: how messages call it.
+        store: a path, a URL, or a store of Zarr's own.
+        path: of the array inside the store.
+    """
+
+    name: str
+    store: Any
+    path: str = ""
+
+    @property
+    def file(self) -> Path | None:
+        """The local file or folder that holds it all, if there is one."""
+        return Path(self.store) if isinstance(self.store, str) and "://" not in self.store else None
+
+    @property
+    def where(self) -> str:
+        """The path or URL of the store."""
+        path = getattr(self.store, "path", self.store)
+        # A store that is no file of this machine has a path all the same.
+        return f"{path}" if isinstance(path, Path) or path is self.store else f"store://{path}"
+
+
+class MissingChunkError(Exception):
+    """A chunk was asked for, and is not there."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
+
+
+def package() -> Any:
+    """Return zarr.
+
+    Raises:
+        ExtraError: it is not installed, or older than version 3.
+    """
+    zarr = extra("zarr", "a Zarr array", "'slabnorm[zarr]'")
+    if int(zarr.__version__.partition(".")[0]) < 3:
+        raise ExtraError("a Zarr array wants zarr 3", f"zarr {zarr.__version__}", "pip install 'zarr>=3'")
+    return zarr
+
+
+@contextmanager
+def opened(place: Place, strict: bool = False) -> Iterator[Any]:
+    """Open an array.
+
+    Args:
+        place: of the array.
+        strict: whether reading a chunk that is not there raises MissingChunkError.
+
+    Raises:
+        DataError: there is none, or its metadata are damaged.
+    """
+    zarr = package()
+    try:
+        store = _store(place)
+    except SlabError:
+        raise
+    except Exception as error:
+        raise _unreadable(place, error) from error
+    try:
+        yield _open(zarr, place, _strict()(store) if strict else store)
+    finally:
+        if store is not place.store:
+            with suppress(AttributeError):  # of a zip file that could not be opened
+                store.close()
+
+
+def find(place: Place, key: str | None) -> Place:
+    """Return the place of the array that `key` names in a group, else "x", else the only one.
+
+    Raises:
+        DataError: there is none, or none can be told to be x; lists the arrays of a group.
+    """
+    zarr = package()
+    with opened(place) as node:
+        if isinstance(node, zarr.Array):
+            if key is not None:
+                raise DataError("key= names an array of a group", f"key={key!r} for {place.name}, one array")
+            return place
+        try:
+            arrays = sorted(name for name, member in node.members(None) if isinstance(member, zarr.Array))
+        except Exception as error:
+            raise _unreadable(place, error) from error
+    chosen = pick(arrays, key, place.name)
+    path = f"{place.path}/{chosen}".strip("/")
+    return Place(f"{place.name}[{chosen!r}]", place.store, path)
+
+
+def place_of(node: Any) -> Place:
+    """Return the place of an opened array or group."""
+    zarr = package()
+    store = node.store
+    inside = f"[{node.path!r}]" if node.path else ""
+    if isinstance(store, zarr.storage.LocalStore):
+        return Place(f"{store.root}{inside}", str(store.root), node.path)
+    return Place(f"{store}{inside}", store, node.path)
+
+
+def digest(array: Any) -> str:
+    """Return a hash of the metadata that decide values."""
+    plain = array.metadata.to_dict()
+    text = json.dumps({k: v for k, v in plain.items() if k != "attributes"}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def outer(array: Any) -> tuple[int, ...]:
+    """Return the shape of what the store holds as one file: a chunk, or a shard of chunks."""
+    shape: tuple[int, ...] = array.shards or array.chunks
+    return shape
+
+
+def keys(array: Any, first: int, last: int) -> Iterator[str]:
+    """Yield the keys in the store of all that rows `first` to `last` lie in."""
+    size = outer(array)
+    rows = range(first // size[0], -(-last // size[0]))
+    others = (range(-(-n // step)) for n, step in zip(array.shape[1:], size[1:], strict=True))
+    for place in product(rows, *others):
+        yield key_of(array, place)
+
+
+def key_of(array: Any, place: tuple[int, ...]) -> str:
+    """Return the key in the store of a chunk or shard."""
+    return f"{array.path}/{array.metadata.encode_chunk_key(place)}".strip("/")
+
+
+class Marks:
+    """What a store tells of its chunks without reading them.
+
+    Attributes:
+        lasting: whether it changes when the data do, so that it is good for a fingerprint.
+    """
+
+    def __init__(self, array: Any, place: Place) -> None:
+        zarr = package()
+        self._root = array.store.root if isinstance(array.store, zarr.storage.LocalStore) else None
+        self._listed = None if self._root else _listing(zarr, array, place)
+        self.lasting = self._root is not None or bool(self._listed and all(self._listed.values()))
+
+    def of(self, wanted: Sequence[str]) -> list[str | None]:
+        """Return what marks each chunk; None for one that is not there, "" if the store does not say."""
+        if self._root is not None:
+            return [_file_mark(self._root / key) for key in wanted]
+        if self._listed is None:
+            return [""] * len(wanted)
+        return [self._listed.get(key) for key in wanted]
+
+
+def _store(place: Place) -> Any:
+    storage = package().storage
+    if not isinstance(place.store, str):
+        return place.store
+    if "://" in place.store:
+        extra("fsspec", "a Zarr array at a URL", "'slabnorm[zarr]'")
+        return storage.FsspecStore.from_url(place.store.rstrip("/"), read_only=True)
+    if place.store.lower().endswith(".zip"):
+        return storage.ZipStore(place.store, mode="r", read_only=True)
+    return storage.LocalStore(place.store, read_only=True)
+
+
+def _open(zarr: Any, place: Place, store: Any) -> Any:
+    try:
+        node = zarr.open(store=store, path=place.path or None, mode="r")
+        if isinstance(node, zarr.Array):
+            _check(node, place)
+    except SlabError:
+        raise
+    except Exception as error:  # whatever a reader of JSON makes of JSON that is no metadata
+        raise _unreadable(place, error) from error
+    return node
+
+
+def _check(array: Any, place: Place) -> None:
+    """Raise DataError unless an array's metadata are those of numbers that can be read."""
+    name, plain = place.name, array.metadata.to_dict()
+    # numcodecs has a codec that runs what the data say; old versions of it do so without being asked.
+    codecs = [plain.get(part) for part in ("codecs", "compressor", "filters")]
+    if any("pickle" in codec for codec in _names(codecs)):
+        raise DataError(
+            "data are never unpickled", f"{name} has a codec that does", "write it with another codec"
+        )
+    check_dtype(array.dtype, name)
+    shape = check_shape(array.shape, name)
+    for size in (array.chunks, outer(array)):
+        if len(size) != len(shape) or not all(0 < step < 1 << 63 for step in size):
+            raise DataError(
+                "a Zarr array has chunks, as long as 1 or more along each axis of its shape",
+                f"{name}: shape {shape}, chunks {size!r:.200}",
+                "write it again",
+            )
+    held = array.chunks[0] * math.prod(map(max, array.chunks[1:], shape[1:])) * array.dtype.itemsize
+    if held > ROWS_BYTES:
+        raise DataError(
+            "the rows of a Zarr array that lie in one chunk are read at once, and have at most 4 GiB",
+            f"{name}: {array.chunks[0]} rows, {held:,} bytes: shape {shape} in chunks of {array.chunks}",
+            "write it again if that is damage, or with fewer rows in a chunk",
+        )
+    count = math.prod(-(-n // step) for n, step in zip(shape, outer(array), strict=True))
+    if count > CHUNKS:
+        raise DataError(
+            f"a Zarr array has at most {CHUNKS:,} chunks or shards",
+            f"{name}: shape {shape} in chunks of {outer(array)} are {count:,}",
+            "write it again if that is damage, or in larger chunks",
+        )
+
+
+def _names(codecs: Any) -> Iterator[str]:
+    """Yield the names of codecs, as JSON has them, and of those within, as sharding has."""
+    if isinstance(codecs, dict):
+        yield from (str(codecs[key]).lower() for key in ("name", "id") if key in codecs)
+        codecs = list(codecs.values())
+    if isinstance(codecs, list | tuple):
+        for codec in codecs:
+            yield from _names(codec)
+
+
+def _unreadable(place: Place, error: Exception) -> DataError:
+    why = str(error).partition("\n")[0][:300] or type(error).__name__
+    return DataError(
+        "a Zarr store holds an array or a group, with whole metadata",
+        f"{place.name}: {why}",
+        "check the path, or write it again",
+    )
+
+
+@cache
+def _strict() -> type:
+    """Return a store around another that raises where Zarr would take the fill value."""
+
+    # The read itself tells: no second request, and nothing can happen between a check and a read.
+    class Strict(package().storage.WrapperStore):  # type: ignore[misc]
+        async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
+            found = await super().get(key, prototype, byte_range)
+            if found is None and key.rpartition("/")[2] not in _METADATA:
+                raise MissingChunkError(key)
+            return found
+
+    return Strict
+
+
+_METADATA = frozenset(("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata"))
+
+
+def _file_mark(path: Path) -> str | None:
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return f"{status.st_size}:{status.st_mtime_ns}" if stat.S_ISREG(status.st_mode) else None
+
+
+def _listing(zarr: Any, array: Any, place: Place) -> dict[str, str] | None:
+    """Return the keys below an array, with what changes when their content does; None if it cannot be had."""
+    from zarr.core.sync import sync  # there is no public way to wait for a store
+
+    store = array.store
+
+    async def listed() -> dict[str, str]:
+        if isinstance(store, zarr.storage.FsspecStore):
+            infos = await store.fs._find(f"{store.path}/{array.path}".rstrip("/"), detail=True)
+            return {name.removeprefix(f"{store.path}/"): _info_mark(info) for name, info in infos.items()}
+        mark = _file_mark(place.file) or "" if place.file else ""
+        return {key: mark async for key in store.list_prefix(f"{array.path}/".lstrip("/"))}
+
+    try:
+        found = sync(listed())
+    except Exception:  # a server without listings, as most of HTTP
+        return None
+    known = any(f"{array.path}/{name}".strip("/") in found for name in ("zarr.json", ".zarray"))
+    return found if known else None
+
+
+def _info_mark(info: dict[str, Any]) -> str:
+    when = next((info[name] for name in ("ETag", "etag", "md5Hash", "mtime", "LastModified", "created")
+                 if info.get(name)), "")  # fmt: skip
+    return f"{info.get('size')}:{when}" if when else ""
+
+
+# Chunks inside the shards of a Zarr array: which of them a shard's index says are there.
+#
+# The index is at one end of a shard: offset and length of every chunk, in C order, as little-endian uint64,
+# both 2^64 - 1 for a chunk that is not there; mostly a CRC-32C follows (Zarr version 3, sharding_indexed).
+
+_NONE = np.uint64((1 << 64) - 1)
+
+
+class Inner:
+    """Finds chunks that shards do not have.
+
+    Args:
+        array: sharded, read through a store that raises MissingChunkError for a shard that is not there.
+        layout: the configuration of its sharding.
+    """
+
+    def __init__(self, array: Any, layout: dict[str, Any]) -> None:
+        self._array, self._size = array, outer(array)
+        self._grid = tuple(n // step for n, step in zip(self._size, array.chunks, strict=True))
+        checked = any(codec["name"] == "crc32c" for codec in layout["index_codecs"])
+        self._bytes = 16 * int(np.prod(self._grid)) + 4 * checked
+        self._end = layout.get("index_location", "end") == "end"
+        self._index = lru_cache(64)(self._read)  # a shard is longer than a block
+
+    @classmethod
+    def of(cls, array: Any) -> Inner | None:
+        """Return it for an array with shards whose index can be read; else None."""
+        if not array.shards:
+            return None
+        layout = array.metadata.to_dict()["codecs"][0]["configuration"]
+        plain = [codec["name"] for codec in layout["index_codecs"]] in (["bytes"], ["bytes", "crc32c"])
+        endian = layout["index_codecs"][0].get("configuration", {}).get("endian", "little")
+        return cls(array, layout) if plain and endian == "little" else None
+
+    def check(self, first: int, last: int) -> None:
+        """Raise MissingChunkError unless all chunks of these rows are there."""
+        array, size = self._array, self._size
+        rows = range(first // size[0], -(-last // size[0]))
+        others = (range(-(-n // step)) for n, step in zip(array.shape[1:], size[1:], strict=True))
+        for place in product(rows, *others):
+            # The chunks of the rows asked for, without those beyond the array's edge.
+            low = [at * step for at, step in zip(place, size, strict=True)]
+            ends = (last, *array.shape[1:])
+            inside = [slice(0, -(-min(end - start, step) // n))
+                      for start, end, step, n in zip(low, ends, size, array.chunks, strict=True)]  # fmt: skip
+            inside[0] = slice(max(0, first - low[0]) // array.chunks[0], inside[0].stop)
+            if (self._index(place)[tuple(inside)] == _NONE).all(-1).any():
+                raise MissingChunkError(key_of(array, place))
+
+    def _read(self, place: tuple[int, ...]) -> np.ndarray:
+        from zarr.abc.store import RangeByteRequest, SuffixByteRequest
+        from zarr.core.buffer import default_buffer_prototype
+        from zarr.core.sync import sync
+
+        part = SuffixByteRequest(self._bytes) if self._end else RangeByteRequest(0, self._bytes)
+        key = key_of(self._array, place)
+        found = sync(self._array.store.get(key, default_buffer_prototype(), part)).to_bytes()
+        return np.frombuffer(found, "<u8", 2 * int(np.prod(self._grid))).reshape(*self._grid, 2)
+
+
+# Zarr arrays, versions 2 and 3, chunked or sharded, in a folder, a zip file or behind a URL.
+#
+# Zarr reads a chunk that is not there as its fill value. A lost chunk would then be a block of zeros in the
+# statistics, so that here it is an error, unless `missing_chunks="fill"` says that chunks were left out on
+# purpose, as Zarr does with those that hold the fill value only.
+
+FILES = ("zarr.json", ".zarray", ".zgroup")  # by which a folder is known
+_ABSENT = 1 << 17  # chunks: a store that lacks more is not damaged but another, and to list them takes 4 s
+
+
+@dataclass(frozen=True)
+class ZarrShard(Shard):
+    """Some rows of a Zarr array."""
+
+    place: Place = field(default_factory=lambda: Place("", ""))
+    fill: bool = False
+    digest: str = ""
+
+    def blocks(self) -> Iterator[Block | Bad]:
+        """Yield the rows of a few chunks at a time."""
+        with opened(self.place, strict=not self.fill) as array:
+            if digest(array) != self.digest:
+                raise DataError(
+                    "a Zarr array does not change while it is read",
+                    f"the metadata of {self.name} did",
+                    "read it when it is written",
+                )
+            if self.first == self.last:
+                yield np.empty(array.shape, array.dtype)
+                return
+            inner = None if self.fill else Inner.of(array)
+            step = _step(array, BLOCK_BYTES)
+            for start in range(self.first, self.last, step):
+                yield from self._read(array, inner, start, min(start + step, self.last))
+
+    def _read(self, array: Any, inner: Inner | None, first: int, last: int) -> Iterator[Block | Bad]:
+        """Yield rows; if they cannot be read, chunk by chunk, to leave out no more than must be."""
+        try:
+            if inner:
+                inner.check(first, last)
+            rows = array[first:last]
+        except Exception:  # codecs raise whatever they like
+            size = array.chunks[0]
+            for start in range(first, last, size):
+                yield self._piece(array, inner, start, min(start + size, last))
+            return
+        yield rows
+
+    def _piece(self, array: Any, inner: Inner | None, first: int, last: int) -> Block | Bad:
+        """Return rows of one chunk, or the first chunk of them that cannot be read, and why."""
+        others = [range(0, n, step) for n, step in zip(array.shape[1:], array.chunks[1:], strict=True)]
+        for corner in product((first,), *others):
+            key = key_of(array, tuple(at // n for at, n in zip(corner, outer(array), strict=True)))
+            name = f"chunk {key} of {self.name}, rows {first} to {last - 1}"
+            try:
+                if inner:
+                    inner.check(first, last)
+                at = (slice(start, start + n) for start, n in zip(corner[1:], array.chunks[1:], strict=True))
+                array[(slice(first, last), *at)]
+            except MissingChunkError:
+                return Bad(name, "it is missing", _MISSING, last - first)
+            except Exception as error:
+                return Bad(name, _why(error), samples=last - first)
+        try:
+            rows: Block = array[first:last]
+        except Exception as error:  # such as too little memory for all of them
+            name = f"rows {first} to {last - 1} of {self.name}"
+            return Bad(name, _why(error), samples=last - first)
+        return rows
+
+
+_MISSING = (
+    "bring it back; or if chunks of nothing but the fill value were left out, as Zarr does: write with "
+    'config={"write_empty_chunks": True}, or take them as such with missing_chunks="fill"'
+)
+
+
+class ZarrSource(Source):
+    """One Zarr array, its samples along the first axis.
+
+    Args:
+        source: a folder, a zip file, a URL, or an opened array or group.
+        key: the array of a group.
+        missing_chunks: "raise", or "fill": a chunk that is not there is its fill value.
+
+    Raises:
+        DataError: there is no such array, its metadata are damaged, or it holds no real numbers.
+        ExtraError: zarr is not installed.
+    """
+
+    def __init__(self, source: Any, key: str | None = None, missing_chunks: str = "raise") -> None:
+        place = place_of(source) if is_zarr(source) else Place(str(source), _plain(str(source)))
+        self._fill = missing_chunks == "fill"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of dtypes that are refused anyway, and of files in between
+            self.place = find(place, key)
+            self._look()
+        word = held_out(self.place.path)
+        self.hints = (
+            *path_hints([self.place.where.rstrip("/")]),
+            *((Hint(f"the array {self.place.path!r}", word),) if word else ()),
+        )
+
+    def _look(self) -> None:
+        """Note what the metadata say, and check it."""
+        self.name = self.place.name
+        with opened(self.place) as array:
+            self.shape, self.dtype = tuple(array.shape), array.dtype
+            if self._fill and array.metadata.to_dict()["fill_value"] is None:
+                raise DataError(
+                    'missing_chunks="fill" wants an array that says its fill value', f"{self.name} has none"
+                )
+
+    def schema(self) -> Schema:
+        """Return shape and dtype of the samples, from the metadata."""
+        if not self.shape[0]:
+            raise empty(self.name)
+        return Schema(self.shape[1:], self.dtype.newbyteorder("=").name)
+
+    def shards(self) -> list[Shard]:
+        """Return runs of rows that share no chunk, so that each is decoded once.
+
+        Warns:
+            DataWarning: chunks that are missing and count as the fill value.
+        """
+        with opened(self.place) as array:
+            marks, plan = Marks(array, self.place), digest(array)
+            row = math.prod(self.shape[1:]) * self.dtype.itemsize
+            memory = 2 * _step(array, BLOCK_BYTES) * row
+            shards: list[Shard] = []
+            absent = 0
+            for number, (first, last) in enumerate(_bounds(array)):
+                mark, absent = self._mark(marks, array, (first, last), plan, absent)
+                shards.append(ZarrShard(
+                    number, self.name, mark, row * (last - first), memory, first, last - first, self.place,
+                    self._fill, plan,
+                ))  # fmt: skip
+            if self._fill and absent:
+                warnings.warn(
+                    f"{absent} chunks of {self.name} are missing and count as the fill value"
+                    f" {array.fill_value}",
+                    DataWarning,
+                    stacklevel=2,
+                )
+        return shards
+
+    def _mark(
+        self, marks: Marks, array: Any, rows: tuple[int, int], plan: str, absent: int
+    ) -> tuple[str, int]:
+        """Return what changes when some rows do, "" if that is not known, and how many chunks lack so far."""
+        digest, wanted = hashlib.sha256(f"{plan}\n{self._fill}".encode()), keys(array, *rows)
+        while some := list(islice(wanted, 4096)):
+            found = marks.of(some)
+            absent += found.count(None)
+            if absent > _ABSENT and not self._fill:
+                raise DataError(
+                    "a Zarr array has its chunks", f"{self.name} lacks more than {_ABSENT:,}", _MISSING
+                )
+            digest.update("".join(f"\n{'missing' if mark is None else mark}" for mark in found).encode())
+        return digest.hexdigest() if marks.lasting else "", absent
+
+
+def is_zarr(value: Any) -> bool:
+    """Whether a value is an opened Zarr array or group; imports nothing."""
+    kind = type(value)
+    return kind.__module__.partition(".")[0] == "zarr" and kind.__name__ in ("Array", "Group")
+
+
+def is_zarr_path(text: str) -> bool:
+    """Whether a path or URL is that of a Zarr store."""
+    if text.rstrip("/").lower().endswith((".zarr", ".zarr.zip")):
+        return True
+    try:
+        return "://" not in text and any((Path(text) / name).is_file() for name in FILES)
+    except OSError:
+        return False
+
+
+def _why(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:300]
+
+
+def _plain(text: str) -> str:
+    return text.removeprefix("file://") if text.startswith("file:///") else text
+
+
+def _bounds(array: Any) -> list[tuple[int, int]]:
+    """Return the rows of each shard: those of an array in memory, or the next that no chunk lies across."""
+    found = bounds(array.shape)
+    if len(found) == 1:
+        return found
+    rows, size, count = found[0][1], array.chunks[0], array.shape[0]
+    step = max(1, rows // size) * size
+    return [(first, min(first + step, count)) for first in range(0, count, step)]
+
+
+def _step(array: Any, most: int) -> int:
+    """Return how many rows are read at once: those of as many whole chunks as `most` bytes hold."""
+    size: int = array.chunks[0]
+    row = math.prod(array.shape[1:]) * array.dtype.itemsize
+    return max(1, most // max(1, size * row)) * size
