@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from slabnorm.pattern import parse
+from slabnorm.notation import parse
 from slabnorm.slab import plan
 
 N, C, S = 4, 6, 4  # samples, channels, positions

@@ -15,7 +15,7 @@ from slabnorm.kernels import eager
 from slabnorm.kernels.activation import check_activation
 from slabnorm.kernels.call import Given
 from slabnorm.mergeable_moments import Moments
-from slabnorm.pattern import Pattern, parse, parse_uncached
+from slabnorm.notation import Pattern, parse, parse_uncached
 from slabnorm.prepare import check_fits, check_input, prepare
 from slabnorm.slab import plan
 from slabnorm.tracing import traced

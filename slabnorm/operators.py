@@ -22,7 +22,7 @@ from torch import Tensor
 from slabnorm import kernels
 from slabnorm.kernels import eager
 from slabnorm.kernels.call import Call, Given, Statistics, check_shapes
-from slabnorm.pattern import parse, product
+from slabnorm.notation import parse, product
 from slabnorm.slab import Slab, plan
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -13,8 +13,7 @@ from slabnorm import kernels
 from slabnorm.errors import DeviceError, DtypeError, ShapeError
 from slabnorm.kernels.call import Kind
 from slabnorm.kernels.strides import order_of
-from slabnorm.parser import Item
-from slabnorm.pattern import Pattern
+from slabnorm.notation import Item, Pattern
 from slabnorm.slab import Slab, plan
 from slabnorm.tracing import traced
 

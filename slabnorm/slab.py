@@ -13,8 +13,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from slabnorm.parser import ELLIPSIS, Item
-from slabnorm.pattern import Pattern, product
+from slabnorm.notation import ELLIPSIS, Item, Pattern, product
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def plan(
         ShapeError: the shape does not fit the pattern.
         PatternError: the sizes do not fit the pattern.
 
-    >>> from slabnorm.pattern import parse
+    >>> from slabnorm.notation import parse
     >>> slab = plan(parse("n (g c) h w -> n g"), (("g", "c"),), (2, 6, 4, 4), (("g", 3),))
     >>> slab.split, slab.kept.shape, slab.affine.shape, slab.count
     ((2, 3, 2, 4, 4), (2, 3), (6,), 32)

@@ -13,7 +13,7 @@ from slabnorm import kernels, prepare
 from slabnorm import slab as slabs
 from slabnorm.kernels import eager
 from slabnorm.kernels.activation import ACTIVATIONS
-from slabnorm.pattern import parse
+from slabnorm.notation import parse
 from tests import laws
 from tests.cases import CONSTANTS, DISTRIBUTIONS, LAYOUTS, NORMS, Case, draw
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from slabnorm.kernels import strides, tiles
-from slabnorm.pattern import parse
+from slabnorm.notation import parse
 from slabnorm.slab import plan as plan_slab
 
 pytest.importorskip("triton", reason="the GPU kernels need Triton")

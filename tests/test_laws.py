@@ -15,7 +15,7 @@ from slabnorm import slab as slabs
 from slabnorm.kernels import cpu, eager, plans
 from slabnorm.kernels.activation import ACTIVATIONS
 from slabnorm.kernels.layout import Layout
-from slabnorm.pattern import parse
+from slabnorm.notation import parse
 from slabnorm.slab import Slab, plan
 from tests import laws
 from tests.cases import CONSTANTS, DISTRIBUTIONS, LAYOUTS, NORMS, Case, draw

@@ -8,7 +8,7 @@ import torch
 
 from slabnorm.kernels import memory, rows, tiles
 from slabnorm.kernels.layout import CHUNK, NUMBERS, Layout, find_layout
-from slabnorm.pattern import parse
+from slabnorm.notation import parse
 from slabnorm.slab import Slab, plan
 from tests.cases import LAYOUTS, NORMS, Case, draw
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import slabnorm
 from slabnorm.errors import PatternError, ShapeError
-from slabnorm.pattern import Pattern, parse
+from slabnorm.notation import Pattern, parse
 
 
 def test_parts() -> None:
@@ -197,7 +197,7 @@ def test_the_notation_needs_no_torch() -> None:
         "import importlib.util, sys\n"
         f"import types; package = types.ModuleType('slabnorm'); package.__path__ = {slabnorm.__path__!r}\n"
         "sys.modules['slabnorm'] = package\n"
-        "import slabnorm.pattern\n"
+        "import slabnorm.notation\n"
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

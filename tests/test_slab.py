@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from slabnorm.pattern import parse
+from slabnorm.notation import parse
 from slabnorm.slab import Slab, plan
 from tests.cases import NORMS, Case, draw
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from slabnorm.errors import DataError, OptionError, StatisticsError
-from slabnorm.inputs.beside import BesideCounter, Reference, SamplePlace
+from slabnorm.inputs.audit_counts import BesideCounter, Reference, SamplePlace
 from slabnorm.inputs.column_moments import Sums, hash_part, joined
 from slabnorm.inputs.features import Features, Grid, as_numpy, flat
 from slabnorm.inputs.quantile_sample import Sample, Sampler, most
@@ -34,7 +34,7 @@ from slabnorm.inputs.sources.base import (
 )
 from slabnorm.inputs.weighted_moments import check_weights, weighted_features
 from slabnorm.mergeable_moments import Moments
-from slabnorm.pattern import parse
+from slabnorm.notation import parse
 from slabnorm.slab import Slab, plan
 
 # Many shards as one task, so that a fit hands out, commits and merges no more of them than it can.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from slabnorm.errors import PatternError, ShapeError
-from slabnorm.pattern import ELLIPSIS, Pattern
+from slabnorm.notation import ELLIPSIS, Pattern
 from slabnorm.slab import Slab, plan
 
 # Where fitted values lie in a tensor: a pattern and the shape of one sample, worked out once.
@@ -135,7 +135,7 @@ class Features:
 def kept_axes(pattern: Pattern, rank: int) -> frozenset[int]:
     """Return the axes of a sample of which a pattern keeps statistics, whole or in part.
 
-    >>> from slabnorm.pattern import parse
+    >>> from slabnorm.notation import parse
     >>> sorted(kept_axes(parse("n c h w -> c w"), 3))
     [0, 2]
     """

@@ -30,7 +30,7 @@ from slabnorm.inputs.shard_statistics import Tally
 from slabnorm.inputs.sources import Source, open_source
 from slabnorm.inputs.split import guard
 from slabnorm.inputs.weighted_moments import check_weights
-from slabnorm.pattern import Pattern, parse
+from slabnorm.notation import Pattern, parse
 
 
 def fit(

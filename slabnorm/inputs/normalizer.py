@@ -16,7 +16,7 @@ from slabnorm.inputs.schemes import Scheme
 from slabnorm.inputs.sketch import Sketch
 from slabnorm.inputs.validation import AFFINE, MOMENTS, check_state
 from slabnorm.mergeable_moments import Moments
-from slabnorm.pattern import Pattern, parse
+from slabnorm.notation import Pattern, parse
 
 # A layer of fitted statistics: float64 buffers that casts leave alone, and loading that is checked.
 

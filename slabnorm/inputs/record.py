@@ -13,7 +13,7 @@ from torch import Tensor
 from slabnorm.errors import SlabError, StatisticsError
 from slabnorm.inputs.features import Features
 from slabnorm.inputs.schemes import Scheme, from_plain, to_plain
-from slabnorm.pattern import parse
+from slabnorm.notation import parse
 
 # JSON that all readers agree about: written in one form, and read without what the standard leaves open.
 

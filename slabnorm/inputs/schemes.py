@@ -264,7 +264,7 @@ class Robust(Scheme):
 
         y = (x - median) / (quantile(high) - quantile(low))
 
-    Quantiles come from a uniform sample of 16384 values of each feature (see sample.py): their rank is
+    Quantiles come from a uniform sample of 16384 values of each feature (see quantile_sample.py): their rank is
     off by at most 0.013 with 99% probability, and not at all where the data have no more values.
     A feature whose range of quantiles is 0 gets scale 1.
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slabnorm.inputs.beside import Beside
+from slabnorm.inputs.audit_counts import Beside
 from slabnorm.inputs.quantile_sample import Sample
 from slabnorm.inputs.sketch import Bounds, Sketch
 from slabnorm.mergeable_moments import Moments

@@ -26,8 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from slabnorm.parser import ELLIPSIS
-from slabnorm.pattern import product
+from slabnorm.notation import ELLIPSIS, product
 from slabnorm.slab import Axes, Slab
 
 CHUNK = 16384  # elements summed at once: 64 KiB of float32

@@ -12,8 +12,8 @@ from slabnorm.errors import PatternError
 from slabnorm.functional import check_eps
 from slabnorm.kernels.activation import check_activation
 from slabnorm.kernels.strides import dense, suggested
-from slabnorm.nn.running import RunningStatistics, held
-from slabnorm.pattern import Pattern, parse
+from slabnorm.nn.running_stats import RunningStatistics, held
+from slabnorm.notation import Pattern, parse
 from slabnorm.prepare import prepare
 
 # What torch's layers return, on any input: instance and layer norm; batch, group and RMS norm.

@@ -17,7 +17,7 @@ def check_norm(name: str) -> None:
     if isinstance(name, str) and name in NORMS:
         return
     if isinstance(name, str) and "->" in name:
-        from slabnorm.pattern import parse
+        from slabnorm.notation import parse
 
         parse(name)
         return

@@ -11,11 +11,11 @@ from torch import nn
 
 from slabnorm.errors import ModelError
 from slabnorm.nn import SlabNorm
-from slabnorm.surgery import rewrite
-from slabnorm.surgery.match import Site
+from slabnorm.surgery.fusion import rewriting
+from slabnorm.surgery.fusion.call_sites import hooked, name_of
+from slabnorm.surgery.fusion.rewriting import Site
 from slabnorm.surgery.norms import KINDS, Accelerated, become, donor, revert, why_not
 from slabnorm.surgery.record import Acceleration, Left, Replaced
-from slabnorm.surgery.sites import hooked, name_of
 from slabnorm.surgery.verify import check
 from slabnorm.surgery.walk import Place, follow, walk
 
@@ -81,7 +81,7 @@ def restore(model: nn.Module) -> None:
     for module, _ in walk(model):
         if isinstance(module, Accelerated):
             revert(module)
-        elif isinstance(module, rewrite.Rewritten):
+        elif isinstance(module, rewriting.Rewritten):
             object.__setattr__(module, "__class__", module.plain)
 
 
@@ -128,9 +128,9 @@ class _Plan:
 
     def _sites(self, module: nn.Module) -> None:
         """Find where a module takes up the results of norms below it, and the class that it gets for that."""
-        plain = rewrite.own_class(module)
+        plain = rewriting.own_class(module)
         below = [child for child in module.modules() if child is not module and self._is_norm(child)]
-        if not below or not rewrite.rewritable(plain):
+        if not below or not rewriting.rewritable(plain):
             return
         norms: set[str] = set()
         activations: set[str] = set()
@@ -141,11 +141,11 @@ class _Plan:
         def is_activation(path: str) -> bool:
             return name_of(follow(module, path)) is not None
 
-        found = self._in_order(module) if rewrite.in_order(plain) else []
-        for _, _, sites in rewrite.methods_of(plain, is_norm, is_activation):
+        found = self._in_order(module) if rewriting.in_order(plain) else []
+        for _, _, sites in rewriting.methods_of(plain, is_norm, is_activation):
             found += sites
         if not found:
-            if rewrite.unreadable(plain):
+            if rewriting.unreadable(plain):
                 for child in module.children():
                     if self._is_norm(child):
                         self.norms[id(child)].note = f"the source of {plain.__name__}.forward cannot be read"
@@ -155,7 +155,7 @@ class _Plan:
             self.norms[id(follow(module, site.norm))].ends.append((name, site.residual))
             norms.add(site.norm)
             activations.update([site.module] if site.module else [])
-        kind = rewrite.rewritten(plain, tuple(sorted(norms)), tuple(sorted(activations)))
+        kind = rewriting.rewritten(plain, tuple(sorted(norms)), tuple(sorted(activations)))
         self.classes.append((module, kind))
 
     def _in_order(self, module: nn.Module) -> list[Site]:

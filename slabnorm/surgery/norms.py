@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from slabnorm import nn as ours
 from slabnorm.errors import SlabError
-from slabnorm.nn.running import held
+from slabnorm.nn.running_stats import held
 from slabnorm.surgery.crossover import pays
 from slabnorm.tracing import traced
 

@@ -16,8 +16,8 @@ from torch.utils.data import TensorDataset
 import slabnorm as sn
 from slabnorm.errors import ArtifactError, DataError, OptionError, ShapeError, StatisticsError
 from slabnorm.inputs.audit import audit, find_names
-from slabnorm.inputs.beside import Beside
-from slabnorm.inputs.overlap import interval, overlap_of
+from slabnorm.inputs.audit.findings import interval, overlap_of
+from slabnorm.inputs.audit_counts import Beside
 from slabnorm.inputs.sketch import SIZE, Sketch
 from slabnorm.inputs.sources.base import Schema
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import slabnorm as sn
 from slabnorm.cli import app
-from slabnorm.inputs.beside import NAMED
+from slabnorm.inputs.audit_counts import NAMED
 from slabnorm.report.audit import LeakedSample
 from slabnorm.report.audit_page import render_audit
 

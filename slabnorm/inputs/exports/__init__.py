@@ -10,11 +10,18 @@ from typing import Any
 
 from slabnorm.errors import OptionError
 from slabnorm.files import output_path, write_atomically
-from slabnorm.inputs.exports.document import to_json
-from slabnorm.inputs.exports.graph import onnx_bytes, to_onnx
-from slabnorm.inputs.exports.images import ImageStatistics, image_statistics, to_torchvision, torchvision_text
-from slabnorm.inputs.exports.processor import huggingface_text, merge_huggingface, to_huggingface
-from slabnorm.inputs.exports.scalers import to_sklearn
+from slabnorm.inputs.exports.images import (
+    ImageStatistics,
+    huggingface_text,
+    image_statistics,
+    merge_huggingface,
+    to_huggingface,
+    to_torchvision,
+    torchvision_text,
+)
+from slabnorm.inputs.exports.json import to_json
+from slabnorm.inputs.exports.onnx import onnx_bytes, to_onnx
+from slabnorm.inputs.exports.sklearn import to_sklearn
 from slabnorm.inputs.normalizer import InputNorm
 from slabnorm.inputs.outputs import check_outputs
 from slabnorm.text import printable

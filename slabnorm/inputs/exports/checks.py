@@ -8,7 +8,7 @@ from typing import Any
 from slabnorm.errors import OptionError, StatisticsError
 from slabnorm.inputs import record
 from slabnorm.inputs.normalizer import InputNorm
-from slabnorm.parser import ELLIPSIS, Item
+from slabnorm.notation import ELLIPSIS, Item
 
 
 def check_numbers(norm: InputNorm) -> None:

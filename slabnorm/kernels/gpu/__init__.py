@@ -20,7 +20,7 @@ from slabnorm.kernels.gpu.fold import Places, fold
 from slabnorm.kernels.gpu.found import Measured, on
 from slabnorm.kernels.gpu.plan import FUSED, Geometry, Pieces, Tile, fits, geometry
 from slabnorm.kernels.strides import memory
-from slabnorm.pattern import parse
+from slabnorm.notation import parse
 from slabnorm.slab import Slab
 from slabnorm.slab import plan as plan_slab
 

@@ -12,7 +12,7 @@ from slabnorm.errors import OptionError
 from slabnorm.extras import extra
 from slabnorm.inputs.exports.checks import batch_axes, check_numbers, plain_json
 from slabnorm.inputs.normalizer import InputNorm
-from slabnorm.pattern import ELLIPSIS
+from slabnorm.notation import ELLIPSIS
 from slabnorm.text import printable
 
 _OPSET, _IR = 13, 7  # of 2020; nothing newer is needed, and old runtimes read it, too

@@ -11,17 +11,25 @@ from typing import Any
 from slabnorm.errors import DataError, SlabError, StatisticsError
 from slabnorm.extras import extra
 from slabnorm.inputs.artifact import load
-from slabnorm.inputs.beside import Beside, Reference
-from slabnorm.inputs.drift import compare, find_constant, find_drift, find_missing
-from slabnorm.inputs.explain import find_order, find_scale
+from slabnorm.inputs.audit.findings import (
+    Side,
+    compare,
+    find_constant,
+    find_drift,
+    find_leak,
+    find_missing,
+    find_order,
+    find_overlap,
+    find_scale,
+    leaked_of,
+    overlap_of,
+)
+from slabnorm.inputs.audit_counts import Beside, Reference
 from slabnorm.inputs.features import kept_axes
 from slabnorm.inputs.fitting import Effort, Opened, Progress
 from slabnorm.inputs.normalizer import InputNorm
-from slabnorm.inputs.overlap import find_overlap, leaked_of, overlap_of
 from slabnorm.inputs.plain_tensors import plain_tensors
-from slabnorm.inputs.provenance import find_leak
 from slabnorm.inputs.shard_statistics import Tally
-from slabnorm.inputs.sides import Side
 from slabnorm.inputs.sources import Source, Stream, open_source
 from slabnorm.inputs.sources.base import Schema
 from slabnorm.inputs.statistics_record import feature_names
@@ -52,9 +60,9 @@ def audit(
     distinct samples. Hashes are of values: 1 is the same as uint8 and as float32, while 0.1 as float32 and as
     float64 are two numbers.
 
-    Thresholds, and why, are named constants in drift.py, explain.py and provenance.py. A difference is found
-    only where it matters and chance does not make it; where one cause explains all features (normalised
-    twice, another scale, another order of channels), their single drift is left out.
+    Thresholds, and why, are named constants in findings.py. A difference is found only where it matters
+    and chance does not make it; where one cause explains all features (normalised twice, another scale,
+    another order of channels), their single drift is left out.
 
     Args:
         norm: from `slabnorm.fit` or `slabnorm.load`, or the path of an artifact.

@@ -1,0 +1,563 @@
+"""What an audit can find: drift, one cause for all features, overlap, statistics of other data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import permutations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slabnorm.inputs.audit_counts import Beside
+from slabnorm.inputs.normalizer import InputNorm
+from slabnorm.inputs.shard_statistics import Tally
+from slabnorm.inputs.sketch import Sketch
+from slabnorm.mergeable_moments import Moments
+from slabnorm.report.audit import FeatureAudit, Finding, Leaked, LeakedSample, Overlap, Part
+from slabnorm.text import printable
+
+# The two sides of an audit, training and new data, as flat arrays with a number per feature.
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """Statistics of a data set, float64 but for the counts; NaN for what a feature without values lacks.
+
+    Attributes:
+        samples: how many.
+        count: values of each feature.
+        missing: NaN and null, which are not among them.
+        mean, std, min, max: of each feature.
+    """
+
+    samples: int
+    count: np.ndarray
+    missing: np.ndarray
+    mean: np.ndarray
+    std: np.ndarray
+    min: np.ndarray
+    max: np.ndarray
+
+    @classmethod
+    def of(cls, source: InputNorm | Tally) -> Side:
+        """Return the statistics of a fit, or of what was counted."""
+        m: Moments = source.moments
+        if isinstance(source, InputNorm):
+            missing = source.nan_count + source.null_count
+        else:
+            missing = source.nan + source.null
+        count = _flat(m.count)
+        parts = [np.where(count > 0, _flat(part), np.nan) for part in (m.mean, m.std(), m.min, m.max)]
+        return cls(source.samples, count, _flat(missing), *parts)
+
+    @property
+    def independent(self) -> np.ndarray:
+        """Values that are taken as independent: one per sample, as the pixels of an image are alike."""
+        return np.clip(np.minimum(self.count, self.samples), 1, None).astype(float)
+
+    @property
+    def reach(self) -> np.ndarray:
+        """The distance of the farthest value from the mean, in standard deviations."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.maximum(self.max - self.mean, self.mean - self.min) / self.std
+
+    def moved(self, factor: np.ndarray, offset: np.ndarray) -> Side:
+        """Return the statistics of `x * factor + offset`, factors being positive."""
+        ends = (self.mean, self.std, self.min, self.max)
+        mean, _, low, high = (end * factor + offset for end in ends)
+        return Side(self.samples, self.count, self.missing, mean, self.std * factor, low, high)
+
+    def reordered(self, order: tuple[int, ...]) -> Side:
+        """Return the statistics of features in another order."""
+        at = list(order)
+        parts = (self.count, self.missing, self.mean, self.std, self.min, self.max)
+        return Side(self.samples, *(part[at] for part in parts))
+
+
+def _flat(values: Tensor) -> np.ndarray:
+    flat: np.ndarray = values.detach().cpu().reshape(-1).numpy()
+    return flat
+
+
+# Drift: what of each feature differs between training and new data, and by how much more than chance.
+#
+#     shift = (mean' - mean) / sd           error = sqrt(1/N + max(1, spread)^2 / n)
+#     spread = sd' / sd                     error of its logarithm <= sqrt((z^2 - 1)/4 * (1/N + 1/n))
+#
+# N and n: samples, as values within a sample are alike; z: the farthest value in standard deviations,
+# because kurtosis <= z^2. A few samples of a feature with outliers are far off by chance, says Bernstein's
+# inequality:
+#
+#     P(abs(shift) >= t) <= 2 exp(-n t^2 / (2 + 2 t z / 3))
+#
+# A finding wants both a difference that matters and one that chance does not make, so that
+# neither large nor small data sets alarm for nothing.
+
+SHIFT = 0.25  # standard deviations: half the width of a class boundary's usual slack, and easily seen
+SHIFT_ERRORS = 6.0  # of a normal: 1e-9, so that a million features are silent
+SPREAD = 1.5  # a ratio; inputs then have variance 2.25, not 1
+SPREAD_LEAST = 20  # samples: the logarithm of the spread of fewer is too far from a normal
+SPREAD_ERRORS = 5.0  # of an upper bound of the error; rare values make the logarithm no normal
+OUTSIDE = 0.01  # the share of values out of the training range
+MISSING = 0.01  # difference of the shares of missing values
+CHANCE = 1e-9  # how likely a finding may be without a cause
+TINY = 1e-6  # of a standard deviation: a feature that varies by less has not varied
+
+
+def compare(names: list[str], train: Side, new: Side, outside: np.ndarray) -> tuple[FeatureAudit, ...]:
+    """Return every feature on both sides."""
+    shift, error, spread, _ = differences(train, new)
+    share = outside / np.maximum(new.count, 1)
+    sides = [
+        [Part(*row) for row in zip(*(column.tolist() for column in (
+            side.count, side.missing, side.mean, side.std, side.min, side.max)), strict=True)]
+        for side in (train, new)
+    ]  # fmt: skip
+    columns = (shift.tolist(), error.tolist(), spread.tolist(), share.tolist())
+    return tuple(FeatureAudit(*row) for row in zip(names, *sides, *columns, strict=True))
+
+
+def differences(train: Side, new: Side) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return shift, its error, spread, and a bound of the error of the spread's logarithm."""
+    many, some = train.independent, new.independent
+    with np.errstate(divide="ignore", invalid="ignore"):
+        sd = np.where(train.std > 0, train.std, np.nan)
+        shift, spread = (new.mean - train.mean) / sd, new.std / sd
+        error = np.sqrt(1 / many + np.maximum(1.0, np.nan_to_num(spread)) ** 2 / some)
+        reach = np.fmax(train.reach, new.reach)
+        wide = np.sqrt(np.maximum(reach**2 - 1, 0.5) / 4 * (1 / many + 1 / some))
+    return shift, error, spread, wide
+
+
+def find_drift(
+    names: list[str], train: Side, new: Side, below: np.ndarray, above: np.ndarray
+) -> list[Finding]:
+    """Return features whose mean moved, whose spread changed, and whose values leave the training range."""
+    found = [*_find_shift(names, train, new), *_find_spread(names, train, new)]
+    return found + _find_range(names, train, new, below, above)
+
+
+def _find_shift(names: list[str], train: Side, new: Side) -> list[Finding]:
+    shift, error, _, _ = differences(train, new)
+    far = np.abs(shift)
+    unlikely = new.independent * far**2 / (2 + far * train.reach * 2 / 3) > -math.log(CHANCE / 2)
+    moved = (far > SHIFT) & (far > SHIFT_ERRORS * error) & unlikely
+    if not moved.any():
+        return []
+    first, which = _worst(moved, far)
+    text = f"the mean of {_features(names, which)} moved, by {shift[first]:+.3g} standard deviations"
+    advice = (
+        "look at how these data were collected and prepared; if the world has changed, train and fit again"
+    )
+    return [_finding("shift", text, advice, names, which, shift=shift[first], error=error[first])]
+
+
+def _find_spread(names: list[str], train: Side, new: Side) -> list[Finding]:
+    _, _, spread, wide = differences(train, new)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log = np.abs(np.log(spread))
+    changed = (log > math.log(SPREAD)) & (log > SPREAD_ERRORS * wide) & (spread > 0)
+    changed &= np.minimum(train.independent, new.independent) >= SPREAD_LEAST
+    if not changed.any():
+        return []
+    first, which = _worst(changed, log)
+    text = f"the spread of {_features(names, which)} is {spread[first]:.3g} times that of training"
+    advice = "look for other units, clipping, or smoothing"
+    return [_finding("spread", text, advice, names, which, ratio=spread[first], error=wide[first])]
+
+
+def _find_range(
+    names: list[str], train: Side, new: Side, below: np.ndarray, above: np.ndarray
+) -> list[Finding]:
+    share = (below + above) / np.maximum(new.count, 1)
+    varied = train.min < train.max  # what was constant is a finding of its own
+    chance = _chance(np.maximum(below, above), train, new)
+    out = varied & (share > OUTSIDE) & (chance < math.log(CHANCE))
+    if not out.any():
+        return []
+    first, which = _worst(out, share)
+    where = _features(names, which)
+    text = f"{100 * share[first]:.3g}% of the values of {where} lie out of the training range"
+    advice = "look for outliers, other units or other codes"
+    numbers = {"share": share[first], "below": below[first], "above": above[first]}
+    return [_finding("range", text, advice, names, which, **numbers)]
+
+
+def find_constant(
+    names: list[str], train: Side, new: Side, below: np.ndarray, above: np.ndarray
+) -> list[Finding]:
+    """Return features that were constant and are not so now, and the reverse."""
+    findings = []
+    # Of a feature that was constant, every value out of its range is another value.
+    varies = (train.min == train.max) & (_chance(below + above, train, new) < math.log(CHANCE))
+    if varies.any():
+        first, which = _worst(varies, np.nan_to_num(new.max - new.min))
+        text = (
+            f"{_features(names, which)} had one value in training, {train.min[first]:.6g}, and now has "
+            f"others: {new.min[first]:.6g} to {new.max[first]:.6g}"
+        )
+        findings.append(_finding("constant", text, "a constant has scale 1 and no weight was "
+            "trained for it: leave it out, or train on data in which it varies", names, which,
+            low=new.min[first], high=new.max[first]))  # fmt: skip
+    stuck = (train.min < train.max) & (new.max - new.min <= TINY * train.std) & _too_still(train, new)
+    if stuck.any():
+        first, which = _worst(stuck, train.std)
+        text = f"{_features(names, which)} varied in training and now has one value, {new.mean[first]:.6g}"
+        findings.append(_finding("constant", text, "look for a dead sensor, a column filled "
+            "with a default, or data of one kind only", names, which, value=new.mean[first]))  # fmt: skip
+    return findings
+
+
+def find_missing(names: list[str], train: Side, new: Side) -> list[Finding]:
+    """Return features of which more, or fewer, values are missing."""
+    seen = [side.count + side.missing for side in (train, new)]
+    before, now = (side.missing / np.maximum(n, 1) for side, n in zip((train, new), seen, strict=True))
+    pooled = (train.missing + new.missing) / np.maximum(seen[0] + seen[1], 1)
+    units = [
+        np.clip(np.minimum(n, side.samples), 1, None) for side, n in zip((train, new), seen, strict=True)
+    ]
+    error = np.sqrt(pooled * (1 - pooled) * (1 / units[0] + 1 / units[1]))
+    differs = (np.abs(now - before) > MISSING) & (np.abs(now - before) > SHIFT_ERRORS * error)
+    differs |= (before == 0) & (now > 0)  # what came out as NaN in training would have been seen there
+    if not differs.any():
+        return []
+    first, which = _worst(differs, np.abs(now - before))
+    text = (
+        f"{100 * now[first]:.3g}% of the values of {_features(names, which)} are missing, "
+        f"{100 * before[first]:.3g}% in training"
+    )
+    advice = "normalised NaN is NaN: fill these values as in training, or mend where they come from"
+    return [_finding("missing", text, advice, names, which,
+                     before=before[first], now=now[first])]  # fmt: skip
+
+
+def _chance(beyond: np.ndarray, train: Side, new: Side) -> np.ndarray:
+    """Return the logarithm of how likely so many values lie beyond one end, were both sides alike.
+
+    Of N + n values in random order the k farthest are all new with probability (n / (N + n))^k at most.
+    Samples are counted here, too, not values.
+    """
+    some, many = new.independent, train.independent
+    k = np.floor(beyond * some / np.maximum(new.count, 1))
+    chance: np.ndarray = k * np.log(some / (some + many))
+    return chance
+
+
+def _too_still(train: Side, new: Side) -> np.ndarray:
+    """Whether chance would not give this one value so often, however training values are distributed.
+
+    P(x != c) >= E(x - c)^2 / max (x - c)^2, of which training knows both.
+    """
+    c = new.mean
+    farthest = np.maximum(np.abs(train.max - c), np.abs(train.min - c))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        other = (train.std**2 + (train.mean - c) ** 2) / farthest**2
+        still: np.ndarray = new.independent * np.log1p(-np.minimum(other, 1 - 1e-12)) < math.log(CHANCE)
+    return still
+
+
+def _worst(chosen: np.ndarray, size: np.ndarray) -> tuple[int, list[int]]:
+    """Return the chosen features, the worst first, and that one."""
+    which = np.flatnonzero(chosen)
+    ordered = which[np.argsort(-size[which], kind="stable")].tolist()
+    return ordered[0], ordered
+
+
+def _features(names: list[str], which: list[int]) -> str:
+    more = f" (and {len(which) - 1:,} more, less so)" if len(which) > 1 else ""
+    name = printable(names[which[0]], 60)
+    return f"feature {name}{more}" if name[:1] in "(0123456789" else f"feature “{name}”{more}"
+
+
+def _finding(
+    kind: str, text: str, advice: str, names: list[str], which: list[int], **numbers: float
+) -> Finding:
+    plain = tuple((name, float(number)) for name, number in numbers.items())
+    return Finding(kind, "warning", text, advice, tuple(names[i] for i in which), plain)
+
+
+# One cause for all features: data normalised already, on another scale, or with channels in another order.
+#
+# Each cause says what the new data's means and spreads would be if it held. How far a feature is from that:
+#
+#     distance = abs(mean' - mean) / max(sd', sd) + abs(log(sd' / sd))
+#
+# A cause is found where the data are near what it says and far from the training data as they are.
+
+NEAR = 0.5  # the distance of all but a quarter of the features, such as a mean off by half a spread
+FAR = 1.5  # ... such as a mean off by one spread, and a spread off by a factor of 1.6
+ORDER_NEAR = 0.25  # channels are alike already, so that only a close fit says something
+ORDER_GAIN = 50.0  # by which chi^2 must fall, of which chance takes 2 per feature
+ORDER_PART = 0.25  # of chi^2 that may be left
+ORDERS = (3, 4)  # features among which an order is looked for: images, with and without transparency
+
+
+@dataclass(frozen=True)
+class Cause:
+    """`x * factor + offset` of what training saw, and what to say of it."""
+
+    factor: np.ndarray | float
+    offset: np.ndarray | float
+    text: str
+    advice: str
+
+
+# The range of training and of the new data, that which one divides by the other gives.
+_SCALES = (
+    (0, 255, 0, 1), (0, 255, -1, 1), (0, 1, 0, 255), (-1, 1, 0, 255), (0, 255, 0, 65535), (0, 65535, 0, 255),
+    (0, 65535, 0, 1), (0, 1, 0, 65535), (0, 1, -1, 1), (-1, 1, 0, 1),
+)  # fmt: skip
+
+
+def find_scale(norm: InputNorm, train: Side, new: Side, dtype: str) -> tuple[list[Finding], Side]:
+    """Return a finding if one change of scale explains the new data, and what training says after it."""
+    apart = distance(train, new)
+    if not apart > FAR:
+        return [], train
+    best, found, left = NEAR, None, train
+    for cause in _causes(norm, train, dtype):
+        moved = train.moved(np.asarray(cause.factor), np.asarray(cause.offset))
+        near = min(distance(moved.reordered(order), new) for order in _orders(len(train.mean)))
+        if near < best:
+            best, found, left = near, cause, moved
+    if found is None:
+        return [], train
+    numbers = (("distance", apart), ("distance_left", best))
+    return [Finding("scale", "error", found.text, found.advice, numbers=numbers)], left
+
+
+def find_order(names: list[str], train: Side, new: Side) -> list[Finding]:
+    """Return a finding if another order of 3 or 4 features explains the new data far better."""
+    if len(names) not in ORDERS:
+        return []
+    identity = tuple(range(len(names)))
+    misfit = {order: _misfit(train.reordered(order), new) for order in _orders(len(names))}
+    best = min(misfit, key=misfit.__getitem__)
+    now, left = misfit[identity], misfit[best]
+    if not (now - left > ORDER_GAIN and left < ORDER_PART * now):
+        return []
+    if not distance(train.reordered(best), new) < ORDER_NEAR:
+        return []
+    order = ", ".join(names[i] for i in best)
+    swapped = ", as BGR for RGB" if best[:3] == (2, 1, 0) else ""
+    return [Finding(
+        "order", "error",
+        f"the features look as if they came in the order {order}{swapped}",
+        "bring them into the order of the training data before they are normalised",
+        tuple(names[i] for i in identity if best[i] != i),
+        (("misfit", now), ("misfit_left", left)),
+    )]  # fmt: skip
+
+
+def _orders(features: int) -> list[tuple[int, ...]]:
+    """Return the orders that are thought of: all of few features, else their own."""
+    own = tuple(range(features))
+    return list(permutations(own)) if features in ORDERS else [own]
+
+
+def distance(said: Side, new: Side) -> float:
+    """Return how far all but a quarter of the features are from what is said; NaN where nothing varies."""
+    varies = (said.std > 0) & (new.std > 0) & np.isfinite(said.std) & np.isfinite(new.std)
+    if not varies.any():
+        return math.nan
+    a, b, x, y = (values[varies] for values in (said.mean, new.mean, said.std, new.std))
+    apart = np.abs(b - a) / np.maximum(x, y) + np.abs(np.log(y / x))
+    return float(np.quantile(apart, 0.75))
+
+
+def _causes(norm: InputNorm, train: Side, dtype: str) -> list[Cause]:
+    scale, shift = (values.reshape(-1).numpy() for values in (norm.scale.cpu(), norm.shift.cpu()))
+    low, span = norm.scheme.target[1], norm.scheme.target[0]
+    causes = [Cause(
+        span / scale, low - shift * span / scale,
+        "the data look as if they were normalised already, as by these very statistics",
+        "give the raw data, or leave the second normalisation out",
+    )]  # fmt: skip
+    for a, b, c, d in _SCALES:
+        # Half of the range at least is in use: a table whose values run from 0 to 1 is no image of 255.
+        used = (np.nanmin(train.min) >= a) and (b / 2 < np.nanmax(train.max) <= b)
+        factor = (d - c) / (b - a)
+        types = f" ({norm.dtype} then, {dtype} now)" if norm.dtype != dtype else ""
+        if used:
+            causes.append(Cause(
+                factor, c - a * factor,
+                f"the data look scaled to {c}..{d}, where training had {a}..{b}{types}",
+                "scale them as the training data were, before they are normalised",
+            ))  # fmt: skip
+    return causes
+
+
+def _misfit(said: Side, new: Side) -> float:
+    """Return chi^2: squared differences of means and spreads in standard errors."""
+    shift, error, spread, wide = differences(said, new)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        terms = (shift / error) ** 2 + (np.log(spread) / wide) ** 2
+    return float(np.where(np.isfinite(terms), terms, 0.0).sum())
+
+
+# How many samples of a data set were in the training data, from the training sketch alone.
+#
+# The sketch says of every hash below its bound whether it was seen. Hashes are uniform, so that the distinct
+# samples of the new data below the bound are a fair sample of all, and
+#
+#     share = seen / told        interval: Clopper and Pearson, 95%
+#
+# ("The use of confidence or fiducial limits illustrated in the case of the binomial", Biometrika, 1934).
+# Sampling is without replacement: where most samples are told, the interval is wider than it need be.
+
+LEVEL = 0.95
+ALL = 1 << 64
+
+
+def overlap_of(sketch: Sketch, beside: Beside, samples: int) -> Overlap | None:
+    """Return the estimate; None where the statistics keep no sketch.
+
+    Args:
+        sketch: of the training data.
+        beside: what was counted of the new data.
+        samples: of the new data.
+    """
+    if not len(sketch.hashes):
+        return None
+    bound = min(sketch.bound, beside.sketch.bound)
+    hashes = beside.sketch.hashes
+    hashes = hashes if bound == ALL else hashes[hashes < np.uint64(bound)]
+    told, found = len(hashes), int(np.isin(hashes, sketch.hashes, assume_unique=True).sum())
+    if bound == ALL:
+        share = found / told
+        return Overlap(told, found, share, share, share, told, True)
+    low, high = interval(found, told)
+    repeated = told / beside.told if bound == sketch.bound and beside.told else 1.0
+    distinct = round(samples * repeated) if bound == sketch.bound else round(told * (ALL / bound))
+    return Overlap(told, found, found / told if told else 0.0, low, high, min(distinct, samples), False)
+
+
+def leaked_of(sketch: Sketch, beside: Beside) -> Leaked | None:
+    """Return which samples were in the training data, as far as the sketch can tell; None if none was."""
+    if not beside.leaked:
+        return None
+    # Every hash below the bound can be told, and hashes are uniform.
+    about = beside.leaked if sketch.bound == ALL else round(beside.leaked * (ALL / sketch.bound))
+    samples = tuple(LeakedSample(name, row) for name, row in beside.places)
+    return Leaked(samples, beside.leaked, about, sketch.bound == ALL)
+
+
+def interval(found: int, told: int) -> tuple[float, float]:
+    """Return the exact binomial interval of `found / told`.
+
+    >>> interval(0, 100)[1]  # doctest: +ELLIPSIS
+    0.0362...
+    """
+    from scipy.stats import beta
+
+    if not told:
+        return 0.0, 1.0
+    tail = (1 - LEVEL) / 2
+    low = float(beta.ppf(tail, found, told - found + 1)) if found else 0.0
+    high = float(beta.ppf(1 - tail, found + 1, told - found)) if found < told else 1.0
+    return low, high
+
+
+def find_overlap(
+    overlap: Overlap | None, sketch: Sketch, beside: Beside, train_samples: int, samples: int
+) -> list[Finding]:
+    """Return what to say of it: leaked samples, or rows that are alike by nature."""
+    if overlap is None or not overlap.found:
+        return []
+    repeats = 1 - overlap.told / max(beside.told, overlap.told)
+    natural = natural_share(sketch, repeats, train_samples, samples)
+    numbers = (
+        ("share", overlap.share), ("low", overlap.low), ("high", overlap.high), ("told", overlap.told),
+        ("found", overlap.found), ("distinct", overlap.distinct), ("natural", natural),
+    )  # fmt: skip
+    if overlap.low <= natural:
+        text = (
+            f"identical to training samples: {amount(overlap)}; these data repeat themselves, so that "
+            "about as many would be alike in any two parts of them"
+        )
+        advice = "deduplicate before splitting, or evaluate on samples that training has not seen"
+        return [Finding("duplicates", "warning", text, advice, numbers=numbers)]
+    text = f"identical to training samples: {amount(overlap)}"
+    advice = (
+        "take these samples, which are listed, out of one of the two, as what is measured on them says "
+        "nothing of new ones; "
+        "where samples are alike by nature, deduplicate before splitting"
+    )
+    return [Finding("overlap", "error", text, advice, numbers=numbers)]
+
+
+def natural_share(sketch: Sketch, repeats: float, train_samples: int, samples: int) -> float:
+    """Return what share of new samples has a twin among `train_samples` because data repeat themselves.
+
+    A new sample has a twin in training as often as a training sample has another one there: up to twice the
+    share of samples that are repeats. Repeats within the new data say the same of fewer samples, and become
+    more with their number.
+    """
+    kept = len(sketch.hashes)
+    whole = sketch.bound == ALL
+    distinct = kept if whole else kept * (ALL / sketch.bound) * (1 + 3 / kept**0.5)
+    in_train = max(0.0, 1 - distinct / max(1, train_samples))
+    return min(1.0, max(2 * in_train, 2 * repeats * max(1.0, train_samples / max(1, samples))))
+
+
+def amount(overlap: Overlap) -> str:
+    """Return how many samples, as text."""
+    total = f"{overlap.distinct:,} distinct samples"
+    if overlap.exact:
+        return f"{overlap.found:,} of {total} ({100 * overlap.share:.3g}%)"
+    about = round(overlap.share * overlap.distinct)
+    ends = f"95% interval {100 * overlap.low:.2g} to {100 * overlap.high:.2g}%"
+    return f"about {about:,} of {total} ({100 * overlap.share:.2g}%, {ends})"
+
+
+# Which data fitted statistics come from: the training split, the new data too, or others.
+#
+# Statistics match data by count, mean and squared deviations, each within 1e-9: another order of the samples
+# rounds otherwise. The sum of the samples' hashes says the same of every single value.
+
+CLOSE = 1e-9  # relative; Moments of the same samples in another order differ by 1e-13 at most
+
+
+def find_leak(norm: InputNorm, new: Tally, train: Tally | None, name: str) -> tuple[list[Finding], list[str]]:
+    """Return statistics that have seen the new data, or not the training split; and notes."""
+    advice = "fit again on the training split alone, and train again: what was measured saw the answers"
+    if comes_from(norm, new):
+        text = f"the statistics are those of {name} itself"
+        return [Finding("leak", "error", text, advice)], []
+    if train is None:
+        return [], []
+    if comes_from(norm, train):
+        return [], ["the statistics are those of the training split alone"]
+    if comes_from(norm, train.merge(new)):
+        text = f"the statistics are those of the training split and {name} together"
+        return [Finding("leak", "error", text, advice)], []
+    counts = (("fitted", norm.samples), ("train", train.samples), ("both", train.samples + new.samples))
+    text = (
+        f"the statistics, of {norm.samples:,} samples, are neither those of the training split given, of "
+        f"{train.samples:,}, nor those of both"
+    )
+    return [
+        Finding("source", "warning", text, "give the split that was fitted, as it was then", (), counts)
+    ], []
+
+
+def comes_from(norm: InputNorm, tally: Tally) -> bool:
+    """Whether statistics are those of what was counted."""
+    if norm.samples != tally.samples:
+        return False
+    content = norm.record.content
+    if content and content == f"{tally.content:016x}":
+        return True
+    return match(norm.moments, tally.moments)
+
+
+def match(a: Moments, b: Moments) -> bool:
+    """Whether two Moments are those of the same values."""
+    if a.shape != b.shape or not torch.equal(a.count, b.count):
+        return False
+    size = torch.maximum(a.mean.abs(), a.std())
+    means = (a.mean - b.mean).abs() <= CLOSE * size
+    spreads = (a.m2 - b.m2).abs() <= CLOSE * a.m2
+    return bool((means & spreads).all())
