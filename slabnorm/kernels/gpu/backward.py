@@ -5,7 +5,7 @@ With z = (x - mean) * rstd, w the weight, g the gradient before the activation, 
     dx = rstd * (w g - mean(w g) - z * mean(w g z))      dweight = sum(g z)      dbias = sum(g)
 
 x, residual, dy, dx and dresidual are tensors of one shape, all but x of the output's strides; factors float32
-[4, slabs] (factors.py); cells [2, n]: sums of g and g z, to be added up to dbias and dweight (affine_sums.py).
+[4, slabs] (factors.py); cells [2, n]: sums of g and g z, which affine_sums.py adds up to dbias and dweight.
 """
 
 from __future__ import annotations
