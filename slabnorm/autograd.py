@@ -11,7 +11,7 @@ from torch import Tensor
 from slabnorm import kernels, operators
 from slabnorm.errors import StatisticsError
 from slabnorm.kernels import eager
-from slabnorm.kernels.activation import ACTIVATIONS
+from slabnorm.kernels.activations import ACTIVATIONS
 from slabnorm.kernels.call import Call, Found, FoundTensors, Given, Statistics, restored, unchanged
 from slabnorm.prepare import Prepared
 from slabnorm.tracing import readable

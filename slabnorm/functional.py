@@ -12,7 +12,7 @@ from slabnorm import kernels
 from slabnorm.autograd import run
 from slabnorm.errors import OptionError, ShapeError, StatisticsError
 from slabnorm.kernels import eager
-from slabnorm.kernels.activation import check_activation
+from slabnorm.kernels.activations import check_activation
 from slabnorm.kernels.call import Given
 from slabnorm.mergeable_moments import Moments
 from slabnorm.notation import Pattern, parse, parse_uncached

@@ -12,7 +12,7 @@ import slabnorm as sn
 from slabnorm import kernels, prepare
 from slabnorm import slab as slabs
 from slabnorm.kernels import eager
-from slabnorm.kernels.activation import ACTIVATIONS
+from slabnorm.kernels.activations import ACTIVATIONS
 from slabnorm.notation import parse
 from tests import laws
 from tests.cases import CONSTANTS, DISTRIBUTIONS, LAYOUTS, NORMS, Case, draw

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 import slabnorm as sn
-from slabnorm.kernels.activation import ACTIVATIONS
+from slabnorm.kernels.activations import ACTIVATIONS
 from tests.cases import draw
 
 X = draw((4, 6, 5, 7))
@@ -100,7 +100,7 @@ def test_kernels_run_on_the_threads_of_torch() -> None:
     code = (
         "import os, torch\n"
         "import slabnorm as sn\n"
-        "from slabnorm.kernels.threads import pool\n"
+        "from slabnorm.kernels.cpu.launch import pool\n"
         "def seen():\n"
         "    lines = open('/proc/self/maps').read().split()\n"
         "    return {w for w in lines if 'omp.so' in w or 'omp5' in w}, len(os.listdir('/proc/self/task'))\n"

@@ -18,8 +18,8 @@ from numba.core.registry import cpu_target
 
 import slabnorm
 from slabnorm.errors import KernelWarning
-from slabnorm.kernels import compiled, kernel_cache
-from slabnorm.kernels.kernel_cache import KernelCache
+from slabnorm.kernels.cpu import compiled, kernel_cache
+from slabnorm.kernels.cpu.kernel_cache import KernelCache
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="modes and owners are POSIX's")
 DTYPES = torch.float32, torch.float64
@@ -110,7 +110,7 @@ def test_exchanged_kernels_are_compiled_again(folder: Path) -> None:
 
 OTHER = """
 import numpy as np, torch
-from slabnorm.kernels import compiled
+from slabnorm.kernels.cpu import compiled
 one, stats = torch.ones(2), np.ones((5, 2))
 compiled.use(torch.float32)(one.data_ptr(), one.data_ptr(), stats, 0.0)
 print(compiled.__file__, *stats[3])

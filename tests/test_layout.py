@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from slabnorm.kernels import memory, rows, tiles
-from slabnorm.kernels.layout import CHUNK, NUMBERS, Layout, find_layout
+from slabnorm.kernels.cpu import addressing, columns, rows
+from slabnorm.kernels.cpu.layout import CHUNK, NUMBERS, Layout, find_layout
 from slabnorm.notation import parse
 from slabnorm.slab import Slab, plan
 from tests.cases import LAYOUTS, NORMS, Case, draw
@@ -65,18 +65,18 @@ def test_a_walk_meets_every_element_in_its_slab_and_under_its_weight(case: Case,
     seen = 0
     for block in range(layout["blocks"]):
         for run in range(layout["runs"]):
-            b, r = memory.block_of.py_func(g, block), memory.run_of.py_func(g, run)
+            b, r = addressing.block_of.py_func(g, block), addressing.run_of.py_func(g, run)
             at, slab_id, weight = (
-                memory.in_x.py_func(g, b, r),
-                memory.in_slabs.py_func(g, b),
-                memory.in_affine.py_func(g, b, r),
+                addressing.in_x.py_func(g, b, r),
+                addressing.in_slabs.py_func(g, b),
+                addressing.in_affine.py_func(g, b, r),
             )
             i = np.arange(layout["run"])
             wanted = slabs[at + i], weights[at + i]
             if layout.rows:
                 got = np.full(len(i), slab_id), weight + (i if layout.mixed else 0)
             else:
-                place = tiles.places.py_func(layout.axes, 0, layout["run"])
+                place = columns.places.py_func(layout.axes, 0, layout["run"])
                 got = slab_id + place[0], weight + place[1]
             assert np.array_equal(got[0], wanted[0])
             assert np.array_equal(got[1] + 0 * i, wanted[1])
@@ -103,10 +103,10 @@ def test_more_than_2_to_31_elements() -> None:
     assert layout is not None
     assert layout.numbers.dtype == np.int64
     assert (
-        memory.in_x.py_func(
+        addressing.in_x.py_func(
             layout.numbers,
-            memory.block_of.py_func(layout.numbers, 63),
-            memory.run_of.py_func(layout.numbers, 4095),
+            addressing.block_of.py_func(layout.numbers, 63),
+            addressing.run_of.py_func(layout.numbers, 4095),
         )
         == 2**34 - 65536
     )

@@ -8,7 +8,7 @@ import tracemalloc
 import torch
 
 import slabnorm as sn
-from slabnorm.kernels.plans import Plan
+from slabnorm.kernels.cpu.plans import Plan
 
 
 def of_float64(x: torch.Tensor, dim: int) -> torch.Tensor:

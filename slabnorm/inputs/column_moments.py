@@ -1,4 +1,4 @@
-"""The compiled one-pass statistics of kernels/tally.py, called on arrays."""
+"""The compiled one-pass statistics of kernels/cpu/column_moments.py, called on arrays."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Sums:
     """
 
     def __init__(self, dtype: np.dtype, features: int, like: Sums | None = None) -> None:
-        from slabnorm.kernels.tally import STRIP  # Numba is imported when it is needed
+        from slabnorm.kernels.cpu.column_moments import STRIP  # Numba is imported when it is needed
 
         self.dtype, self.features = dtype, features
         # A name of a dtype takes NumPy 25 us, more than all the rest of a column of a few rows.
@@ -130,34 +130,34 @@ def finish_hashes(hashes: np.ndarray, room: np.ndarray, bound: int = 1 << 64) ->
 
 @cache
 def _adder(dtype: str) -> Callable[..., Any]:
-    from slabnorm.kernels.compiled import tally
+    from slabnorm.kernels.cpu.compiled import tally
 
     return tally(dtype, dtype in EXACT)
 
 
 @cache
 def _hasher(dtype: np.dtype) -> Callable[..., Any]:
-    from slabnorm.kernels.compiled import hashes
+    from slabnorm.kernels.cpu.compiled import hashes
 
     return hashes(dtype.name)
 
 
 @cache
 def _column_hasher(dtype: np.dtype) -> Callable[..., Any]:  # whose name takes NumPy 7 us to find
-    from slabnorm.kernels.compiled import column_hashes
+    from slabnorm.kernels.cpu.compiled import column_hashes
 
     return column_hashes(dtype.name)
 
 
 @cache
 def _mixer() -> Callable[..., int]:
-    from slabnorm.kernels.compiled import mix
+    from slabnorm.kernels.cpu.compiled import mix
 
     return mix()
 
 
 @cache
 def _keys() -> tuple[np.ndarray, np.ndarray]:
-    from slabnorm.kernels.hashing import keys
+    from slabnorm.kernels.cpu.hashing import keys
 
     return keys()

@@ -264,7 +264,7 @@ class Robust(Scheme):
 
         y = (x - median) / (quantile(high) - quantile(low))
 
-    Quantiles come from a uniform sample (quantile_sample.py) of 16384 values of each feature: their rank is off
+    Quantiles come from a uniform sample of 16384 values of a feature (quantile_sample.py). Their rank is off
     by at most 0.013 with 99% probability, and not at all where the data have no more values.
     A feature whose range of quantiles is 0 gets scale 1.
 

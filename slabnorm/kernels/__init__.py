@@ -84,9 +84,9 @@ def backend(
     if not (plain(x) and _simple(weight) and _simple(bias)):
         return eager
     if x.device.type == "cpu" and not _forked:
-        from slabnorm.kernels import cpu  # loads Numba: on first use, not with `import slabnorm`
+        from slabnorm.kernels.cpu import bridge  # loads Numba: on first use, not with `import slabnorm`
 
-        return cpu if cpu.takes(x, slab) else eager
+        return bridge if bridge.takes(x, slab) else eager
     if triton_runs_on(x.device) and _starts(x.device):
         from slabnorm.kernels import gpu  # loads Triton
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from slabnorm.kernels.activation import ACTIVATIONS, PASSED
+from slabnorm.kernels.activations import ACTIVATIONS, PASSED
 from slabnorm.kernels.call import Call, Found, FoundTensors, Statistics
 from slabnorm.slab import Slab
 

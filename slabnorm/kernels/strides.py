@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from slabnorm.kernels.layout import Layout, find_layout
+from slabnorm.kernels.cpu.layout import Layout, find_layout
 from slabnorm.slab import Slab
 
 _KEPT = 32  # kinds of one shape

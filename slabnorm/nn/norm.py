@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from slabnorm.autograd import run
 from slabnorm.errors import PatternError
 from slabnorm.functional import check_eps
-from slabnorm.kernels.activation import check_activation
+from slabnorm.kernels.activations import check_activation
 from slabnorm.kernels.strides import dense, suggested
 from slabnorm.nn.running_stats import RunningStatistics, held
 from slabnorm.notation import Pattern, parse

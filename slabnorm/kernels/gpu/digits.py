@@ -6,7 +6,7 @@ is captured.
 
 from __future__ import annotations
 
-from slabnorm.kernels.layout import Layout
+from slabnorm.kernels.cpu.layout import Layout
 
 # Four sizes and strides, the innermost first. Kernels are compiled without what has a size of 1.
 Digits = tuple[int, ...]

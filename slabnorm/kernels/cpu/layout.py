@@ -61,7 +61,7 @@ class Layout:
         mixed: rows: weight and bias vary along a run. Columns: they vary from run to run.
         numbers: what kernels read, in the order of NUMBERS.
         group: the axes within a run: size, and strides in statistics, and in weight and bias. The places of
-            a column of block 0 there follow from its number (tiles.py).
+            a column of block 0 there follow from its number (columns.py).
     """
 
     rows: bool

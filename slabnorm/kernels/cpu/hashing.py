@@ -14,8 +14,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from slabnorm.kernels.jit import njit
-from slabnorm.kernels.pointers import INNER, ahead, data, overload, read
+from slabnorm.kernels.cpu.llvm import INNER, ahead, data, njit, overload, read
 
 KEYS = 4096
 JOIN = np.uint64(0x9E3779B97F4A7C15)  # what joins blocks

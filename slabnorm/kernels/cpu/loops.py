@@ -15,10 +15,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from slabnorm.kernels.curves import activate, passes, widely
-from slabnorm.kernels.elements import add_to, added, at, load, plus, store, times, type_of
-from slabnorm.kernels.jit import njit
-from slabnorm.kernels.pointers import INNER, ahead, stream, to_line
+from slabnorm.kernels.cpu.activations import activate, passes, widely
+from slabnorm.kernels.cpu.elements import add_to, added, at, load, plus, store, times, type_of
+from slabnorm.kernels.cpu.llvm import INNER, ahead, njit, stream, to_line
 
 BLOCK = 1024
 

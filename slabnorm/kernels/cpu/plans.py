@@ -1,28 +1,98 @@
-"""What a call on the CPU needs beside its tensors: worked out once, and kept for the calls like it.
-
-For small tensors a call's overhead is most of its time, and in a training step, where the caches hold other
-things, every line of Python takes five times what it takes in a loop.
-"""
+"""What a call on the CPU needs beside its tensors: its phases, and all else, worked out once and kept."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from slabnorm.kernels import compiled
-from slabnorm.kernels.arguments import NAMES
 from slabnorm.kernels.call import Call
-from slabnorm.kernels.compiled import Kernel
-from slabnorm.kernels.layout import Layout
-from slabnorm.kernels.phases import Phases
-from slabnorm.kernels.pointers import LINE
+from slabnorm.kernels.cpu import compiled
+from slabnorm.kernels.cpu.addressing import ADD_UP, FINISH, MERGE, NAMES, START, SUM, TASK, WRITE
+from slabnorm.kernels.cpu.compiled import Kernel
+from slabnorm.kernels.cpu.launch import pool
+from slabnorm.kernels.cpu.layout import CHUNK, Layout
+from slabnorm.kernels.cpu.llvm import LINE
 from slabnorm.kernels.strides import keep, memory
-from slabnorm.kernels.threads import pool
 from slabnorm.slab import Slab
+
+# Which phases a call runs, and how much room they share: numbers of a Layout alone.
+
+
+class Phases:
+    """The phases of a Layout's kernels, kept for the calls to come."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self._kept: dict[tuple[bool, ...], np.ndarray] = {}
+
+    def forward(self, shared: bool, own: bool, again: bool, write: bool) -> np.ndarray:
+        """Return the phases of a forward: `own` statistics, `again` in float64 only, with output or not."""
+        key = (True, shared, own, again, write)
+        if key not in self._kept:
+            sweeps = (1, 2) if again else (0, 1, 2)
+            summing = [pair for n in sweeps for pair in ((SUM + n, self.units), (MERGE + n, 1))]
+            found = [(START, 1), *summing] if own else []
+            parts = [*found, (FINISH, 1)] + ([(WRITE, self.units)] if write else [])
+            self._kept[key] = _array(parts if shared else [(TASK, self.layout.tasks)])
+        return self._kept[key]
+
+    def backward(self, shared: bool, write: bool) -> np.ndarray:
+        """Return the phases of a backward: with the gradient of x or without."""
+        key = (False, shared, write)
+        if key not in self._kept:
+            sums = self.chunks if self.layout.rows and self.layout.mixed else self.units
+            start = [] if self.layout.rows else [(START, 1)]
+            parts = [*start, (SUM, sums), (FINISH, 1)] + ([(WRITE, self.units)] if write else [])
+            self._kept[key] = _array([*(parts if shared else [(TASK, self.layout.tasks)]), (ADD_UP, 1)])
+        return self._kept[key]
+
+    @cached_property
+    def chunks(self) -> int:
+        """Return how many chunks a run of rows is summed in."""
+        return -(-self.layout["run"] // CHUNK)
+
+    @cached_property
+    def units(self) -> int:
+        """Return what threads that share every task share: chunks of rows, pieces of columns."""
+        layout = self.layout
+        if layout.rows:
+            return layout["blocks"] * layout["runs"] * self.chunks
+        return layout.tasks * -(-layout["runs"] // layout["piece"])
+
+    @cached_property
+    def work(self) -> int:
+        """Return how many float64 such threads need beside the tensors."""
+        layout = self.layout
+        if layout.rows:
+            return 4 * layout["blocks"] + 2 * self.units
+        return layout["tile"] * (11 * layout.tasks + 2 * self.units) + 2 * layout.tasks
+
+    @cached_property
+    def cells(self) -> int:
+        """Return how many sums make dweight and dbias."""
+        layout = self.layout
+        if layout.rows:
+            if layout.mixed:
+                return layout.tasks * 2 * layout["run"]
+            differ = (layout["runs1"] if layout["ar1"] else 1) * (layout["runs0"] if layout["ar0"] else 1)
+            return 2 * layout["blocks"] * differ
+        return 2 * (layout.tasks * layout["runs"] if layout.mixed else layout["blocks"] * layout["run"])
+
+
+def _array(phases: list[tuple[int, int]]) -> np.ndarray:
+    # Writing reads again what summing has read: in the reverse order.
+    return np.array([(phase, n, phase == WRITE) for phase, n in phases], dtype=np.int64)
+
+
+# What a call on the CPU needs beside its tensors: worked out once, and kept for the calls like it.
+#
+# For small tensors a call's overhead is most of its time, and in a training step, where the caches hold other
+# things, every line of Python takes five times what it takes in a loop.
 
 _GRAIN = 32768  # elements that are not worth waking a second thread for
 _SMALL = 4096  # elements of a weight or bias that are kept for calls without

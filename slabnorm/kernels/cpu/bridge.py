@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from slabnorm.kernels import compiled, plans
 from slabnorm.kernels.call import Call, Found, Given, Statistics, memory_of
-from slabnorm.kernels.curves import PIECEWISE
-from slabnorm.kernels.elements import HAS_FLOAT16
+from slabnorm.kernels.cpu import compiled, plans
+from slabnorm.kernels.cpu.activations import PIECEWISE
+from slabnorm.kernels.cpu.elements import HAS_FLOAT16
 from slabnorm.kernels.strides import memory
 from slabnorm.slab import Axes, Slab
 

@@ -13,8 +13,8 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic, register_jitable
 
-from slabnorm.kernels.elements import nearest_power, type_of
-from slabnorm.kernels.pointers import INNER, overload
+from slabnorm.kernels.cpu.elements import nearest_power, type_of
+from slabnorm.kernels.cpu.llvm import INNER, overload
 
 _compiled = register_jitable(**INNER)
 _F = np.float32

@@ -13,7 +13,7 @@ from llvmlite import binding, ir
 from numba import types
 from numba.extending import intrinsic
 
-from slabnorm.kernels.pointers import overload, read, read_back, write
+from slabnorm.kernels.cpu.llvm import overload, read, read_back, write
 
 # torch has no array of 16-bit floats that Numba knows: bfloat16 comes as int16, float16 as uint16.
 # Where the processor cannot convert float16 itself, LLVM would call a function that is not there.

@@ -1,17 +1,19 @@
-"""Running a kernel: phase by phase, and within a phase on threads.
-
-Kernels are called by address: each is compiled once for all uses of threads, and the loops over threads once
-for all kernels.
-"""
+"""Running a kernel: phase by phase, and within a phase on torch's own threads."""
 
 from __future__ import annotations
 
+import ctypes
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
 import numpy as np
+import torch
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from slabnorm.kernels.arguments import (
+from slabnorm.kernels.cpu.addressing import (
     BIAS,
     CELLS,
     DBIAS,
@@ -25,9 +27,46 @@ from slabnorm.kernels.arguments import (
     WORK,
     W,
     X,
+    serial,
 )  # fmt: skip
-from slabnorm.kernels.memory import serial
-from slabnorm.kernels.pointers import address_of, data, pointer, read_back, write
+from slabnorm.kernels.cpu.llvm import address_of, data, pointer, read_back, write
+
+# torch's own threads, for the kernels: the OpenMP library that torch has loaded, by its addresses.
+#
+# Numba's threads would be a second pool: the threads of torch's wait for work awake, and the two take the
+# cores from each other (group norm 2x320x48x48 beside torch's, two cores: 0.5 ns an element, alone 0.08).
+
+_LIBRARIES = ("libgomp*.so*", "libomp*.dylib", "libiomp5*")
+
+
+class Pool(NamedTuple):
+    """Addresses: run a function on n threads; which of them this one is; how many there are."""
+
+    parallel: int
+    number: int
+    size: int
+
+
+@cache
+def pool() -> Pool | None:
+    """Return torch's pool; None if torch has none that can be called this way."""
+    home = Path(torch.__file__).parent
+    found = [path for folder in (home / "lib", home.parent / "torch.libs") for name in _LIBRARIES
+             for path in sorted(folder.glob(name))]  # fmt: skip
+    for name in [*map(str, found), "libgomp.so.1", None]:
+        try:
+            library = ctypes.CDLL(name)
+            functions = library.GOMP_parallel, library.omp_get_thread_num, library.omp_get_num_threads
+        except (OSError, AttributeError):
+            continue
+        return Pool(*(ctypes.cast(function, ctypes.c_void_p).value or 0 for function in functions))
+    return None
+
+
+# Running a kernel: phase by phase, and within a phase on threads.
+#
+# Kernels are called by address: each is compiled once for all uses of threads, and the loops over threads
+# once for all kernels.
 
 _I64, _I32 = ir.IntType(64), ir.IntType(32)
 
@@ -103,7 +142,7 @@ def drive_kernel():
         Each thread has the same share of the indices in every phase. What a phase reads again it takes in
         the reverse order: what was read last is still in the caches.
 
-        `team` is the addresses of `work` and of a pool's functions (threads.py).
+        `team` is the addresses of `work` and of a pool's functions.
         `plan` is the arguments without the addresses of this call: making the whole of them in Python takes
         two microseconds in a loop, and twenty in a training step.
         """

@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 from numba import carray
 
-from slabnorm.kernels.elements import load, store
-from slabnorm.kernels.pointers import pointer
+from slabnorm.kernels.cpu.elements import load, store
+from slabnorm.kernels.cpu.llvm import pointer
 
 
 def use_kernel(dtype):

@@ -13,14 +13,14 @@ from numba import types
 from numba.core import sigutils
 from numba.core.ccallback import CFunc
 
-from slabnorm.kernels import columns, columns_backward, driver, hashing, rows, rows_backward, small, threads
-from slabnorm.kernels import tally as tallying
-from slabnorm.kernels.curves import CODES
-from slabnorm.kernels.jit import compiling
-from slabnorm.kernels.kernel_cache import KernelCache
+from slabnorm.kernels.cpu import column_moments as tallying
+from slabnorm.kernels.cpu import columns, hashing, launch, rows, running_stats
+from slabnorm.kernels.cpu.activations import CODES
+from slabnorm.kernels.cpu.kernel_cache import KernelCache
+from slabnorm.kernels.cpu.llvm import compiling
 
 _STATS = types.Array(types.float64, 2, "C")
-_KERNEL = types.void(types.int64, types.int64, types.int64, types.float64)  # arguments.py
+_KERNEL = types.void(types.int64, types.int64, types.int64, types.float64)  # addressing.py
 _WORK = types.void(types.int64)
 _TABLE, _LIST = types.Array(types.int64, 2, "C"), types.Array(types.int64, 1, "C")
 _ROOM = types.Array(types.float64, 1, "C")
@@ -62,7 +62,7 @@ def forward(kernel: Kernel) -> int:
 @cache
 def backward(kernel: Kernel) -> int:
     """Return the address of a compiled backward."""
-    build: _Build = rows_backward.backward_kernel if kernel.rows else columns_backward.backward_kernel
+    build: _Build = rows.backward_kernel if kernel.rows else columns.backward_kernel
     return _address(_KERNEL, build, *_kinds(kernel), _flag(kernel.residual), _flag(kernel.writes))
 
 
@@ -75,23 +75,23 @@ def _kinds(kernel: Kernel) -> tuple[Any, ...]:
 @cache
 def drive() -> tuple[Callable[..., None], np.ndarray]:
     """Return the compiled driver, which runs a kernel's phases, and the team of threads it takes."""
-    work = _address(_WORK, driver.work_kernel)
-    team = np.array([work, *(threads.pool() or (0, 0, 0))], dtype=np.int64)
-    return _compiled(_DRIVER, driver.drive_kernel), team
+    work = _address(_WORK, launch.work_kernel)
+    team = np.array([work, *(launch.pool() or (0, 0, 0))], dtype=np.int64)
+    return _compiled(_DRIVER, launch.drive_kernel), team
 
 
 @cache
 def use(dtype: torch.dtype) -> Callable[..., None]:
     """Return the compiled `small.use`."""
     signature = (types.int64, types.int64, _STATS, types.float64)
-    return _compiled(signature, small.use_kernel, ARRAYS[dtype])
+    return _compiled(signature, running_stats.use_kernel, ARRAYS[dtype])
 
 
 @cache
 def enter(dtype: torch.dtype) -> Callable[..., int]:
     """Return the compiled `small.enter`."""
     signature = (_STATS, types.int64, types.int64, types.int64, types.float64, types.int64, types.int64)
-    return _compiled(signature, small.enter_kernel, ARRAYS[dtype])
+    return _compiled(signature, running_stats.enter_kernel, ARRAYS[dtype])
 
 
 @cache
