@@ -501,17 +501,6 @@ def test_files(to: str, tmp_path: Path) -> None:
         export(norm, to, tmp_path / "no" / "where")
 
 
-def test_examples_of_the_docs_run(tmp_path: Path, monkeypatch) -> None:
-    docs = (Path(sn.__file__).parent.parent / "docs" / "inputs.md").read_text()
-    section = docs.partition("## Taking it elsewhere")[2].partition("\n## ")[0]
-    blocks = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-    assert blocks
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {}
-    for block in blocks:
-        exec(compile(block, "inputs.md", "exec"), names)
-
-
 def test_sklearn_robust_and_clipped() -> None:
     norm = sn.fit(WINE, sn.Robust(0.1, 0.9, unit=True), split="train")
     scaler = exports.to_sklearn(norm)

@@ -734,15 +734,6 @@ def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
         fitted(path)
 
 
-def test_examples_of_the_docs_run():
-    import re
-
-    docs = (Path(sn.__file__).parent.parent / "docs" / "inputs.md").read_text()
-    section = docs.partition("## Tables")[2].partition("\n## ")[0]
-    (block,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-    exec(compile(block, "inputs.md", "exec"), {})
-
-
 def test_the_example_of_the_docstring_runs():
     import doctest
 
