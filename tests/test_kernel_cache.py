@@ -123,7 +123,7 @@ def test_kernels_of_other_sources_have_files_of_their_own(folder: Path, tmp_path
     shutil.copytree(
         Path(slabnorm.__file__).parent, copy / "slabnorm", ignore=shutil.ignore_patterns("__pycache__")
     )
-    source = copy / "slabnorm" / "kernels" / "small.py"
+    source = copy / "slabnorm" / "kernels" / "cpu" / "running_stats.py"
     source.write_text(source.read_text().replace("= 1.0 / np.sqrt", "= 7.0 / np.sqrt"))
 
     def run(before: str = "") -> str:
@@ -133,7 +133,7 @@ def test_kernels_of_other_sources_have_files_of_their_own(folder: Path, tmp_path
     compile_use()
     ours = only_file(folder)
     fail = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
-    assert run(fail).split() == [str(copy / "slabnorm" / "kernels" / "compiled.py"), "7.0", "7.0"]
+    assert run(fail).split() == [str(copy / "slabnorm" / "kernels" / "cpu" / "compiled.py"), "7.0", "7.0"]
     assert list(folder.iterdir()) == [ours]
     assert run().split()[1:] == ["7.0", "7.0"]
     assert len(list(folder.iterdir())) == 2

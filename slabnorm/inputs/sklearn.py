@@ -11,9 +11,10 @@ from scipy import sparse
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
-from slabnorm.errors import DtypeError, OptionError, ShapeError, StatisticsError
+from slabnorm.errors import DataError, DtypeError, OptionError, ShapeError, StatisticsError
 from slabnorm.inputs.accumulator import check_left
 from slabnorm.inputs.array_scaling import Scaling, column
+from slabnorm.inputs.column_moments import Sums
 from slabnorm.inputs.data_warnings import warn_of
 from slabnorm.inputs.exports.checks import check_numbers
 from slabnorm.inputs.normalizer import InputNorm
@@ -22,7 +23,7 @@ from slabnorm.inputs.record import Record
 from slabnorm.inputs.schemes import Scheme, first_features, resolve
 from slabnorm.inputs.split import Hint, guard
 from slabnorm.inputs.validation import MOMENTS
-from slabnorm.inputs.weighted_moments import table_moments
+from slabnorm.inputs.weighted_moments import check_weights, weighted, whole
 from slabnorm.mergeable_moments import Moments
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -282,3 +283,29 @@ def _refuse_sparse(X: Any) -> None:
             f"a sparse {type(X).__name__}",
             "X.toarray(), or sklearn.preprocessing.MaxAbsScaler, which keeps zeros",
         )
+
+
+def table_moments(table: Array, sample_weight: Any = None) -> tuple[Moments, Array]:
+    """Return the Moments of each column of a float32 or float64 table, and the weight of NaN they leave out.
+
+    Raises:
+        ShapeError, DataError, ValueError: weights that cannot be.
+    """
+    if sample_weight is not None:
+        return weighted(table, _weights(sample_weight, len(table)))
+    sums = Sums(table.dtype, table.shape[1])
+    if table.flags.f_contiguous:
+        sums.add(table.T.reshape(-1), run=len(table))  # a column is a run
+    else:
+        sums.add(np.ascontiguousarray(table).reshape(-1))
+    return sums.moments(), sums.nan.copy()
+
+
+def _weights(given: Any, rows: int) -> Array:
+    weights = check_weights(check_array(given, dtype=np.float64, ensure_2d=False, input_name="sample_weight"),
+                            rows, "sample_weight")  # fmt: skip
+    if not weights.any():
+        raise DataError(
+            "some sample has a weight", "sample_weight of zeros", "leave out rows that shall not count"
+        )
+    return whole(weights)

@@ -51,7 +51,7 @@ from slabnorm.kernels.cpu.addressing import (
     serial,
     statistics,
     work,
-)  # fmt: skip  # fmt: skip  # fmt: skip
+)  # fmt: skip
 from slabnorm.kernels.cpu.addressing import cells as cells_of
 from slabnorm.kernels.cpu.coefficients import folded, gradient, one, shift_of
 from slabnorm.kernels.cpu.elements import load, zeros

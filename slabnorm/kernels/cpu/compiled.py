@@ -82,14 +82,14 @@ def drive() -> tuple[Callable[..., None], np.ndarray]:
 
 @cache
 def use(dtype: torch.dtype) -> Callable[..., None]:
-    """Return the compiled `small.use`."""
+    """Return the compiled `running_stats.use`."""
     signature = (types.int64, types.int64, _STATS, types.float64)
     return _compiled(signature, running_stats.use_kernel, ARRAYS[dtype])
 
 
 @cache
 def enter(dtype: torch.dtype) -> Callable[..., int]:
-    """Return the compiled `small.enter`."""
+    """Return the compiled `running_stats.enter`."""
     signature = (_STATS, types.int64, types.int64, types.int64, types.float64, types.int64, types.int64)
     return _compiled(signature, running_stats.enter_kernel, ARRAYS[dtype])
 

@@ -55,7 +55,7 @@ from slabnorm.kernels.cpu.addressing import (
     statistics,
     total,
     work,
-)  # fmt: skip  # fmt: skip
+)  # fmt: skip
 from slabnorm.kernels.cpu.addressing import cells as cells_of
 from slabnorm.kernels.cpu.coefficients import (
     add_up,
