@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from slabnorm.functional import moments, normalize
     from slabnorm.inputs import FixedScale, InputNorm, MinMax, Robust, ZScore, fit, load, save
     from slabnorm.inputs.audit import audit
-    from slabnorm.inputs.sklearn import SlabScaler
+    from slabnorm.inputs.sklearn import SlabScaler as SlabScaler
     from slabnorm.mergeable_moments import Moments
     from slabnorm.nn import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm, SlabNorm
     from slabnorm.study import compare
     from slabnorm.surgery.accelerate import accelerate, restore
 
-__all__ = [
+__all__ = [  # but SlabScaler, which needs scikit-learn: an import of * has to work without
     "BatchNorm",
     "FixedScale",
     "GroupNorm",
@@ -35,7 +35,6 @@ __all__ = [
     "Robust",
     "SlabError",
     "SlabNorm",
-    "SlabScaler",
     "SlabWarning",
     "ZScore",
     "accelerate",
@@ -65,7 +64,7 @@ _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("inputs", "kernels", "nn", "study", "surgery"):
+    if name in ("functional", "inputs", "kernels", "nn", "study", "surgery"):
         return importlib.import_module(f"slabnorm.{name}")
     if name not in _ROOM_OF:
         raise AttributeError(f"module 'slabnorm' has no attribute {name!r}")

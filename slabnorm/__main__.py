@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import suppress
 
 
 def main() -> None:
@@ -23,6 +24,7 @@ def main() -> None:
 if __name__ == "__main__":
     # `python -m` searches the current folder first, where a rich.py would stand for the library of that name.
     here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    if not sys.flags.safe_path and sys.path[0] == os.getcwd() != here:
-        del sys.path[0]
+    with suppress(FileNotFoundError):  # the current folder has been deleted
+        if not sys.flags.safe_path and sys.path[0] == os.getcwd() != here:
+            del sys.path[0]
     main()

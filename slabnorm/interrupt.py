@@ -88,17 +88,20 @@ def held() -> Iterator[None]:
         yield
         return
     came: list[int] = []
+    # What is ignored stays so, also in processes that are started meanwhile; None is not Python's to change.
+    free = (None, signal.SIG_IGN)
+    before = {number: handler for number in _SIGNALS if (handler := signal.getsignal(number)) not in free}
     _held.append(True)
-    known = [number for number in _SIGNALS if signal.getsignal(number) is not None]  # else not Python's
-    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in known}
     try:
+        for number in before:
+            signal.signal(number, lambda number, _: came.append(number))
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
         _held.pop()
-    if came:
-        signal.raise_signal(came[0])
+        for number in reversed(before):  # SIGINT last: what it raises must find the others in their places
+            signal.signal(number, before[number])
+        if came:
+            signal.raise_signal(came[0])
 
 
 def say() -> None:
@@ -157,10 +160,10 @@ def _watch_from_now_on() -> None:
     def watch() -> None:
         while data := os.read(reading, 1):
             if data[0] in handled:
-                time.sleep(GRACE)
                 patient = time.monotonic() + PATIENCE
                 while _held and time.monotonic() < patient:
-                    time.sleep(GRACE)  # which is also what is left to unwind once they are let go
+                    time.sleep(0.05)
+                time.sleep(GRACE)
                 end(data[0])
 
     threading.Thread(target=watch, name="slabnorm signals", daemon=True).start()

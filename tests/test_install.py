@@ -67,6 +67,7 @@ SCRIPT = """
 import os, sys
 import numpy as np, torch
 import slabnorm as sn
+from slabnorm import *
 from slabnorm.inputs.exports import export
 
 x = torch.randn(8, 4, 6, 6, generator=torch.Generator().manual_seed(0), requires_grad=True)

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -35,3 +36,26 @@ def test_a_process_ignores_ctrl_c_and_the_current_folder_from_its_first_moment(t
         out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (out.returncode, out.stdout) == (0, "alive\n")
     assert "PYTHONSAFEPATH" not in os.environ
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux says what is ignored")
+def test_what_is_ignored_stays_so_in_workers_and_an_error_loses_no_signal():
+    def ignored() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        line = next(line for line in lines if line.startswith("SigIgn"))
+        return int(line.split()[1], 16) >> (signal.SIGHUP - 1) & 1
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with held():
+            assert ignored()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+    def broken():
+        with held():
+            os.kill(os.getpid(), signal.SIGINT)
+            raise ValueError
+
+    with pytest.raises(KeyboardInterrupt):
+        broken()
