@@ -148,9 +148,7 @@ def _fail(text: str, at: int, rule: str, fix: str, length: int = 1) -> NoReturn:
     raise PatternError(rule, f"{text}\n       {' ' * at}{'^' * length}", fix)
 
 
-# The notation: "n c h w -> c" in, an immutable Pattern out. Text only, no tensors.
-#
-# `parser` reads the text; this is what it means. On the right `(g c)` makes one axis of the two again.
+# What a pattern means. On the right `(g c)` makes one axis of the two again.
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,14 +18,26 @@ from slabnorm.nn.diagnostics import name_of, recomputing, root_of, training_with
 from slabnorm.slab import Slab
 from slabnorm.tracing import readable
 
-# Statistics as a layer stores them: through casts, devices and checkpoints.
-
 _NAMES = ("running_mean", "running_var")
 _OWN = ("num_batches_skipped", "num_elements_tracked")
 
 
-class StoredStatistics(nn.Module):
-    """The buffers of running statistics, with the names and state_dict keys of `torch.nn`.
+def held(layer: nn.Module, name: str) -> Any:
+    """Return a parameter or buffer: ten times as fast as `nn.Module.__getattr__`, which is asked last."""
+    for table in (layer._parameters, layer._buffers):
+        if name in table:
+            return table[name]
+    return getattr(layer, name)  # pruning and parametrisation keep it elsewhere
+
+
+class RunningStatistics(nn.Module):
+    """The part of a norm layer that remembers what its batches looked like.
+
+    Train mode, momentum m:   running = (1 - m) * running + m * batch      (batch: mean, unbiased var)
+    Train mode, m = None:     running = average over all batches, each weighted by its count
+
+    A batch with a statistic that is not finite is left out and counted. Each kind of warning is given once
+    for a model, and names the first layer.
 
     `running_mean`, `running_var` and `num_batches_tracked` are stored. Two more stay out of the
     state_dict: `num_elements_tracked`, the elements per statistic that an average over all batches
@@ -42,114 +54,6 @@ class StoredStatistics(nn.Module):
     num_batches_tracked: Tensor | None
     num_batches_skipped: Tensor | None
     num_elements_tracked: Tensor | None
-
-    def _store(self, shape: tuple[int, ...] | None, device: Any, dtype: torch.dtype | None) -> None:
-        """Make the buffers; with shape None there are none."""
-        for name in (*_NAMES, "num_batches_tracked"):
-            self.register_buffer(name, None)
-        for name in _OWN:
-            self.register_buffer(name, None, persistent=False)
-        self._trained = False  # whether running statistics are known to be more than the initial ones
-        if shape is not None:
-            wide = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
-            self.running_mean = torch.zeros(shape, device=device, dtype=wide)
-            self.running_var = torch.ones(shape, device=device, dtype=wide)
-            self._restart(device)
-            self.num_batches_tracked = torch.zeros((), device=device, dtype=torch.int64)
-
-    def reset_running_stats(self) -> None:
-        """Forget every batch: mean 0, variance 1, all counters 0."""
-        self._trained = False
-        if self.running_mean is not None and self.running_var is not None:
-            self.running_mean.zero_()
-            self.running_var.fill_(1)
-            self._restart(self.running_mean.device)
-            if self.num_batches_tracked is not None:
-                self.num_batches_tracked.zero_()
-
-    def _restart(self, device: Any, elements: int = 0) -> None:
-        """Make the counters that are not stored anew; on loading they may lie on the meta device."""
-        self.num_batches_skipped = torch.zeros((), device=device, dtype=torch.int64)
-        self.num_elements_tracked = torch.full((), elements, device=device, dtype=torch.int64)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        before = {name: getattr(self, name) for name in _NAMES}
-        super()._apply(fn, recurse)
-        for name, kept in before.items():
-            cast = getattr(self, name)
-            if cast is not None and cast.dtype in (torch.float16, torch.bfloat16):
-                # From the values before the cast: no round trip through half precision.
-                setattr(self, name, kept.to(cast.device, torch.promote_types(kept.dtype, torch.float32)))
-        return self
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        metadata = getattr(destination, "_metadata", {}).get(prefix[:-1])
-        seen = self.num_elements_tracked
-        if metadata is not None and seen is not None and self.momentum is None and not seen.is_meta:
-            metadata["num_elements_tracked"] = int(seen)
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *rest: Any
-    ) -> None:
-        stored = self.running_mean is not None and f"{prefix}running_mean" in state_dict
-        counter = f"{prefix}num_batches_tracked"
-        if stored:
-            _check_loaded(state_dict, prefix)
-            if local_metadata.get("version", 1) < 2 and counter not in state_dict:
-                state_dict[counter] = torch.tensor(0)
-                warn(
-                    f"{prefix[:-1] or type(self).__name__}: an old checkpoint without num_batches_tracked; "
-                    "its running statistics are used, the count of batches starts anew",
-                    StatisticsWarning,
-                    stacklevel=2,
-                )
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
-        if stored and self.running_mean is not None:
-            self._restart(self.running_mean.device, local_metadata.get("num_elements_tracked", 0))
-            self._trained = False
-            for name in _NAMES:  # load_state_dict(assign=True) brings dtypes along
-                loaded = getattr(self, name)
-                if loaded.dtype not in (torch.float32, torch.float64):
-                    setattr(self, name, loaded.float())
-
-
-def _check_loaded(state_dict: dict[str, Any], prefix: str) -> None:
-    for name in _NAMES:
-        values = state_dict.get(prefix + name)
-        if not isinstance(values, Tensor) or values.device.type == "meta":
-            continue
-        bad = ~values.isfinite() | (values < 0 if name == "running_var" else False)
-        if bool(bad.any()):
-            first = values[bad][0].item()
-            raise StatisticsError(
-                "running statistics are finite, and a variance is not negative",
-                f"{prefix}{name} with {int(bad.sum())} bad values, the first {first}",
-                "the checkpoint is damaged or the run had diverged: use an earlier one, or recompute them",
-            )
-
-
-# Running statistics: which ones a mode uses, how a batch enters them, and what is worth a warning.
-
-
-def held(layer: nn.Module, name: str) -> Any:
-    """Return a parameter or buffer: ten times as fast as `nn.Module.__getattr__`, which is asked last."""
-    for table in (layer._parameters, layer._buffers):
-        if name in table:
-            return table[name]
-    return getattr(layer, name)  # pruning and parametrisation keep it elsewhere
-
-
-class RunningStatistics(StoredStatistics):
-    """The part of a norm layer that remembers what its batches looked like.
-
-    Train mode, momentum m:   running = (1 - m) * running + m * batch      (batch: mean, unbiased var)
-    Train mode, m = None:     running = average over all batches, each weighted by its count
-
-    A batch with a statistic that is not finite is left out and counted. Each kind of warning is given once
-    for a model, and names the first layer.
-    """
-
     track_running_stats: bool
 
     def _init_running(
@@ -278,6 +182,91 @@ class RunningStatistics(StoredStatistics):
             if isinstance(layer, RunningStatistics):
                 layer._warned.add(key)
         warn(f"{name_of(self, root)}: {what}\n  fix: {fix}", kind, stacklevel=user_level())
+
+    def _store(self, shape: tuple[int, ...] | None, device: Any, dtype: torch.dtype | None) -> None:
+        """Make the buffers; with shape None there are none."""
+        for name in (*_NAMES, "num_batches_tracked"):
+            self.register_buffer(name, None)
+        for name in _OWN:
+            self.register_buffer(name, None, persistent=False)
+        self._trained = False  # whether running statistics are known to be more than the initial ones
+        if shape is not None:
+            wide = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
+            self.running_mean = torch.zeros(shape, device=device, dtype=wide)
+            self.running_var = torch.ones(shape, device=device, dtype=wide)
+            self._restart(device)
+            self.num_batches_tracked = torch.zeros((), device=device, dtype=torch.int64)
+
+    def reset_running_stats(self) -> None:
+        """Forget every batch: mean 0, variance 1, all counters 0."""
+        self._trained = False
+        if self.running_mean is not None and self.running_var is not None:
+            self.running_mean.zero_()
+            self.running_var.fill_(1)
+            self._restart(self.running_mean.device)
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked.zero_()
+
+    def _restart(self, device: Any, elements: int = 0) -> None:
+        """Make the counters that are not stored anew; on loading they may lie on the meta device."""
+        self.num_batches_skipped = torch.zeros((), device=device, dtype=torch.int64)
+        self.num_elements_tracked = torch.full((), elements, device=device, dtype=torch.int64)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        before = {name: getattr(self, name) for name in _NAMES}
+        super()._apply(fn, recurse)
+        for name, kept in before.items():
+            cast = getattr(self, name)
+            if cast is not None and cast.dtype in (torch.float16, torch.bfloat16):
+                # From the values before the cast: no round trip through half precision.
+                setattr(self, name, kept.to(cast.device, torch.promote_types(kept.dtype, torch.float32)))
+        return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        metadata = getattr(destination, "_metadata", {}).get(prefix[:-1])
+        seen = self.num_elements_tracked
+        if metadata is not None and seen is not None and self.momentum is None and not seen.is_meta:
+            metadata["num_elements_tracked"] = int(seen)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *rest: Any
+    ) -> None:
+        stored = self.running_mean is not None and f"{prefix}running_mean" in state_dict
+        counter = f"{prefix}num_batches_tracked"
+        if stored:
+            _check_loaded(state_dict, prefix)
+            if local_metadata.get("version", 1) < 2 and counter not in state_dict:
+                state_dict[counter] = torch.tensor(0)
+                warn(
+                    f"{prefix[:-1] or type(self).__name__}: an old checkpoint without num_batches_tracked; "
+                    "its running statistics are used, the count of batches starts anew",
+                    StatisticsWarning,
+                    stacklevel=2,
+                )
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+        if stored and self.running_mean is not None:
+            self._restart(self.running_mean.device, local_metadata.get("num_elements_tracked", 0))
+            self._trained = False
+            for name in _NAMES:  # load_state_dict(assign=True) brings dtypes along
+                loaded = getattr(self, name)
+                if loaded.dtype not in (torch.float32, torch.float64):
+                    setattr(self, name, loaded.float())
+
+
+def _check_loaded(state_dict: dict[str, Any], prefix: str) -> None:
+    for name in _NAMES:
+        values = state_dict.get(prefix + name)
+        if not isinstance(values, Tensor) or values.device.type == "meta":
+            continue
+        bad = ~values.isfinite() | (values < 0 if name == "running_var" else False)
+        if bool(bad.any()):
+            first = values[bad][0].item()
+            raise StatisticsError(
+                "running statistics are finite, and a variance is not negative",
+                f"{prefix}{name} with {int(bad.sum())} bad values, the first {first}",
+                "the checkpoint is damaged or the run had diverged: use an earlier one, or recompute them",
+            )
 
 
 def _of_batch(found: Found, slab: Slab, center: bool) -> tuple[Tensor, Tensor]:

@@ -162,6 +162,16 @@ def test_damaged_tars_are_named_or_listed(name, packed, images, tmp_path):
     assert norm.record.content == good.record.content
 
 
+def test_a_tar_that_cannot_be_listed_is_told_before_anything_is_counted(images, tmp_path):
+    path = shards(tmp_path / "shards", images)
+    last = max(path.glob("*.tar"))
+    last.write_bytes(b"no tar at all" * 100)
+    counted = []
+    with pytest.raises(DataError, match=last.name):
+        sn.fit(path, split="train", workers=1, progress=lambda done, _: counted.append(done))
+    assert not any(counted)
+
+
 def test_damaged_gzip(images, tmp_path):
     files = sorted(file for file in images.rglob("*") if file.is_file())
     packed = pack(tmp_path / "one.tgz", files, "w:gz")

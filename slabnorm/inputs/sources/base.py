@@ -21,12 +21,6 @@ from torch import Tensor
 from slabnorm.errors import DataError
 from slabnorm.inputs.split import Hint
 
-# What a source is: a name, shards of samples, and what it says about its split.
-#
-# To read a new kind of data, write a class with shards in a file of its own, and add it to `open_source`. A
-# source checks what only it can know (files, containers); the values it passes on are checked where they are
-# counted, so every source gets the same rules.
-
 # How data that can be read from any row on are cut into shards.
 
 CHUNK = 1 << 20  # values: 4 MB of float32, which hashing finds in the cache where counting left them

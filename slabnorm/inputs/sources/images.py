@@ -14,7 +14,17 @@ from zlib import error as zlib_error
 import numpy as np
 
 from slabnorm.errors import DataError, OptionError
-from slabnorm.inputs.sources.base import Bad, Block, MismatchError, Named, Schema, Shard, Source, dtype_name
+from slabnorm.inputs.sources.base import (
+    Bad,
+    Block,
+    Columns,
+    MismatchError,
+    Named,
+    Schema,
+    Shard,
+    Source,
+    dtype_name,
+)
 from slabnorm.inputs.split import Hint
 from slabnorm.text import printable
 
@@ -338,7 +348,7 @@ class ImageShard(Shard):
         """
         raise NotImplementedError
 
-    def blocks(self) -> Iterator[Block | Bad | Named]:
+    def blocks(self) -> Iterator[Block | Columns | Bad | Named]:
         """Yield the images, each a block of its own."""
         for name, data in self.files():
             yield self.form.read(name, data)

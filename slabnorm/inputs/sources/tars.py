@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from slabnorm.errors import DataError, DataWarning
-from slabnorm.inputs.sources.base import Bad, fingerprint
+from slabnorm.inputs.sources.base import Bad, BrokenShard, fingerprint
 from slabnorm.inputs.sources.images import (
     BYTES,
     Form,
@@ -94,7 +94,7 @@ def open_tars(paths: Sequence[Path], name: str, form: Form) -> ImageSource:
         try:
             members = list(_members(path, links))
         except DataError as error:
-            parts.append(BrokenShard(len(parts), shown(path), mark, size, error=error))
+            parts.append(BrokenTar(len(parts), shown(path), mark, size, error=error))
             continue
         hints |= dict.fromkeys(inner_hints(member.name for member in members))
         parts += _shards(path, members, mark, len(parts))
@@ -140,14 +140,11 @@ class StreamShard(ImageShard):
 
 
 @dataclass(frozen=True)
-class BrokenShard(ImageShard):
+class BrokenTar(BrokenShard, ImageShard):
     """A tar whose headers cannot be read."""
-
-    error: DataError | None = None
 
     def files(self) -> Iterator[tuple[str, bytes | Bad]]:
         """Raise what is wrong with it."""
-        assert self.error is not None
         raise self.error
 
 
