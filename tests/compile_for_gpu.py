@@ -38,6 +38,7 @@ CALLS: list[tuple[str, tuple[int, ...], torch.dtype, bool, str | None, bool]] = 
     ("batch", (32, 2048, 7, 7), torch.float32, False, "relu", True),
     ("batch", (32, 64, 56, 56), torch.bfloat16, True, "relu", True),
     ("group", (2, 320, 48, 48), torch.bfloat16, False, "silu", False),
+    ("group", (10, 320, 64, 64), torch.bfloat16, False, "silu", False),
     ("rows", (4096, 768), torch.float16, False, "gelu", True),
     ("channel", (8, 384, 14, 14), torch.float32, False, None, False),
 ]

@@ -19,7 +19,7 @@ from tests.cases import CONSTANTS, DISTRIBUTIONS, LAYOUTS, NORMS, Case, draw
 
 pytest.importorskip("triton", reason="the GPU kernels need Triton")
 from slabnorm.kernels import gpu
-from slabnorm.kernels.gpu import plan
+from slabnorm.kernels.gpu import tiling
 
 # The interpreter computes with NumPy, which warns of what a GPU takes silently.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -30,7 +30,7 @@ GATED = [name for name in DISTRIBUTIONS if name not in CONSTANTS]
 # Tiles so small that every loop turns: one kernel in one tile, one kernel in many, reduce, merge and apply.
 _TILES = {"SWEEP": 512, "SMALL": 64, "WHOLE": {False: 1, True: 1}}
 MODES = {"one": {"FILL": 1}, "many": {"FILL": 1, **_TILES}, "split": {"FILL": 1 << 30, **_TILES}}
-# A norm and an order of memory for each kind of tile (place.py), and of merge.
+# A norm and an order of memory for each kind of tile (addressing.py), and of merge.
 KINDS = {
     "rows": ("batch-4d", "contiguous"),
     "rows-of-runs": ("layer-sample-3d", "contiguous"),
@@ -55,7 +55,7 @@ def _through_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def mode(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     for name, value in MODES[request.param].items():
-        monkeypatch.setattr(plan, name, value)
+        monkeypatch.setattr(tiling, name, value)
     return request.param
 
 
@@ -243,7 +243,7 @@ def test_offsets_beyond_31_bits() -> None:
 @modes
 def test_runs_that_32_bits_cannot_number(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are cut, or left to torch."""
-    monkeypatch.setattr(plan, "LONG", 100)
+    monkeypatch.setattr(tiling, "LONG", 100)
     for name in ("everything-4d", "instance-4d", "layer-sample-4d"):
         case = BY_NAME[name]
         done = laws.run(case, draw(case.shape).to(DEVICE))

@@ -48,7 +48,7 @@ def test_compiles_for_a_gpu(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert set(done.stdout.split()) == {
-        "affine_sums.sweep", "backward.apply", "backward.reduce", "backward.tokens", "backward.whole",
-        "forward.apply", "forward.reduce", "forward.whole", "merge.enter", "merge.fold", "merge.given",
-        "merge.gradients", "merge.statistics",
+        "backward.affine_sums", "backward.apply", "backward.looped", "backward.reduce", "backward.tokens",
+        "backward.whole", "forward.apply", "forward.looped", "forward.reduce", "forward.whole",
+        "merge.add_up", "merge.gradients", "merge.statistics", "merge.store_given", "merge.update_running",
     }  # fmt: skip

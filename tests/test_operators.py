@@ -21,7 +21,7 @@ from tests.cases import draw
 
 pytest.importorskip("triton", reason="the GPU kernels need Triton")
 from slabnorm.kernels import gpu
-from slabnorm.kernels.gpu import plan
+from slabnorm.kernels.gpu import tiling
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::RuntimeWarning",  # NumPy computes in the interpreter, and warns
@@ -53,7 +53,7 @@ def _through_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepare, "_prepared", {})
     monkeypatch.setattr(slabs, "_cached_plan", lru_cache(slabs._plan))
     operators._slab.cache_clear()
-    monkeypatch.setattr(plan, "FILL", 1)  # fewer and larger programs
+    monkeypatch.setattr(tiling, "FILL", 1)  # fewer and larger programs
     monkeypatch.setattr(kernels, "backend", backend)
     monkeypatch.setattr(operators, "takes", lambda x: x.dtype != torch.float64)
 

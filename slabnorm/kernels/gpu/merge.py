@@ -1,17 +1,21 @@
 """Small kernels between the sweeps: sums of pieces become those of slabs and cells; running statistics.
 
 A tile is S slabs x J cells of each x P pieces. A slab's cells are the runs of a block (rows), or places in
-its runs (columns): one, neighbours, or what `members` (digits.py) says.
+its runs (columns): one, neighbours, or what `members` (addressing.py) says.
 Float64 throughout.
 """
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from slabnorm.kernels.gpu.factors import keep
-from slabnorm.kernels.gpu.place import affine, digits, step
+from slabnorm.kernels.gpu import tiling
+from slabnorm.kernels.gpu.addressing import digits, load_affine, step
+from slabnorm.kernels.gpu.coefficients import store_statistics
+from slabnorm.kernels.gpu.tiling import FUSED, below
 
 
 @triton.jit
@@ -41,11 +45,11 @@ def _cell(members, number, j, cells):
 
 @triton.jit(do_not_specialize=["cells", "pieces", "in_block", "extent", "size", "slabs"])
 def statistics(
-    parts, second, stats, factors, members, slab_of, sizes, slab_strides, part_strides, per_block,
+    parts, second, stats, coefficients, members, slab_of, sizes, slab_strides, part_strides, per_block,
     cells, pieces, in_block, extent, size, slabs, eps: tl.float64, ROWS: tl.constexpr,
     CENTER: tl.constexpr, S: tl.constexpr, J: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
-    """Merge parts [2, blocks, cells, pieces] (mean, squared deviations) to statistics and factors.
+    """Merge parts [2, blocks, cells, pieces] (mean, squared deviations) to statistics and coefficients.
 
     A cell has `extent` elements, a piece `size` of them, the last what is left; a block has `in_block` parts.
     """
@@ -72,7 +76,9 @@ def statistics(
             sums += _all(n * d)
             squares += _all(m2 + n * d * d)
     rest = sums / seen
-    keep(stats, factors, slabs, slab, there, shift + rest, squares - sums * rest, seen, eps, CENTER)
+    store_statistics(
+        stats, coefficients, slabs, slab, there, shift + rest, squares - sums * rest, seen, eps, CENTER
+    )
 
 
 @triton.jit
@@ -119,7 +125,7 @@ def gradients(
                 else:
                     block_p += tl.sum(sum_p, 1, keep_dims=True)
                     block_q += tl.sum(sum_q, 1, keep_dims=True)
-            w = affine(weight, 1.0, sizes, affine_strides, affine_of, block, cell, cell, ROWS, False, V)
+            w = load_affine(weight, 1.0, sizes, affine_strides, affine_of, block, cell, cell, ROWS, False, V)
         slab_p += tl.sum(sum_p * w, 1, keep_dims=True)
         slab_q += tl.sum(sum_q * w, 1, keep_dims=True)
     if (not MIXED and not BY_CELL) and cells_out is not None:
@@ -130,7 +136,7 @@ def gradients(
 
 
 @triton.jit(do_not_specialize=["outputs", "summed"])
-def fold(
+def add_up(
     sums, second, dweight, dbias, outputs, summed, inner, J: tl.constexpr, P: tl.constexpr
 ):  # fmt: skip
     """Add up sums [2, outer, summed, inner] of g and g z to gradients of bias and weight [outer, inner]."""
@@ -160,17 +166,17 @@ def _rounded(values, dtype: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["slabs"])
-def given(mean, var, stats, factors, slabs, eps: tl.float64, S: tl.constexpr):
+def store_given(mean, var, stats, coefficients, slabs, eps: tl.float64, S: tl.constexpr):
     """Keep statistics that come from elsewhere, as they are now: of one element, which has their variance."""
     s = tl.program_id(0) * S + tl.arange(0, S)
     there = s < slabs
     m = tl.load(mean + s, mask=there, other=0.0).to(tl.float64)
     v = tl.load(var + s, mask=there, other=1.0).to(tl.float64)
-    keep(stats, factors, slabs, s, there, m, v, 1, eps, True)
+    store_statistics(stats, coefficients, slabs, s, there, m, v, 1, eps, True)
 
 
 @triton.jit(do_not_specialize=["slabs", "count"])
-def enter(
+def update_running(
     stats, slabs, count, mean, var, momentum: tl.float64, batches, elements, skipped, S: tl.constexpr
 ):  # fmt: skip
     """Let a batch enter running statistics and counters, unless a statistic is not finite in their dtype.
@@ -210,3 +216,64 @@ def _lerp(pointer, batch, momentum, take, there):
     old = tl.load(pointer, mask=there, other=0.0)
     new = old.to(tl.float64) + momentum * (batch - old.to(tl.float64))
     tl.store(pointer, tl.where(take, new.to(old.dtype), old), mask=there)
+
+
+# Sums of cells become the gradients of weight and bias.
+
+Places = list[tuple[int, int]]  # sizes and strides in weight and bias of the axes of sums
+
+
+def affine_gradients(
+    sums: Tensor, places: Places, weight: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Add up sums [2, cells] of g and g z to the gradients of weight and bias, those that are given.
+
+    In float64, by one kernel; where more axes alternate than it has, by torch.
+    """
+    axes = _three(places)
+    if axes is None:
+        total = _by_torch(sums, places)
+        dweight, dbias = (
+            None if of is None else row.to(of.dtype).view_as(of)
+            for of, row in ((weight, total[1]), (bias, total[0]))
+        )
+        return dweight, dbias
+    outer, summed, inner = axes
+    outputs = outer * inner
+    # 8 neighbours in float64 are 64 bytes; more of them where there are enough to fill a GPU.
+    j = min(64, max(8, below(outputs // 256))) if outputs >= 256 else 8
+    dweight, dbias = (None if of is None else torch.empty_like(of) for of in (weight, bias))
+    add_up[(-(-outputs // j),)](
+        sums, sums.shape[1], dweight, dbias, outputs, summed, inner, J=j, P=max(1, tiling.SMALL // j), **FUSED
+    )
+    return dweight, dbias
+
+
+def _three(places: Places) -> tuple[int, int, int] | None:
+    """Return axes as an outer one that is kept, one that is summed over, and an inner one that is kept."""
+    found = [1, 1, 1]
+    at = 2
+    expected = 1
+    for size, stride in reversed(places):
+        if size == 1:
+            continue
+        if stride == 0:
+            if at == 0:
+                return None
+            at = 1
+        else:
+            if stride != expected:
+                return None
+            at = 0 if at == 1 else at
+            expected *= size
+        found[at] *= size
+    return found[0], found[1], found[2]
+
+
+def _by_torch(sums: Tensor, places: Places) -> Tensor:
+    opened = sums.view(2, *(size for size, _ in places))
+    constant = [dim + 1 for dim, (size, stride) in enumerate(places) if stride == 0 and size > 1]
+    if constant:
+        opened = opened.sum(constant, keepdim=True, dtype=torch.float64)
+    order = sorted(range(len(places)), key=lambda dim: -places[dim][1])
+    return opened.permute(0, *(dim + 1 for dim in order)).reshape(2, -1)

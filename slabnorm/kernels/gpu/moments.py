@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from slabnorm.kernels.gpu.place import inside, place
+from slabnorm.kernels.gpu.addressing import inside, offsets
 
 
 @triton.jit
@@ -38,7 +38,7 @@ def guess(
     else:
         c = c0 + (among * (c1 - c0)) // 8
     there = inside(sizes, b, r, c, V)
-    values = tl.load(x + place(sizes, strides, b, r, c, V), mask=there, other=0.0).to(tl.float32)
+    values = tl.load(x + offsets(sizes, strides, b, r, c, V), mask=there, other=0.0).to(tl.float32)
     leading = tl.where(among == 0, values, 0.0)
     axis: tl.constexpr = 2 if AXES == 2 else 1
     first = tl.sum(leading, axis, keep_dims=True)
@@ -131,7 +131,7 @@ def _sweep(
             r = r_at + tl.arange(0, R)[None, :, None]
             c = c_at + tl.arange(0, C)[None, None, :]
             there = inside(sizes, b, r, c, V)
-            values = tl.load(x + place(sizes, strides, b, r, c, V), mask=there, other=0.0).to(tl.float32)
+            values = tl.load(x + offsets(sizes, strides, b, r, c, V), mask=there, other=0.0).to(tl.float32)
             if SIZE:
                 sums = tl.maximum(sums, tl.abs(values))
             else:

@@ -7,7 +7,9 @@
 | few and large, or neighbours in NHWC | reduce, merge, apply: read twice if larger than the L2 | the same |
 | rows of tokens | as above | one kernel, with weight and bias in registers; long rows: three, and one more |
 
-The thresholds below follow from sizes of registers and caches; no GPU has measured the crossovers yet.
+Slabs that fit their program's caches have a route of their own since it reads memory once where reduce, merge
+and apply read it twice: a third of a forward's traffic, a quarter of a backward's. The thresholds below follow
+from sizes of registers and caches; no GPU has measured the crossovers yet.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import math
 from typing import Any, NamedTuple
 
 from slabnorm.kernels.cpu.layout import Layout
-from slabnorm.kernels.gpu import digits
+from slabnorm.kernels.gpu import addressing
 from slabnorm.slab import Slab
 
 SWEEP = 4096  # elements of a tile: 16 registers a thread of 8 warps
@@ -75,14 +77,14 @@ class Pieces(NamedTuple):
     strides: tuple[int, int]
 
 
-class Geometry:
+class Tiling:
     """What kernels are told of a Layout, as numbers and tables on a device.
 
     Attributes:
         rows, mixed: as in the Layout. sizes, x, out, affine, slab: numbers and strides; those of x and the
         output in units of `unit` elements. count, slabs: elements of a slab, and slabs. per_block, of_slab:
         columns: slabs of a block, and columns of a slab; rows: 1, and runs of a slab. by_run: whether weight
-        and bias differ from run to run. slab_of, affine_of, members: digits.py.
+        and bias differ from run to run. slab_of, affine_of, members: addressing.py.
     """
 
     def __init__(self, slab: Slab, layout: Layout) -> None:
@@ -101,11 +103,28 @@ class Geometry:
         self.affine, self.slab = tuple(along[2]), (layout["sb1"], layout["sb0"])
         self.sizes = self.blocks, layout["blocks0"], self.runs, runs0, self.run // self.unit
         self.by_run = any(along[2][2:])
-        self.slab_of = None if self.rows else digits.slab_of(layout)
-        self.affine_of = None if self.rows or self.mixed else digits.affine_of(layout)
-        self.members = None if self.rows else digits.members(layout)
+        self.slab_of = None if self.rows else addressing.slab_of(layout)
+        self.affine_of = None if self.rows or self.mixed else addressing.affine_of(layout)
+        self.members = None if self.rows else addressing.members(layout)
         self.per_block = 1 if self.rows else math.prod(size for size, slab, _ in layout.group if slab)
         self.of_slab = self.runs if self.rows else self.run // self.per_block
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What every kernel that goes over the tensors is told of where they lie."""
+        return {
+            "sizes": self.sizes, "x_strides": self.x, "out_strides": self.out, "affine_strides": self.affine,
+            "slab_strides": self.slab, "slabs": self.slabs, "slab_of": self.slab_of,
+            "affine_of": self.affine_of, "V": self.unit,
+        }  # fmt: skip
+
+    def merge_arguments(self, pieces: Pieces) -> dict[str, Any]:
+        """Return what a kernel that merges pieces of cells is told of where their sums lie."""
+        return {
+            "members": self.members, "slab_of": self.slab_of, "sizes": self.sizes, "slab_strides": self.slab,
+            "part_strides": pieces.strides, "per_block": self.per_block, "cells": self.of_slab,
+            "pieces": pieces.pieces, "in_block": pieces.cells * pieces.pieces, "ROWS": self.rows,
+        }  # fmt: skip
 
     def tile(self, itemsize: int, backward: bool) -> Tile:
         """Return the tile of a call that finds its own statistics, or of their backward."""
@@ -178,7 +197,7 @@ def fits(slab: Slab, layout: Layout) -> bool:
     """Return whether slabs, blocks, runs and places have numbers of 32 bits, and columns of four digits."""
     if max(slab.slabs, layout["blocks"], layout["runs"]) > LONG or not _cut_of(layout):
         return False
-    return layout.rows or len(layout.group) <= digits.MOST
+    return layout.rows or len(layout.group) <= addressing.MOST
 
 
 def _cut_of(layout: Layout) -> int:
@@ -192,12 +211,12 @@ def _cut_of(layout: Layout) -> int:
     return next((n for n in range(least, 64 * least) if run % n == 0), 0)
 
 
-def geometry(slab: Slab, layout: Layout) -> Geometry:
+def tiling_of(slab: Slab, layout: Layout) -> Tiling:
     """Return what kernels are told of a layout, kept with it."""
     kept: dict[str, Any] = layout.__dict__
-    if "_geometry" not in kept:
-        kept["_geometry"] = Geometry(slab, layout)
-    found: Geometry = kept["_geometry"]
+    if "_tiling" not in kept:
+        kept["_tiling"] = Tiling(slab, layout)
+    found: Tiling = kept["_tiling"]
     return found
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from slabnorm.kernels.gpu.place import slab_place
+from slabnorm.kernels.gpu.addressing import slab_offsets
 
 
 @triton.jit
-def keep(stats, factors, slabs, at, there, mean, m2, count, eps, CENTER: tl.constexpr):
+def store_statistics(stats, coefficients, slabs, at, there, mean, m2, count, eps, CENTER: tl.constexpr):
     """Store statistics, float64 [2, slabs] (mean, squared deviations), and what normalises [4, slabs].
 
     They are unit, shift, scale and offset in float32, so that z = (x * unit - shift) * scale + offset. The
@@ -29,24 +29,27 @@ def keep(stats, factors, slabs, at, there, mean, m2, count, eps, CENTER: tl.cons
     shift, scale = rounded * unit, (rstd / unit.to(tl.float64)).to(tl.float32)
     offset = ((rounded.to(tl.float64) - mean) * rstd).to(tl.float32)
     # One row after another: three times a number of 32 bits may have 33.
-    tl.store(factors + at, unit, mask=there)
-    tl.store(factors + slabs + at, shift, mask=there)
-    tl.store(factors + slabs + slabs + at, scale, mask=there)
-    tl.store(factors + slabs + slabs + slabs + at, offset, mask=there)
+    tl.store(coefficients + at, unit, mask=there)
+    tl.store(coefficients + slabs + at, shift, mask=there)
+    tl.store(coefficients + slabs + slabs + at, scale, mask=there)
+    tl.store(coefficients + slabs + slabs + slabs + at, offset, mask=there)
     return unit, shift, scale, offset
 
 
 @triton.jit
-def known(factors, slabs, sizes, slab_strides, slab_of, b, c, ROWS: tl.constexpr, V: tl.constexpr):
+def load_coefficients(
+    coefficients, slabs, sizes, slab_strides, slab_of, b, c, ROWS: tl.constexpr, V: tl.constexpr
+):
     """Return the unit, shift, scale and offset of a tile's slabs."""
-    at, there = slab_place(sizes, slab_strides, slab_of, b, c, ROWS, V)
-    unit = tl.load(factors + at, mask=there, other=1.0)
-    shift = tl.load(factors + slabs + at, mask=there, other=0.0)
-    scale = tl.load(factors + slabs + slabs + at, mask=there, other=1.0)
-    return unit, shift, scale, tl.load(factors + slabs + slabs + slabs + at, mask=there, other=0.0)
+    at, there = slab_offsets(sizes, slab_strides, slab_of, b, c, ROWS, V)
+    unit = tl.load(coefficients + at, mask=there, other=1.0)
+    shift = tl.load(coefficients + slabs + at, mask=there, other=0.0)
+    scale = tl.load(coefficients + slabs + slabs + at, mask=there, other=1.0)
+    return unit, shift, scale, tl.load(coefficients + slabs + slabs + slabs + at, mask=there, other=0.0)
 
 
 @triton.jit
-def normal(x, unit, shift, scale, offset):
-    """Return z = (x - mean) * rstd."""
+def normalised(x, scaling):
+    """Return z = (x - mean) * rstd, by the coefficients of its slab."""
+    unit, shift, scale, offset = scaling
     return (x * unit - shift) * scale + offset
