@@ -133,8 +133,8 @@ def whole(
     count = runs * run if ROWS else runs
     scaling = load_coefficients(coefficients, slabs, sizes, slab_strides, slab_of, b, c, ROWS, V)
     z, g, w = terms(
-        x, dy, residual, weight, bias, scaling, sizes, x_strides, out_strides, affine_strides, affine_of, b, r, c,
-        ROWS, MIXED, ACTIVATION, V,
+        x, dy, residual, weight, bias, scaling, sizes, x_strides, out_strides, affine_strides, affine_of, b,
+        r, c, ROWS, MIXED, ACTIVATION, V,
     )  # fmt: skip
     p = _weighed(g, w, MIXED)
     p, q = _ended(p, p * z, ROWS)
@@ -171,8 +171,8 @@ def looped(
             sum_q = sum_p
         for c0 in range(0, width, C):
             z, g, w = terms(
-                x, dy, residual, weight, bias, scaling, sizes, x_strides, out_strides, affine_strides, affine_of,
-                b, r, c0 + in_c, ROWS, MIXED, ACTIVATION, V,
+                x, dy, residual, weight, bias, scaling, sizes, x_strides, out_strides, affine_strides,
+                affine_of, b, r, c0 + in_c, ROWS, MIXED, ACTIVATION, V,
             )  # fmt: skip
             if MIXED and cells is not None:
                 _write_cells(
@@ -205,8 +205,8 @@ def looped(
         for c0 in range(0, width, C):
             r, c = r0 + in_r, c0 + in_c
             z, g, w = terms(
-                x, dy, residual, weight, bias, scaling, sizes, x_strides, out_strides, affine_strides, affine_of,
-                b, r, c, ROWS, MIXED, ACTIVATION, V,
+                x, dy, residual, weight, bias, scaling, sizes, x_strides, out_strides, affine_strides,
+                affine_of, b, r, c, ROWS, MIXED, ACTIVATION, V,
             )  # fmt: skip
             _write(
                 z, g, w, p_mean, q_mean, scaling, dx, dresidual, sizes, out_strides, b, r, c, OWN, CENTER, V

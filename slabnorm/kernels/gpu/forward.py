@@ -59,8 +59,8 @@ def whole(
     at, own = slab_offsets(sizes, slab_strides, slab_of, b, c, ROWS, V)
     scaling = store_statistics(stats, coefficients, slabs, at, own, mean, m2, count, eps, CENTER)
     _write(
-        values, scaling, residual, y, weight, bias, sizes, out_strides, affine_strides, affine_of, b, r, c, there,
-        ROWS, MIXED, ACTIVATION, V,
+        values, scaling, residual, y, weight, bias, sizes, out_strides, affine_strides, affine_of, b, r, c,
+        there, ROWS, MIXED, ACTIVATION, V,
     )  # fmt: skip
 
 

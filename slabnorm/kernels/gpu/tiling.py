@@ -7,9 +7,9 @@
 | few and large, or neighbours in NHWC | reduce, merge, apply: read twice if larger than the L2 | the same |
 | rows of tokens | as above | one kernel, with weight and bias in registers; long rows: three, and one more |
 
-Slabs that fit their program's caches have a route of their own since it reads memory once where reduce, merge
-and apply read it twice: a third of a forward's traffic, a quarter of a backward's. The thresholds below follow
-from sizes of registers and caches; no GPU has measured the crossovers yet.
+Slabs that fit their program's caches have a route of their own, since it reads memory once where reduce,
+merge and apply read it twice: a third of a forward's traffic. The thresholds below follow from sizes of
+registers and caches; no GPU has measured the crossovers yet.
 """
 
 from __future__ import annotations
