@@ -117,12 +117,12 @@ def end(number: int) -> NoReturn:
     """End the process, and the processes it has started; leave no temporary file."""
     if not _state["said"]:
         say()
-    for path in list(_unfinished):
-        _remove(path)
     children = sys.modules.get("multiprocessing.process")
     for child in children.active_children() if children else ():
         with suppress(Exception):
             child.terminate()
+    for path in list(_unfinished):
+        _remove(path)
     with suppress(Exception):  # semaphores of workers, of which their tracker would complain
         tidy = sys.modules["multiprocessing.util"]._run_finalizers
         thread = threading.Thread(target=tidy, args=(0,), daemon=True)

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -61,9 +63,19 @@ def run_apart(payload: bytes, runs: list[Run], workers: int, progress: Progress)
     Raises:
         SlabError: a worker died.
     """
+    # In a file: what a process is started with goes through a pipe, which holds 64 KiB until the process has
+    # imported torch. Until then it was half started, and Ctrl-C had to wait for it, 7 s on a busy machine.
+    handle, name = tempfile.mkstemp(prefix="slabnorm-", suffix=".bench")
+    with interrupt.temporary(Path(name)) as path:
+        os.close(handle)
+        path.write_bytes(payload)
+        return _run_from_file(path, runs, workers, progress)
+
+
+def _run_from_file(bench: Path, runs: list[Run], workers: int, progress: Progress) -> dict[Run, RunRecord]:
     context = multiprocessing.get_context("spawn")
     steps = context.SimpleQueue()
-    pool = ProcessPoolExecutor(workers, context, start_worker, (payload, steps))
+    pool = ProcessPoolExecutor(workers, context, start_worker, (bench, steps))
     started: set[Any] = set()
     try:
         with interrupt.held(), starting():
@@ -120,13 +132,16 @@ _bench: Bench
 _tick: Ticker
 
 
-def start_worker(payload: bytes, steps: Any) -> None:
+def start_worker(bench: Path, steps: Any) -> None:
     """Prepare a worker process: one thread, the bench, and an end when the parent ends."""
     global _bench, _tick
     torch.set_num_threads(1)
-    _bench = pickle.loads(payload)
-    _tick = Ticker(steps)
     threading.Thread(target=end_with_parent, daemon=True).start()
+    try:
+        _bench = pickle.loads(bench.read_bytes())
+    except FileNotFoundError:  # the parent has ended, and this worker with it
+        os._exit(1)
+    _tick = Ticker(steps)
 
 
 def end_with_parent() -> None:

@@ -18,7 +18,7 @@ from slabnorm.kernels.gpu import backward as backwards
 from slabnorm.kernels.gpu import forward as forwards
 from slabnorm.kernels.gpu import merge
 from slabnorm.kernels.gpu.merge import Places, affine_gradients
-from slabnorm.kernels.gpu.tiling import FUSED, Pieces, Tile, Tiling, fits, tiling_of
+from slabnorm.kernels.gpu.tiling import FUSED, Tile, Tiling, fits, tiling_of
 from slabnorm.kernels.strides import memory
 from slabnorm.notation import parse
 from slabnorm.slab import Slab
