@@ -1,6 +1,7 @@
 """What can go wrong, as types.
 
-Every error says three things: the rule, what slabnorm got, and the fix.
+An error says three things: what is wrong, what was found, and what to do. Its first line says what is wrong,
+and so can stand alone: "No such data file: train.npy", "eps must be a finite number, 0 or more".
 
     SlabError
     |-- PatternError      the text of a pattern, or the sizes given with it   (ValueError)
@@ -32,14 +33,16 @@ class SlabError(Exception):
     """The parent of all slabnorm errors.
 
     Args:
-        rule: the rule that was broken, one sentence.
-        got: what slabnorm got instead.
-        fix: what to do about it.
+        problem: what is wrong, in one short sentence that names the thing: a file, an argument, a tensor. It
+            begins with a capital letter unless it begins with code, and has no full stop at the end.
+        got: what was found and, where it helps, what was expected. Empty if the problem says so already.
+        fix: what to do about it, in Python's words (``nan="omit"``), which the command line translates into
+            its own options.
     """
 
-    def __init__(self, rule: str, got: str = "", fix: str = "") -> None:
-        self.rule, self.got, self.fix = rule, got, fix
-        lines = [rule]
+    def __init__(self, problem: str, got: str = "", fix: str = "") -> None:
+        self.problem, self.got, self.fix = problem, got, fix
+        lines = [problem]
         if got:
             lines.append(f"  got: {got}")
         if fix:
@@ -47,7 +50,7 @@ class SlabError(Exception):
         super().__init__("\n".join(lines))
 
     def __reduce__(self) -> tuple[type[SlabError], tuple[str, str, str]]:
-        return type(self), (self.rule, self.got, self.fix)
+        return type(self), (self.problem, self.got, self.fix)
 
 
 class PatternError(SlabError, ValueError):

@@ -41,7 +41,7 @@ def test_columns_by_digits(pattern: str, shape: tuple[int, ...], sizes: dict[str
     assert not layout.rows
     g = tiling.tiling_of(slab, layout)
     columns = range(g.run)
-    slab_of, affine_of = places.py_func(layout.axes, 0, layout["run"]).tolist()
+    slab_of, affine_of = places.py_func(layout.axes, 0, layout.run).tolist()
     assert slab_of == [at(g.slab_of, c) if g.slab_of else c for c in columns]
     if not g.mixed:
         assert affine_of == [at(g.affine_of, c) if g.affine_of else c for c in columns]

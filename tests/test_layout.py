@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from slabnorm.kernels.cpu import addressing, columns, rows
-from slabnorm.kernels.cpu.layout import CHUNK, NUMBERS, Layout, find_layout
+from slabnorm.kernels.cpu.layout import CHUNK, Layout, find_layout
 from slabnorm.notation import parse
 from slabnorm.slab import Slab, plan
 from tests.cases import LAYOUTS, NORMS, Case, draw
@@ -48,7 +48,7 @@ def test_layouts(
     x = x.contiguous(memory_format=torch.channels_last) if last else x
     layout = layout_of(bind(pattern, shape, **({"g": 2} if "g" in pattern else {})), x)
     assert layout is not None
-    found = layout.rows, layout.mixed, layout["blocks"], layout["runs"], layout["run"]
+    found = layout.rows, layout.mixed, layout.blocks, layout.runs, layout.run
     assert found == (is_rows, mixed, blocks, runs, run)
 
 
@@ -61,22 +61,19 @@ def test_a_walk_meets_every_element_in_its_slab_and_under_its_weight(case: Case,
     if layout is None:
         return
     slabs, weights = _owners(slab, x)
-    g = layout.numbers
+    start_of = addressing.start_of.py_func
     seen = 0
-    for block in range(layout["blocks"]):
-        for run in range(layout["runs"]):
-            b, r = addressing.block_of.py_func(g, block), addressing.run_of.py_func(g, run)
-            at, slab_id, weight = (
-                addressing.in_x.py_func(g, b, r),
-                addressing.in_slabs.py_func(g, b),
-                addressing.in_affine.py_func(g, b, r),
-            )
-            i = np.arange(layout["run"])
+    for block in range(layout.blocks):
+        for run in range(layout.runs):
+            b, r = addressing.block_of.py_func(layout, block), addressing.run_of.py_func(layout, run)
+            at, weight = (start_of(strides, b, r) for strides in (layout.x, layout.affine))
+            slab_id = addressing.first_slab.py_func(layout, b)
+            i = np.arange(layout.run)
             wanted = slabs[at + i], weights[at + i]
             if layout.rows:
                 got = np.full(len(i), slab_id), weight + (i if layout.mixed else 0)
             else:
-                place = columns.places.py_func(layout.axes, 0, layout["run"])
+                place = columns.places.py_func(layout.axes, 0, layout.run)
                 got = slab_id + place[0], weight + place[1]
             assert np.array_equal(got[0], wanted[0])
             assert np.array_equal(got[1] + 0 * i, wanted[1])
@@ -101,21 +98,16 @@ def test_more_than_2_to_31_elements() -> None:
     slab = bind("n c h w -> c", (4096, 64, 256, 256))
     layout = find_layout(slab, (64 * 65536, 65536, 256, 1), (64 * 65536, 65536, 256, 1))
     assert layout is not None
-    assert layout.numbers.dtype == np.int64
-    assert (
-        addressing.in_x.py_func(
-            layout.numbers,
-            addressing.block_of.py_func(layout.numbers, 63),
-            addressing.run_of.py_func(layout.numbers, 4095),
-        )
-        == 2**34 - 65536
-    )
+    assert layout.record.dtype["x"]["runs1"] == np.int64
+    block, run = addressing.block_of.py_func(layout, 63), addressing.run_of.py_func(layout, 4095)
+    assert addressing.start_of.py_func(layout.x, block, run) == 2**34 - 65536
 
 
 def test_chunks_of_a_run_beyond_2_to_31() -> None:
     length = 2**31 + CHUNK + 7
-    numbers = dict.fromkeys(NUMBERS, 1) | {"run": length}
-    g = np.array([numbers[name] for name in NUMBERS], dtype=np.int64)
-    chunks = rows.chunks_of.py_func(g)
-    assert rows.chunk_of.py_func(g, 0) == (0, CHUNK)
-    assert rows.chunk_of.py_func(g, chunks - 1) == (2**31 + CHUNK, 7)
+    layout = find_layout(bind("n t -> n", (1, length)), (length, 1), (length, 1))
+    assert layout is not None
+    assert layout.run == length
+    chunks = rows.chunks_of.py_func(layout)
+    assert rows.chunk_of.py_func(layout, 0) == (0, CHUNK)
+    assert rows.chunk_of.py_func(layout, chunks - 1) == (2**31 + CHUNK, 7)

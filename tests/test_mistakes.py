@@ -1,4 +1,4 @@
-"""A user's mistakes: each gets a typed error that says the rule, what it got, and the fix."""
+"""A user's mistakes: each gets a typed error that says what is wrong, what was found, and what to do."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_errors_are_what_python_users_catch() -> None:
 
 
 def test_errors_travel_between_processes() -> None:
-    error = ShapeError("rule", "got", "fix")
+    error = ShapeError("problem", "got", "fix")
     twin = pickle.loads(pickle.dumps(error))
     assert type(twin) is ShapeError
-    assert str(twin) == str(error) == "rule\n  got: got\n  fix: fix"
+    assert str(twin) == str(error) == "problem\n  got: got\n  fix: fix"

@@ -164,7 +164,7 @@ def test_any_text_parses_or_is_told_why(text: str) -> None:
         error = caught
     else:
         return
-    assert error.rule
+    assert error.problem
     assert error.fix
     assert error.got.startswith(text)
 

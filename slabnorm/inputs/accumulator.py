@@ -808,7 +808,7 @@ def _good(shard: Shard, counting: Counting, bad: list[tuple[str, str]], places: 
         except DataError as error:
             if not counting.skip_bad or isinstance(error, MismatchError):
                 raise
-            raise ShardError(error.got or error.rule) from error
+            raise ShardError(error.got or error.problem) from error
         if block is None:
             return
         if isinstance(block, Bad):

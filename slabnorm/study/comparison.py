@@ -121,8 +121,8 @@ def prepare(
         except SlabError as error:
             if scheme == options.scheme:
                 raise
-            records.append(SchemeRecord(scheme, "left out", printable(error.rule)))
-            notes.append(f"inputs, {scheme_label(scheme)}: left out. {printable(error.rule)}")
+            records.append(SchemeRecord(scheme, "left out", printable(error.problem)))
+            notes.append(f"inputs, {scheme_label(scheme)}: left out. {printable(error.problem)}")
             continue
         records.append(SchemeRecord(scheme, describe(layers[scheme])))
         notes.extend(f"inputs, {scheme_label(scheme)}: {printable(text)}" for text in said)

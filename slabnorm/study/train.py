@@ -163,7 +163,7 @@ def run_once(bench: Bench, run: Run, tick: Callable[[], None]) -> RunRecord:
         try:
             record = Training(bench, run).measure(tick)
         except SlabError as error:
-            reason = error.rule + (f" (got {error.got})" if error.got else "")
+            reason = error.problem + (f" (got {error.got})" if error.got else "")
             record = RunRecord(**vars(run), status="failed", reason=printable(reason, 300))
         # A user's model may raise anything; it costs this run and not the study.
         except Exception as error:

@@ -1,4 +1,4 @@
-"""What a kernel is given: the numbers of a layout, addresses as arrays, and indices to offsets."""
+"""What a kernel is given: records of a call and its layout; addresses as arrays; and indices as offsets."""
 
 from __future__ import annotations
 
@@ -8,21 +8,82 @@ import numpy as np
 from numba import carray
 
 from slabnorm.kernels.cpu.elements import store
-from slabnorm.kernels.cpu.layout import NUMBERS
-from slabnorm.kernels.cpu.llvm import INNER, memory, njit, pointer
-
-# Where things are: the numbers of a Layout by name, addresses as arrays, and indices to offsets.
+from slabnorm.kernels.cpu.llvm import INNER, ahead, memory, njit, pointer
 
 serial = njit(**INNER)
 # A call costs as much as summing a short run, so what finds places is inlined. Inlining everything doubled
 # the time of compiling.
 inlined = njit(**INNER, forceinline=True)
 
-(
-    BLOCKS1, BLOCKS0, RUNS1, RUNS0, RUN,
-    XB1, XB0, XR1, XR0, OB1, OB0, OR1, OR0, AB1, AB0, AR1, AR0, SB1, SB0,
-    COUNT, AFFINE, LANES, TOGETHER, TILE, PIECE, SAMPLE_RUNS, SAMPLE_RUN_STEP, SAMPLES, SAMPLE_STEP,
-) = range(len(NUMBERS))  # fmt: skip
+# What a kernel is given: one record of numbers and addresses, the same for every kernel.
+#
+# A kernel is a function of a *phase* and an index. Within a phase the indices may run in any order and on any
+# thread; phases run one after another (launch.py).
+
+_ADDRESSES = (
+    ("layout", "group", "stats", "work", "cells"),  # the layout and its axes; statistics; room (see plans.py)
+    ("x", "residual", "out", "weight", "bias"),  # the tensors
+    ("dy", "dx", "dresidual", "dweight", "dbias"),  # their gradients, of a backward
+)
+# How many axes there are within a run, and how many slabs. Whether the slabs' own statistics are used, an
+# output is written, the mean is subtracted, statistics are summed in float64 only, and outputs go past the
+# caches.
+_NUMBERS = ("axes", "slabs", "own", "write", "center", "again", "past")
+_INTEGERS = [(name, np.int64) for names in (*_ADDRESSES, _NUMBERS) for name in names]
+CALL = np.dtype([*_INTEGERS, ("eps", np.float64)], align=True)
+
+# Whole tasks; or, where all threads share every task: find shifts, sum and merge in up to three sweeps,
+# finish, write. ADD_UP ends a backward.
+TASK, START, SUM, MERGE, FINISH, WRITE, ADD_UP = 0, 1, 2, 5, 8, 9, 10
+
+# The tensors of a forward and of a backward: pointers to their starts, or to some element of each. None is a
+# tensor that is not there; weight and bias are numbers where they are the same all along a run of columns.
+Forward = namedtuple("Forward", "x residual out weight bias")
+Backward = namedtuple("Backward", "dy x residual dx dresidual weight bias")
+# Rows of the statistics of a forward: mean and sum of squared deviations of each slab, then what it is
+# normalised with: z = ((x - SHIFT) - LOW) * RSTD.
+MEAN, M2, SHIFT, RSTD, LOW = range(5)
+
+
+@inlined
+def group(call):
+    """Return the axes within a run: sizes, and strides in statistics, and in weight and bias."""
+    return carray(pointer(call.group, np.int64), (call.axes, 3))
+
+
+@inlined
+def statistics(call):
+    """Return the statistics, [5, slabs]."""
+    return carray(pointer(call.stats, np.float64), (5, call.slabs))
+
+
+@inlined
+def of_forward(call, dtype, affine, fused):
+    """Return the tensors of a forward; `fused`: None or 1, a residual."""
+    residual = memory(fused, call.residual, dtype)
+    weight, bias = pointer(call.weight, affine), pointer(call.bias, affine)
+    return Forward(pointer(call.x, dtype), residual, pointer(call.out, dtype), weight, bias)
+
+
+@inlined
+def of_backward(call, dtype, affine, fused, inner):
+    """Return the tensors of a backward; `inner`: None or 1, whether the residual's gradient is written."""
+    dy, x, dx = pointer(call.dy, dtype), pointer(call.x, dtype), pointer(call.dx, dtype)
+    residual, dresidual = memory(fused, call.residual, dtype), memory(inner, call.dresidual, dtype)
+    weight, bias = pointer(call.weight, affine), pointer(call.bias, affine)
+    return Backward(dy, x, residual, dx, dresidual, weight, bias)
+
+
+@inlined
+def work(call, start, shape):
+    """Return a part of the room that phases share, as an array."""
+    return carray(pointer(call.work + 8 * start, np.float64), shape)
+
+
+@inlined
+def cells(call, shape):
+    """Return the sums that make dweight and dbias, as an array."""
+    return carray(pointer(call.cells, np.float64), shape)
 
 
 # A block and a run are each two numbers, along the outer and the inner of their two axes: dividing to find
@@ -30,57 +91,63 @@ inlined = njit(**INNER, forceinline=True)
 
 
 @inlined
-def block_of(g, block):
+def block_of(layout, number):
     """Return a block's steps along its two axes."""
-    return block // g[BLOCKS0], block % g[BLOCKS0]
+    return number // layout.blocks0, number % layout.blocks0
 
 
 @inlined
-def run_of(g, run):
+def run_of(layout, number):
     """Return a run's steps along its two axes."""
-    return run // g[RUNS0], run % g[RUNS0]
+    return number // layout.runs0, number % layout.runs0
 
 
 @inlined
-def next_run(g, r):
-    """Return the run after r."""
-    return (r[0], r[1] + 1) if r[1] + 1 < g[RUNS0] else (r[0] + 1, 0)
+def next_run(layout, run):
+    """Return the run after this."""
+    return (run[0], run[1] + 1) if run[1] + 1 < layout.runs0 else (run[0] + 1, 0)
 
 
 @inlined
-def run_before(g, r):
-    """Return the run before r."""
-    return (r[0], r[1] - 1) if r[1] > 0 else (r[0] - 1, g[RUNS0] - 1)
+def run_before(layout, run):
+    """Return the run before this."""
+    return (run[0], run[1] - 1) if run[1] > 0 else (run[0] - 1, layout.runs0 - 1)
 
 
 @inlined
-def next_block(g, b):
-    """Return the block after b."""
-    return (b[0], b[1] + 1) if b[1] + 1 < g[BLOCKS0] else (b[0] + 1, 0)
+def next_block(layout, block):
+    """Return the block after this."""
+    return (block[0], block[1] + 1) if block[1] + 1 < layout.blocks0 else (block[0] + 1, 0)
 
 
 @inlined
-def in_x(g, b, r):
-    """Return where a run starts in x."""
-    return b[0] * g[XB1] + b[1] * g[XB0] + r[0] * g[XR1] + r[1] * g[XR0]
+def start_of(strides, block, run):
+    """Return where a run of a block starts in a tensor of these strides."""
+    outer, inner = block[0] * strides.blocks1, block[1] * strides.blocks0
+    return outer + inner + run[0] * strides.runs1 + run[1] * strides.runs0
 
 
 @inlined
-def in_out(g, b, r):
-    """Return where a run starts in the output, and in all that lies as it does."""
-    return b[0] * g[OB1] + b[1] * g[OB0] + r[0] * g[OR1] + r[1] * g[OR0]
-
-
-@inlined
-def in_affine(g, b, r):
-    """Return where a run starts in weight and bias."""
-    return b[0] * g[AB1] + b[1] * g[AB0] + r[0] * g[AR1] + r[1] * g[AR0]
-
-
-@inlined
-def in_slabs(g, b):
+def first_slab(layout, block):
     """Return the slab of a block, or of its first column."""
-    return b[0] * g[SB1] + b[1] * g[SB0]
+    return block[0] * layout.slab.blocks1 + block[1] * layout.slab.blocks0
+
+
+@inlined
+def forward_ahead(layout, tensors, block, run, start, weight, bias):
+    """Return the tensors from an element of a run on, with the weight and bias of that place."""
+    x, out = start_of(layout.x, block, run) + start, start_of(layout.out, block, run) + start
+    residual = ahead(tensors.residual, out)
+    return Forward(ahead(tensors.x, x), residual, ahead(tensors.out, out), weight, bias)
+
+
+@inlined
+def backward_ahead(layout, tensors, block, run, start, weight, bias):
+    """Return the tensors from an element of a run on, with the weight and bias of that place."""
+    x, out = start_of(layout.x, block, run) + start, start_of(layout.out, block, run) + start
+    residual, dresidual = ahead(tensors.residual, out), ahead(tensors.dresidual, out)
+    dx = ahead(tensors.dx, out)
+    return Backward(ahead(tensors.dy, out), ahead(tensors.x, x), residual, dx, dresidual, weight, bias)
 
 
 @serial
@@ -90,137 +157,3 @@ def keep(values, address, dtype):
         out = pointer(address, dtype)
         for i in range(values.size):
             store(out, i, values[i])
-
-
-@serial
-def total(values):
-    """Return a sum, added in order."""
-    s = 0.0
-    for i in range(values.size):
-        s += values[i]
-    return s
-
-
-@inlined
-def doubtful(count, s1, s2):
-    """Return whether float32 sums around a shift are not to be trusted.
-
-    They are not where there are few, where they overflowed or nearly vanished, where the shift was far from
-    the mean, which costs digits of the variance, and where something is not finite. All zeros are a
-    constant, and exact.
-    """
-    one = 1.0 / count
-    apart = s1 * one
-    var = s2 * one - apart * apart
-    if count < 64:
-        return True
-    return not ((s1 == 0.0 and s2 == 0.0) or (apart * apart <= 4.0 * var and var > 1e-30 and s2 < 1e37))
-
-
-@inlined
-def narrow(stats, slab):
-    """Return whether a slab can be normalised in float32: not if its values are of extreme size."""
-    shift, rstd = abs(stats[2, slab]), stats[3, slab]
-    # rstd * rstd is a coefficient of the gradient. NaN is narrow: a fault changes no bit of a neighbour.
-    return not (shift > 1e37 or rstd > 1e15 or rstd < 1e-15)
-
-
-@inlined
-def finish(stats, slab, count, k, s1, s2, eps, center):
-    """Turn sums around k into a slab's statistics, and what it is normalised with."""
-    one = 1.0 / count
-    apart = s1 * one
-    mean, m2 = k + apart, s2 - s1 * apart
-    if m2 < 0:  # by rounding; NaN stays NaN
-        m2 = 0.0
-    # The mean in two halves: what float64 cannot hold of it counts, too.
-    var, shift, low = m2 * one, k, apart
-    if not center:
-        # mean(x^2) = var + mean^2; both terms are positive, so nothing cancels.
-        var, shift, low = var + mean * mean, 0.0, 0.0
-    stats[0, slab] = mean
-    stats[1, slab] = m2
-    stats[2, slab] = shift
-    stats[3, slab] = 1.0 / np.sqrt(var + eps)
-    stats[4, slab] = low
-
-
-@inlined
-def constants(count, s1, s2, own, center):
-    """Return the means of w * g and of w * g * z that leave the gradient; given statistics pass none on."""
-    return (s1 / count if own and center else 0.0), (s2 / count if own else 0.0)
-
-
-# What a kernel is given: one array of numbers and addresses, the same for every kernel.
-#
-# A kernel is a function of a *phase* and an index. Within a phase the indices may run in any order and on any
-# thread; phases run one after another (launch.py).
-
-# Of the layout; the tensors; the statistics and how many; flags; room that phases share; for the backward
-# the gradients, the sums that make dweight and dbias, and where these go.
-NAMES = (
-    "numbers", "group", "axes", "x", "residual", "out", "w", "bias", "stats", "slabs",
-    "own", "write", "center", "again", "past", "work", "dy", "dx", "dresidual", "cells", "dweight", "dbias",
-)  # fmt: skip
-(
-    _NUMBERS, _GROUP, _AXES, X, RESIDUAL, OUT, W, BIAS, STATS, _SLABS,
-    OWN, WRITES, CENTER, AGAIN, PAST, WORK, DY, DX, DRESIDUAL, CELLS, DWEIGHT, DBIAS,
-) = range(len(NAMES))  # fmt: skip
-
-# Whole tasks; or, where all threads share every task: find shifts, sum and merge in up to three sweeps,
-# finish, write. ADD_UP ends a backward.
-TASK, START, SUM, MERGE, FINISH, WRITE, ADD_UP = 0, 1, 2, 5, 8, 9, 10
-
-Forward = namedtuple("Forward", "x residual out w bias")
-Backward = namedtuple("Backward", "dy x residual dx dresidual w bias")
-
-
-@inlined
-def arguments(address):
-    """Return the array of arguments."""
-    return carray(pointer(address, np.int64), (len(NAMES),))
-
-
-@inlined
-def numbers(a):
-    """Return the numbers of the layout."""
-    return carray(pointer(a[_NUMBERS], np.int64), (len(NUMBERS),))
-
-
-@inlined
-def group(a):
-    """Return the axes within a run: sizes, and strides in statistics, and in weight and bias."""
-    return carray(pointer(a[_GROUP], np.int64), (a[_AXES], 3))
-
-
-@inlined
-def statistics(a):
-    """Return the statistics, [5, slabs]: mean, sum of squared deviations, shift, rstd, rest of the shift."""
-    return carray(pointer(a[STATS], np.float64), (5, a[_SLABS]))
-
-
-@inlined
-def of_forward(a, dtype, affine_dtype, fused):
-    """Return the tensors of a forward; `fused`: None or 1, a residual."""
-    w, bias = pointer(a[W], affine_dtype), pointer(a[BIAS], affine_dtype)
-    return Forward(pointer(a[X], dtype), memory(fused, a[RESIDUAL], dtype), pointer(a[OUT], dtype), w, bias)
-
-
-@inlined
-def of_backward(a, dtype, affine_dtype, fused, inner):
-    """Return the tensors of a backward; `inner`: None or 1, whether the residual's gradient is written."""
-    w, bias = pointer(a[W], affine_dtype), pointer(a[BIAS], affine_dtype)
-    dy, x, dx = pointer(a[DY], dtype), pointer(a[X], dtype), pointer(a[DX], dtype)
-    return Backward(dy, x, memory(fused, a[RESIDUAL], dtype), dx, memory(inner, a[DRESIDUAL], dtype), w, bias)
-
-
-@inlined
-def work(a, start, shape):
-    """Return a part of the room that phases share, as an array."""
-    return carray(pointer(a[WORK] + 8 * start, np.float64), shape)
-
-
-@inlined
-def cells(a, shape):
-    """Return the sums that make dweight and dbias, as an array."""
-    return carray(pointer(a[CELLS], np.float64), shape)

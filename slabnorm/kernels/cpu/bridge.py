@@ -97,8 +97,8 @@ def _forward(
         return _forward(x, weight, bias, residual, call, write)
     drive, team = compiled.drive()
     drive(
-        plan.kernel, plan.phases, plan.arguments, call.eps, plan.threads, stats,
-        np.zeros(plan.work) if plan.work else _NOTHING, _NOTHING, team,
+        plan.kernel, plan.phases, plan.arguments, plan.threads, stats,
+        np.zeros(plan.work) if plan.work else _NOTHING, _NOTHING, team, call.eps,
         x_at, residual_at, y.data_ptr(), weight_at, bias_at, 0, 0, 0, 0, 0,
     )  # fmt: skip
     return y, stats
@@ -132,8 +132,8 @@ def backward(
     dbias = torch.empty_like(wide_bias) if bias is not None and need_bias else None
     drive, team = compiled.drive()
     drive(
-        plan.kernel, plan.phases, plan.arguments, call.eps, plan.threads, stats,
-        np.zeros(plan.work) if plan.work else _NOTHING, np.zeros(plan.cells), team,
+        plan.kernel, plan.phases, plan.arguments, plan.threads, stats,
+        np.zeros(plan.work) if plan.work else _NOTHING, np.zeros(plan.cells), team, call.eps,
         x_at, residual_at, 0, weight_at, bias_at, dy_at,
         _address(dx), _address(dresidual), _address(dweight), _address(dbias),
     )  # fmt: skip

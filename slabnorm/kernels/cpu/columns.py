@@ -4,86 +4,75 @@ from __future__ import annotations
 
 import numpy as np
 
-from slabnorm.kernels.cpu import loops
+from slabnorm.kernels.cpu import addressing, loops
 from slabnorm.kernels.cpu.addressing import (
-    AFFINE,
-    AGAIN,
-    BLOCKS0,
-    BLOCKS1,
-    CENTER,
-    COUNT,
-    DBIAS,
-    DWEIGHT,
+    CALL,
     FINISH,
     MERGE,
-    OWN,
-    PAST,
-    PIECE,
-    RUN,
-    RUNS0,
-    RUNS1,
-    SAMPLE_RUN_STEP,
-    SAMPLE_RUNS,
+    RSTD,
     START,
     SUM,
     TASK,
-    TILE,
     WRITE,
-    WRITES,
-    arguments,
+    backward_ahead,
     block_of,
-    constants,
-    doubtful,
-    finish,
+    first_slab,
+    forward_ahead,
     group,
-    in_affine,
-    in_out,
-    in_slabs,
-    in_x,
     inlined,
     keep,
-    narrow,
     next_run,
-    numbers,
     of_backward,
     of_forward,
     run_of,
     serial,
+    start_of,
     statistics,
     work,
-)  # fmt: skip
-from slabnorm.kernels.cpu.addressing import cells as cells_of
-from slabnorm.kernels.cpu.coefficients import folded, gradient, one, shift_of
+)
+from slabnorm.kernels.cpu.coefficients import (
+    Affine,
+    Gradient,
+    constants,
+    doubtful,
+    finish,
+    folded,
+    line_of,
+    narrow,
+    one,
+    shift_of,
+)
 from slabnorm.kernels.cpu.elements import load, zeros
-from slabnorm.kernels.cpu.llvm import ahead, data, fence, room, stream
+from slabnorm.kernels.cpu.layout import LAYOUT
+from slabnorm.kernels.cpu.llvm import ahead, data, fence, record, room, stream
 from slabnorm.kernels.cpu.loops import BLOCK
 
 # What columns' forward and backward share: tiles, pieces, and what a column is normalised with.
 
 
 @serial
-def tiles(g):
+def tiles(layout):
     """Return the number of tiles of a block."""
-    return (g[RUN] + g[TILE] - 1) // g[TILE]
+    return (layout.run + layout.tile - 1) // layout.tile
 
 
 @serial
-def bounds(g, task):
+def bounds(layout, task):
     """Return the block of a task, and its columns."""
-    block, tile = block_of(g, task // tiles(g)), task % tiles(g)
-    return block, tile * g[TILE], min(g[RUN], (tile + 1) * g[TILE])
+    block, tile = block_of(layout, task // tiles(layout)), task % tiles(layout)
+    return block, tile * layout.tile, min(layout.run, (tile + 1) * layout.tile)
 
 
 @serial
-def pieces(g):
+def pieces(layout):
     """Return the number of pieces of a task."""
-    return (g[RUNS1] * g[RUNS0] + g[PIECE] - 1) // g[PIECE]
+    return (layout.runs1 * layout.runs0 + layout.piece - 1) // layout.piece
 
 
 @serial
-def runs_of(g, piece):
+def runs_of(layout, piece):
     """Return the runs of a piece."""
-    return piece * g[PIECE], min(g[RUNS1] * g[RUNS0], (piece + 1) * g[PIECE])
+    return piece * layout.piece, min(layout.runs1 * layout.runs0, (piece + 1) * layout.piece)
 
 
 @serial
@@ -146,9 +135,9 @@ def slabs_of(slab_of):
 
 
 @serial
-def all_narrow(g, task, slab_of, stats):
+def all_narrow(layout, task, slab_of, stats):
     """Return whether every slab of a task can be normalised in float32."""
-    base = in_slabs(g, bounds(g, task)[0])
+    base = first_slab(layout, bounds(layout, task)[0])
     for i in range(slab_of.size):
         if not narrow(stats, base + slab_of[i]):
             return False
@@ -156,15 +145,14 @@ def all_narrow(g, task, slab_of, stats):
 
 
 @serial
-def coefficients(each, g, task, place, w, bias, stats, rounded, of):
-    """Write k, r and l of every column (coefficients.py), in float64; k `rounded` to float32 or not."""
-    block = bounds(g, task)[0]
-    base, start = in_slabs(g, block), in_affine(g, block, (0, 0))
+def write_affine(each, layout, task, place, tensors, stats, rounded, of):
+    """Write shift, scale and offset of every column (coefficients.py), in float64."""
+    block = bounds(layout, task)[0]
+    base, start = first_slab(layout, block), start_of(layout.affine, block, (0, 0))
     for i in range(place.shape[1]):
         slab = base + place[0, i]
-        k, low = shift_of(stats, slab, rounded)
-        of[0, i] = k
-        of[1, i], of[2, i] = folded(each, w, bias, start + place[1, i], stats[3, slab], low)
+        of[0, i], low = shift_of(stats, slab, rounded)
+        of[1, i], of[2, i] = folded(each, tensors, start + place[1, i], stats[RSTD, slab], low)
 
 
 @serial
@@ -186,39 +174,39 @@ FLUSH = 64  # runs added up in float32
 
 
 @serial
-def shift(fast, g, task, x, k):
+def shift(fast, layout, task, x, k):
     """Write the mean of some runs, as many as eight: near each column's mean, as a rule."""
     # Added to the first of them, so that constant columns have exactly themselves.
-    block, lo, hi = bounds(g, task)
-    first = in_x(g, block, (0, 0)) + lo
-    for j in range(g[SAMPLE_RUNS]):
-        at = in_x(g, block, (0, j * g[SAMPLE_RUN_STEP])) + lo
+    block, lo, hi = bounds(layout, task)
+    first = start_of(layout.x, block, (0, 0)) + lo
+    for j in range(layout.sample_runs):
+        at = start_of(layout.x, block, (0, j * layout.sample_run_step)) + lo
         for i in range(hi - lo):
             k[i] += load(x, at + i, 0.0) - load(x, first + i, 0.0)
     for i in range(hi - lo):
-        k[i] = load(x, first + i, 0.0) + k[i] / g[SAMPLE_RUNS]
+        k[i] = load(x, first + i, 0.0) + k[i] / layout.sample_runs
         if fast is not None:
             k[i] = np.float64(np.float32(k[i]))
 
 
 @serial
-def _sum_piece(g, task, piece, x, k, sums, s1, s2):
-    """Write the sums of x - k and of its square over the runs of a piece; `sums` are in the arithmetic of
-    k."""
-    block, lo, hi = bounds(g, task)
+def _sum_piece(layout, task, piece, x, k, sums, s1, s2):
+    """Write the sums of x - k and of its square over the runs of a piece; `sums` have the dtype of k."""
+    block, lo, hi = bounds(layout, task)
     clear(s1)
     clear(s2)
-    run, last = runs_of(g, piece)
-    n, r, p, q = hi - lo, run_of(g, run), sums[0], sums[1]
-    while run < last:
+    number, last = runs_of(layout, piece)
+    n, run, p, q = hi - lo, run_of(layout, number), sums[0], sums[1]
+    while number < last:
         clear(p)
         clear(q)
-        end = min(last, run + FLUSH)
-        while run < end:
+        end = min(last, number + FLUSH)
+        while number < end:
             # One after the other: four at once take fewer instructions, but are fetched ahead less well.
-            loops.sum_columns(n, ahead(x, in_x(g, block, r) + lo), data(k, 0), data(p, 0), data(q, 0))
-            r = next_run(g, r)
-            run += 1
+            here = ahead(x, start_of(layout.x, block, run) + lo)
+            loops.sum_columns(n, here, data(k, 0), data(p, 0), data(q, 0))
+            run = next_run(layout, run)
+            number += 1
         add(s1, p)
         add(s2, q)
 
@@ -230,59 +218,59 @@ def _narrowed(k, k32):
 
 
 @serial
-def sum_task(fast, g, task, x, work, sums, again):
+def sum_task(fast, layout, task, x, work, sums, again):
     """Write the sums of a task; of doubtful columns, and with `again` of all, around their mean."""
     k, s1, s2 = work[0], work[1], work[2]
     if fast is not None and not again:
         _narrowed(k, sums[2])
-        for piece in range(pieces(g)):
-            _sum_piece(g, task, piece, x, sums[2], sums, work[3], work[4])
+        for piece in range(pieces(layout)):
+            _sum_piece(layout, task, piece, x, sums[2], sums, work[3], work[4])
             add(s1, work[3])
             add(s2, work[4])
-    if fast is None or again or any_doubtful(g, task, s1, s2):
-        _sum_carefully(fast, g, task, x, work, again)
+    if fast is None or again or any_doubtful(layout, task, s1, s2):
+        _sum_carefully(fast, layout, task, x, work, again)
 
 
 @serial
-def any_doubtful(g, task, s1, s2):
+def any_doubtful(layout, task, s1, s2):
     """Return whether the float32 sums of some column are not to be trusted."""
-    _, lo, hi = bounds(g, task)
+    _, lo, hi = bounds(layout, task)
     for i in range(hi - lo):
-        if doubtful(g[RUNS1] * g[RUNS0], s1[i], s2[i]):
+        if doubtful(layout.runs1 * layout.runs0, s1[i], s2[i]):
             return True
     return False
 
 
 @serial
-def _sum_carefully(fast, g, task, x, work, again):
-    careful, wide = np.zeros((3, g[TILE])), np.zeros((2, g[TILE]))
+def _sum_carefully(fast, layout, task, x, work, again):
+    careful, wide = np.zeros((3, layout.tile)), np.zeros((2, layout.tile))
     for sweep in range(1, 3):
-        around(g, sweep, work, careful)
+        around(layout, sweep, work, careful)
         clear(careful[1])
         clear(careful[2])
-        for piece in range(pieces(g)):
-            _sum_piece(g, task, piece, x, careful[0], wide, work[3], work[4])
+        for piece in range(pieces(layout)):
+            _sum_piece(layout, task, piece, x, careful[0], wide, work[3], work[4])
             add(careful[1], work[3])
             add(careful[2], work[4])
-    replace(fast, g, task, work, careful, again)
+    replace(fast, layout, task, work, careful, again)
 
 
 @serial
-def around(g, sweep, work, careful):
+def around(layout, sweep, work, careful):
     """Set the shift of a careful sweep: first the one there is, then the mean it found."""
-    for i in range(g[TILE]):
+    for i in range(layout.tile):
         if sweep == 1:
             careful[0, i] = work[0, i]
         else:
-            careful[0, i] += careful[1, i] / (g[RUNS1] * g[RUNS0])
+            careful[0, i] += careful[1, i] / (layout.runs1 * layout.runs0)
 
 
 @serial
-def replace(fast, g, task, work, careful, again):
+def replace(fast, layout, task, work, careful, again):
     """Put careful sums in the place of doubtful ones: what one column holds changes no bit of another."""
-    _, lo, hi = bounds(g, task)
+    _, lo, hi = bounds(layout, task)
     for i in range(hi - lo):
-        if fast is None or again or doubtful(g[RUNS1] * g[RUNS0], work[1, i], work[2, i]):
+        if fast is None or again or doubtful(layout.runs1 * layout.runs0, work[1, i], work[2, i]):
             work[0, i], work[1, i], work[2, i] = careful[0, i], careful[1, i], careful[2, i]
 
 
@@ -297,17 +285,17 @@ def add_pieces(parts, s1, s2):
 
 
 @serial
-def share_piece(fast, g, task, piece, x, shift, parts):
+def share_piece(fast, layout, task, piece, x, shift, parts):
     """Sum one piece in float32."""
-    sums = zeros(fast, 3 * g[TILE]).reshape((3, g[TILE]))
+    sums = zeros(fast, 3 * layout.tile).reshape((3, layout.tile))
     _narrowed(shift, sums[2])
-    _sum_piece(g, task, piece, x, sums[2], sums, parts[0], parts[1])
+    _sum_piece(layout, task, piece, x, sums[2], sums, parts[0], parts[1])
 
 
 @serial
-def share_piece_carefully(g, task, piece, x, shift, parts):
+def share_piece_carefully(layout, task, piece, x, shift, parts):
     """Sum one piece in float64."""
-    _sum_piece(g, task, piece, x, shift, np.zeros((2, g[TILE])), parts[0], parts[1])
+    _sum_piece(layout, task, piece, x, shift, np.zeros((2, layout.tile)), parts[0], parts[1])
 
 
 # Forward.
@@ -317,19 +305,20 @@ def share_piece_carefully(g, task, piece, x, shift, parts):
 # each thread takes some; where there are few, all threads share the pieces of each: the same sums, the same
 # bits.
 #
-# Arrays are those of rows.py; `place` says which slab, and which element of weight and bias, each column of a
-# task has. `each` is None where weight and bias vary from column to column, 1 where from run to run.
+# Arguments are those of rows.py; `place` says which slab, and which element of weight and bias, each column
+# of a task has; `of` holds the columns' coefficients, a row for each. `each` is None where weight and bias
+# vary from column to column, 1 where from run to run.
 
 
 @serial
-def _merge(g, task, k, s1, s2, slab_of, stats, eps, center):
+def _merge(call, layout, task, k, s1, s2, slab_of, stats):
     """Merge columns into the statistics of their slabs, around the mean of one column of each.
 
     All columns count as much, so equal ones merge without a rounding,
     and a constant slab has exactly no variance.
     """
-    block, lo, hi = bounds(g, task)
-    base, count = in_slabs(g, block), g[RUNS1] * g[RUNS0]
+    block, lo, hi = bounds(layout, task)
+    base, count = first_slab(layout, block), layout.runs1 * layout.runs0
     first, size = slabs_of(slab_of)
     sums = np.zeros((3, size))  # around what, and the slab's sums around it
     for i in range(hi - lo):
@@ -341,102 +330,103 @@ def _merge(g, task, k, s1, s2, slab_of, stats, eps, center):
         sums[2, slab] += s2[i] - s1[i] * s1[i] / count + count * apart * apart
     for i in range(hi - lo):
         slab = slab_of[i] - first
-        finish(stats, base + first + slab, g[COUNT], sums[0, slab], sums[1, slab], sums[2, slab], eps, center)
+        around, one, two = sums[0, slab], sums[1, slab], sums[2, slab]
+        finish(stats, base + first + slab, layout.count, around, one, two, call)
 
 
 @serial
-def _write_pieces(code, each, g, task, first, last, t, of, buffer, past):
-    block, lo, hi = bounds(g, task)
-    n, room_at = hi - lo, data(buffer, 0)
-    k, p, q = data(of, 0), data(of, g[TILE]), data(of, 2 * g[TILE])
+def _write_pieces(code, each, layout, task, first, last, tensors, of, buffer, past):
+    block, lo, hi = bounds(layout, task)
+    n, space, tile = hi - lo, data(buffer, 0), layout.tile
+    affine = Affine(data(of, 0), data(of, tile), data(of, 2 * tile))
     # From the last piece to the first: what was summed last is still in the caches.
     for piece in range(last - 1, first - 1, -1):
-        start, end = runs_of(g, piece)
-        r = run_of(g, start)
+        start, end = runs_of(layout, piece)
+        run = run_of(layout, start)
         for _ in range(start, end):
-            at, to, j = in_x(g, block, r) + lo, in_out(g, block, r) + lo, in_affine(g, block, r)
-            u, v, y = ahead(t.x, at), ahead(t.residual, to), ahead(t.out, to)
-            w, b = one(each, t.w, j, k), one(each, t.bias, j, k)
-            held = loops.forward(code, n, u, v, y, room_at, past, 0, k, p, q, w, b)
-            stream(ahead(y, n - held), room_at, held)
-            r = next_run(g, r)
+            weight, bias = one(each, tensors, start_of(layout.affine, block, run), affine.shift)
+            here = forward_ahead(layout, tensors, block, run, lo, weight, bias)
+            held = loops.forward(code, n, here, space, past, 0, affine)
+            stream(ahead(here.out, n - held), space, held)
+            run = next_run(layout, run)
 
 
 @serial
-def _write(code, each, fast, g, task, first, last, t, of, is_narrow, past):
+def _write(code, each, fast, layout, task, first, last, tensors, of, is_narrow, past):
     """Write the output of some pieces of a task."""
-    buffer = room(t.out, BLOCK)
+    buffer = room(tensors.out, BLOCK)
     if fast is not None and is_narrow:
-        _write_pieces(code, each, g, task, first, last, t, narrowed(of, g[TILE]), buffer, past)
+        of32 = narrowed(of, layout.tile)
+        _write_pieces(code, each, layout, task, first, last, tensors, of32, buffer, past)
     else:
-        _write_pieces(code, each, g, task, first, last, t, of, buffer, past)
+        _write_pieces(code, each, layout, task, first, last, tensors, of, buffer, past)
     fence()
 
 
 @serial
-def prepare(each, fast, g, task, place, t, stats, of):
+def prepare(each, fast, layout, task, place, tensors, stats, of):
     """Write the coefficients of a task; return whether they are for float32."""
-    is_narrow = fast is not None and all_narrow(g, task, place[0], stats)
-    coefficients(each, g, task, place, t.w, t.bias, stats, is_narrow, of)
+    is_narrow = fast is not None and all_narrow(layout, task, place[0], stats)
+    write_affine(each, layout, task, place, tensors, stats, is_narrow, of)
     return is_narrow
 
 
 @inlined
-def _forward_task(code, each, fast, g, task, t, axes, stats, own, write, center, again, eps, past):
-    place = places(axes, *bounds(g, task)[1:])
-    if own:
-        column, sums = np.zeros((5, g[TILE])), zeros(fast, 3 * g[TILE]).reshape((3, g[TILE]))
-        shift(fast, g, task, t.x, column[0])
-        sum_task(fast, g, task, t.x, column, sums, again)
-        _merge(g, task, column[0], column[1], column[2], place[0], stats, eps, center)
-    if write:
-        of = np.zeros((3, g[TILE]))
-        is_narrow = prepare(each, fast, g, task, place, t, stats, of)
-        _write(code, each, fast, g, task, 0, pieces(g), t, of, is_narrow, past)
+def _forward_task(code, each, fast, call, layout, task, tensors, stats):
+    place, tile = places(group(call), *bounds(layout, task)[1:]), layout.tile
+    if call.own:
+        column, sums = np.zeros((5, tile)), zeros(fast, 3 * tile).reshape((3, tile))
+        shift(fast, layout, task, tensors.x, column[0])
+        sum_task(fast, layout, task, tensors.x, column, sums, call.again)
+        _merge(call, layout, task, column[0], column[1], column[2], place[0], stats)
+    if call.write:
+        of, last = np.zeros((3, tile)), pieces(layout)
+        is_narrow = prepare(each, fast, layout, task, place, tensors, stats, of)
+        _write(code, each, fast, layout, task, 0, last, tensors, of, is_narrow, call.past)
 
 
 @serial
-def _share_sum(fast, g, i, sweep, todo, x, sums, careful, parts):
+def _share_sum(fast, layout, i, sweep, todo, x, sums, careful, parts):
     """Sum one piece: in float32 at first, then in float64."""
-    task, piece = i // pieces(g), i % pieces(g)
+    task, piece = i // pieces(layout), i % pieces(layout)
     if todo[task] and sweep == 0:
-        share_piece(fast, g, task, piece, x, sums[task, 0], parts[task, piece])
+        share_piece(fast, layout, task, piece, x, sums[task, 0], parts[task, piece])
     elif todo[task]:
-        share_piece_carefully(g, task, piece, x, careful[task, 0], parts[task, piece])
+        share_piece_carefully(layout, task, piece, x, careful[task, 0], parts[task, piece])
 
 
 @serial
-def _share_merge(g, sweep, todo, parts, sums, careful):
+def _share_merge(layout, sweep, todo, parts, sums, careful):
     """Add the pieces of every task up, and set the shifts of the next sweep."""
     for task in range(len(todo)):
         if todo[task]:
             to = sums[task] if sweep == 0 else careful[task]
             add_pieces(parts[task], to[1], to[2])
         if sweep == 0:
-            todo[task] = any_doubtful(g, task, sums[task, 1], sums[task, 2])
+            todo[task] = any_doubtful(layout, task, sums[task, 1], sums[task, 2])
         if sweep < 2:
-            around(g, sweep + 1, sums[task], careful[task])
+            around(layout, sweep + 1, sums[task], careful[task])
 
 
 @serial
-def _share_start(fast, g, again, x, todo, sums, careful):
+def _share_start(fast, layout, again, x, todo, sums, careful):
     for task in range(len(todo)):
         todo[task] = 1.0
-        shift(fast, g, task, x, sums[task, 0])
+        shift(fast, layout, task, x, sums[task, 0])
         if again:
-            around(g, 1, sums[task], careful[task])
+            around(layout, 1, sums[task], careful[task])
 
 
 @serial
-def _share_finish(each, fast, g, own, again, t, axes, stats, eps, center, todo, sums, careful, of):
+def _share_finish(each, fast, call, layout, tensors, stats, todo, sums, careful, of):
     """Write statistics, and what every task is normalised with; `todo` says whether in float32."""
     for task in range(len(todo)):
-        place = places(axes, *bounds(g, task)[1:])
-        if own:
+        place = places(group(call), *bounds(layout, task)[1:])
+        if call.own:
             if todo[task]:
-                replace(fast, g, task, sums[task], careful[task], again)
-            _merge(g, task, sums[task, 0], sums[task, 1], sums[task, 2], place[0], stats, eps, center)
-        todo[task] = prepare(each, fast, g, task, place, t, stats, of[task])
+                replace(fast, layout, task, sums[task], careful[task], call.again)
+            _merge(call, layout, task, sums[task, 0], sums[task, 1], sums[task, 2], place[0], stats)
+        todo[task] = prepare(each, fast, layout, task, place, tensors, stats, of[task])
 
 
 def forward_kernel(shared, dtype, affine_dtype, code, each, fast, fused):
@@ -445,223 +435,220 @@ def forward_kernel(shared, dtype, affine_dtype, code, each, fast, fused):
     `shared`: whether all threads share every task; `fused`: None or 1, a residual.
     """
 
-    def columns_forward(phase, i, address, eps):
-        a = arguments(address)
-        g, t, stats = numbers(a), of_forward(a, dtype, affine_dtype, fused), statistics(a)
-        _forward_task(
-            code, each, fast, g, i, t, group(a), stats, a[OWN], a[WRITES], a[CENTER], a[AGAIN], eps,
-            a[PAST]
-        )  # fmt: skip
+    def columns_forward(phase, i, address):
+        call = record(address, CALL)
+        layout = record(call.layout, LAYOUT)
+        tensors, stats = of_forward(call, dtype, affine_dtype, fused), statistics(call)
+        _forward_task(code, each, fast, call, layout, i, tensors, stats)
 
-    def columns_forward_shared(phase, i, address, eps):
-        a = arguments(address)
-        g, t, stats = numbers(a), of_forward(a, dtype, affine_dtype, fused), statistics(a)
-        tasks, between = g[BLOCKS1] * g[BLOCKS0] * tiles(g), pieces(g)
-        size = tasks * g[TILE]
-        todo, sums = work(a, 0, (tasks,)), work(a, tasks, (tasks, 5, g[TILE]))
-        careful = work(a, tasks + 5 * size, (tasks, 3, g[TILE]))
-        of = work(a, tasks + 8 * size, (tasks, 3, g[TILE]))
-        parts = work(a, tasks + 11 * size, (tasks, between, 2, g[TILE]))
+    def columns_forward_shared(phase, i, address):
+        call = record(address, CALL)
+        layout = record(call.layout, LAYOUT)
+        tensors, stats = of_forward(call, dtype, affine_dtype, fused), statistics(call)
+        tasks, between, tile = layout.blocks1 * layout.blocks0 * tiles(layout), pieces(layout), layout.tile
+        size = tasks * tile
+        todo, sums = work(call, 0, (tasks,)), work(call, tasks, (tasks, 5, tile))
+        careful = work(call, tasks + 5 * size, (tasks, 3, tile))
+        of = work(call, tasks + 8 * size, (tasks, 3, tile))
+        parts = work(call, tasks + 11 * size, (tasks, between, 2, tile))
         if phase == START:
-            _share_start(fast, g, a[AGAIN], t.x, todo, sums, careful)
+            _share_start(fast, layout, call.again, tensors.x, todo, sums, careful)
         elif phase < MERGE:
-            _share_sum(fast, g, i, phase - SUM, todo, t.x, sums, careful, parts)
+            _share_sum(fast, layout, i, phase - SUM, todo, tensors.x, sums, careful, parts)
         elif phase < FINISH:
-            _share_merge(g, phase - MERGE, todo, parts, sums, careful)
+            _share_merge(layout, phase - MERGE, todo, parts, sums, careful)
         elif phase == FINISH:
-            _share_finish(
-                each, fast, g, a[OWN], a[AGAIN], t, group(a), stats, eps, a[CENTER], todo, sums,
-                careful, of
-            )  # fmt: skip
+            _share_finish(each, fast, call, layout, tensors, stats, todo, sums, careful, of)
         else:
-            task, piece = i // between, i % between
-            _write(code, each, fast, g, task, piece, piece + 1, t, of[task], todo[task] != 0, a[PAST])
+            task, piece, past = i // between, i % between, call.past
+            is_narrow = todo[task] != 0
+            _write(code, each, fast, layout, task, piece, piece + 1, tensors, of[task], is_narrow, past)
 
     return columns_forward_shared if shared else columns_forward
 
 
 # Backward: reduce, merge and apply a gradient.
 #
-# With g the gradient at the pre-activation, z = (x - mean) * rstd, and means over the slab,
+# With dp the gradient at the pre-activation, z = (x - mean) * rstd, and means over the slab,
 #
-#     dx = rstd * (w * g - c1 - c2 * z)       c1 = mean(w * g)       c2 = mean(w * g * z)
+#     dx = rstd * (weight * dp - c1 - c2 * z)     c1 = mean(weight * dp)     c2 = mean(weight * dp * z)
 
 FLUSH_BACKWARD = 16  # runs added up in float32
 
 
 @serial
-def _sum_piece_backward(code, each, g, task, piece, t, of, sums, s1, s2, cells):
-    """Write the sums of g and of g * (x - k) over the runs of a piece; weighted where w varies by run."""
-    (block, lo, hi), (first, last) = bounds(g, task), runs_of(g, piece)
-    n, r, p, q = hi - lo, run_of(g, first), data(sums, 0), data(sums, g[TILE])
-    k, a, b = data(of, 0), data(of, g[TILE]), data(of, 2 * g[TILE])
+def _sum_piece_backward(code, each, layout, task, piece, tensors, of, sums, s1, s2, cells):
+    """Write the sums of dp and of dp * (x - shift) over the runs of a piece; weighted where `each` is 1."""
+    (block, lo, hi), (first, last), tile = bounds(layout, task), runs_of(layout, piece), layout.tile
+    n, run, p, q = hi - lo, run_of(layout, first), data(sums, 0), data(sums, tile)
+    affine = Affine(data(of, 0), data(of, tile), data(of, 2 * tile))
     clear(s1)
     clear(s2)
     clear(sums)
-    for run in range(first, last):
-        at, to = in_x(g, block, r) + lo, in_out(g, block, r) + lo
-        dy, u, v = ahead(t.dy, to), ahead(t.x, at), ahead(t.residual, to)
+    for number in range(first, last):
+        weight, bias = one(each, tensors, start_of(layout.affine, block, run), affine.shift)
+        here = backward_ahead(layout, tensors, block, run, lo, weight, bias)
         if each is None:
-            loops.back_columns(code, n, dy, u, v, k, a, b, p, q)
+            loops.back_columns(code, n, here, affine, p, q)
         else:
-            j = in_affine(g, block, r)
-            w, bias = load(t.w, j, k), load(t.bias, j, k)
-            cells[0, run], cells[1, run] = loops.back_columns_weighted(
-                code, n, dy, u, v, k, a, b, w, bias, p, q
-            )  # fmt: skip
-        r = next_run(g, r)
-        if (run - first) % FLUSH_BACKWARD == FLUSH_BACKWARD - 1 or run == last - 1:
-            add(s1, sums[: g[TILE]])
-            add(s2, sums[g[TILE] :])
+            cells[0, number], cells[1, number] = loops.back_columns_weighted(code, n, here, affine, p, q)
+        run = next_run(layout, run)
+        if (number - first) % FLUSH_BACKWARD == FLUSH_BACKWARD - 1 or number == last - 1:
+            add(s1, sums[:tile])
+            add(s2, sums[tile:])
             clear(sums)
 
 
 @serial
-def _reduce(code, each, fast, g, task, first, last, t, of, is_narrow, sums, cells):
+def _reduce(code, each, fast, layout, task, first, last, tensors, of, is_narrow, sums, cells):
     """Add the sums of some pieces of a task to `sums`."""
-    s1, s2 = np.empty(g[TILE]), np.empty(g[TILE])
-    of32, sums32, wide = narrowed(of, g[TILE]), zeros(fast, 2 * g[TILE]), np.empty(2 * g[TILE])
+    tile = layout.tile
+    s1, s2 = np.empty(tile), np.empty(tile)
+    of32, sums32, wide = narrowed(of, tile), zeros(fast, 2 * tile), np.empty(2 * tile)
     for piece in range(first, last):
         if fast is not None and is_narrow:
-            _sum_piece_backward(code, each, g, task, piece, t, of32, sums32, s1, s2, cells)
+            _sum_piece_backward(code, each, layout, task, piece, tensors, of32, sums32, s1, s2, cells)
         else:
-            _sum_piece_backward(code, each, g, task, piece, t, of, wide, s1, s2, cells)
+            _sum_piece_backward(code, each, layout, task, piece, tensors, of, wide, s1, s2, cells)
         add(sums[0], s1)
         add(sums[1], s2)
 
 
 @serial
-def _around_mean(g, task, slab_of, stats, is_narrow, s1, s2):
-    """Turn the sums of g * (x - k) into those of g * z."""
-    base = in_slabs(g, bounds(g, task)[0])
+def _around_mean(layout, task, slab_of, stats, is_narrow, s1, s2):
+    """Turn the sums of dp * (x - shift) into those of dp * z."""
+    base = first_slab(layout, bounds(layout, task)[0])
     for i in range(slab_of.size):
         slab = base + slab_of[i]
         _, low = shift_of(stats, slab, is_narrow)
-        s2[i] = stats[3, slab] * (s2[i] - low * s1[i])
+        s2[i] = stats[RSTD, slab] * (s2[i] - low * s1[i])
 
 
 @serial
-def _merge_backward(each, g, task, s1, s2, place, w, stats, is_narrow, own, center, of, cells):
+def _merge_backward(each, call, layout, task, s1, s2, place, weight, stats, is_narrow, of, cells):
     """Turn the sums of columns into cells, and into the coefficients of the gradient."""
-    block, lo, hi = bounds(g, task)
-    base, start, slab_of = in_slabs(g, block), in_affine(g, block, (0, 0)), place[0]
+    block, lo, hi = bounds(layout, task)
+    base, start, slab_of = first_slab(layout, block), start_of(layout.affine, block, (0, 0)), place[0]
     first, size = slabs_of(slab_of)
-    of_g, of_gz = np.zeros(size), np.zeros(size)
-    _around_mean(g, task, slab_of, stats, is_narrow, s1, s2)
+    of_dp, of_dpz = np.zeros(size), np.zeros(size)
+    _around_mean(layout, task, slab_of, stats, is_narrow, s1, s2)
     for i in range(hi - lo):
-        weight = 1.0
+        gamma = 1.0
         if each is None:
-            weight = load(w, start + place[1, i], 0.0)
+            gamma = load(weight, start + place[1, i], 0.0)
             cells[0, lo + i] = s1[i]
             cells[1, lo + i] = s2[i]
-        of_g[slab_of[i] - first] += weight * s1[i]
-        of_gz[slab_of[i] - first] += weight * s2[i]
+        of_dp[slab_of[i] - first] += gamma * s1[i]
+        of_dpz[slab_of[i] - first] += gamma * s2[i]
     for i in range(hi - lo):
         slab = slab_of[i]
-        c1, c2 = constants(g[COUNT], of_g[slab - first], of_gz[slab - first], own, center)
+        c1, c2 = constants(layout.count, of_dp[slab - first], of_dpz[slab - first], call)
         _, low = shift_of(stats, base + slab, is_narrow)
-        of[3, i], of[4, i] = gradient(stats[3, base + slab], low, c1, c2)
+        of[3, i], of[4, i] = line_of(stats[RSTD, base + slab], low, c1, c2)
 
 
 @serial
-def _write_pieces_backward(code, each, g, task, first, last, t, of, buffers, past):
-    block, lo, hi = bounds(g, task)
-    n, here, also = hi - lo, data(buffers[0], 0), data(buffers[1], 0)
-    k, a, b = data(of, 0), data(of, g[TILE]), data(of, 2 * g[TILE])
-    d, e = data(of, 3 * g[TILE]), data(of, 4 * g[TILE])
+def _write_pieces_backward(code, each, layout, task, first, last, tensors, of, buffers, past):
+    block, lo, hi = bounds(layout, task)
+    n, one_room, also, tile = hi - lo, data(buffers[0], 0), data(buffers[1], 0), layout.tile
+    shift, scale, offset = data(of, 0), data(of, tile), data(of, 2 * tile)
+    gradient = Gradient(shift, scale, offset, data(of, 3 * tile), data(of, 4 * tile))
     # From the last piece to the first: what was summed last is still in the caches.
     for piece in range(last - 1, first - 1, -1):
-        start, end = runs_of(g, piece)
-        r = run_of(g, start)
+        start, end = runs_of(layout, piece)
+        run = run_of(layout, start)
         for _ in range(start, end):
-            at, to, j = in_x(g, block, r) + lo, in_out(g, block, r) + lo, in_affine(g, block, r)
-            dy, u, v = ahead(t.dy, to), ahead(t.x, at), ahead(t.residual, to)
-            dx, dv = ahead(t.dx, to), ahead(t.dresidual, to)
-            held = loops.backward(
-                code, n, dy, u, v, dx, dv, here, also, past, 0, k, a, b, one(each, t.w, j, k),
-                one(each, t.bias, j, k), d, e,
-            )  # fmt: skip
-            stream(ahead(dx, n - held), here, held)
-            stream(ahead(dv, n - held), also, held)
-            r = next_run(g, r)
+            weight, bias = one(each, tensors, start_of(layout.affine, block, run), shift)
+            here = backward_ahead(layout, tensors, block, run, lo, weight, bias)
+            held = loops.backward(code, n, here, one_room, also, past, 0, gradient)
+            stream(ahead(here.dx, n - held), one_room, held)
+            stream(ahead(here.dresidual, n - held), also, held)
+            run = next_run(layout, run)
 
 
 @serial
-def _write_backward(code, each, fast, g, task, first, last, t, of, is_narrow, past):
+def _write_backward(code, each, fast, layout, task, first, last, tensors, of, is_narrow, past):
     """Write the gradients of some pieces of a task."""
-    buffers = room(t.dx, BLOCK), room(t.dresidual, BLOCK)
+    buffers = room(tensors.dx, BLOCK), room(tensors.dresidual, BLOCK)
     if fast is not None and is_narrow:
-        _write_pieces_backward(code, each, g, task, first, last, t, narrowed(of, g[TILE]), buffers, past)
+        of32 = narrowed(of, layout.tile)
+        _write_pieces_backward(code, each, layout, task, first, last, tensors, of32, buffers, past)
     else:
-        _write_pieces_backward(code, each, g, task, first, last, t, of, buffers, past)
+        _write_pieces_backward(code, each, layout, task, first, last, tensors, of, buffers, past)
     fence()
 
 
 @inlined
-def _cells_of(each, g, cells, task):
-    return cells[task // tiles(g)] if each is None else cells[task]
+def _cells_of(each, layout, cells, task):
+    return cells[task // tiles(layout)] if each is None else cells[task]
 
 
 @inlined
-def _backward_task(code, each, fast, g, task, t, axes, stats, cells, own, center, write, past):
-    place = places(axes, *bounds(g, task)[1:])
-    of, sums, own_cells = np.zeros((5, g[TILE])), np.zeros((2, g[TILE])), _cells_of(each, g, cells, task)
-    is_narrow = prepare(each, fast, g, task, place, t, stats, of)
-    _reduce(code, each, fast, g, task, 0, pieces(g), t, of, is_narrow, sums, own_cells)
-    _merge_backward(
-        each, g, task, sums[0], sums[1], place, t.w, stats, is_narrow, own, center, of, own_cells
-    )  # fmt: skip
-    if write:
-        _write_backward(code, each, fast, g, task, 0, pieces(g), t, of, is_narrow, past)
+def _backward_task(code, each, fast, call, layout, task, tensors, stats, cells):
+    place, own = places(group(call), *bounds(layout, task)[1:]), _cells_of(each, layout, cells, task)
+    tile = layout.tile
+    of, sums, last = np.zeros((5, tile)), np.zeros((2, tile)), pieces(layout)
+    is_narrow = prepare(each, fast, layout, task, place, tensors, stats, of)
+    _reduce(code, each, fast, layout, task, 0, last, tensors, of, is_narrow, sums, own)
+    s1, s2, weight = sums[0], sums[1], tensors.weight
+    _merge_backward(each, call, layout, task, s1, s2, place, weight, stats, is_narrow, of, own)
+    if call.write:
+        _write_backward(code, each, fast, layout, task, 0, last, tensors, of, is_narrow, call.past)
 
 
 @serial
-def _share_sum_backward(code, each, fast, g, i, t, coefs, narrows, parts, cells):
+def _share_start_backward(each, fast, call, layout, tensors, stats, narrows, of):
+    """Write what every task is normalised with, and whether in float32."""
+    for task in range(len(of)):
+        place = places(group(call), *bounds(layout, task)[1:])
+        narrows[task] = prepare(each, fast, layout, task, place, tensors, stats, of[task])
+
+
+@serial
+def _share_sum_backward(code, each, fast, layout, i, tensors, of, narrows, parts, cells):
     """Reduce one piece."""
-    task, piece = i // pieces(g), i % pieces(g)
-    of, is_narrow, own_cells = coefs[task], narrows[task] != 0, _cells_of(each, g, cells, task)
-    _reduce(code, each, fast, g, task, piece, piece + 1, t, of, is_narrow, parts[task, piece], own_cells)
+    task, piece = i // pieces(layout), i % pieces(layout)
+    own, is_narrow, part = _cells_of(each, layout, cells, task), narrows[task] != 0, parts[task, piece]
+    _reduce(code, each, fast, layout, task, piece, piece + 1, tensors, of[task], is_narrow, part, own)
 
 
 @serial
-def _share_merge_backward(each, g, parts, axes, w, stats, own, center, coefs, narrows, cells):
+def _share_merge_backward(each, call, layout, parts, weight, stats, of, narrows, cells):
     """Add the pieces of every task up, in order, and write the rest of the coefficients."""
-    for task in range(len(coefs)):
-        sums = np.empty((2, g[TILE]))
-        add_pieces(parts[task], sums[0], sums[1])
-        _merge_backward(
-            each, g, task, sums[0], sums[1], places(axes, *bounds(g, task)[1:]), w, stats, narrows[task] != 0,
-            own, center, coefs[task], _cells_of(each, g, cells, task),
-        )  # fmt: skip
+    for task in range(len(of)):
+        s1, s2, is_narrow = np.empty(layout.tile), np.empty(layout.tile), narrows[task] != 0
+        add_pieces(parts[task], s1, s2)
+        place, own = places(group(call), *bounds(layout, task)[1:]), _cells_of(each, layout, cells, task)
+        _merge_backward(each, call, layout, task, s1, s2, place, weight, stats, is_narrow, of[task], own)
 
 
 @serial
-def _add_up(each, g, cells, axes, dweight, dbias):
+def _add_up(each, call, layout, cells, dweight, dbias):
     """Add the cells of every block or task up to the gradients of weight and bias, always in one order."""
-    place = places(axes, 0, g[RUN] if each is None else 0)[1]
+    place = places(group(call), 0, layout.run if each is None else 0)[1]
     for i in range(len(cells)):
-        block = block_of(g, i if each is None else i // tiles(g))
-        start = in_affine(g, block, (0, 0))
+        block = block_of(layout, i if each is None else i // tiles(layout))
+        start = start_of(layout.affine, block, (0, 0))
         for j in range(cells.shape[2]):
-            to = start + place[j] if each is None else in_affine(g, block, run_of(g, j))
+            to = start + place[j] if each is None else start_of(layout.affine, block, run_of(layout, j))
             dbias[to] += cells[i, 0, j]
             dweight[to] += cells[i, 1, j]
 
 
 @inlined
-def _finish(each, g, cells, a, affine_dtype):
-    dweight, dbias = np.zeros(g[AFFINE]), np.zeros(g[AFFINE])
-    _add_up(each, g, cells, group(a), dweight, dbias)
-    keep(dweight, a[DWEIGHT], affine_dtype)
-    keep(dbias, a[DBIAS], affine_dtype)
+def _finish(each, call, layout, cells, affine_dtype):
+    dweight, dbias = np.zeros(layout.parameters), np.zeros(layout.parameters)
+    _add_up(each, call, layout, cells, dweight, dbias)
+    keep(dweight, call.dweight, affine_dtype)
+    keep(dbias, call.dbias, affine_dtype)
 
 
 @inlined
-def _cells(each, g, a):
-    blocks = g[BLOCKS1] * g[BLOCKS0]
+def _cells(each, call, layout):
+    blocks = layout.blocks1 * layout.blocks0
     if each is None:
-        return cells_of(a, (blocks, 2, g[RUN]))
-    return cells_of(a, (blocks * tiles(g), 2, g[RUNS1] * g[RUNS0]))
+        return addressing.cells(call, (blocks, 2, layout.run))
+    return addressing.cells(call, (blocks * tiles(layout), 2, layout.runs1 * layout.runs0))
 
 
 def backward_kernel(shared, dtype, affine_dtype, code, each, fast, fused, inner):
@@ -671,40 +658,35 @@ def backward_kernel(shared, dtype, affine_dtype, code, each, fast, fused, inner)
     whether its gradient is written.
     """
 
-    def columns_backward(phase, i, address, eps):
-        a = arguments(address)
-        g, t, stats = numbers(a), of_backward(a, dtype, affine_dtype, fused, inner), statistics(a)
-        cells = _cells(each, g, a)
+    def columns_backward(phase, i, address):
+        call = record(address, CALL)
+        layout = record(call.layout, LAYOUT)
+        tensors, stats = of_backward(call, dtype, affine_dtype, fused, inner), statistics(call)
+        cells = _cells(each, call, layout)
         if phase == TASK:
-            _backward_task(
-                code, each, fast, g, i, t, group(a), stats, cells, a[OWN], a[CENTER], a[WRITES], a[PAST]
-            )  # fmt: skip
+            _backward_task(code, each, fast, call, layout, i, tensors, stats, cells)
         else:
-            _finish(each, g, cells, a, affine_dtype)
+            _finish(each, call, layout, cells, affine_dtype)
 
-    def columns_backward_shared(phase, i, address, eps):
-        a = arguments(address)
-        g, t, stats = numbers(a), of_backward(a, dtype, affine_dtype, fused, inner), statistics(a)
-        tasks, between = g[BLOCKS1] * g[BLOCKS0] * tiles(g), pieces(g)
-        cells = _cells(each, g, a)
-        narrows, of = work(a, 0, (tasks,)), work(a, tasks, (tasks, 5, g[TILE]))
-        parts = work(a, tasks + 5 * tasks * g[TILE], (tasks, between, 2, g[TILE]))
+    def columns_backward_shared(phase, i, address):
+        call = record(address, CALL)
+        layout = record(call.layout, LAYOUT)
+        tensors, stats = of_backward(call, dtype, affine_dtype, fused, inner), statistics(call)
+        tasks, between, tile = layout.blocks1 * layout.blocks0 * tiles(layout), pieces(layout), layout.tile
+        cells = _cells(each, call, layout)
+        narrows, of = work(call, 0, (tasks,)), work(call, tasks, (tasks, 5, tile))
+        parts = work(call, tasks + 5 * tasks * tile, (tasks, between, 2, tile))
         if phase == START:
-            for task in range(tasks):
-                place = places(group(a), *bounds(g, task)[1:])
-                narrows[task] = prepare(each, fast, g, task, place, t, stats, of[task])
+            _share_start_backward(each, fast, call, layout, tensors, stats, narrows, of)
         elif phase == SUM:
-            _share_sum_backward(code, each, fast, g, i, t, of, narrows, parts, cells)
+            _share_sum_backward(code, each, fast, layout, i, tensors, of, narrows, parts, cells)
         elif phase == FINISH:
-            _share_merge_backward(
-                each, g, parts, group(a), t.w, stats, a[OWN], a[CENTER], of, narrows, cells
-            )  # fmt: skip
+            _share_merge_backward(each, call, layout, parts, tensors.weight, stats, of, narrows, cells)
         elif phase == WRITE:
-            task, piece = i // between, i % between
-            _write_backward(
-                code, each, fast, g, task, piece, piece + 1, t, of[task], narrows[task] != 0, a[PAST]
-            )
+            task, piece, past = i // between, i % between, call.past
+            is_narrow, own = narrows[task] != 0, of[task]
+            _write_backward(code, each, fast, layout, task, piece, piece + 1, tensors, own, is_narrow, past)
         else:
-            _finish(each, g, cells, a, affine_dtype)
+            _finish(each, call, layout, cells, affine_dtype)
 
     return columns_backward_shared if shared else columns_backward

@@ -16,16 +16,18 @@ from numba.core.ccallback import CFunc
 from slabnorm.kernels.cpu import column_moments as tallying
 from slabnorm.kernels.cpu import columns, hashing, launch, rows, running_stats
 from slabnorm.kernels.cpu.activations import CODES
+from slabnorm.kernels.cpu.addressing import CALL
 from slabnorm.kernels.cpu.kernel_cache import KernelCache
 from slabnorm.kernels.cpu.llvm import compiling
 
 _STATS = types.Array(types.float64, 2, "C")
-_KERNEL = types.void(types.int64, types.int64, types.int64, types.float64)  # addressing.py
+_KERNEL = types.void(*(types.int64,) * 3)  # a phase, an index, the address of a call's record
 _WORK = types.void(types.int64)
-_TABLE, _LIST = types.Array(types.int64, 2, "C"), types.Array(types.int64, 1, "C")
+_PHASES, _TEAM = types.Array(types.int64, 2, "C"), types.Array(types.int64, 1, "C")
+_CALL = types.Array(numba.from_dtype(CALL), 1, "C")
 _ROOM = types.Array(types.float64, 1, "C")
-_ADDRESSES = (types.int64,) * 10
-_DRIVER = (types.int64, _TABLE, _LIST, types.float64, types.int64, _STATS, _ROOM, _ROOM, _LIST, *_ADDRESSES)
+_PARTS = types.int64, _PHASES, _CALL, types.int64, _STATS, _ROOM, _ROOM, _TEAM, types.float64
+_DRIVER = (*_PARTS, *(types.int64,) * 10)  # and the addresses of ten tensors
 # What stands for a dtype in an array: elements.py.
 ARRAYS = {
     torch.float32: np.float32,

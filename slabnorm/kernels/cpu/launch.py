@@ -13,23 +13,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from slabnorm.kernels.cpu.addressing import (
-    BIAS,
-    CELLS,
-    DBIAS,
-    DRESIDUAL,
-    DWEIGHT,
-    DX,
-    DY,
-    OUT,
-    RESIDUAL,
-    STATS,
-    WORK,
-    W,
-    X,
-    serial,
-)  # fmt: skip
-from slabnorm.kernels.cpu.llvm import address_of, data, pointer, read_back, write
+from slabnorm.kernels.cpu.addressing import serial
+from slabnorm.kernels.cpu.llvm import address_of, data, record
 
 # torch's own threads, for the kernels: the OpenMP library that torch has loaded, by its addresses.
 #
@@ -72,16 +57,15 @@ _I64, _I32 = ir.IntType(64), ir.IntType(32)
 
 
 @intrinsic
-def _call(context, address, phase, i, arguments, eps):
+def _run(context, kernel, phase, i, call):
     """Call a kernel."""
 
     def build(context, builder, signature, args):
-        kind = ir.FunctionType(ir.VoidType(), [_I64, _I64, _I64, ir.DoubleType()])
+        kind = ir.FunctionType(ir.VoidType(), [_I64, _I64, _I64])
         builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
         return context.get_dummy_value()
 
-    i64 = types.int64
-    return types.none(i64, i64, i64, i64, types.float64), build
+    return types.none(*(types.int64,) * 4), build
 
 
 @intrinsic
@@ -109,22 +93,27 @@ def _ask(context, address):
 
 
 @serial
-def _share(kernel, phase, n, reverse, at, eps, thread, threads):
+def _share(kernel, phase, n, reverse, call, thread, threads):
     """Call a kernel for one thread's share of the indices of a phase."""
     lo, hi = thread * n // threads, (thread + 1) * n // threads
     for i in range(lo, hi):
-        _call(kernel, phase, lo + hi - 1 - i if reverse else i, at, eps)
+        _run(kernel, phase, lo + hi - 1 - i if reverse else i, call)
+
+
+# What each thread of the pool is told: the kernel, its phase and how many indices that has, from the last to
+# the first or not, the address of the call's record, and those of the pool's functions for a thread's number
+# and size.
+_JOB = np.dtype([(name, np.int64) for name in ("kernel", "phase", "n", "reverse", "call", "number", "size")])
 
 
 def work_kernel():
     """Return `work` as plain Python, to be compiled: what each thread of the pool does."""
 
     def work(address):
-        """Do this thread's share of a phase; the argument is what `drive` has written."""
-        job, eps = pointer(address, np.int64), read_back(pointer(address, np.float64), 7)
-        thread, threads = _ask(read_back(job, 5)), _ask(read_back(job, 6))
-        kernel, phase, n = read_back(job, 0), read_back(job, 1), read_back(job, 2)
-        _share(kernel, phase, n, read_back(job, 3), read_back(job, 4), eps, thread, threads)
+        """Do this thread's share of a phase."""
+        job = record(address, _JOB)
+        thread, threads = _ask(job.number), _ask(job.size)
+        _share(job.kernel, job.phase, job.n, job.reverse, job.call, thread, threads)
 
     return work
 
@@ -133,8 +122,8 @@ def drive_kernel():
     """Return `drive` as plain Python, to be compiled."""
 
     def drive(
-        kernel, phases, plan, eps, count, stats, room, cells, team,
-        x, residual, out, w, bias, dy, dx, dresidual, dweight, dbias,
+        kernel, phases, template, count, stats, room, cells, team, eps,
+        x, residual, out, weight, bias, dy, dx, dresidual, dweight, dbias,
     ):  # fmt: skip
         """Call a kernel for every index of every phase, on `count` threads.
 
@@ -143,33 +132,25 @@ def drive_kernel():
         the reverse order: what was read last is still in the caches.
 
         `team` is the addresses of `work` and of a pool's functions.
-        `plan` is the arguments without the addresses of this call: making the whole of them in Python takes
-        two microseconds in a loop, and twenty in a training step.
+        `template` is the call's record without eps and the addresses of its tensors: making the whole of it
+        in Python takes two microseconds in a loop, and twenty in a training step.
         """
-        arguments = plan.copy()
-        at = address_of(data(arguments, 0))
-        arguments[X], arguments[RESIDUAL], arguments[OUT], arguments[W], arguments[BIAS] = (
-            x,
-            residual,
-            out,
-            w,
-            bias,
-        )
-        arguments[DY], arguments[DX], arguments[DRESIDUAL] = dy, dx, dresidual
-        arguments[DWEIGHT], arguments[DBIAS] = dweight, dbias
-        arguments[STATS] = address_of(data(stats, 0))
-        arguments[WORK] = address_of(data(room, 0))
-        arguments[CELLS] = address_of(data(cells, 0))
-        job = np.empty(8, dtype=np.int64)
-        job[0], job[4], job[5], job[6] = kernel, at, team[2], team[3]
-        write(pointer(address_of(data(job, 0)), np.float64), 7, eps)
+        records, jobs = template.copy(), np.empty(1, dtype=_JOB)
+        call, job = records[0], jobs[0]
+        call.x, call.residual, call.out, call.weight, call.bias = x, residual, out, weight, bias
+        call.dy, call.dx, call.dresidual, call.dweight, call.dbias = dy, dx, dresidual, dweight, dbias
+        call.stats, call.work = address_of(data(stats, 0)), address_of(data(room, 0))
+        call.cells, call.eps = address_of(data(cells, 0)), eps
+        at = address_of(data(records, 0))
+        job.kernel, job.call, job.number, job.size = kernel, at, team[2], team[3]
         for p in range(len(phases)):
             phase, n, reverse = phases[p, 0], phases[p, 1], phases[p, 2]
             if n == 1 or count == 1:
-                _share(kernel, phase, n, reverse, at, eps, 0, 1)
+                _share(kernel, phase, n, reverse, at, 0, 1)
             else:
-                job[1], job[2], job[3] = phase, n, reverse
-                _parallel(team[1], team[0], address_of(data(job, 0)), min(count, n))
-        return arguments[STATS]  # Numba frees an array after its last use, and an address is none
+                job.phase, job.n, job.reverse = phase, n, reverse
+                _parallel(team[1], team[0], address_of(data(jobs, 0)), min(count, n))
+        # Numba frees an array after its last use, and an address is none.
+        return len(records) + len(jobs) + len(stats) + len(room) + len(cells)
 
     return drive

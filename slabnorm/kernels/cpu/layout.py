@@ -20,7 +20,7 @@ Memory is seen as blocks, runs and columns:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import NamedTuple
 
@@ -52,28 +52,77 @@ class _Dim(NamedTuple):
         return self.slab == 0
 
 
+class Strides(NamedTuple):
+    """What one step along each of the four axes of a Layout is in one tensor: the outer and the inner axis of
+    blocks, and those of runs."""
+
+    blocks1: int
+    blocks0: int
+    runs1: int
+    runs0: int
+
+
 @dataclass(frozen=True, eq=False)
 class Layout:
     """Memory as blocks, runs and columns.
 
+    Blocks lie along two axes, an outer one and an inner one (of size 1 where there are fewer), and so do the
+    runs of a block. Kernels read all that is a number here, under the same names (`record`).
+
     Attributes:
         rows: whether a run belongs to one slab; else every element of it is a column.
         mixed: rows: weight and bias vary along a run. Columns: they vary from run to run.
-        numbers: what kernels read, in the order of NUMBERS.
         group: the axes within a run: size, and strides in statistics, and in weight and bias. The places of
             a column of block 0 there follow from its number (columns.py).
+        blocks1, blocks0, runs1, runs0: sizes of the four axes.
+        run: elements of a run.
+        x, out, affine, slab: strides in x, in the output, in weight and bias, and in statistics.
+        count: elements in a slab.
+        parameters: elements of weight and bias.
+        sample_runs, sample_run_step, samples, sample_step: which elements of a block are looked at for a
+        first
+            guess of its mean: of how many runs, how far apart, and the same within a run.
+        lanes, together: of rows: blocks in a task, and blocks swept together.
+        tile, piece: of columns: columns in a tile, and runs in a piece.
     """
 
     rows: bool
     mixed: bool
-    numbers: np.ndarray
     group: tuple[tuple[int, int, int], ...]
+    blocks1: int
+    blocks0: int
+    runs1: int
+    runs0: int
+    run: int
+    x: Strides
+    out: Strides
+    affine: Strides
+    slab: Strides
+    count: int
+    parameters: int
+    sample_runs: int
+    sample_run_step: int
+    samples: int
+    sample_step: int
+    lanes: int
+    together: int
+    tile: int
+    piece: int
 
-    @cached_property
+    @property
+    def blocks(self) -> int:
+        """The number of blocks."""
+        return self.blocks1 * self.blocks0
+
+    @property
+    def runs(self) -> int:
+        """The number of runs of a block."""
+        return self.runs1 * self.runs0
+
+    @property
     def tasks(self) -> int:
-        """Return how many tasks the blocks make."""
-        blocks, lanes, tile, run = (self[name] for name in ("blocks", "lanes", "tile", "run"))
-        return -(-blocks // lanes) if self.rows else blocks * -(-run // tile)
+        """How many tasks the blocks make."""
+        return -(-self.blocks // self.lanes) if self.rows else self.blocks * -(-self.run // self.tile)
 
     def shared(self, threads: int) -> bool:
         """Return whether all threads share every task: where the last round would leave many of them idle.
@@ -81,23 +130,16 @@ class Layout:
         Where weight and bias vary along the runs of a rows layout, each task adds up gradients of its own,
         and the number of threads has no say.
         """
-        kept: dict[int, bool] = self.__dict__.setdefault("_shared", {})
-        if threads not in kept:
-            kept[threads] = self._is_shared(threads)
-        return kept[threads]
-
-    def _is_shared(self, threads: int) -> bool:
-        runs, run, piece = (self[name] for name in ("runs", "run", "piece"))
-        parts = runs * -(-run // CHUNK) if self.rows else -(-runs // piece)
+        parts = self.runs * -(-self.run // CHUNK) if self.rows else -(-self.runs // self.piece)
         if self.rows and self.mixed:
             return self.tasks == 1 and parts > 1
         rounds = -(-self.tasks // threads)
         return self.tasks < 0.8 * rounds * threads and parts > 1
 
-    def __getitem__(self, name: str) -> int:
-        if name in ("blocks", "runs"):
-            return self[f"{name}1"] * self[f"{name}0"]
-        return int(self.numbers[NUMBERS.index(name)])
+    @cached_property
+    def record(self) -> np.ndarray:
+        """The numbers as kernels read them, at an address."""
+        return np.array([tuple(getattr(self, name) for name in LAYOUT.names or ())], LAYOUT)
 
     @cached_property
     def axes(self) -> np.ndarray:
@@ -105,16 +147,10 @@ class Layout:
         return np.array(self.group, dtype=np.int64)
 
 
-# Sizes; strides along blocks and runs in x, in the output, in weight and bias, and in statistics;
-# elements in a slab; elements of weight and bias; rows: blocks in
-# a task, and swept together; columns: columns in a tile, and runs in a piece; which elements of a block are
-# looked at for a first guess of its mean: of how many runs, how far apart, and the same within a run.
-NUMBERS = (
-    "blocks1", "blocks0", "runs1", "runs0", "run",
-    "xb1", "xb0", "xr1", "xr0", "ob1", "ob0", "or1", "or0", "ab1", "ab0", "ar1", "ar0", "sb1", "sb0",
-    "count", "affine", "lanes", "together", "tile", "piece",
-    "sample_runs", "sample_run_step", "samples", "sample_step",
-)  # fmt: skip
+_STRIDES = np.dtype([(name, np.int64) for name in Strides._fields], align=True)
+_TYPES = {"int": np.dtype(np.int64), "Strides": _STRIDES}
+_FIELDS = [(field.name, _TYPES[str(field.type)]) for field in fields(Layout) if field.type in _TYPES]
+LAYOUT = np.dtype(_FIELDS, align=True)
 
 
 def find_layout(slab: Slab, x_strides: tuple[int, ...], out_strides: tuple[int, ...]) -> Layout | None:
@@ -136,8 +172,8 @@ def _dims(slab: Slab, x_strides: tuple[int, ...], out_strides: tuple[int, ...]) 
     for axis, (start, count) in enumerate(zip(starts, parts, strict=False)):
         for part in range(start, start + count):
             within = product(slab.split[part + 1 : start + count])
-            dims.append(_Dim(slab.split[part], x_strides[axis] * within, out_strides[axis] * within,
-                             of_slab.get(part, 0), of_affine.get(part, 0)))  # fmt: skip
+            x, out = x_strides[axis] * within, out_strides[axis] * within
+            dims.append(_Dim(slab.split[part], x, out, of_slab.get(part, 0), of_affine.get(part, 0)))
     dims = [dim for dim in dims if dim.size != 1]
     return sorted(dims, key=lambda dim: -dim.out) or [_Dim(1, 1, 1, 0, 0)]
 
@@ -194,7 +230,7 @@ def _rows(slab: Slab, dims: list[_Dim]) -> Layout | None:
     if mixed:
         # A task adds up two float64 for every element of weight and bias: many rows share them.
         lanes = max(lanes, 32, -(-total // 128))
-    return _layout(slab, True, mixed, blocks, runs, [inner], lanes=lanes, together=together)
+    return _layout(slab, True, mixed, blocks, runs, [inner], (lanes, together, 1, 1))
 
 
 def _columns(slab: Slab, dims: list[_Dim]) -> Layout | None:
@@ -220,7 +256,7 @@ def _columns(slab: Slab, dims: list[_Dim]) -> Layout | None:
         return None
     tile = _tile(group, product(dim.size for dim in runs))
     piece = max(64, _CACHE // tile)
-    return _layout(slab, False, mixed, blocks, runs, group, tile=tile, piece=piece)
+    return _layout(slab, False, mixed, blocks, runs, group, (1, 1, tile, piece))
 
 
 def _tile(group: list[_Dim], runs: int) -> int:
@@ -243,7 +279,7 @@ def _layout(
     blocks: list[_Dim],
     runs: list[_Dim],
     group: list[_Dim],
-    **tuning: int,
+    tuning: tuple[int, int, int, int],
 ) -> Layout | None:
     if len(blocks) > 2 or len(runs) > 2:
         return None
@@ -254,18 +290,24 @@ def _layout(
     # Eight elements, or runs of columns, spread over the slab.
     sample_runs = min(8, r0.size) if rows else max(1, min(8, r0.size // 4))
     samples = min(8 // sample_runs, run)
-    numbers = {
-        "blocks1": b1.size, "blocks0": b0.size, "runs1": r1.size, "runs0": r0.size, "run": run,
-        "xb1": b1.x, "xb0": b0.x, "xr1": r1.x, "xr0": r0.x,
-        "ob1": b1.out, "ob0": b0.out, "or1": r1.out, "or0": r0.out,
-        "ab1": b1.affine, "ab0": b0.affine, "ar1": r1.affine, "ar0": r0.affine,
-        "sb1": b1.slab, "sb0": b0.slab,
-        "count": slab.count, "affine": product(slab.affine.shape), "lanes": 1, "together": 1, "tile": 1,
-        "piece": 1,
-        "sample_runs": sample_runs, "sample_run_step": r0.size // sample_runs,
-        "samples": samples, "sample_step": run // samples, **tuning,
-    }  # fmt: skip
     return Layout(
-        rows, mixed, np.array([numbers[name] for name in NUMBERS], dtype=np.int64),
+        rows,
+        mixed,
         tuple((dim.size, dim.slab, dim.affine) for dim in group),
-    )  # fmt: skip
+        b1.size,
+        b0.size,
+        r1.size,
+        r0.size,
+        run,
+        Strides(b1.x, b0.x, r1.x, r0.x),
+        Strides(b1.out, b0.out, r1.out, r0.out),
+        Strides(b1.affine, b0.affine, r1.affine, r0.affine),
+        Strides(b1.slab, b0.slab, r1.slab, r0.slab),
+        slab.count,
+        product(slab.affine.shape),
+        sample_runs,
+        r0.size // sample_runs,
+        samples,
+        run // samples,
+        *tuning,
+    )

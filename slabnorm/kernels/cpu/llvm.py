@@ -121,11 +121,32 @@ def pointer(context, address, dtype):
 
 
 @intrinsic
-def _ahead(context, p, n):
-    def build(context, builder, signature, args):
-        return builder.gep(args[0], [args[1]])
+def record(context, address, dtype):
+    """Turn an address into a record of a structured dtype, a compile-time constant."""
 
-    return p(p, types.int64), build
+    def build(context, builder, signature, args):
+        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+    return dtype.dtype(types.int64, dtype), build
+
+
+@intrinsic
+def ahead(context, u, n):
+    """Return memory from element n on, also within a tuple; a number, or None, as it is."""
+
+    def moved(builder, kind, value, n):
+        if isinstance(kind, types.CPointer):
+            return builder.gep(value, [n])
+        if isinstance(kind, types.BaseTuple):
+            for i, inner in enumerate(kind):
+                here = moved(builder, inner, builder.extract_value(value, i), n)
+                value = builder.insert_value(value, here, i)
+        return value
+
+    def build(context, builder, signature, args):
+        return moved(builder, signature.return_type, *args)
+
+    return u(u, types.int64), build
 
 
 @intrinsic
@@ -203,10 +224,6 @@ def fence(context):
     return types.none(), build
 
 
-def ahead(u: Any, n: Any) -> Any:
-    """Return memory from element n on; a number, or None, as it is."""
-
-
 def data(values: Any, i: Any) -> Any:
     """Return the memory of an array from element i on, or None where there is none.
 
@@ -230,13 +247,6 @@ def stream(out: Any, source: Any, n: Any) -> Any:
     """Write n elements to memory past the caches; nothing where there is none."""
 
 
-@overload(ahead)
-def _ahead_of(u, n):
-    if isinstance(u, types.CPointer):
-        return lambda u, n: _ahead(u, n)
-    return lambda u, n: u
-
-
 @intrinsic
 def _data(context, values):
     def build(context, builder, signature, args):
@@ -249,7 +259,7 @@ def _data(context, values):
 def _data_of(values, i):
     if isinstance(values, types.NoneType):
         return lambda values, i: None
-    return lambda values, i: _ahead(_data(values), i)
+    return lambda values, i: ahead(_data(values), i)
 
 
 @overload(room)
@@ -286,7 +296,7 @@ def _stream(out, source, n):
             write(out, i, read_back(source, i))
         whole = start + (n - start) // lanes * lanes
         for i in range(start, whole, lanes):
-            _stream_line(_ahead(out, i), _ahead(source, i))
+            _stream_line(ahead(out, i), ahead(source, i))
         for i in range(whole, n):
             write(out, i, read_back(source, i))
 

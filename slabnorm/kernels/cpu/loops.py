@@ -1,14 +1,15 @@
 """The innermost loops, over n elements of contiguous memory each.
 
-    z = r * (u - k) + l      p = w * z + b + residual      y = activation(p)
+    z = scale * (x - shift) + offset      p = weight * z + bias + residual      y = activation(p)
 
-Each of k, r, l, w and b is a number for all of them or memory with one for every element; w and b are None
-where r and l hold them already. That, the dtype, the activation and whether there is a residual is settled
-when a loop is compiled: one source for all. So is the arithmetic, which is that of k: float32, or float64.
+Tensors and coefficients come in named tuples (addressing.py, coefficients.py). Each coefficient, weight and
+bias is a number for all elements or memory with one for each; weight and bias are None where scale and offset
+hold them already. That, the dtype, the activation and whether there is a residual is settled when a loop is
+compiled: one source for all. So is the arithmetic, which is that of shift: float32, or float64.
 
-In float32, k is the mean rounded, and l what that has lost, times -r: u - k is exact wherever u is near the
-mean, and what float32 costs is a few units in the last place of z, whatever the offset. Sums are taken
-in float32 over at most BLOCK elements, and added up in float64.
+In float32, shift is the mean rounded, and offset what that has lost, times -scale: x - shift is exact
+wherever x is near the mean, and what float32 costs is a few units in the last place of z, whatever the
+offset. Sums are taken in float32 over at most BLOCK elements, and added up in float64.
 """
 
 from __future__ import annotations
@@ -27,201 +28,207 @@ _loop = njit(**INNER, fastmath={"reassoc", "contract"})
 
 
 @_loop
-def _sum_block(n, u, k):
-    s1, s2 = type_of(k, 0.0), type_of(k, 0.0)
+def _sum_block(n, x, shift):
+    s1, s2 = type_of(shift, 0.0), type_of(shift, 0.0)
     for i in range(n):
-        t = load(u, i, k) - k
-        s1 += t
-        s2 += t * t
+        apart = load(x, i, shift) - shift
+        s1 += apart
+        s2 += apart * apart
     return s1, s2
 
 
 @_loop
-def sum_row(n, u, k):
-    """Return the sums of u - k and of its square."""
+def sum_row(n, x, shift):
+    """Return the sums of x - shift and of its square."""
     s1, s2 = 0.0, 0.0
     for lo in range(0, n, BLOCK):
-        p, q = _sum_block(min(n - lo, BLOCK), ahead(u, lo), k)
+        p, q = _sum_block(min(n - lo, BLOCK), ahead(x, lo), shift)
         s1 += np.float64(p)
         s2 += np.float64(q)
     return s1, s2
 
 
 @_loop
-def sum_columns(n, u, k, s1, s2):
-    """Add u - k and its square to s1 and s2, element by element."""
+def sum_columns(n, x, shift, s1, s2):
+    """Add x - shift and its square to s1 and s2, element by element."""
     for i in range(n):
-        t = load(u, i, k) - at(k, i)
-        add_to(s1, i, t)
-        add_to(s2, i, t * t)
+        apart = load(x, i, shift) - at(shift, i)
+        add_to(s1, i, apart)
+        add_to(s2, i, apart * apart)
 
 
 @_loop
-def _before(residual, i, t, r, l, w, b):  # noqa: E741
-    # The pre-activation, from t = u - k.
-    return added(residual, i, plus(b, i, times(w, i, at(r, i) * t + at(l, i))))
+def _apart(tensors, i, affine):
+    return load(tensors.x, i, affine.shift) - at(affine.shift, i)
 
 
 @_loop
-def _forward_block(code, n, u, residual, out, k, r, l, w, b):  # noqa: E741
+def _before(tensors, i, apart, affine):
+    # The pre-activation, from apart = x - shift.
+    z = at(affine.scale, i) * apart + at(affine.offset, i)
+    return added(tensors.residual, i, plus(tensors.bias, i, times(tensors.weight, i, z)))
+
+
+@_loop
+def _forward_block(code, n, tensors, out, affine):
     widely(code)
     for i in range(n):
-        p = _before(residual, i, load(u, i, k) - at(k, i), r, l, w, b)
-        store(out, i, activate(code, p))
+        store(out, i, activate(code, _before(tensors, i, _apart(tensors, i, affine), affine)))
 
 
 @_loop
-def forward(code, n, u, residual, out, room, past, held, k, r, l, w, b):  # noqa: E741
-    """Write out = activation(w * z + b + residual); return how many of its last elements `room` holds back.
+def forward(code, n, tensors, buffer, past, held, affine):
+    """Write out = activation(p); return how many of its last elements `buffer` holds back.
 
-    With `past`, past the caches: a block is computed in `room`, and written from there by whole lines. What
-    does not fill one is held back for the next call, whose `out` follows on, or for `stream`; so does `room`
-    hold the last `held` elements before this `out`.
+    With `past`, past the caches: a block is computed in `buffer`, and written from there by whole lines. What
+    does not fill one is held back for the next call, whose `out` follows on, or for `stream`; so does
+    `buffer` hold the last `held` elements before this `out`.
     """
     lo = 0
     while lo < n:
-        full = to_line(ahead(out, lo - held), BLOCK) if past else n
+        full = to_line(ahead(tensors.out, lo - held), BLOCK) if past else n
         hi = min(n, lo + full - held)
-        v, to = ahead(residual, lo), ahead(room, held) if past else ahead(out, lo)
-        _forward_block(
-            code, hi - lo, ahead(u, lo), v, to, ahead(k, lo), ahead(r, lo), ahead(l, lo), ahead(w, lo),
-            ahead(b, lo),
-        )  # fmt: skip
+        here = ahead(tensors, lo)
+        out = ahead(buffer, held) if past else here.out
+        _forward_block(code, hi - lo, here, out, ahead(affine, lo))
         if past:
             held += hi - lo
             if held == full:
-                stream(ahead(out, hi - held), room, held)
+                stream(ahead(tensors.out, hi - held), buffer, held)
                 held = 0
         lo = hi
     return held
 
 
 @_loop
-def _back_block(code, n, dy, u, residual, k, r, l):  # noqa: E741
+def _through(code, tensors, i, apart, affine):
+    # The gradient at the pre-activation.
+    return load(tensors.dy, i, affine.shift) * passes(code, _before(tensors, i, apart, affine))
+
+
+@_loop
+def _back_block(code, n, tensors, affine):
     widely(code)
-    s1, s2 = type_of(k, 0.0), type_of(k, 0.0)
+    s1, s2 = type_of(affine.shift, 0.0), type_of(affine.shift, 0.0)
     for i in range(n):
-        t = load(u, i, k) - k
-        g = load(dy, i, k) * passes(code, _before(residual, i, t, r, l, None, None))
-        s1 += g
-        s2 += g * t
+        apart = _apart(tensors, i, affine)
+        dp = _through(code, tensors, i, apart, affine)
+        s1 += dp
+        s2 += dp * apart
     return s1, s2
 
 
 @_loop
-def back_row(code, n, dy, u, residual, k, r, l):  # noqa: E741
-    """Return the sums of g and of g * (u - k), with g the gradient at the pre-activation."""
+def back_row(code, n, tensors, affine):
+    """Return the sums of dp and of dp * (x - shift), with dp the gradient at the pre-activation."""
     s1, s2 = 0.0, 0.0
     for lo in range(0, n, BLOCK):
-        p, q = _back_block(
-            code, min(n - lo, BLOCK), ahead(dy, lo), ahead(u, lo), ahead(residual, lo), k, r, l
-        )  # fmt: skip
+        p, q = _back_block(code, min(n - lo, BLOCK), ahead(tensors, lo), affine)
         s1 += np.float64(p)
         s2 += np.float64(q)
     return s1, s2
 
 
 @_loop
-def _back_block_each(code, n, dy, u, residual, k, r, l, w, b, dbias, dweight):  # noqa: E741
+def _back_block_each(code, n, tensors, affine, dweight, dbias):
     widely(code)
-    s1, s2 = type_of(k, 0.0), type_of(k, 0.0)
+    s1, s2 = type_of(affine.shift, 0.0), type_of(affine.shift, 0.0)
     for i in range(n):
-        t = load(u, i, k) - at(k, i)
-        z = at(r, i) * t + at(l, i)
-        g = load(dy, i, k) * passes(code, _before(residual, i, t, r, l, w, b))
-        s1 += at(w, i) * g
-        s2 += at(w, i) * g * z
-        add_to(dbias, i, g)
-        add_to(dweight, i, g * z)
+        apart = _apart(tensors, i, affine)
+        z = at(affine.scale, i) * apart + at(affine.offset, i)
+        dp = _through(code, tensors, i, apart, affine)
+        s1 += at(tensors.weight, i) * dp
+        s2 += at(tensors.weight, i) * dp * z
+        add_to(dbias, i, dp)
+        add_to(dweight, i, dp * z)
     return s1, s2
 
 
 @_loop
-def back_row_each(code, n, dy, u, residual, k, r, l, w, b, dbias, dweight):  # noqa: E741
-    """Return the sums of w * g and of w * g * z; add g to dbias and g * z to dweight, each for itself."""
+def back_row_each(code, n, tensors, affine, dweight, dbias):
+    """Return the sums of weight * dp and of weight * dp * z; add dp to dbias and dp * z to dweight."""
     s1, s2 = 0.0, 0.0
     for lo in range(0, n, BLOCK):
-        p, q = _back_block_each(
-            code, min(n - lo, BLOCK), ahead(dy, lo), ahead(u, lo), ahead(residual, lo), k, r, l, ahead(w, lo),
-            ahead(b, lo), ahead(dbias, lo), ahead(dweight, lo),
-        )  # fmt: skip
+        here, dw, db = ahead(tensors, lo), ahead(dweight, lo), ahead(dbias, lo)
+        p, q = _back_block_each(code, min(n - lo, BLOCK), here, affine, dw, db)
         s1 += np.float64(p)
         s2 += np.float64(q)
     return s1, s2
 
 
 @_loop
-def back_columns(code, n, dy, u, residual, k, r, l, s1, s2):  # noqa: E741
-    """Add g to s1 and g * (u - k) to s2, element by element."""
+def back_columns(code, n, tensors, affine, s1, s2):
+    """Add dp to s1 and dp * (x - shift) to s2, element by element."""
     widely(code)
     for i in range(n):
-        t = load(u, i, k) - at(k, i)
-        g = load(dy, i, k) * passes(code, _before(residual, i, t, r, l, None, None))
-        add_to(s1, i, g)
-        add_to(s2, i, g * t)
+        apart = _apart(tensors, i, affine)
+        dp = _through(code, tensors, i, apart, affine)
+        add_to(s1, i, dp)
+        add_to(s2, i, dp * apart)
 
 
 @_loop
-def _back_columns_block(code, n, dy, u, residual, k, r, l, w, b, s1, s2):  # noqa: E741
+def _back_columns_block(code, n, tensors, affine, s1, s2):
     widely(code)
-    dbias, dweight = type_of(k, 0.0), type_of(k, 0.0)
+    dbias, dweight = type_of(affine.shift, 0.0), type_of(affine.shift, 0.0)
     for i in range(n):
-        t = load(u, i, k) - at(k, i)
-        g = load(dy, i, k) * passes(code, _before(residual, i, t, r, l, w, b))
-        add_to(s1, i, w * g)
-        add_to(s2, i, w * g * t)
-        dbias += g
-        dweight += g * (at(r, i) * t + at(l, i))
+        apart = _apart(tensors, i, affine)
+        dp = _through(code, tensors, i, apart, affine)
+        add_to(s1, i, tensors.weight * dp)
+        add_to(s2, i, tensors.weight * dp * apart)
+        dbias += dp
+        dweight += dp * (at(affine.scale, i) * apart + at(affine.offset, i))
     return dbias, dweight
 
 
 @_loop
-def back_columns_weighted(code, n, dy, u, residual, k, r, l, w, b, s1, s2):  # noqa: E741
-    """Add w * g to s1 and w * g * (u - k) to s2, element by element; return the sums of g and of g * z."""
+def back_columns_weighted(code, n, tensors, affine, s1, s2):
+    """Add weight * dp to s1 and weight * dp * (x - shift) to s2, by element; return the sums of dp, dp * z.
+
+    Weight and bias are numbers.
+    """
     dbias, dweight = 0.0, 0.0
     for lo in range(0, n, BLOCK):
-        p, q = _back_columns_block(
-            code, min(n - lo, BLOCK), ahead(dy, lo), ahead(u, lo), ahead(residual, lo), ahead(k, lo),
-            ahead(r, lo), ahead(l, lo), w, b, ahead(s1, lo), ahead(s2, lo),
-        )  # fmt: skip
+        here, coefficients = ahead(tensors, lo), ahead(affine, lo)
+        p, q = _back_columns_block(code, min(n - lo, BLOCK), here, coefficients, ahead(s1, lo), ahead(s2, lo))
         dbias += np.float64(p)
         dweight += np.float64(q)
     return dbias, dweight
 
 
 @_loop
-def _backward_block(code, n, dy, u, residual, dx, dresidual, k, r, l, w, b, d, e):  # noqa: E741
+def _backward_block(code, n, tensors, dx, dresidual, gradient):
     widely(code)
     for i in range(n):
-        t = load(u, i, k) - at(k, i)
-        g = load(dy, i, k) * passes(code, _before(residual, i, t, r, l, w, b))
-        store(dresidual, i, g)
-        store(dx, i, times(w, i, at(r, i) * g) + (at(d, i) * t + at(e, i)))
+        apart = _apart(tensors, i, gradient)
+        dp = _through(code, tensors, i, apart, gradient)
+        store(dresidual, i, dp)
+        line = at(gradient.slope, i) * apart + at(gradient.intercept, i)
+        store(dx, i, times(tensors.weight, i, at(gradient.scale, i) * dp) + line)
 
 
 @_loop
-def backward(code, n, dy, u, residual, dx, dresidual, room, also, past, held, k, r, l, w, b, d, e):  # noqa: E741
-    """Write dx = w * r * g + d * (u - k) + e, and g as the gradient of the residual, which may be None.
+def backward(code, n, tensors, buffer, also, past, held, gradient):
+    """Write dx = weight * scale * dp + slope * (x - shift) + intercept, and dp as the residual's gradient.
 
-    `past`, `held` and what is returned: as in forward, with room for both.
+    `past`, `held` and what is returned: as in forward, with a buffer for dx and one for the residual's
+    gradient, which may be None.
     """
     lo = 0
     while lo < n:
-        full = to_line(ahead(dx, lo - held), BLOCK) if past else n
+        full = to_line(ahead(tensors.dx, lo - held), BLOCK) if past else n
         hi = min(n, lo + full - held)
+        here = ahead(tensors, lo)
         if past:
-            to, to_also = ahead(room, held), ahead(also, held)
+            dx, dresidual = ahead(buffer, held), ahead(also, held)
         else:
-            to, to_also = ahead(dx, lo), ahead(dresidual, lo)
-        _backward_block(
-            code, hi - lo, ahead(dy, lo), ahead(u, lo), ahead(residual, lo), to, to_also, ahead(k, lo),
-            ahead(r, lo), ahead(l, lo), ahead(w, lo), ahead(b, lo), ahead(d, lo), ahead(e, lo),
-        )  # fmt: skip
+            dx, dresidual = here.dx, here.dresidual
+        _backward_block(code, hi - lo, here, dx, dresidual, ahead(gradient, lo))
         if past:
             held += hi - lo
             if held == full:
-                stream(ahead(dx, hi - held), room, held)
-                stream(ahead(dresidual, hi - held), also, held)
+                stream(ahead(tensors.dx, hi - held), buffer, held)
+                stream(ahead(tensors.dresidual, hi - held), also, held)
                 held = 0
         lo = hi
     return held

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from slabnorm.kernels.call import Call
 from slabnorm.kernels.cpu import compiled
-from slabnorm.kernels.cpu.addressing import ADD_UP, FINISH, MERGE, NAMES, START, SUM, TASK, WRITE
+from slabnorm.kernels.cpu.addressing import ADD_UP, CALL, FINISH, MERGE, START, SUM, TASK, WRITE
 from slabnorm.kernels.cpu.compiled import Kernel
 from slabnorm.kernels.cpu.launch import pool
 from slabnorm.kernels.cpu.layout import CHUNK, Layout
@@ -54,23 +54,23 @@ class Phases:
     @cached_property
     def chunks(self) -> int:
         """Return how many chunks a run of rows is summed in."""
-        return -(-self.layout["run"] // CHUNK)
+        return -(-self.layout.run // CHUNK)
 
     @cached_property
     def units(self) -> int:
         """Return what threads that share every task share: chunks of rows, pieces of columns."""
         layout = self.layout
         if layout.rows:
-            return layout["blocks"] * layout["runs"] * self.chunks
-        return layout.tasks * -(-layout["runs"] // layout["piece"])
+            return layout.blocks * layout.runs * self.chunks
+        return layout.tasks * -(-layout.runs // layout.piece)
 
     @cached_property
     def work(self) -> int:
         """Return how many float64 such threads need beside the tensors."""
         layout = self.layout
         if layout.rows:
-            return 4 * layout["blocks"] + 2 * self.units
-        return layout["tile"] * (11 * layout.tasks + 2 * self.units) + 2 * layout.tasks
+            return 4 * layout.blocks + 2 * self.units
+        return layout.tile * (11 * layout.tasks + 2 * self.units) + 2 * layout.tasks
 
     @cached_property
     def cells(self) -> int:
@@ -78,10 +78,10 @@ class Phases:
         layout = self.layout
         if layout.rows:
             if layout.mixed:
-                return layout.tasks * 2 * layout["run"]
-            differ = (layout["runs1"] if layout["ar1"] else 1) * (layout["runs0"] if layout["ar0"] else 1)
-            return 2 * layout["blocks"] * differ
-        return 2 * (layout.tasks * layout["runs"] if layout.mixed else layout["blocks"] * layout["run"])
+                return layout.tasks * 2 * layout.run
+            outer, inner = layout.affine.runs1 != 0, layout.affine.runs0 != 0
+            return 2 * layout.blocks * (layout.runs1 if outer else 1) * (layout.runs0 if inner else 1)
+        return 2 * (layout.tasks * layout.runs if layout.mixed else layout.blocks * layout.run)
 
 
 def _array(phases: list[tuple[int, int]]) -> np.ndarray:
@@ -191,13 +191,15 @@ def _plan(
     if affine != torch.float64:
         affine = torch.float32
     kernel = Kernel(layout.rows, layout.mixed, shared, x.dtype, affine, call.activation, residual, inner)
+    arguments = np.zeros(1, CALL)
     values = {
-        "numbers": layout.numbers.ctypes.data, "group": layout.axes.ctypes.data, "axes": len(layout.axes),
+        "layout": layout.record.ctypes.data, "group": layout.axes.ctypes.data, "axes": len(layout.axes),
         "slabs": slab.slabs,
         "own": call.given is None, "center": call.center, "past": _past(layout, x), **flags,
     }  # fmt: skip
-    arguments = np.array([values.get(name, 0) for name in NAMES], dtype=np.int64)
-    n = layout["affine"]
+    for name, value in values.items():
+        arguments[name] = value
+    n = layout.parameters
     ones, zeros = (constant(n, value, affine) if n <= _SMALL else None for value in (1, 0))
     return Plan(
         make(kernel), phases_of(phases, shared), arguments, threads, phases.work if shared else 0,
@@ -218,4 +220,4 @@ def _threads(slab: Slab) -> int:
 def _past(layout: Layout, out: Tensor) -> bool:
     """Return whether an output goes past the caches: it would not stay in them, nor is a run too short."""
     size = out.element_size()
-    return out.numel() * size >= _STREAM and layout["run"] * size >= 4 * LINE
+    return out.numel() * size >= _STREAM and layout.run * size >= 4 * LINE

@@ -32,12 +32,12 @@ _Axes = list[tuple[int, int]]
 
 def slab_of(layout: Layout) -> Digits | None:
     """Return how a column's slab follows from its number; None: it is its number."""
-    return _unless_same([_joined([(size, slab) for size, slab, _ in reversed(layout.group)])], layout["run"])
+    return _unless_same([_joined([(size, slab) for size, slab, _ in reversed(layout.group)])], layout.run)
 
 
 def affine_of(layout: Layout) -> Digits | None:
     """Return how a column's element of weight and bias follows from its number; None: it is its number."""
-    return _unless_same([_joined([(size, to) for size, _, to in reversed(layout.group)])], layout["run"])
+    return _unless_same([_joined([(size, to) for size, _, to in reversed(layout.group)])], layout.run)
 
 
 def members(layout: Layout) -> Digits | None:

@@ -91,17 +91,17 @@ class Tiling:
         self.layout = layout
         self.rows, self.mixed = layout.rows, layout.mixed
         self.count, self.slabs = slab.count, slab.slabs
-        self.blocks, self.runs, self.run = (layout[name] for name in ("blocks", "runs", "run"))
-        runs0, cut = layout["runs0"], _cut_of(layout)
-        along = [[layout[f"{of}{axis}"] for axis in ("b1", "b0", "r1", "r0")] for of in ("x", "o", "a")]
+        self.blocks, self.runs, self.run = layout.blocks, layout.runs, layout.run
+        runs0, cut = layout.runs0, _cut_of(layout)
+        along = [list(strides) for strides in (layout.x, layout.out, layout.affine)]
         if cut > 1:
             self.runs = runs0 = cut
             self.run //= cut
             along[0][3] = along[1][3] = self.run
         self.unit = math.gcd(8, self.run, *along[0], *along[1])
         self.x, self.out = (tuple(n // self.unit for n in strides) for strides in along[:2])
-        self.affine, self.slab = tuple(along[2]), (layout["sb1"], layout["sb0"])
-        self.sizes = self.blocks, layout["blocks0"], self.runs, runs0, self.run // self.unit
+        self.affine, self.slab = tuple(along[2]), layout.slab[:2]
+        self.sizes = self.blocks, layout.blocks0, self.runs, runs0, self.run // self.unit
         self.by_run = any(along[2][2:])
         self.slab_of = None if self.rows else addressing.slab_of(layout)
         self.affine_of = None if self.rows or self.mixed else addressing.affine_of(layout)
@@ -185,8 +185,8 @@ class Tiling:
     def places(self, *before: int) -> list[tuple[int, int]]:
         """Return sizes, and strides in weight and bias, of sums over blocks, `before`, and cells."""
         layout = self.layout
-        blocks = [(layout["blocks1"], self.affine[0]), (layout["blocks0"], self.affine[1])]
-        runs = [(layout["runs1"], self.affine[2]), (layout["runs0"], self.affine[3])]
+        blocks = [(layout.blocks1, self.affine[0]), (layout.blocks0, self.affine[1])]
+        runs = [(layout.runs1, self.affine[2]), (layout.runs0, self.affine[3])]
         cells = runs if self.rows != self.mixed else self.places_of_run
         if self.rows and not self.mixed and not self.by_run:
             cells = []
@@ -195,17 +195,17 @@ class Tiling:
 
 def fits(slab: Slab, layout: Layout) -> bool:
     """Return whether slabs, blocks, runs and places have numbers of 32 bits, and columns of four digits."""
-    if max(slab.slabs, layout["blocks"], layout["runs"]) > LONG or not _cut_of(layout):
+    if max(slab.slabs, layout.blocks, layout.runs) > LONG or not _cut_of(layout):
         return False
     return layout.rows or len(layout.group) <= addressing.MOST
 
 
 def _cut_of(layout: Layout) -> int:
     """Return into how many a run is cut that is too long; 0 if that cannot be."""
-    run = layout["run"]
+    run = layout.run
     if run <= LONG:
         return 1
-    if not layout.rows or layout.mixed or layout["runs"] > 1:
+    if not layout.rows or layout.mixed or layout.runs > 1:
         return 0
     least = -(-run // LONG)
     return next((n for n in range(least, 64 * least) if run % n == 0), 0)
