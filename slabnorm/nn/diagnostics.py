@@ -1,4 +1,4 @@
-"""Where a layer runs: its name in the model, the user's line, and whether autograd is recomputing it."""
+"""Where a layer was made and runs: the user's lines, its name in the model, and whether it is recomputed."""
 
 from __future__ import annotations
 
@@ -41,6 +41,16 @@ def user_level() -> int:
         if module.partition(".")[0] not in ("slabnorm", "torch"):
             return level
     return 1
+
+
+def user_line() -> str:
+    """Return the user's line that is running, such as `model.py, line 12`; nothing under torch.compile."""
+    if torch.compiler.is_compiling():
+        return ""
+    for frame in _frames():
+        if str(frame.f_globals.get("__name__", "")).partition(".")[0] not in ("slabnorm", "torch"):
+            return f"{frame.f_code.co_filename}, line {frame.f_lineno}"
+    return ""
 
 
 def recomputing() -> bool:

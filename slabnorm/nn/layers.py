@@ -204,8 +204,7 @@ def _check_groups(groups: Any, channels: Any) -> None:
             return
         divisors = [str(number) for number in range(1, int(channels) + 1) if channels % number == 0]
         fix = f"use one of {', '.join(divisors[:12])} groups"
-    got = f"{groups!r} groups for {channels!r} channels"
-    raise OptionError("the number of groups divides the number of channels", got, fix)
+    raise OptionError(f"{channels!r} channels cannot be divided into {groups!r} groups", "", fix)
 
 
 # Layer and RMS norm: slabs over the last axes, each a pattern over SlabNorm, drop-in for `torch.nn`.
@@ -337,6 +336,6 @@ class RMSNorm(_Trailing, nn.RMSNorm):  # type: ignore[misc]
 def _as_shape(given: object) -> tuple[int, ...]:
     shape = (given,) if isinstance(given, Integral) else given
     if not isinstance(shape, Sequence) or isinstance(shape, str) or not shape:
-        rule = "normalized_shape is a size, or the sizes of the last axes"
-        raise OptionError(rule, repr(given), "give positive integers")
+        problem = "normalized_shape must be a size, or the sizes of the last axes"
+        raise OptionError(problem, repr(given), "give positive integers")
     return tuple(shape)

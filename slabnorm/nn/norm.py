@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from slabnorm.autograd import run
-from slabnorm.errors import PatternError
+from slabnorm.errors import PatternError, ShapeError, SlabError
 from slabnorm.functional import check_eps
 from slabnorm.kernels.activations import check_activation
 from slabnorm.kernels.strides import dense, suggested
+from slabnorm.nn.diagnostics import name_of, root_of, user_line
 from slabnorm.nn.running_stats import RunningStatistics, held
 from slabnorm.notation import Pattern, parse
 from slabnorm.prepare import prepare
@@ -87,6 +88,7 @@ class SlabNorm(RunningStatistics):
     ) -> None:
         # Not super(): next come the named layers' torch.nn parents, whose arguments are others.
         nn.Module.__init__(self)
+        self._made_at = user_line()
         self.pattern = pattern if isinstance(pattern, Pattern) else parse(pattern)
         if eps is not None:
             check_eps(eps)
@@ -96,8 +98,8 @@ class SlabNorm(RunningStatistics):
         self.affine_axes = self.pattern.affine(affine)
         if affine is None and not self.affine_axes:
             raise PatternError(
-                "weight and bias vary along the axis that contains `c`",
-                f'"{self.pattern}", which has none',
+                f'"{self.pattern}" has no axis `c` for weight and bias to vary along',
+                "",
                 'name the axes, as in affine="h w", or use affine="" for no weight and bias',
             )
         shape = self.pattern.sizes_of(self.affine_axes, sizes, "weight and bias")
@@ -127,7 +129,10 @@ class SlabNorm(RunningStatistics):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Return the normalised input; with a residual, added before the activation."""
         weight, bias = held(self, "weight"), held(self, "bias")
-        call = prepare(self.pattern, self.affine_axes, self._sizes, x, weight, bias, residual)
+        try:
+            call = prepare(self.pattern, self.affine_axes, self._sizes, x, weight, bias, residual)
+        except SlabError as error:
+            raise self._misfit(error) from None
         formats = self.formats
         if formats and call.order not in formats:
             # torch's layer computes on such a copy, too: it is nothing that a namesake reads or writes more.
@@ -149,6 +154,15 @@ class SlabNorm(RunningStatistics):
         """Return the memory format of the output, of a layer whose output does not lie as its input does."""
         suggestion = suggested(x)
         return suggestion if suggestion in self.formats else torch.contiguous_format
+
+    def _misfit(self, error: SlabError) -> SlabError:
+        """Return the error of an input that does not fit, with the layer's name and the line that made it."""
+        made = getattr(self, "_made_at", "")  # a layer that was pickled by an older version has none
+        got = "; ".join(filter(None, (error.got, made and f"the layer was made at {made}")))
+        shape = isinstance(error, ShapeError)
+        fix = "make the layer for inputs of this shape, or mend what comes before it" if shape else error.fix
+        name = name_of(self, root_of(self))
+        return type(error)(f"{name} cannot normalise its input: {error.problem}", got, fix)
 
     def extra_repr(self) -> str:
         """Return the arguments with which the layer can be made again, device and dtype aside."""

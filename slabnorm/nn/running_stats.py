@@ -61,9 +61,9 @@ class RunningStatistics(nn.Module):
     ) -> None:
         if momentum is not None and not (isinstance(momentum, Real) and 0 <= momentum <= 1):
             raise OptionError(
-                "momentum is the weight of the new batch, from 0 to 1, or None for the average of all",
+                "momentum must be a number from 0 to 1, or None",
                 repr(momentum),
-                "0.1 is the usual one (some libraries call that 0.9)",
+                "it is the weight of the new batch: 0.1 is the usual one (some libraries call that 0.9)",
             )
         self.momentum = momentum
         self.track_running_stats = shape is not None
@@ -263,8 +263,8 @@ def _check_loaded(state_dict: dict[str, Any], prefix: str) -> None:
         if bool(bad.any()):
             first = values[bad][0].item()
             raise StatisticsError(
-                "running statistics are finite, and a variance is not negative",
-                f"{prefix}{name} with {int(bad.sum())} bad values, the first {first}",
+                f"The checkpoint's running statistics are damaged: {prefix}{name}",
+                f"{int(bad.sum())} values are not finite or, of a variance, negative; the first is {first}",
                 "the checkpoint is damaged or the run had diverged: use an earlier one, or recompute them",
             )
 

@@ -55,7 +55,7 @@ def accelerate(model: nn.Module, *, verify: Any = None, always: bool = False) ->
     >>> sn.restore(model)
     """
     if not isinstance(model, nn.Module):
-        raise ModelError("accelerate takes a torch.nn.Module", type(model).__name__, "give it the model")
+        raise ModelError("accelerate() needs a torch.nn.Module", type(model).__name__, "give it the model")
     plan = _Plan(walk(model))
     report = plan.report(verify is not None, always)
     if verify is not None:

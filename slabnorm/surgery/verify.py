@@ -117,7 +117,7 @@ def _results(
             return step(False)
     except Exception as error:
         raise ModelError(
-            "the model can be copied and runs on the batch given as verify=",
+            "The model could not be copied, or did not run on the batch given as verify=",
             f"{type(error).__name__}: {error}",
             "give a tensor, a tuple of positional or a dict of keyword arguments",
         ) from error
@@ -228,7 +228,7 @@ def _errors(x: Tensor, truth: Tensor) -> Tensor:
 
 def _differs(what: str, got: str) -> VerificationError:
     return VerificationError(
-        "an accelerated model computes what the model computes",
+        "The accelerated model does not compute what the model computes",
         f"{what} {got}",
         "the model is unchanged; please report it, with the model's forward",
     )

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import pickle
+import re
+import sys
 import warnings
 from collections.abc import Callable
 
@@ -12,7 +15,14 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import slabnorm as sn
-from slabnorm.errors import ModeWarning, OptionError, ShapeError, StatisticsError, StatisticsWarning
+from slabnorm.errors import (
+    DtypeError,
+    ModeWarning,
+    OptionError,
+    ShapeError,
+    StatisticsError,
+    StatisticsWarning,
+)
 from tests.cases import draw
 from tests.nn.trained import same, state, trained
 
@@ -316,3 +326,18 @@ def test_a_forward_in_a_backward_counts_and_a_recomputation_does_not(where: str)
     plain(X)
     assert layer.num_batches_tracked == 1
     assert same(state(layer), state(plain))
+
+
+def test_an_input_that_does_not_fit_is_told_with_the_layer_and_the_line_that_made_it() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), sn.BatchNorm(64))
+    made = sys._getframe().f_lineno - 1
+    with pytest.raises(ShapeError) as caught:
+        model(torch.randn(2, 3, 4, 4))
+    assert caught.value.problem.startswith("1 (BatchNorm) cannot normalise its input")
+    assert {"3", "64"} <= set(re.findall(r"\d+", caught.value.problem))
+    assert caught.value.got.endswith(f"the layer was made at {__file__}, line {made}")
+    copied = pickle.loads(pickle.dumps(model))
+    with pytest.raises(ShapeError, match=f"{re.escape(__file__)}, line {made}"):
+        copied(torch.randn(2, 3, 4, 4))
+    with pytest.raises(DtypeError, match="LayerNorm cannot"):
+        sn.LayerNorm(4)(torch.ones(2, 4, dtype=torch.int64))
