@@ -7,8 +7,8 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
-from math import isfinite, isinf, prod
-from typing import Any, NoReturn, Protocol
+from math import prod
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import numpy as np
 import torch
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from slabnorm.errors import DataError, OptionError, StatisticsError
 from slabnorm.inputs.audit_counts import BesideCounter, Reference, SamplePlace
-from slabnorm.inputs.column_moments import Sums, hash_part, joined
 from slabnorm.inputs.features import Features, Grid, as_numpy, flat
 from slabnorm.inputs.quantile_sample import Sample, Sampler, most
 from slabnorm.inputs.schemes import first_features
@@ -36,6 +35,9 @@ from slabnorm.inputs.weighted_moments import check_weights, weighted_features
 from slabnorm.mergeable_moments import Moments
 from slabnorm.notation import parse
 from slabnorm.slab import Slab, plan
+
+if TYPE_CHECKING:
+    from slabnorm.inputs.kernels.column_moments import ColumnMoments
 
 # Many shards as one task, so that a fit hands out, commits and merges no more of them than it can.
 #
@@ -120,6 +122,13 @@ def check_policy(nan: str) -> None:
         raise OptionError(
             'nan is "raise" or "omit"', repr(nan), '"omit" leaves NaN out, feature by feature, and counts it'
         )
+
+
+def refuse(values: np.ndarray, nan: str, where: Where) -> NoReturn:
+    """Raise what is wrong with a block whose sums are not what the policy takes."""
+    if values.dtype.kind == "f":
+        refuse_floats(values, nan, where)
+    refuse_integers(values, where)
 
 
 def refuse_floats(values: np.ndarray, nan: str, where: Where) -> NoReturn:
@@ -316,7 +325,7 @@ class Counter:
         self._counting, self._name, self._first = counting, name, first
         self._features = counting.features()
         self._grids: dict[tuple[int, ...], Grid | None] = {}
-        self._sums: Sums | None = None
+        self._sums: ColumnMoments | None = None
         self._other: Moments | None = None  # of blocks that have no grid
         self._nan = torch.zeros(self._features.shape, dtype=torch.int64)
         self._collector, self._samples = Collector(counting.sketch, bounds), 0
@@ -344,7 +353,9 @@ class Counter:
         else:
             self._grid = grid
             if self._sums is None:
-                self._sums = Sums(line.dtype, grid.features)
+                from slabnorm.inputs.kernels.column_moments import ColumnMoments  # loads Numba
+
+                self._sums = ColumnMoments(line.dtype, grid.features)
             self._sums.add(line, grid.run)
             self._check(values, self._sums)
         if self._counting.sample:
@@ -353,7 +364,9 @@ class Counter:
         if self._counting.sketch and len(values):
             length = line.size // len(values)
             hashes = self._collector.begin(len(values), length)
-            hash_part(line, length, 0, hashes)
+            from slabnorm.inputs.kernels.hashing import add_values
+
+            add_values(line, length, 0, hashes)
             self._collector.finish(hashes)
             if self._beside is not None:
                 self._beside.add(values, hashes)
@@ -389,14 +402,9 @@ class Counter:
     def _slab(self, sample: tuple[int, ...], count: int) -> Slab:
         return plan(parse(self._counting.pattern), (), (count, *sample), self._counting.sizes)
 
-    def _check(self, values: np.ndarray, sums: Sums) -> None:
-        low, high = sums.extremes
-        if values.dtype.kind == "f":
-            infinite = bool(low.min() == -np.inf or high.max() == np.inf)
-            if infinite or not sums.finite or (self._counting.nan == "raise" and sums.nan.any()):
-                refuse_floats(values, self._counting.nan, self._where())
-        elif values.dtype.itemsize == 8 and (high.max() >= EXACT or low.min() <= -EXACT):
-            refuse_integers(values, self._where())
+    def _check(self, values: np.ndarray, sums: ColumnMoments) -> None:
+        if sums.hold_refusable(self._counting.nan == "omit"):
+            refuse(values, self._counting.nan, self._where())
 
     def _where(self) -> Where:
         return Where(self._name, self._first + self._samples, self._features)
@@ -448,8 +456,8 @@ class ColumnCounter:
         bounds = bounds or Bounds()
         self._counting, self._name, self._first = counting, name, first
         self._names = counting.schema.names
-        self._sums: list[Sums] = []
-        self._first_of: dict[np.dtype, Sums] = {}  # whose working memory the others of this dtype share
+        self._sums: list[ColumnMoments] = []
+        self._first_of: dict[np.dtype, ColumnMoments] = {}  # share its working memory
         self._null = np.zeros(len(self._names), np.int64)
         self._collector, self._samples = Collector(counting.sketch, bounds), 0
         self._features = counting.features()
@@ -476,7 +484,9 @@ class ColumnCounter:
         moments, columns = Moments.empty(shape), len(self._names)
         nan = np.array([int(sums.nan[0]) for sums in self._sums] or [0] * columns)
         if self._sums:
-            moments = _pooled(joined(self._sums), self._features_of_columns(), shape)
+            from slabnorm.inputs.kernels.column_moments import concatenate_moments
+
+            moments = _pooled(concatenate_moments(self._sums), self._features_of_columns(), shape)
         return Tally(
             self._samples,
             moments,
@@ -490,19 +500,22 @@ class ColumnCounter:
         )
 
     def _count(self, block: Columns) -> None:
+        from slabnorm.inputs.kernels.column_moments import ColumnMoments
+        from slabnorm.inputs.kernels.hashing import add_values
+
         hashes = self._collector.begin(len(block), len(self._names))
         for at, (array, missing) in enumerate(zip(block.arrays, block.missing, strict=True)):
             values = _plain(array)
             if at == len(self._sums):
                 like = self._first_of.get(values.dtype)
-                self._sums.append(Sums(values.dtype, 1, like))
+                self._sums.append(ColumnMoments(values.dtype, 1, like))
                 self._first_of.setdefault(values.dtype, self._sums[-1])
             there = values if missing is None else values[~missing]
             self._sums[at].add(there)
             self._null[at] += len(values) - len(there)
             self._check(at, values, missing)
             if self._counting.sketch:
-                hash_part(values if missing is None else _with_nan(values, missing), 1, at, hashes)
+                add_values(values if missing is None else _with_nan(values, missing), 1, at, hashes)
         if self._counting.sample:
             self._draw(block)
         if self._counting.sketch:
@@ -521,18 +534,12 @@ class ColumnCounter:
 
     def _check(self, at: int, values: np.ndarray, missing: np.ndarray | None) -> None:
         """Raise what is wrong with a column, of which only the sums so far are looked at."""
-        sums, strict = self._sums[at], self._counting.nan == "raise"
-        low, high = sums.extremes[0, 0], sums.extremes[1, 0]
+        strict = self._counting.nan == "raise"
         where = Where(self._name, self._first + self._samples, Cells((self._names[at],)))
         if strict and missing is not None and missing.any():
             refuse_null(where, missing)
-        if values.dtype.kind == "f":
-            # Without any value the extremes are infinite, and mean nothing.
-            infinite = not isfinite(sums.mean) or (low <= high and (isinf(low) or isinf(high)))
-            if infinite or (strict and sums.nan[0]):
-                refuse_floats(_filled(values, missing), self._counting.nan, where)
-        elif values.dtype.name in WIDE and low <= high and (int(high) >= EXACT or int(low) <= -EXACT):
-            refuse_integers(_filled(values, missing), where)
+        if self._sums[at].hold_refusable(not strict):
+            refuse(_filled(values, missing), self._counting.nan, where)
 
     def _features_of_columns(self) -> np.ndarray:
         """Return of which feature each column is: "n c -> c" has a feature for each, "n c ->" one for all."""
@@ -672,7 +679,9 @@ class WeightedCounter:
         if self._counting.sketch:
             line = flat(values, self._counting.order or tuple(range(values.ndim - 1)))
             hashes = self._collector.begin(len(values), line.size // len(values))
-            hash_part(line, line.size // len(values), 0, hashes)
+            from slabnorm.inputs.kernels.hashing import add_values
+
+            add_values(line, line.size // len(values), 0, hashes)
             self._collector.finish(hashes)
         self._samples += len(values)
 

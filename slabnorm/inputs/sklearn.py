@@ -14,7 +14,6 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from slabnorm.errors import DataError, DtypeError, OptionError, ShapeError, StatisticsError
 from slabnorm.inputs.accumulator import check_left
 from slabnorm.inputs.array_scaling import Scaling, column
-from slabnorm.inputs.column_moments import Sums
 from slabnorm.inputs.data_warnings import warn_of
 from slabnorm.inputs.exports.checks import check_numbers
 from slabnorm.inputs.normalizer import InputNorm
@@ -293,7 +292,9 @@ def table_moments(table: Array, sample_weight: Any = None) -> tuple[Moments, Arr
     """
     if sample_weight is not None:
         return weighted(table, _weights(sample_weight, len(table)))
-    sums = Sums(table.dtype, table.shape[1])
+    from slabnorm.inputs.kernels.column_moments import ColumnMoments  # loads Numba
+
+    sums = ColumnMoments(table.dtype, table.shape[1])
     if table.flags.f_contiguous:
         sums.add(table.T.reshape(-1), run=len(table))  # a column is a run
     else:
