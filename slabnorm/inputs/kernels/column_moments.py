@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from math import isfinite
 from typing import Any
 
 import numba
@@ -36,6 +37,7 @@ class ColumnMoments:
         self.dtype, self.features = dtype, features
         # A name of a dtype takes NumPy 25 us, more than all the rest of a column of a few rows.
         self._exact: bool = like._exact if like else dtype.name in EXACT_DTYPES
+        self._narrow = dtype.kind != "f" and dtype.itemsize < 8  # integers, all of which float64 holds
         self._add: Callable[..., Any] = like._add if like else _compiled(dtype.name)
         wide = np.int64 if self._exact else np.float64
         self._state = np.zeros((2 if self._exact else 4, features), wide)
@@ -60,16 +62,18 @@ class ColumnMoments:
         """Whether what was added holds infinity, an integer that float64 skips, or NaN without `nan`; or
         whether the sum of its values overflows float64.
         """
-        # One feature, a column of a table, is looked at without NumPy's reductions, which take 10 us.
-        single = self.features == 1
-        low = self._extremes[0, 0] if single else self._extremes[0].min()
-        high = self._extremes[1, 0] if single else self._extremes[1].max()
+        if self._narrow:
+            return False
+        low, high = self._extremes
+        if self.features == 1:  # a column of a table: NumPy's reductions take 10 us
+            least, most, missing = float(low[0]), float(high[0]), self._counts[1, 0] > 0
+            finite = isfinite(self._state[0, 0])
+        else:
+            least, most, missing = float(low.min()), float(high.max()), self._counts[1].any()
+            finite = bool(np.isfinite(self._state[0]).all())
         if self.dtype.kind != "f":
-            wide = self.dtype.itemsize == 8
-            return wide and bool(high >= EXACT_INTEGERS or low <= -EXACT_INTEGERS)
-        means = self._state[0, 0] if single else self._state[0]
-        finite = low != -np.inf and high != np.inf and bool(np.isfinite(means).all())
-        return not finite or (not nan and bool(self.nan.any()))
+            return most >= EXACT_INTEGERS or least <= -EXACT_INTEGERS
+        return not finite or least == -np.inf or most == np.inf or bool(missing and not nan)
 
     def moments(self) -> Moments:
         """Return the Moments so far, one per feature, in memory's order."""
