@@ -30,7 +30,7 @@ from benchmarks.machine import machine
 from slabnorm.inputs.engines.local import cores
 from slabnorm.inputs.fitting import Opened, count_shard
 from slabnorm.inputs.ledger import Ledger
-from slabnorm.inputs.shard_statistics import Tally, Tree
+from slabnorm.inputs.shard_statistics import Tally, TallyTree
 from slabnorm.inputs.sources import open_source
 from slabnorm.inputs.sources.memory import ArrayShard
 
@@ -159,7 +159,7 @@ def task() -> float:
         shard = ArrayShard(number, f"part {number}", "mark", first=128 * number, samples=128, array=x)
         found.append((shard, count_shard(shard, counting).to_bytes()))
     with tempfile.TemporaryDirectory() as folder:
-        ledger, tree = Ledger(Path(folder) / "ledger", {}, False), Tree()
+        ledger, tree = Ledger(Path(folder) / "ledger", {}, False), TallyTree()
         start = time.perf_counter()
         for shard, content in found:
             tally = Tally.from_bytes(content)

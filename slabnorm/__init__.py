@@ -10,7 +10,6 @@ if interrupt.started_as_command():
 
 from slabnorm._version import __version__ as __version__
 from slabnorm.errors import SlabError, SlabWarning
-from slabnorm.extras import extra
 
 if TYPE_CHECKING:
     from slabnorm.functional import moments, normalize
@@ -68,8 +67,6 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"slabnorm.{name}")
     if name not in _ROOM_OF:
         raise AttributeError(f"module 'slabnorm' has no attribute {name!r}")
-    if name == "SlabScaler":
-        extra("sklearn", "SlabScaler", "scikit-learn")
     found = globals()[name] = getattr(importlib.import_module(_ROOM_OF[name]), name)
     return found
 

@@ -141,6 +141,24 @@ def test_kernels_of_other_sources_have_files_of_their_own(folder: Path, tmp_path
     assert loads(ours)
 
 
+def test_sources_are_those_of_a_package_or_of_some_of_its_modules(tmp_path, monkeypatch) -> None:
+    package = tmp_path / "kernels_of_a_test"
+    package.mkdir()
+    for name in ("__init__", "norms", "compiler"):
+        (package / f"{name}.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    digests = lambda: [kernel_cache.digest_sources(package.name, *of) for of in ((), ("compiler",))]  # noqa: E731
+    before = digests()
+    (package / "norms.py").write_text("x = 1")
+    changed = digests()
+    assert changed[0] != before[0]
+    assert changed[1] == before[1]
+    (package / "compiler.py").write_text("x = 1")
+    assert digests()[1] != before[1]
+    names = {KernelCache("sum", sources).name for sources in ("", *before)}
+    assert len(names) == 3
+
+
 @contextmanager
 def small_files_only() -> Iterator[None]:
     import resource

@@ -1,8 +1,11 @@
-"""Where fitted values lie in a tensor: a pattern and the shape of one sample, worked out once."""
+"""Where fitted values lie in a tensor: a pattern and the shape of one sample, worked out once.
+
+Forward runs inside `torch.compile` and `torch.export`, which follow plain tuples of integers and little else;
+so everything that needs the pattern is decided here, beforehand.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -14,11 +17,6 @@ from torch import Tensor
 from slabnorm.errors import PatternError, ShapeError
 from slabnorm.notation import ELLIPSIS, Pattern
 from slabnorm.slab import Slab, plan
-
-# Where fitted values lie in a tensor: a pattern and the shape of one sample, worked out once.
-#
-# Forward runs inside `torch.compile` and `torch.export`, which follow plain tuples of integers and
-# little else; so everything that needs the pattern is decided here, beforehand.
 
 
 @dataclass(frozen=True)
@@ -80,8 +78,8 @@ class Features:
             holds = any(part in kept for part in parts)
             if holds and dim > 0 and sample[dim - 1] is None:
                 raise PatternError(
-                    "an axis that keeps statistics has one size in all samples",
-                    f'"{pattern}" for samples whose axis {dim} differs in size',
+                    f'"{pattern}" keeps axis {dim} of the samples, whose size differs',
+                    "",
                     "pool that axis, or bring all samples to one size first",
                 )
             fixed.append(shape[dim] if holds else None)
@@ -91,10 +89,8 @@ class Features:
         opened = tuple(split[dim] for dim in kept)
         order = tuple(sorted(range(len(kept)), key=kept.__getitem__))
         before, after = tuple(fixed[:start]), tuple(fixed[stop:])
-        return cls(
-            pattern, slab.kept.shape, tuple(sample), before, after, any_rank,
-            opened, order, tuple(ones), tuple(full),
-        )  # fmt: skip
+        spread = opened, order, tuple(ones), tuple(full)
+        return cls(pattern, slab.kept.shape, tuple(sample), before, after, any_rank, *spread)
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Raise ShapeError unless a batch of this shape has these features."""
@@ -105,10 +101,10 @@ class Features:
             fits = _match(shape[: len(self.before)], self.before) and _match(shape[end:], self.after)
         if not fits:
             middle = ["..."] if self.any_rank else []
-            takes = [*map(_size, self.before), *middle, *map(_size, self.after)]
+            sizes = [*map(_size, self.before), *middle, *map(_size, self.after)]
             raise ShapeError(
-                f'this InputNorm was fitted with "{self.pattern}" on samples of shape {self.sample}',
-                f"a batch of shape {tuple(shape)}; it takes ({', '.join(takes)})",
+                f"A batch of shape {tuple(shape)} for an InputNorm that takes ({', '.join(sizes)})",
+                f'it was fitted with "{self.pattern}" on samples of shape {self.sample}',
                 "give a batch of such samples, first axis the samples: x[None] for a single one",
             )
 
@@ -157,20 +153,20 @@ def _check_sample_axis(pattern: Pattern, shape: tuple[int, ...]) -> None:
     item = pattern.sample
     if not pattern.pools_samples:
         raise PatternError(
-            "fitted statistics pool the samples: a new sample has none of its own to look up",
-            f'"{pattern}", which keeps the sample axis {item[0]!r} on the right',
+            f'"{pattern}" keeps the sample axis {item[0]!r}, which fitted statistics must pool',
+            "a new sample has no statistics of its own",
             f"leave {item[0]!r} out on the right, or normalise within the network, as by slabnorm.SlabNorm",
         )
     if len(item) > 1:
         raise PatternError(
-            "the sample axis of a fit is not split: data arrive in pieces of any length",
-            f'"{pattern}"',
+            f'"{pattern}" splits the sample axis, but data arrive in pieces of any length',
+            "",
             "name the first axis alone, as `n`; reshape the data where it holds two things",
         )
     if item == (ELLIPSIS,) and len(shape) < len(pattern.left):
         raise PatternError(
-            "the first axis of the data is the samples, and is pooled",
-            f'"{pattern}" for samples of shape {shape[1:]}, where `...` stands for no axis',
+            f'"{pattern}" has no sample axis: `...` stands for no axis of this data',
+            f"samples of shape {shape[1:]}",
             "name the sample axis, as in `n c -> c`",
         )
 
@@ -179,7 +175,7 @@ def _check_sample_axis(pattern: Pattern, shape: tuple[int, ...]) -> None:
 
 
 @dataclass(frozen=True)
-class Grid:
+class FeatureLayout:
     """How memory holds the features of a sample.
 
     Attributes:
@@ -195,8 +191,8 @@ class Grid:
     @classmethod
     def of(
         cls, pattern: Pattern, sample: Sequence[int], sizes: tuple[tuple[str, int], ...], order: Sequence[int]
-    ) -> Grid | None:
-        """Return the grid of samples whose axes memory holds in this order; None where there is none."""
+    ) -> FeatureLayout | None:
+        """Return the layout of samples whose axes memory holds in this order; None where there is none."""
         slab = plan(pattern, (), (1, *sample), sizes)
         axes = _memory_axes(slab, pattern, len(sample) + 1, order)
         if axes is None:
@@ -209,10 +205,8 @@ class Grid:
         if not kept:  # one feature: everything is its run
             first = last = 0
         size = [slab.split[axis] for axis in axes]
-        return cls(
-            math.prod(size[:first]), math.prod(size[first:last]), math.prod(size[last:]), slab,
-            tuple(axes[first:last]),
-        )  # fmt: skip
+        rows, features, run = prod(size[:first]), prod(size[first:last]), prod(size[last:])
+        return cls(rows, features, run, slab, tuple(axes[first:last]))
 
     def gather(self, values: np.ndarray) -> Tensor:
         """Return a copy of values in memory's order as the tensor that the pattern's right side says."""
@@ -223,7 +217,7 @@ class Grid:
         return torch.from_numpy(opened.transpose(order).reshape(kept.shape).copy())
 
 
-def flat(block: np.ndarray, order: Sequence[int]) -> np.ndarray:
+def flatten_samples(block: np.ndarray, order: Sequence[int]) -> np.ndarray:
     """Return a block's values in a row, each sample's axes in this order; a view where memory is so."""
     inside = (0, *(axis + 1 for axis in order))
     values = np.ascontiguousarray(block.transpose(inside)).reshape(-1)

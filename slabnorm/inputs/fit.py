@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from slabnorm.errors import OptionError
-from slabnorm.inputs.accumulator import Counting, check_left, check_policy, check_present
+from slabnorm.inputs.accumulator import Counting, check_policy, check_quantile_sample, check_values_left
 from slabnorm.inputs.data_warnings import warn_of, warn_of_flags
 from slabnorm.inputs.features import kept_axes
 from slabnorm.inputs.fitting import Effort, Opened, Progress
@@ -23,7 +23,7 @@ from slabnorm.inputs.ledger import Ledger
 from slabnorm.inputs.normalizer import InputNorm
 from slabnorm.inputs.outputs import check_apart, paths_of
 from slabnorm.inputs.plain_tensors import plain_tensors
-from slabnorm.inputs.quantile_sample import SIZE as SAMPLE
+from slabnorm.inputs.quantile_sample import SIZE as POSITIONS
 from slabnorm.inputs.record import Record
 from slabnorm.inputs.schemes import Scheme, resolve
 from slabnorm.inputs.shard_statistics import Tally
@@ -176,14 +176,14 @@ def fit(
     with plain_tensors():
         record.features()  # which finds what is wrong with the pattern, before anything is read
     counting = opened.counting(
-        chosen.text, record.sizes, nan=nan, skip_bad=skip_bad, sample=SAMPLE if scheme.ranks else 0,
+        chosen.text, record.sizes, nan=nan, skip_bad=skip_bad, positions=POSITIONS if scheme.ranks else 0,
         weights=given,
     )  # fmt: skip
     tally = opened.count(counting, effort)
     with plain_tensors():
         shape = tally.moments.shape
         names = schema.names if shape == (len(schema.names),) else ()  # pooled, columns have no names
-        check_left(tally.moments, source.name, names)
+        check_values_left(tally.moments, source.name, names)
         found = replace(
             record, samples=tally.samples, names=names, reader=source.reader,
             skipped=len(tally.skipped),
@@ -191,7 +191,7 @@ def fit(
             positions=_positions(tally, counting), content=f"{tally.content:016x}",
             weights=_kind_of_weights(tally, counting),
         )  # fmt: skip
-        check_present(tally.sample, source.name, names)
+        check_quantile_sample(tally.quantile_sample, source.name, names)
         quantiles = _quantiles(scheme, tally, found.weights)
         norm = InputNorm(found, tally.moments, tally.nan, tally.null, quantiles)
         norm.sketch, norm.skipped, norm.origin = tally.sketch, tally.skipped, origin
@@ -203,9 +203,9 @@ def _quantiles(scheme: Scheme, tally: Tally, weights: str) -> Tensor:
     """Return the quantiles that a scheme reads, a row per rank."""
     rows = np.empty((0, 1))
     if scheme.ranks and weights:
-        rows = tally.sample.weighted_quantiles(scheme.ranks, weights == "whole")
+        rows = tally.quantile_sample.weighted_quantiles(scheme.ranks, weights == "whole")
     elif scheme.ranks:
-        rows = tally.sample.quantiles(scheme.ranks)
+        rows = tally.quantile_sample.quantiles(scheme.ranks)
     return torch.from_numpy(rows).reshape(len(scheme.ranks), *tally.moments.shape)
 
 
@@ -219,11 +219,14 @@ def _positions(tally: Tally, counting: Counting) -> int:
     """Return what a sample of positions is worth: fewer than there are, of weights that differ, and where
     values are missing.
     """
-    drawn = len(tally.sample.keys)
+    drawn = len(tally.quantile_sample.keys)
     every = tally.samples * counting.schema.values // max(1, tally.moments.mean.numel())
     if not drawn or drawn >= every:
         return drawn
-    return min(tally.sample.present, tally.sample.effective if counting.weights is not None else drawn)
+    return min(
+        tally.quantile_sample.present,
+        tally.quantile_sample.effective if counting.weights is not None else drawn,
+    )
 
 
 def _path(ledger: Any) -> Path | None:

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from slabnorm.errors import DataError, OptionError
-from slabnorm.inputs.accumulator import Counting, chunks, counter_of, grouped
+from slabnorm.inputs.accumulator import TABLE_ROWS, Accumulator, Counting, chunks, group_shards
 from slabnorm.inputs.engines import local
 from slabnorm.inputs.ledger import Ledger
-from slabnorm.inputs.quantile_sample import likely_bound, most
-from slabnorm.inputs.shard_statistics import Tally, Tree
+from slabnorm.inputs.quantile_sample import likely_bound, positions_of
+from slabnorm.inputs.shard_statistics import Tally, TallyTree
 from slabnorm.inputs.sketch import Bounds
 from slabnorm.inputs.sources import BrokenShard, Source, Stream
 from slabnorm.inputs.sources.base import (
@@ -34,8 +34,6 @@ from slabnorm.inputs.sources.base import (
     schema_of,
 )
 from slabnorm.inputs.weighted_moments import check_weights
-
-# Counting a whole data set: shards to workers, tallies to the ledger and into the tree.
 
 Progress = Callable[[int, int], None]  # bytes done since the last call, bytes in all; 0 if unknown
 
@@ -65,13 +63,13 @@ class Effort:
     def __post_init__(self) -> None:
         """Raise OptionError for what is out of range."""
         if self.engine not in ("local", "ray"):
-            raise OptionError('the engine is "local" or "ray"', repr(self.engine))
+            raise OptionError('engine must be "local" or "ray"', repr(self.engine))
         if self.address is not None and self.engine != "ray":
-            raise OptionError("an address is that of a Ray cluster", repr(self.address), 'engine="ray"')
+            raise OptionError("address is for a Ray cluster", repr(self.address), 'add engine="ray"')
         for name in ("workers", "memory"):
             number = getattr(self, name)
             if number is not None and (type(number) is not int or number < 1):
-                raise OptionError(f"{name} is an integer, 1 or more", repr(number))
+                raise OptionError(f"{name} must be an integer, 1 or more", repr(number))
 
 
 class Opened:
@@ -126,10 +124,9 @@ class Opened:
 
     def counting(self, pattern: str, sizes: dict[str, int], **options: Any) -> Counting:
         """Return how to count this source, by this pattern."""
-        found = Counting(
-            pattern, tuple(sorted(sizes.items())), self.schema, unit=self.source.unit,
-            rows=chunk_rows(self.schema.values),
-        )  # fmt: skip
+        rows = TABLE_ROWS if self.schema.names else chunk_rows(self.schema.values)
+        every = tuple(sorted(sizes.items()))
+        found = Counting(pattern, every, self.schema, unit=self.source.unit, rows=rows)
         if self.shards is not None:
             found = replace(found, order=self.source.order, whole=self.source.whole)
         found = replace(found, **options)
@@ -143,17 +140,18 @@ class Opened:
         # Rows of files, which have fingerprints, are numbered from the first of each file.
         if self.schema.names and any(shard.fingerprint for shard in self.shards or ()):
             raise OptionError(
-                "weights of a table are one of its columns", f"an array, for {name}", 'weights="its name"'
+                f"weights of the table {name} must be one of its columns", "an array", 'weights="its name"'
             )
         if skip_bad:
-            raise OptionError("weights want every sample read", "skip_bad=True", "mend what is damaged")
+            fix = "leave out skip_bad=True, and mend or remove what is damaged"
+            raise OptionError("weights cannot be used with skip_bad=True, which leaves samples out", "", fix)
         if self.shards is None:
             return  # known when all are read
         if not all(shard.samples for shard in self.shards):
             raise OptionError(
-                "an array of weights goes with numbered samples: arrays, .npy, Zarr, batches, Datasets",
-                name,
-                "repeat files by their weight, or give batches from a loader",
+                f"An array of weights does not go with {name}, whose samples are not numbered",
+                "",
+                "give an array, .npy, Zarr, batches or a Dataset, or repeat files by their weight",
             )
         check_weights(weights, sum(shard.samples for shard in self.shards))
 
@@ -171,7 +169,7 @@ class Opened:
             total = _count_shards(self.shards, self.source, counting, effort)
         if total is None or not total.samples:
             if counting.weights is not None:
-                raise DataError("some sample has a weight", f"{self.source.name}: all weights are 0")
+                raise DataError(f"All weights of {self.source.name} are 0")
             raise empty(self.source.name)
         return total
 
@@ -179,27 +177,27 @@ class Opened:
         """Count what can be read only once: here, in order, in shards of the same length as an array's."""
         if effort.ledger is not None or effort.engine != "local":
             raise OptionError(
-                "a ledger and an engine want data that can be read again, shard by shard",
-                f"{self.source.name}, which is read once from start to end",
+                f"{self.source.name} can be read only once, which does not go with a ledger or an engine",
+                "",
                 "give files, an array or a map-style Dataset, or leave ledger and engine out",
             )
         blocks, self._blocks = self._blocks, None
         if blocks is None:
-            raise OptionError("an iterable is read once", self.source.name, "open it again")
-        tree, number, name = Tree(), 0, self.source.name
-        rows = counting.rows
-        kind = counter_of(counting)
-        counter, held, first, read = kind(counting, name), 0, 0, 0
+            raise OptionError(
+                f"{self.source.name} has been read, and cannot be read again", "", "open it again"
+            )
+        tree, number, name, rows = TallyTree(), 0, self.source.name, counting.rows
+        accumulator, held, first, read = Accumulator(counting, name), 0, 0, 0
         for chunk in chunks(self._checked(blocks, counting), rows):
             if held == SHARD:
-                tree.add(number, _placed(counter.tally(), name, first))
+                tree.add(number, accumulator.tally())
                 number, first = number + 1, first + held * rows
-                counter, held = kind(counting, name, first, number, tree.bounds), 0
-            counter.add(chunk)
+                accumulator, held = Accumulator(counting, name, first, number, tree.bounds), 0
+            accumulator.add(chunk)
             held, read = held + 1, read + len(chunk)
             if effort.progress:
                 effort.progress(chunk.nbytes, 0)
-        tree.add(number, _placed(counter.tally(), name, first))
+        tree.add(number, accumulator.tally())
         if isinstance(counting.weights, np.ndarray):
             check_weights(counting.weights, read)
         return tree.total()
@@ -211,35 +209,28 @@ class Opened:
             yield block
 
 
-def _placed(tally: Tally, name: str, first: int) -> Tally:
-    beside = tally.beside
-    return replace(tally, beside=beside.placed(lambda row: (name, first + row))) if beside else tally
-
-
-def _count_shards(
-    shards: list[Shard], source: Source, counting: Counting, effort: Effort
-) -> Tally | None:  # fmt: skip
-    tree = Tree()
+def _count_shards(shards: list[Shard], source: Source, counting: Counting, effort: Effort) -> Tally | None:
+    tree = TallyTree()
     tree.bounds.lower(key=_likely_bound(shards, counting))
     tree.bounds.live = effort.ledger is None and not counting.skip_bad
     ledger = None
-    shards = grouped(shards)
+    shards = group_shards(shards)
     if effort.ledger is not None:
         if not all(shard.fingerprint for shard in shards):
             raise OptionError(
-                "a ledger wants data that can be told to be the same later, as files can",
-                source.name,
+                f"A ledger needs files, whose changes are seen, and {source.name} is none",
+                "",
                 "give files, or leave the ledger out",
             )
         ledger = Ledger(effort.ledger, _plan(source, counting, shards), effort.resume)
     all_bytes = sum(shard.size for shard in shards)
     try:
-        left = {shard.number: shard for shard in shards}
+        pending = {shard.number: shard for shard in shards}
         for shard, tally in ledger.done(shards) if ledger else ():
-            tree.add(left.pop(shard.number).number, tally)
+            tree.add(pending.pop(shard.number).number, tally)
             if effort.progress:
                 effort.progress(shard.size, all_bytes)
-        for shard, tally in _run(list(left.values()), source, counting, tree.bounds, effort):
+        for shard, tally in _run(list(pending.values()), source, counting, tree.bounds, effort):
             if ledger:
                 ledger.add(shard, tally)
             tree.add(shard.number, tally)
@@ -269,7 +260,8 @@ def _likely_bound(shards: list[Shard], counting: Counting) -> int:
     """Return a bound of the sample's keys, so that few values are kept which others push out."""
     features = math.prod(counting.features().shape)
     samples = sum(shard.samples for shard in shards) if all(shard.samples for shard in shards) else 0
-    return likely_bound(most(counting.sample, features), samples * counting.schema.values // features)
+    positions = positions_of(counting.positions, features)
+    return likely_bound(positions, samples * counting.schema.values // features)
 
 
 def _plan(source: Source, counting: Counting, shards: list[Shard]) -> dict[str, Any]:

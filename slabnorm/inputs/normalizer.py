@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +25,33 @@ _NARROW = frozenset({torch.float32, torch.float16, torch.bfloat16, torch.bool} |
     torch.uint8, torch.int8, torch.int16, torch.uint16
 })  # fmt: skip
 _KEPT = frozenset((torch.float32, torch.float64, torch.float16, torch.bfloat16))
+
+Values = TypeVar("Values", Tensor, np.ndarray)
+
+
+def normalise(difference: Values, shift_low: Values, scale: Values, target: tuple[float, float]) -> Values:
+    """Return `((x - shift) - shift_low) / scale * span + low`, of x - shift, which is written over.
+
+    In place, with a third of the memory traffic of separate results: 55 ms against 138 ms for
+    64 x 3 x 224 x 224 on 2 cores; in float64 throughout 197 ms.
+    """
+    difference -= shift_low
+    difference /= scale
+    if target != (1.0, 0.0):
+        difference *= target[0]
+        difference += target[1]
+    return difference
+
+
+def denormalise(
+    difference: Values, shift: Values, shift_low: Values, scale: Values, target: tuple[float, float]
+) -> Values:
+    """Return `(y - low) / span * scale + shift_low + shift`, of y - low, which is written over."""
+    difference /= target[0]
+    difference *= scale
+    difference += shift_low
+    difference += shift
+    return difference
 
 
 class InputNorm(nn.Module):
@@ -202,11 +230,7 @@ class InputNorm(nn.Module):
         """
         work, out = self._dtypes(x)
         shift, low, scale = self._values(work, x.dim())
-        # In place on the fresh difference: a third of the memory traffic of separate results
-        # (55 ms against 138 ms for 64 x 3 x 224 x 224 on 2 cores; in float64 throughout: 197 ms).
-        y = (x.to(work) - shift).sub_(low).div_(scale)
-        if self._target != (1.0, 0.0):
-            y = y.mul_(self._target[0]).add_(self._target[1])
+        y = normalise(x.to(work) - shift, low, scale, self._target)
         if self._clip is not None:
             y = y.clamp_(*self._clip)
         return y.to(out)
@@ -220,8 +244,7 @@ class InputNorm(nn.Module):
         """
         work, out = self._dtypes(y)
         shift, low, scale = self._values(work, y.dim())
-        x = (y.to(work) - self._target[1]).div_(self._target[0]).mul_(scale).add_(low).add_(shift)
-        return x.to(out)
+        return denormalise(y.to(work) - self._target[1], shift, low, scale, self._target).to(out)
 
     def fold_into(self, layer: nn.Module) -> nn.Module:
         """Return a layer that takes raw data: `layer(norm(x))` in one, at no cost.

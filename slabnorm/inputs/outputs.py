@@ -50,9 +50,8 @@ def check_distinct(outputs: Iterable[Path]) -> None:
         alike = a.parent == b.parent and _folded(a.name) == _folded(b.name)
         if alike or (_mark(a) is not None and _mark(a) == _mark(b)):
             raise OptionError(
-                "two outputs are two files",
-                f"{printable(one)} and {printable(other)}, which are one file"
-                + ("" if a == b or not alike else " where case or accents are written in several ways"),
+                f"Two outputs are one file: {printable(one)} and {printable(other)}",
+                "" if a == b or not alike else "they differ in case or accents alone",
                 "name another one",
             )
 
@@ -70,8 +69,8 @@ def check_apart(outputs: Iterable[Path], inputs: Iterable[Any], within: bool = F
             why = target.clash(path, within)
             if why:
                 raise OptionError(
-                    "the output is no part of the data that are read",
-                    f"{printable(output)}, which {why}",
+                    f"The output {printable(output)} must be no part of the data that are read",
+                    f"it {why}",
                     "name another output",
                 )
 
@@ -119,9 +118,9 @@ class _Target:
         if found is not None and os.path.isdir(path):
             return self._in_folder(path, within)
         if found is not None and found == self.mark:
-            return "is read"
+            return "is a file that is read"
         if found is None and _real(path) == self.real:
-            return "is read"
+            return "is a file that is read"
         try:
             if tars.is_pattern(Path(path)):
                 return self._in_tars(path)
@@ -134,16 +133,16 @@ class _Target:
     def _in_tars(self, pattern: str) -> str:
         if self.mark is None:
             fits = any(self.real.match(os.path.abspath(text)) for text in tars.opened(pattern))
-            return f"{printable(pattern)} would name, too" if fits else ""
+            return f"would be read as one of {printable(pattern)}" if fits else ""
         same = any(_mark(path) == self.mark for path in tars.expand(Path(pattern)))
-        return f"is read, as {printable(pattern)} names it" if same else ""
+        return f"is read as one of {printable(pattern)}" if same else ""
 
     def _in_glob(self, pattern: str) -> str:
         if self.mark is None:
             fits = files.fits(os.path.realpath(self.real), pattern)
-            return f"{printable(pattern)} would name, too" if fits else ""
+            return f"would be read as one of {printable(pattern)}" if fits else ""
         same = any(_mark(file.path) == self.mark for file in files.find(pattern).files)
-        return f"is read, as {printable(pattern)} names it" if same else ""
+        return f"is read as one of {printable(pattern)}" if same else ""
 
     def _in_folder(self, folder: str, within: bool) -> str:
         inside = _mark(folder) in self._above

@@ -32,7 +32,7 @@ def rank_error(positions: int, values: int) -> float:
 
 
 @dataclass(frozen=True, eq=False)
-class Sample:
+class QuantileSample:
     """The values at some positions.
 
     Attributes:
@@ -46,7 +46,7 @@ class Sample:
     size: int
 
     @classmethod
-    def empty(cls, features: int, size: int) -> Sample:
+    def empty(cls, features: int, size: int) -> QuantileSample:
         """Return the sample of no data."""
         return cls(np.empty(0, np.uint64), np.empty((0, features)), size)
 
@@ -55,7 +55,7 @@ class Sample:
         """The key below which all positions are kept; 2^64 if all are."""
         return int(self.keys[-1]) + 1 if len(self.keys) >= self.size > 0 else 1 << 64
 
-    def merge(self, other: Sample) -> Sample:
+    def merge(self, other: QuantileSample) -> QuantileSample:
         """Return the sample of both data."""
         if not len(other.keys):
             return self
@@ -67,7 +67,7 @@ class Sample:
             self.values[order[first]],
             other.values[order[~first] - len(self.keys)],
         )
-        return Sample(keys[order], values, self.size)
+        return QuantileSample(keys[order], values, self.size)
 
     def quantiles(self, ranks: tuple[float, ...]) -> np.ndarray:
         """Return a row of values per rank, one per feature, without NaN; interpolated linearly."""
@@ -125,8 +125,8 @@ class Sample:
         return int(weights.sum() ** 2 / np.square(weights).sum()) if len(weights) else 0
 
 
-def most(size: int, features: int) -> int:
-    """Return how many positions are sampled: fewer where there are many features."""
+def positions_of(size: int, features: int) -> int:
+    """Return how many positions of so many features are sampled, if `size` are asked for."""
     return min(size, max(1, VALUES // max(1, features)))
 
 
@@ -136,7 +136,7 @@ def likely_bound(size: int, positions: int) -> int:
     return int(share * (1 << 64)) if share < 1 else 1 << 64
 
 
-class Sampler:
+class QuantileSampler:
     """Draws the sample of one shard.
 
     Args:
@@ -148,7 +148,7 @@ class Sampler:
 
     def __init__(self, shard: int, features: int, size: int, bounds: Bounds) -> None:
         self._random = np.random.Generator(np.random.Philox(key=shard))
-        self._sample, self._bounds = Sample.empty(features, size), bounds
+        self._sample, self._bounds = QuantileSample.empty(features, size), bounds
         self._pending: list[tuple[np.ndarray, np.ndarray]] = []
         self._waiting = 0
 
@@ -186,12 +186,12 @@ class Sampler:
         if self._waiting >= self._sample.size:
             self._bounds.lower(key=self.sample().bound)
 
-    def sample(self) -> Sample:
+    def sample(self) -> QuantileSample:
         """Return the sample so far."""
         if self._pending:
             keys, values = map(np.concatenate, zip(*self._pending, strict=True))
             order = np.argsort(keys, kind="stable")[: self._sample.size]
-            drawn = Sample(keys[order], values[order].astype(np.float64), self._sample.size)
+            drawn = QuantileSample(keys[order], values[order].astype(np.float64), self._sample.size)
             self._sample = self._sample.merge(drawn)
         self._pending, self._waiting = [], 0
         return self._sample

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from slabnorm.inputs.audit_counts import Beside
-from slabnorm.inputs.quantile_sample import Sample
+from slabnorm.inputs.quantile_sample import QuantileSample
 from slabnorm.inputs.sketch import Bounds, Sketch
+from slabnorm.inputs.validation import MOMENTS
 from slabnorm.mergeable_moments import Moments
 
-# Tally: all that a fit counts of some samples. It merges, like the Moments in it, and travels as bytes.
+if TYPE_CHECKING:
+    from slabnorm.inputs.audit.counts import AuditCounts
 
-_MOMENTS = ("count", "mean", "m2", "min", "max", "mean_low", "m2_low")
 _WRAP = (1 << 64) - 1
 
 
@@ -33,10 +34,10 @@ class Tally:
         nan: values left out because they were NaN, int64, per feature.
         null: values that were missing altogether, as in a table, int64, per feature.
         sketch: of the samples' hashes.
-        sample: of the values, for quantiles; features in the pattern's order, as if in one row.
+        quantile_sample: of the values; features in the pattern's order, as if in one row.
         content: the sum of the samples' hashes modulo 2^64: another one, other samples.
         skipped: what could not be read and was left out, and why.
-        beside: what an audit counts; it does not travel as bytes.
+        audit: what an audit counts; it does not travel as bytes.
     """
 
     samples: int
@@ -44,10 +45,10 @@ class Tally:
     nan: Tensor
     null: Tensor
     sketch: Sketch
-    sample: Sample
+    quantile_sample: QuantileSample
     content: int = 0
     skipped: tuple[tuple[str, str], ...] = ()
-    beside: Beside | None = None
+    audit: AuditCounts | None = None
 
     def merge(self, other: Tally) -> Tally:
         """Return the tally of both sets of samples."""
@@ -57,24 +58,28 @@ class Tally:
             self.nan + other.nan,
             self.null + other.null,
             self.sketch.merge(other.sketch),
-            self.sample.merge(other.sample),
+            self.quantile_sample.merge(other.quantile_sample),
             (self.content + other.content) & _WRAP,
             self.skipped + other.skipped,
-            self.beside.merge(other.beside) if self.beside and other.beside else None,
+            self.audit.merge(other.audit) if self.audit and other.audit else None,
         )
 
     def to_bytes(self) -> bytes:
         """Return the tally as bytes; the same tally gives the same ones."""
         from safetensors.torch import save
 
-        tensors = {name: getattr(self.moments, name).contiguous() for name in _MOMENTS}
+        tensors = {name: getattr(self.moments, name).contiguous() for name in MOMENTS}
         hashes = torch.from_numpy(self.sketch.hashes.view(np.int64).copy())
         tensors |= {"nan": self.nan.contiguous(), "null": self.null.contiguous(), "sketch": hashes}
-        tensors["keys"] = torch.from_numpy(self.sample.keys.view(np.int64).copy())
-        tensors["values"] = torch.from_numpy(np.ascontiguousarray(self.sample.values))
-        plain = {"samples": self.samples, "content": self.content, "size": self.sketch.size,
-                 "positions": self.sample.size,
-                 "skipped": self.skipped}  # fmt: skip
+        tensors["keys"] = torch.from_numpy(self.quantile_sample.keys.view(np.int64).copy())
+        tensors["values"] = torch.from_numpy(np.ascontiguousarray(self.quantile_sample.values))
+        plain = {
+            "samples": self.samples,
+            "content": self.content,
+            "size": self.sketch.size,
+            "positions": self.quantile_sample.size,
+            "skipped": self.skipped,
+        }
         return bytes(save(tensors, {"tally": json.dumps(plain)}))
 
     @classmethod
@@ -85,7 +90,7 @@ class Tally:
         length = int.from_bytes(content[:8], "little")
         plain = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["tally"])
         tensors = load(content)
-        moments = {name: tensors[name] for name in _MOMENTS}
+        moments = {name: tensors[name] for name in MOMENTS}
         hashes = tensors["sketch"].numpy().view(np.uint64)
         return cls(
             plain["samples"],
@@ -93,7 +98,9 @@ class Tally:
             tensors["nan"],
             tensors["null"],
             Sketch(hashes, plain["size"]),
-            Sample(tensors["keys"].numpy().view(np.uint64), tensors["values"].numpy(), plain["positions"]),
+            QuantileSample(
+                tensors["keys"].numpy().view(np.uint64), tensors["values"].numpy(), plain["positions"]
+            ),
             plain["content"],
             tuple((name, why) for name, why in plain["skipped"]),
         )
@@ -105,7 +112,7 @@ class Tally:
 # Rounding then depends on the shards' numbers and on nothing else: not on arrival, not on how many worked.
 
 
-class Tree:
+class TallyTree:
     """Takes shards in any order; at most one node per level waits for its neighbour, and what came early."""
 
     def __init__(self, bounds: Bounds | None = None) -> None:
@@ -117,7 +124,7 @@ class Tree:
     def add(self, number: int, tally: Tally) -> None:
         """Add shard `number`; each number once."""
         self._early[number] = tally
-        self.bounds.lower(tally.sketch.bound, tally.sample.bound)
+        self.bounds.lower(tally.sketch.bound, tally.quantile_sample.bound)
         while self._next in self._early:
             self._append(self._early.pop(self._next))
             self._next += 1

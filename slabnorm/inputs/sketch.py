@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from slabnorm.inputs.column_moments import finish_hashes
-
 SIZE = 1 << 14  # hashes: 128 KiB
 _WRAP = (1 << 64) - 1
 _MARGIN = 1.05  # 6 standard deviations of how many of 16384 hashes lie below what a share of all does
@@ -118,6 +116,8 @@ class Collector:
 
     def finish(self, hashes: np.ndarray) -> None:
         """Finish the hashes that began last, in place, and add them."""
+        from slabnorm.inputs.kernels.hashing import finish_hashes  # loads Numba
+
         few, total = finish_hashes(hashes, self._room[1], self._bounds.hash)
         self.content = (self.content + total) & _WRAP
         self.add(few)

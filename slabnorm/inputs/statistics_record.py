@@ -11,25 +11,14 @@ def describe(norm: InputNorm) -> StatisticsRecord:
     m = norm.moments
     record = norm.record
     places = record.names or ([""] if m.mean.dim() == 0 else _places(m.shape))
-    columns = (
-        m.count,
-        norm.nan_count,
-        norm.null_count,
-        m.mean,
-        m.std(),
-        m.min,
-        m.max,
-        norm.shift,
-        norm.scale,
-    )
+    counts = m.count, norm.nan_count, norm.null_count
+    columns = *counts, m.mean, m.std(), m.min, m.max, norm.shift, norm.scale
     quantiles = map(tuple, norm.quantiles.reshape(len(norm.quantiles), m.mean.numel()).T.tolist())
     rows = zip(places, *(column.reshape(-1).tolist() for column in columns), quantiles, strict=True)
     features = tuple(FeatureRecord(*row) for row in rows)
-    skipped, clip = record.skipped, norm.scheme.clip
-    return StatisticsRecord(
-        str(norm.scheme), record.pattern, record.split, record.samples, record.dtype, record.leak, features,
-        norm.scheme.ranks, norm.rank_error, clip, record.reader, skipped, record.weights,
-    )  # fmt: skip
+    fitted = str(norm.scheme), record.pattern, record.split, record.samples, record.dtype, record.leak
+    scheme = norm.scheme.ranks, norm.rank_error, norm.scheme.clip
+    return StatisticsRecord(*fitted, features, *scheme, record.reader, record.skipped, record.weights)
 
 
 def feature_names(norm: InputNorm) -> list[str]:

@@ -1,16 +1,21 @@
-"""The Moments of samples with weights: a sample of weight w counts as w equal ones."""
+"""Moments in plain code, by two passes: of samples with weights, and of those that no kernel takes.
+
+A sample of weight w counts as w equal ones.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import numpy as np
 import torch
 
 from slabnorm.errors import DataError, ShapeError
-from slabnorm.inputs.features import Features
+from slabnorm.inputs.validation import MOMENTS
 from slabnorm.mergeable_moments import Moments, two_sum
-from slabnorm.slab import plan
+from slabnorm.slab import Slab
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _ROWS = 1 << 12  # at most so many values are added up one by one
@@ -33,20 +38,23 @@ def check_weights(given: Any, rows: int | None = None, name: str = "weights") ->
             raise TypeError("a masked array, which hides some")
         found: Array = plain.astype(np.float64, copy=False)
     except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: tensors that are no plain arrays
-        raise DataError(f"{name} are numbers, one per sample", f"{type(given).__name__}: {error}") from error
+        raise DataError(
+            f"{name} must be numbers, one per sample", f"{type(given).__name__}: {error}"
+        ) from error
     if found.ndim != 1 or rows not in (None, len(found)):
         samples = "" if rows is None else f" for {rows} samples"
-        raise ShapeError(f"{name} are one number per sample", f"weights of shape {found.shape}{samples}")
+        raise ShapeError(f"{name} must be one number per sample", f"weights of shape {found.shape}{samples}")
     bad = np.flatnonzero(~((found >= 0) & (found < np.inf)))
     if len(bad):
         raise DataError(
-            f"{name} are finite numbers of 0 or more",
+            f"{name} must be finite numbers, 0 or more",
             f"{found[bad[0]]:g} at row {bad[0]}; {len(bad)} such",
             "a sample of weight 0 does not count",
         )
     with np.errstate(over="ignore"):
         if found.sum() == np.inf:
-            raise DataError(f"the sum of {name} is finite in float64", "numbers near its end", "divide them")
+            fix = "divide all of them by a large number, which changes no mean or variance"
+            raise DataError(f"The sum of {name} overflows float64", "", fix)
     return found
 
 
@@ -56,7 +64,7 @@ def whole(weights: Array) -> Array:
     return weights.astype(np.int64) if exact else weights
 
 
-def weighted(X: Array, weights: Array) -> tuple[Moments, Array]:
+def table_moments(X: Array, weights: Array) -> tuple[Moments, Array]:
     """Return the Moments of each column of a table with NaN, and the weight of the NaN.
 
     count = sum(w)      mean = sum(w x) / count      m2 = sum(w (x - mean)^2)
@@ -68,12 +76,12 @@ def weighted(X: Array, weights: Array) -> tuple[Moments, Array]:
         x, w = X[start : start + step], weights[start : start + step]
         if not w.all():
             x, w = x[w > 0], w[w > 0]
-        left, gone = _of_block(x.astype(np.float64), w)
+        left, gone = _of_rows(x.astype(np.float64), w)
         total, missing = total.merge(left), missing + gone
     return total, missing
 
 
-def _of_block(x: Array, weights: Array) -> tuple[Moments, Array]:
+def _of_rows(x: Array, weights: Array) -> tuple[Moments, Array]:
     nan = np.isnan(x)
     some = bool(nan.any())
     every = np.broadcast_to(weights[:, None], x.shape)
@@ -82,42 +90,79 @@ def _of_block(x: Array, weights: Array) -> tuple[Moments, Array]:
         count, missing = np.where(nan, 0, every).sum(0), np.where(nan, every, 0).sum(0)
     else:
         count, missing = np.full(x.shape[1], weights.sum()), np.zeros(x.shape[1], weights.dtype)
-    w, divisor = weights.astype(np.float64), np.where(count > 0, count, 1)
-    least = (np.fmin if some else np.minimum).reduce(x, 0, initial=np.inf)
-    most = (np.fmax if some else np.maximum).reduce(x, 0, initial=-np.inf)
+    w = weights.astype(np.float64)
 
-    def weigh(z: Array) -> Array:
-        if some:
-            z[nan] = 0
+    def add_up(z: Array) -> Array:
         found: Array = np.einsum("n,nc->c", w, z)
+        return found[None]
+
+    found = _two_pass(x, nan if some else None, count[None], (0,), add_up)
+    shift, low, m2, least, most = (torch.from_numpy(values[0]) for values in found)
+    mean, mean_low = two_sum(shift, low)
+    real = weights.dtype == np.float64
+    return Moments(torch.from_numpy(count), mean, m2, least, most, mean_low, weighted=real), missing
+
+
+def weighted_moments(values: Array, weights: Array, slab: Slab) -> tuple[Moments, torch.Tensor]:
+    """Return the Moments of each feature of some samples with weights, and how many NaN they leave out."""
+    split = values.reshape(slab.split)
+    kept = slab.kept.dims
+    table = split.transpose(*slab.pooled, *kept).reshape(-1, prod(split.shape[dim] for dim in kept))
+    # The samples are the first of the pooled axes.
+    found, _ = table_moments(table, np.repeat(whole(weights), len(table) // len(values)))
+    nan = torch.from_numpy(np.isnan(table).sum(0)) if table.dtype.kind == "f" else torch.zeros(table.shape[1])
+    shape = slab.kept.shape
+    fields = (getattr(found, name).reshape(shape) for name in MOMENTS)
+    return Moments(*fields, weighted=found.weighted), nan.to(torch.int64).reshape(shape)
+
+
+def block_moments(values: Array, slab: Slab) -> tuple[Moments, torch.Tensor]:
+    """Return the Moments of each feature of some samples without weights, and how many NaN they leave out.
+
+    For any pattern, where `kernels/column_moments.py` takes those whose features are runs in memory.
+    """
+    x, pooled, gather = values.astype(np.float64).reshape(slab.split), slab.pooled, slab.kept.gather
+    nan = np.isnan(x)
+    missing: Array = nan.sum(pooled, keepdims=True)
+
+    def add_up(z: Array) -> Array:  # several times as fast as by NumPy, where memory is strided
+        found: Array = torch.from_numpy(z).sum(pooled, keepdim=True).numpy()
         return found
+
+    found = _two_pass(x, nan if missing.any() else None, slab.count - missing, pooled, add_up)
+    count = gather(torch.from_numpy(slab.count - missing))
+    mean, mean_low, m2, least, most = (gather(torch.from_numpy(values)) for values in found)
+    return Moments(count, mean, m2, least, most, mean_low=mean_low), gather(torch.from_numpy(missing))
+
+
+def _two_pass(
+    x: Array, nan: Array | None, count: Array, axes: tuple[int, ...], add_up: Callable[[Array], Array]
+) -> tuple[Array, ...]:
+    """Return mean, what it has lost to rounding, m2, minimum and maximum; of no values 0, 0, 0, inf and -inf.
+
+    Args:
+        x: float64 values, which are written over.
+        nan: which are left out; None for none.
+        count: of the values that stay, or the sum of their weights.
+        axes: that are pooled; in results they have one element.
+        add_up: sums over these axes, each value times its weight.
+    """
+    lesser, greater = (np.minimum, np.maximum) if nan is None else (np.fmin, np.fmax)
+    least = lesser.reduce(x, axes, initial=np.inf, keepdims=True)
+    most = greater.reduce(x, axes, initial=-np.inf, keepdims=True)
+    divisor = np.where(count > 0, count, 1)
+
+    def total(z: Array) -> Array:
+        if nan is not None:
+            z[nan] = 0
+        return add_up(z)
 
     # As in kernels/eager.py: shifted by an element, then by the mean found.
     with np.errstate(over="ignore", invalid="ignore"):
         shift = np.where(count > 0, least, 0.0)
-        shift = shift + weigh(x - shift) / divisor
+        shift = shift + total(x - shift) / divisor
         x -= shift
-        low = weigh(x) / divisor
+        low = total(x) / divisor
         x -= low
         x *= x
-        mean, mean_low = two_sum(torch.from_numpy(shift), torch.from_numpy(low))
-        m2, start, end = map(torch.from_numpy, (weigh(x), least, most))
-    real = weights.dtype == np.float64
-    return Moments(torch.from_numpy(count), mean, m2, start, end, mean_low, weighted=real), missing
-
-
-def weighted_features(
-    values: Array, weights: Array, features: Features, sizes: tuple[tuple[str, int], ...]
-) -> tuple[Moments, torch.Tensor]:
-    """Return the Moments of each feature of a block of samples, and how many NaN they leave out."""
-    slab = plan(features.pattern, (), values.shape, sizes)
-    split = values.reshape(slab.split)
-    pooled, kept = list(slab.pooled), list(slab.kept.dims)
-    table = split.transpose(*pooled, *kept).reshape(-1, int(np.prod([split.shape[dim] for dim in kept])))
-    # The samples are the first of the pooled axes.
-    found, _ = weighted(table, np.repeat(whole(weights), len(table) // len(values)))
-    nan = torch.from_numpy(np.isnan(table).sum(0)) if table.dtype.kind == "f" else torch.zeros(table.shape[1])
-    fields = (found.count, found.mean, found.m2, found.min, found.max, found.mean_low, found.m2_low)
-    shape = features.shape
-    moments = Moments(*(field.reshape(shape) for field in fields), weighted=found.weighted)
-    return moments, nan.to(torch.int64).reshape(shape)
+        return shift, low, total(x), least, most

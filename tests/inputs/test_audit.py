@@ -14,8 +14,8 @@ from torch.utils.data import TensorDataset
 import slabnorm as sn
 from slabnorm.errors import ArtifactError, DataError, OptionError, ShapeError, StatisticsError
 from slabnorm.inputs.audit import audit, find_names
+from slabnorm.inputs.audit.counts import AuditCounts
 from slabnorm.inputs.audit.findings import interval, overlap_of
-from slabnorm.inputs.audit_counts import Beside
 from slabnorm.inputs.sketch import SIZE, Sketch
 from slabnorm.inputs.sources.base import Schema
 
@@ -78,14 +78,14 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
         test[:leaked] = train[:leaked]
         sketch = Sketch(np.sort(np.partition(train, SIZE)[:SIZE]))
         told = np.unique(test[test < np.uint64(sketch.bound)])
-        overlap = overlap_of(sketch, beside_of(told), 10_000)
+        overlap = overlap_of(sketch, counts_of(told), 10_000)
         inside += overlap.low <= share <= overlap.high
     assert inside >= 185  # 95% is 190, at least; 185 has a chance of 4% at 95% sharp
 
 
-def beside_of(hashes, size=1 << 20):
+def counts_of(hashes, size=1 << 20):
     none = torch.zeros(1, dtype=torch.int64)
-    return Beside(none, none, len(hashes), Sketch(size=size).add(hashes))
+    return AuditCounts(none, none, len(hashes), Sketch(size=size).add(hashes))
 
 
 def test_an_interval_is_clopper_and_pearsons():
@@ -100,7 +100,7 @@ def test_more_hashes_than_are_kept_are_a_fair_sample_still():
     rng = np.random.default_rng(0)
     train = rng.integers(0, ALL, 9000, np.uint64)
     test = np.concatenate([train[:1000], rng.integers(0, ALL, 4000, np.uint64)])
-    overlap = overlap_of(Sketch().add(train), beside_of(test, 1024), 5000)
+    overlap = overlap_of(Sketch().add(train), counts_of(test, 1024), 5000)
     assert overlap.told == 1024
     assert not overlap.exact
     assert overlap.low <= 0.2 <= overlap.high

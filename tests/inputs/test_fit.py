@@ -20,8 +20,8 @@ import slabnorm as sn
 from slabnorm.errors import DataError, DataWarning, OptionError, PatternError, ShapeError
 from slabnorm.functional import moments
 from slabnorm.inputs import FixedScale, ZScore, fit
-from slabnorm.inputs.quantile_sample import Sample
-from slabnorm.inputs.shard_statistics import Tally, Tree
+from slabnorm.inputs.quantile_sample import QuantileSample
+from slabnorm.inputs.shard_statistics import Tally, TallyTree
 from slabnorm.inputs.sketch import Sketch
 from slabnorm.inputs.sources import base
 from tests.inputs.oracle import mean_var, relative
@@ -71,7 +71,7 @@ def test_any_chunks_merged_in_any_order(cuts, seed):
     edges = [0, *sorted(cuts), len(data)]
     pieces = [moments(torch.from_numpy(data[a:b]), "n ->") for a, b in pairwise(edges)]
     np.random.default_rng(seed).shuffle(pieces)
-    tree = Tree()
+    tree = TallyTree()
     for number, piece in enumerate(pieces):
         tree.add(number, tally_of(piece))
     _, var = mean_var(data)
@@ -82,7 +82,7 @@ def test_any_chunks_merged_in_any_order(cuts, seed):
 def tally_of(moments, name=""):
     none = torch.zeros_like(moments.count)
     counted = int(moments.count.max())
-    return Tally(counted, moments, none, none, Sketch(), Sample.empty(1, 0), skipped=((name, ""),))
+    return Tally(counted, moments, none, none, Sketch(), QuantileSample.empty(1, 0), skipped=((name, ""),))
 
 
 @settings(max_examples=30, deadline=None)
@@ -93,12 +93,12 @@ def test_the_tree_is_decided_by_shard_numbers(order):
             name = f"({self.skipped[0][0]}{other.skipped[0][0]})"
             return Named(**vars(Tally.merge(self, other)) | {"skipped": ((name, ""),)})
 
-    tree = Tree()
+    tree = TallyTree()
     for number in order:
         leaf = tally_of(moments(torch.ones(1, 1), "n c -> c"), "abcdefg"[number])
         tree.add(number, Named(**vars(leaf)))
     assert tree.total().skipped[0][0] == "(((ab)(cd))((ef)g))"
-    assert Tree().total() is None
+    assert TallyTree().total() is None
 
 
 @settings(max_examples=25, deadline=None)
@@ -191,7 +191,7 @@ def test_shapes_that_can_be_read_in_several_ways_want_a_pattern(shape):
         ("n c -> n", PatternError, "keeps the sample axis 'n'"),
         ("n c -> n c", PatternError, "sample axis"),
         ("... -> ...", PatternError, "sample axis"),
-        ("(b t) c -> c", PatternError, "not split"),
+        ("(b t) c -> c", PatternError, "splits the sample axis"),
         ("n c h w -> c", ShapeError, "names 4 axes"),
         ("n (g c) -> g", PatternError, "sizes but one"),
         ("n c", PatternError, "arrow"),
@@ -272,11 +272,11 @@ def test_options_of_the_wrong_kind():
     x = np.arange(12.0).reshape(6, 2)
     for options, words in (
         ({"skip_bad": "no"}, "skip_bad is True or False"), ({"ledger": 7}, "ledger is a path"),
-        ({"memory": "2GB"}, "memory is an integer"), ({"workers": 1.5}, "workers is an integer"),
+        ({"memory": "2GB"}, "memory must be an integer"), ({"workers": 1.5}, "workers must be an integer"),
     ):  # fmt: skip
         with pytest.raises(OptionError, match=words):
             fit(x, split="train", **options)
-    with pytest.raises(OptionError, match="memory is an integer"):
+    with pytest.raises(OptionError, match="memory must be an integer"):
         sn.audit(fit(x, split="train"), x, memory="2GB")
     with pytest.raises(DataError, match="float8"):
         fit(torch.zeros(4, 2, dtype=torch.float8_e4m3fn), split="train")
@@ -293,7 +293,7 @@ class Dies(Dataset):
 
 
 def test_a_worker_process_that_dies():
-    with pytest.raises(DataError, match="a worker process died"):
+    with pytest.raises(DataError, match="A worker process died"):
         fit(Dies(), split="train", workers=2)
 
 

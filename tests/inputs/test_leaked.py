@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import slabnorm as sn
 from slabnorm.cli import app
-from slabnorm.inputs.audit_counts import NAMED
+from slabnorm.inputs.audit.counts import MOST_PLACES
 from slabnorm.report.audit import LeakedSample
 from slabnorm.report.audit_page import render_audit
 
@@ -99,7 +99,7 @@ def test_of_a_large_training_set_it_says_how_many_can_be_named():
 def test_the_list_ends_where_nobody_reads_on(norm):
     leaked = sn.audit(norm, np.tile(TRAIN, (20, 1))).leaked
     assert leaked.known == leaked.about == 12_000
-    assert [sample.row for sample in leaked.samples] == list(range(NAMED))
+    assert [sample.row for sample in leaked.samples] == list(range(MOST_PLACES))
 
 
 def test_they_are_in_the_json_in_the_terminal_and_on_the_page(norm, tmp_path, monkeypatch):

@@ -361,7 +361,7 @@ def test_a_broken_file_is_still_an_error_on_going_on(table, tmp_path):
 def test_a_ledger_with_and_one_without_quantiles_are_two(table, tmp_path, begun, goes_on):
     ledger = tmp_path / "ledger"
     stopped(table, ledger, 3, scheme=begun)
-    with pytest.raises(LedgerError, match=r"arguments it began with(.|\n)*sample=") as caught:
+    with pytest.raises(LedgerError, match=r"arguments it began with(.|\n)*positions=") as caught:
         fit(table, goes_on, split="train", ledger=ledger, resume=True)
     assert "slabnorm wrote it" not in str(caught.value)
 

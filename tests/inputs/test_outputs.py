@@ -177,7 +177,7 @@ def test_an_output_that_is_no_utf_8():
 
 def test_two_outputs_that_a_file_system_may_take_for_one():
     for one, other in (("r.html", "R.HTML"), ("é.html", "é.html"), ("hard", "gl/p0.parquet")):
-        with pytest.raises(OptionError, match="two files"):
+        with pytest.raises(OptionError, match="one file"):
             check_distinct([Path(one), Path(other)])
     check_distinct([Path("r.html"), Path("r.json"), Path("gl/r.html")])
 

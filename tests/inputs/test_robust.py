@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.datasets import load_breast_cancer
@@ -10,7 +11,7 @@ from sklearn.preprocessing import RobustScaler
 
 import slabnorm as sn
 from slabnorm.errors import ArtifactError, DataError, DataWarning, OptionError
-from slabnorm.inputs.quantile_sample import Sample, Sampler
+from slabnorm.inputs.quantile_sample import QuantileSample, QuantileSampler
 from slabnorm.inputs.sketch import Bounds
 from slabnorm.inputs.sources import base
 
@@ -61,11 +62,11 @@ def test_the_sample_does_not_depend_on_workers_or_batches(monkeypatch):
 
 
 def test_samples_are_uniform_and_merge_in_any_order():
-    samplers = [Sampler(shard, 1, 64, Bounds()) for shard in range(40)]
+    samplers = [QuantileSampler(shard, 1, 64, Bounds()) for shard in range(40)]
     for shard, sampler in enumerate(samplers):
         sampler.add(shard * 100.0 + np.arange(100.0)[:, None], (0,), (1,))
     samples = [sampler.sample() for sampler in samplers]
-    forth, back = Sample.empty(1, 64), Sample.empty(1, 64)
+    forth, back = QuantileSample.empty(1, 64), QuantileSample.empty(1, 64)
     for a, b in zip(samples, reversed(samples), strict=True):
         forth, back = forth.merge(a), back.merge(b)
     assert (forth.keys == back.keys).all()
@@ -155,7 +156,16 @@ def test_missing_values_widen_the_error_that_is_said():
 def test_a_feature_that_the_sample_does_not_have():
     x = np.random.default_rng(4).standard_normal((300_000, 2))
     x[:-1, 1] = np.nan
-    with pytest.raises(DataError, match=r"feature 1 almost all(.|\n)*zscore"):
+    with pytest.raises(DataError, match=r"quantiles(.|\n)*feature 1(.|\n)*zscore"):
         sn.fit(x, "robust", split="train", nan="omit")
     with pytest.warns(DataWarning, match="constant"):
         assert sn.fit(x, split="train", nan="omit").count.tolist() == [300_000, 1]
+
+
+@pytest.mark.parametrize("pattern", ["n c -> c", "n (g c) -> g", "n (g c) -> c", "n (g c) -> c g", "n c ->"])
+def test_a_table_has_the_quantiles_of_the_same_array(pattern):
+    x = np.random.default_rng(5).standard_normal((3000, 6)) * np.arange(1, 7)
+    sizes = {"g": 2} if "g" in pattern else {}
+    sources = pd.DataFrame(x, columns=list("abcdef")), x
+    table, array = (sn.fit(source, "robust", pattern, split="train", **sizes) for source in sources)
+    assert torch.equal(table.quantiles, array.quantiles)

@@ -25,6 +25,7 @@ from slabnorm.cli import app
 from slabnorm.errors import DataError, DataWarning, LeakageError, LedgerError, OptionError
 from slabnorm.inputs import fit
 from slabnorm.inputs.apply import apply
+from slabnorm.inputs.fitting import Effort, Opened
 from slabnorm.inputs.sources import open_source
 
 REAL = {"wine": load_wine, "breast cancer": load_breast_cancer, "diabetes": load_diabetes}
@@ -109,7 +110,6 @@ def test_mixed_dtypes_and_what_fixed_says(tmp_path):
 def test_many_row_groups_batches_and_chunks(tmp_path, monkeypatch):
     monkeypatch.setattr("slabnorm.inputs.sources.tables.SHARD_BYTES", 3000)
     monkeypatch.setattr("slabnorm.inputs.sources.tables.BATCH_ROWS", 1 << 10)
-    monkeypatch.setattr("slabnorm.inputs.accumulator.ROWS", 700)
     array = np.random.default_rng(1).standard_normal((5000, 3)).astype("f4")
     frame = pd.DataFrame(array, columns=list("abc"))
     path = write(frame, tmp_path / "a.parquet", row_group_size=230)
@@ -120,6 +120,11 @@ def test_many_row_groups_batches_and_chunks(tmp_path, monkeypatch):
     assert len(pickle.loads(pickle.dumps(shards[3])).blocks().__next__()) == 230
     check_same(fitted(path), array)
     check_same(fitted(write(frame, tmp_path / "a.feather")), array)
+    opened = Opened(open_source(path))
+    tally = opened.count(opened.counting("n c -> c", {}, rows=70), Effort())
+    whole = fitted(array).moments
+    assert torch.equal(tally.moments.count, whole.count)
+    torch.testing.assert_close(tally.moments.m2, whole.m2, rtol=1e-13, atol=0)
 
 
 def test_columns_by_name(tmp_path):
@@ -207,10 +212,10 @@ def test_null_and_nan_are_counted_apart(end, tmp_path):
     array = np.array([[1, 1, 1], [nan, 2, nan], [nan, nan, 1], [4, 4, nan], [nan, 5, 1], [6, 6, nan]])
     with pytest.warns(DataWarning, match="feature 2"):
         check_same(norm, array, nan="omit")  # a null hashes as NaN does
-    with pytest.raises(DataError, match=r"a\.\w+: null at row 1, column 'a'; 2 in rows 0\.\.5"):
+    with pytest.raises(DataError, match=r"a\.\w+\n  got: null at row 1, column 'a'; 2 in rows 0\.\.5"):
         fitted(path)
     filled = table.set_column(0, "a", pa.array([1.0, nan, nan, 4.0, 5.0, 6.0])).drop_columns(["b", "c"])
-    with pytest.raises(DataError, match=r"a\.\w+: nan at row 1, column 'a'; 2 in"):
+    with pytest.raises(DataError, match=r"a\.\w+\n  got: nan at row 1, column 'a'; 2 in"):
         fitted(write(filled, path))
 
 
@@ -224,7 +229,7 @@ def _constant_c(recwarn):
 
 def test_a_column_of_nulls_alone(tmp_path):
     table = pa.table({"a": [1.0, 2.0], "b": pa.array([None, None], pa.float32())})
-    with pytest.raises(DataError, match="feature 'b' hold NaN or null only"):
+    with pytest.raises(DataError, match="only NaN or null in feature 'b'"):
         fitted(write(table, tmp_path / "a.parquet"), nan="omit")
 
 

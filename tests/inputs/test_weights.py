@@ -193,8 +193,8 @@ def test_the_ledger_is_of_these_weights(tmp_path):
         (-WHOLE, DataError, "0 or more(.|\n)*such"),
         (np.where(WHOLE, 1, np.nan), DataError, "finite(.|\n)*nan at row"),
         (np.full(178, np.inf), DataError, "finite"),
-        (np.zeros(178), DataError, "all weights are 0"),
-        (["a"] * 178, DataError, "weights are numbers"),
+        (np.zeros(178), DataError, "All weights of array are 0"),
+        (["a"] * 178, DataError, "weights must be numbers"),
         ("often", DataError, "column of a table"),
     ],
 )
@@ -244,7 +244,7 @@ def test_from_the_command_line(tmp_path):
         (["1", "2", "3"], "dtype <U1"),
         (np.ma.array([1, 2, 3], mask=[0, 1, 0]), "masked"),
         (torch.ones(3, requires_grad=True), "requires grad"),
-        (np.full(3, 1e308), "sum of weights is finite"),
+        (np.full(3, 1e308), "sum of weights overflows"),
         ([1, None, 2], "nan at row 1"),
     ],
 )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from slabnorm.errors import DataError, DtypeError, OptionError
 from slabnorm.files import check_new, check_writable, output_path
-from slabnorm.inputs.accumulator import dense
+from slabnorm.inputs.accumulator import table_values
 from slabnorm.inputs.apply.writers import write_npy, write_zarr
 from slabnorm.inputs.fitting import Progress
 from slabnorm.inputs.normalizer import InputNorm
@@ -160,7 +160,7 @@ def _blocks(source: Source | Stream) -> Iterator[tuple[Block, int, int]]:
             if isinstance(part, Named):
                 part = part.block
             if isinstance(part, Columns) and not shard.fingerprint:  # of a frame in memory
-                part = np.column_stack([*map(dense, part.arrays, part.missing)])
+                part = table_values(part)
             if isinstance(part, Columns):
                 raise OptionError(
                     "of tables, Parquet files are written back",

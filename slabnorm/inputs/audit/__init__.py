@@ -11,6 +11,7 @@ from typing import Any
 from slabnorm.errors import DataError, SlabError, StatisticsError
 from slabnorm.extras import extra
 from slabnorm.inputs.artifact import load
+from slabnorm.inputs.audit.counts import AuditCounts, Reference
 from slabnorm.inputs.audit.findings import (
     Side,
     compare,
@@ -24,7 +25,6 @@ from slabnorm.inputs.audit.findings import (
     leaked_of,
     overlap_of,
 )
-from slabnorm.inputs.audit_counts import Beside, Reference
 from slabnorm.inputs.features import kept_axes
 from slabnorm.inputs.fitting import Effort, Opened, Progress
 from slabnorm.inputs.normalizer import InputNorm
@@ -149,29 +149,29 @@ def _count(norm: InputNorm, opened: Opened, effort: Effort, skip_bad: bool) -> T
 
 
 def _record(norm: InputNorm, opened: Opened, tally: Tally, train: Tally | None) -> AuditRecord:
-    name, schema, beside = opened.source.name, opened.schema, tally.beside
-    assert beside is not None  # it was asked for
+    name, schema, counted = opened.source.name, opened.schema, tally.audit
+    assert counted is not None  # it was asked for
     old, new, names = Side.of(norm), Side.of(tally), feature_names(norm)
-    overlap = overlap_of(norm.sketch, beside, tally.samples)
+    overlap = overlap_of(norm.sketch, counted, tally.samples)
     leaks, notes = find_leak(norm, tally, train, name)
-    findings = leaks + find_overlap(overlap, norm.sketch, beside, norm.samples, tally.samples)
-    findings += find_names(norm, schema) + _find_values(norm, names, old, new, beside, schema.dtype)
+    findings = leaks + find_overlap(overlap, norm.sketch, counted, norm.samples, tally.samples)
+    findings += find_names(norm, schema) + _find_values(norm, names, old, new, counted, schema.dtype)
     findings.sort(key=lambda finding: finding.severity != "error")  # stable
     if overlap is None:
         notes.append("overlap was not looked for: these statistics keep no sketch of their samples")
     if tally.skipped:
         notes.append(f"{len(tally.skipped)} files could not be read and were left out")
     notes += _dtype_notes(norm.dtype, schema.dtype)
-    outside = (beside.below + beside.above).reshape(-1).numpy()
+    outside = (counted.below + counted.above).reshape(-1).numpy()
     return AuditRecord(
         name, str(norm.scheme), norm.record.pattern, norm.split, norm.samples, tally.samples, norm.dtype,
         schema.dtype, overlap, tuple(findings), tuple(notes), compare(names, old, new, outside),
-        leaked_of(norm.sketch, beside),
+        leaked_of(norm.sketch, counted),
     )  # fmt: skip
 
 
 def _find_values(
-    norm: InputNorm, names: list[str], old: Side, new: Side, beside: Beside, dtype: str
+    norm: InputNorm, names: list[str], old: Side, new: Side, counted: AuditCounts, dtype: str
 ) -> list[Finding]:
     """Return what the statistics of the features show: one cause for all, else each one's drift."""
     whole, moved = find_scale(norm, old, new, dtype)
@@ -179,7 +179,7 @@ def _find_values(
     missing = find_missing(names, old, new)
     if whole:
         return whole + missing
-    below, above = (counts.reshape(-1).numpy() for counts in (beside.below, beside.above))
+    below, above = (counts.reshape(-1).numpy() for counts in (counted.below, counted.above))
     rest = find_constant(names, old, new, below, above) + missing
     kinds = [text.startswith(("float", "bfloat")) for text in (norm.dtype, dtype)]
     if kinds[0] != kinds[1]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slabnorm.inputs.audit_counts import Beside
+from slabnorm.inputs.audit.counts import AuditCounts
 from slabnorm.inputs.normalizer import InputNorm
 from slabnorm.inputs.shard_statistics import Tally
 from slabnorm.inputs.sketch import Sketch
@@ -411,37 +411,37 @@ LEVEL = 0.95
 ALL = 1 << 64
 
 
-def overlap_of(sketch: Sketch, beside: Beside, samples: int) -> Overlap | None:
+def overlap_of(sketch: Sketch, counted: AuditCounts, samples: int) -> Overlap | None:
     """Return the estimate; None where the statistics keep no sketch.
 
     Args:
         sketch: of the training data.
-        beside: what was counted of the new data.
+        counted: what was counted of the new data.
         samples: of the new data.
     """
     if not len(sketch.hashes):
         return None
-    bound = min(sketch.bound, beside.sketch.bound)
-    hashes = beside.sketch.hashes
+    bound = min(sketch.bound, counted.sketch.bound)
+    hashes = counted.sketch.hashes
     hashes = hashes if bound == ALL else hashes[hashes < np.uint64(bound)]
     told, found = len(hashes), int(np.isin(hashes, sketch.hashes, assume_unique=True).sum())
     if bound == ALL:
         share = found / told
         return Overlap(told, found, share, share, share, told, True)
     low, high = interval(found, told)
-    repeated = told / beside.told if bound == sketch.bound and beside.told else 1.0
+    repeated = told / counted.comparable if bound == sketch.bound and counted.comparable else 1.0
     distinct = round(samples * repeated) if bound == sketch.bound else round(told * (ALL / bound))
     return Overlap(told, found, found / told if told else 0.0, low, high, min(distinct, samples), False)
 
 
-def leaked_of(sketch: Sketch, beside: Beside) -> Leaked | None:
+def leaked_of(sketch: Sketch, counted: AuditCounts) -> Leaked | None:
     """Return which samples were in the training data, as far as the sketch can tell; None if none was."""
-    if not beside.leaked:
+    if not counted.leaked:
         return None
     # Every hash below the bound can be told, and hashes are uniform.
-    about = beside.leaked if sketch.bound == ALL else round(beside.leaked * (ALL / sketch.bound))
-    samples = tuple(LeakedSample(name, row) for name, row in beside.places)
-    return Leaked(samples, beside.leaked, about, sketch.bound == ALL)
+    about = counted.leaked if sketch.bound == ALL else round(counted.leaked * (ALL / sketch.bound))
+    samples = tuple(LeakedSample(name, row) for name, row in counted.places)
+    return Leaked(samples, counted.leaked, about, sketch.bound == ALL)
 
 
 def interval(found: int, told: int) -> tuple[float, float]:
@@ -461,12 +461,12 @@ def interval(found: int, told: int) -> tuple[float, float]:
 
 
 def find_overlap(
-    overlap: Overlap | None, sketch: Sketch, beside: Beside, train_samples: int, samples: int
+    overlap: Overlap | None, sketch: Sketch, counted: AuditCounts, train_samples: int, samples: int
 ) -> list[Finding]:
     """Return what to say of it: leaked samples, or rows that are alike by nature."""
     if overlap is None or not overlap.found:
         return []
-    repeats = 1 - overlap.told / max(beside.told, overlap.told)
+    repeats = 1 - overlap.told / max(counted.comparable, overlap.told)
     natural = natural_share(sketch, repeats, train_samples, samples)
     numbers = (
         ("share", overlap.share), ("low", overlap.low), ("high", overlap.high), ("told", overlap.told),

@@ -41,32 +41,32 @@ def run(
         quiet: dict[str, Any] = {"log_to_driver": False, "include_dashboard": False}
         ray.init(address=address, **({"log_to_driver": False} if address else quiet))
     try:
-        most = workers or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
-        yield from _run(ray, shards, counting, bounds, most)
+        at_once = workers or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+        yield from _run(ray, shards, counting, bounds, at_once)
     finally:
         if started:
             ray.shutdown()
 
 
 def _run(
-    ray: Any, shards: Sequence[Shard], counting: Counting, bounds: Bounds, most: int
+    ray: Any, shards: Sequence[Shard], counting: Counting, bounds: Bounds, at_once: int
 ) -> Iterator[tuple[Shard, Tally]]:
     count = ray.remote(num_cpus=1, max_retries=RETRIES)(_count)
-    how = ray.put(counting)
-    left = list(reversed(shards))
+    shared = ray.put(counting)
+    pending = list(reversed(shards))
     waiting: dict[Any, Shard] = {}
-    while left or waiting:
-        while left and len(waiting) < most:
-            shard = left.pop()
-            waiting[count.remote(shard, how, bounds)] = shard
+    while pending or waiting:
+        while pending and len(waiting) < at_once:
+            shard = pending.pop()
+            waiting[count.remote(shard, shared, bounds)] = shard
         done, _ = ray.wait(list(waiting), num_returns=1)
         shard = waiting.pop(done[0])
         try:
             found = ray.get(done[0])
         except ray.exceptions.RayError as error:
             raise DataError(
-                "a worker that dies is replaced",
-                f"{shard.name}: {RETRIES + 1} workers died on it ({type(error).__name__})",
+                f"{RETRIES + 1} Ray workers died while they read {shard.name}",
+                type(error).__name__,
                 "look at the cluster's logs: a worker may need more memory than its node has",
             ) from error
         if isinstance(found, SlabError):

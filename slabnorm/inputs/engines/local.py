@@ -62,8 +62,8 @@ def run(
             yield from _submitted(pool, shards, counting, bounds, workers, memory, waiting)
         except BrokenExecutor as error:
             raise DataError(
-                "workers live until their shards are counted",
-                f"a worker process died: {error}",
+                "A worker process died",
+                str(error),
                 "it may have run out of memory, or the data set's own code ends it; try workers=1",
             ) from error
         except BaseException:
@@ -80,14 +80,14 @@ def _submitted(
     memory: int | None,
     waiting: dict[Future[Tally], Shard],
 ) -> Iterator[tuple[Shard, Tally]]:
-    left = list(reversed(shards))
+    pending = list(reversed(shards))
     held = 0
-    while left or waiting:
+    while pending or waiting:
         # One more than there are workers, so that none waits for this thread.
-        while left and len(waiting) <= workers and (
-            not waiting or memory is None or held + left[-1].memory <= memory
-        ):  # fmt: skip
-            shard = left.pop()
+        while pending and len(waiting) <= workers:
+            if waiting and memory is not None and held + pending[-1].memory > memory:
+                break
+            shard = pending.pop()
             held += shard.memory
             waiting[pool.submit(_count, shard, counting, bounds)] = shard
         done, _ = wait(waiting, return_when=FIRST_COMPLETED)
@@ -114,8 +114,8 @@ def _check_pickle(shards: Sequence[Shard]) -> None:
         pickle.dumps(shards[:1])
     except Exception as error:  # pickling runs the code of what is pickled
         raise OptionError(
-            "workers that are processes want data that can be pickled",
-            f"{shards[0].name}: {error}",
+            f"{shards[0].name} cannot be pickled, as data that worker processes read must be",
+            str(error),
             "define its class in a module, or read it with workers=1",
         ) from error
 

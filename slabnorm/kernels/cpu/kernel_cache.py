@@ -1,4 +1,4 @@
-"""Compiled kernels on disk: a file for each, named by all that made it, read only if it is whole and ours.
+"""Kernels compiled, and kept on disk: a file for each, named by all that made it, read only if it is whole.
 
 Numba's own cache writes an index first and the kernel afterwards. Where that failed, on a full disk, the
 index named the file of an older kernel, which then ran in every process: ReLU where there was to be none. A
@@ -21,6 +21,7 @@ import secrets
 import stat
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from importlib.resources import files
@@ -30,12 +31,14 @@ from warnings import warn
 import llvmlite.binding
 import numba
 import numpy as np
-from numba.core import config
+from numba.core import config, sigutils
+from numba.core.ccallback import CFunc
 from numba.core.compiler import CompileResult
 from numba.core.registry import cpu_target
 from numba.core.serialize import dumps
 
 from slabnorm.errors import KernelWarning
+from slabnorm.kernels.cpu.llvm import compiling
 
 MAGIC = b"slabnorm kernel 1\n"
 _HEAD = len(MAGIC) + 32  # bytes of magic and key
@@ -48,16 +51,72 @@ _UNRELATED = re.compile(
     r"CUDA|DISABLE_CUDA|FORCE_CUDA|CACHE_|DUMP_|COLOR|DISABLE_JIT|THREADING|NUMBA_|SHOW_|FULL_"
 )
 
+Build = Callable[..., Callable[..., Any]]  # makes a function that is to be compiled
+_OPTIONS = {"error_model": "numpy"}
+_alive: list[Any] = []  # Numba frees a kernel that nobody holds, and its address with it
+
+
+def compile_function(
+    signature: tuple[Any, ...], build: Build, *of: Any, sources: str = ""
+) -> Callable[..., Any]:
+    """Compile a function, or take it from disk; return what calls it without looking at types again.
+
+    Args:
+        signature: Numba's types of its arguments.
+        build: makes the function as plain Python.
+        of: the arguments of `build`: what the function is compiled for.
+        sources: the digest of the sources that it is made of; by default that of this folder.
+    """
+    options = _OPTIONS | {"nogil": True}
+    function, kept = _function(signature, options, build, of, sources)
+    with compiling():
+        dispatcher = numba.njit(**options)(function)
+        dispatcher._cache = kept
+        return dispatcher.compile(signature)
+
+
+def compile_address(signature: Any, build: Build, *of: Any) -> int:
+    """Compile a function to be called from C, or take it from disk; return its address."""
+    function, kept = _function(signature, _OPTIONS, build, of)
+    with compiling():
+        compiled: Any = CFunc(function, sigutils.normalize_signature(signature), locals={}, options=_OPTIONS)
+        compiled._cache = kept
+        compiled.compile()
+    _alive.append(compiled)
+    return int(compiled.address)
+
+
+def flag(value: bool) -> int | None:
+    """Return what a function is compiled for, in the place of a bool.
+
+    Numba leaves out, when it compiles, what stands under `if flag is None`; of numbers it knows the type.
+    """
+    return 1 if value else None
+
+
+def _function(
+    signature: Any, options: dict[str, Any], build: Build, of: tuple[Any, ...], sources: str = ""
+) -> tuple[Callable[..., Any], KernelCache]:
+    """Return a function as plain Python, and where it is kept: by all that makes it what it is."""
+    kept = KernelCache(repr((build.__module__, build.__qualname__, of, signature, options)), sources)
+    function = build(*of)
+    # Numba makes a symbol of a function's name and of a number that each process counts anew: the symbols of
+    # one that is read from disk, and of another that is compiled here, would be the same.
+    function.__qualname__ += f"_{kept.key.hex()[:16]}"
+    return function, kept
+
 
 class KernelCache:
     """What is kept of one kernel, as Numba asks for it.
 
     Args:
         name: what the kernel is, and what it is compiled for.
+        sources: the digest of its sources; by default that of this folder.
     """
 
-    def __init__(self, name: str) -> None:
-        self.key = hashlib.sha256("\n".join((name, _settings(), _surroundings())).encode()).digest()
+    def __init__(self, name: str, sources: str = "") -> None:
+        parts = (name, sources or _SOURCES, _settings(), _surroundings())
+        self.key = hashlib.sha256("\n".join(parts).encode()).digest()
 
     @property
     def name(self) -> str:
@@ -202,10 +261,15 @@ def _sweep(kept: str) -> None:
                         os.unlink(entry.path)
 
 
-def _sources() -> str:
-    """Return a digest of the kernels' sources; nothing if there are none."""
+def digest_sources(package: str, *modules: str) -> str:
+    """Return a digest of a package's sources, all or those of some modules; nothing if there are none.
+
+    Called when kernels are imported, and not when the first is compiled: an upgrade under a running process
+    must not give its old kernels the new ones' names.
+    """
     digest = hashlib.sha256()
-    found = [file for file in files(__package__ or "").iterdir() if file.name.endswith((".py", ".pyc"))]
+    found = [file for file in files(package).iterdir() if file.name.endswith((".py", ".pyc"))]
+    found = [file for file in found if not modules or file.name.partition(".")[0] in modules]
     for file in sorted(found, key=lambda file: file.name):
         content = file.read_bytes()
         digest.update(f"{file.name} {len(content)}\n".encode() + content)
@@ -214,10 +278,10 @@ def _sources() -> str:
 
 @cache
 def _surroundings() -> str:
-    """Return what all kernels of this process have in common: sources, versions, processor."""
+    """Return what all kernels of this process have in common: versions, processor."""
     versions = sys.version, numba.__version__, llvmlite.__version__, np.__version__
     processor = cpu_target.target_context.codegen().magic_tuple()
-    return repr((_SOURCES, versions, llvmlite.binding.llvm_version_info, processor))
+    return repr((versions, llvmlite.binding.llvm_version_info, processor))
 
 
 def _settings() -> str:
@@ -250,8 +314,6 @@ def _tell(got: str, fix: str) -> None:
         )
 
 
-# When the kernels are imported, and not when the first is compiled: an upgrade under a running process must
-# not give its old kernels the new ones' names.
-_SOURCES = _sources()
+_SOURCES = digest_sources(__package__ or "")
 _announced = False
 _told: set[str] = set()

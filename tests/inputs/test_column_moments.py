@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slabnorm.inputs.column_moments import EXACT, Sums, finish_hashes, hash_part
+from slabnorm.inputs.kernels.column_moments import EXACT_DTYPES, ColumnMoments
+from slabnorm.inputs.kernels.hashing import add_values, finish_hashes
 from tests.inputs.oracle import mean_var, relative
 
 RNG = np.random.default_rng(11)
@@ -37,7 +38,7 @@ def test_floats(shape, name):
     values = FLOATS[name](rows * features * run)
     if name not in ("1e12 +- 1", "denormals"):
         values = values.astype(np.float32) if features % 2 else values
-    sums = Sums(values.dtype, features)
+    sums = ColumnMoments(values.dtype, features)
     sums.add(values, run)
     found = sums.moments()
     for feature, column in enumerate(columns(values, features, run)[:: max(1, features // 3)]):
@@ -52,14 +53,14 @@ def test_floats(shape, name):
         assert (found.min[feature], found.max[feature]) == (column.min(), column.max())
 
 
-@pytest.mark.parametrize("dtype", sorted(EXACT))
+@pytest.mark.parametrize("dtype", sorted(EXACT_DTYPES))
 @pytest.mark.parametrize("shape", SHAPES)
 def test_narrow_integers_are_exact(dtype, shape):
     features, run = shape
     ends = np.iinfo(dtype)
     rows = max(3, 5000 // (features * run))
     values = RNG.integers(ends.min, ends.max + 1, rows * features * run).astype(dtype)
-    sums = Sums(values.dtype, features)
+    sums = ColumnMoments(values.dtype, features)
     half = rows // 2 * features * run
     for part in (values[:half], values[half:]):
         sums.add(part, run)
@@ -74,7 +75,7 @@ def test_narrow_integers_are_exact(dtype, shape):
 @pytest.mark.parametrize("dtype", ["int32", "uint32", "int64", "uint64"])
 def test_wide_integers(dtype):
     values = RNG.integers(1 << 30, (1 << 30) + 1000, 3000).astype(dtype)
-    sums = Sums(values.dtype, 3)
+    sums = ColumnMoments(values.dtype, 3)
     sums.add(values)
     _, var = mean_var(values[::3])
     assert relative(sums.moments().var()[0].item(), var) <= 1e-13
@@ -89,7 +90,7 @@ def test_nan_is_left_out_and_counted(features, run, rows, holes, seed, dtype):
     random = np.random.default_rng(seed)
     values = (1e4 + random.standard_normal(rows * features * run)).astype(dtype)
     values[random.random(values.size) < holes] = np.nan
-    sums = Sums(values.dtype, features)
+    sums = ColumnMoments(values.dtype, features)
     sums.add(values, run)
     found, table = sums.moments(), columns(values, features, run)
     assert sums.nan.tolist() == np.isnan(table).sum(1).tolist()
@@ -106,7 +107,7 @@ def test_nan_is_left_out_and_counted(features, run, rows, holes, seed, dtype):
 
 
 def test_squares_that_leave_float64():
-    sums = Sums(np.dtype(np.float64), 1)
+    sums = ColumnMoments(np.dtype(np.float64), 1)
     sums.add(np.array([1e300, -1e300, 1e299]))
     sums.add(np.array([1e300, -1e300, 1e299]))
     assert sums.moments().m2.tolist() == [np.inf]
@@ -115,7 +116,7 @@ def test_squares_that_leave_float64():
 
 def unfinished(values, length):
     hashes = np.full(values.size // length, length, np.uint64)
-    hash_part(values, length, 0, hashes)
+    add_values(values, length, 0, hashes)
     return hashes
 
 
@@ -136,7 +137,7 @@ def test_a_sample_has_one_hash_in_every_dtype_and_from_columns(length):
         out = np.full(7, length, np.uint64)
         for place in range(length):
             column = np.ascontiguousarray(whole[:, place])
-            hash_part(column, 1, place, out)
+            add_values(column, 1, place, out)
         finish_hashes(out, np.empty_like(out))
         assert (out == hashes).all()
 

@@ -9,11 +9,18 @@ differ do so by multiples of 2^31.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from slabnorm.inputs.kernels import SOURCES
+from slabnorm.kernels.cpu.kernel_cache import compile_function
 from slabnorm.kernels.cpu.llvm import INNER, ahead, data, njit, overload, read
 
 KEYS = 4096
@@ -21,6 +28,66 @@ JOIN = np.uint64(0x9E3779B97F4A7C15)  # what joins blocks
 _LOW, _NO = np.uint64((1 << 29) - 1), np.uint64(0)
 _ZERO, _NAN = np.float32(0.0), np.float32(np.nan)
 _MIX1, _MIX2, _SHIFT = np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53), np.uint64(33)
+
+# The hashes of samples, part by part.
+
+
+def add_values(values: np.ndarray, length: int, at: int, hashes: np.ndarray) -> None:
+    """Add `length` values of each sample, from place `at` on, to the hashes, which began as lengths."""
+    if values.size and length == 1:
+        _compiled_columns(values.dtype)(values, at, *_keys(), hashes)
+    elif values.size:
+        _compiled_rows(values.dtype)(values, length, at, *_keys(), hashes)
+
+
+def finish_hashes(hashes: np.ndarray, room: np.ndarray, bound: int = 1 << 64) -> tuple[np.ndarray, int]:
+    """Finish the samples' hashes in place; return those below a bound, and the sum of all modulo 2^64.
+
+    Args:
+        hashes: of samples, all their parts added.
+        room: working memory, of as many uint64.
+        bound: 1 to 2^64.
+    """
+    total = np.zeros(1, np.uint64)
+    kept = _compiled_finish()(hashes, np.uint64(bound - 1), room, total)
+    return room[:kept].copy(), int(total[0])
+
+
+_WORDS = types.Array(types.uint64, 1, "C")
+
+
+@cache
+def _compiled_rows(dtype: np.dtype) -> Callable[..., Any]:
+    signature = (_array_of(dtype), types.int64, types.int64, _WORDS, _WORDS, _WORDS)
+    return compile_function(signature, rows_kernel, sources=SOURCES)
+
+
+@cache
+def _compiled_columns(dtype: np.dtype) -> Callable[..., Any]:
+    signature = (_array_of(dtype), types.int64, _WORDS, _WORDS, _WORDS)
+    return compile_function(signature, column_kernel, sources=SOURCES)
+
+
+@cache
+def _compiled_finish() -> Callable[..., int]:
+    return compile_function((_WORDS, types.uint64, _WORDS, _WORDS), finish_kernel, sources=SOURCES)
+
+
+def _array_of(dtype: np.dtype) -> types.Array:
+    return types.Array(numba.from_dtype(dtype), 1, "C")
+
+
+@cache
+def _keys() -> tuple[np.ndarray, np.ndarray]:
+    """Return the keys of words and of rests: odd numbers of 64 bits (splitmix64)."""
+    z = np.arange(1, 2 * KEYS + 1, dtype=np.uint64) * JOIN
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z = (z ^ (z >> np.uint64(31))) | np.uint64(1)
+    return z[:KEYS].copy(), z[KEYS:].copy()
+
+
+# The kernels.
 
 
 @intrinsic
@@ -82,20 +149,11 @@ def _mixed(h):
     return h ^ (h >> _SHIFT)
 
 
-def keys() -> tuple[np.ndarray, np.ndarray]:
-    """Return the keys of words and of rests: odd numbers of 64 bits (splitmix64)."""
-    z = np.arange(1, 2 * KEYS + 1, dtype=np.uint64) * JOIN
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z = (z ^ (z >> np.uint64(31))) | np.uint64(1)
-    return z[:KEYS].copy(), z[KEYS:].copy()
-
-
-def hash_kernel():
+def rows_kernel():
     """Return a function that adds the words of `length` values of each sample to its hash.
 
     x: the samples, each of `length` values, one after another. at: the first value's place in the sample.
-    out: hashes so far, which `mix_kernel` finishes.
+    out: hashes so far, which `finish_kernel` finishes.
     """
 
     def add(x, length, at, words, rests, out):
@@ -119,7 +177,7 @@ def hash_kernel():
 def column_kernel():
     """Return a function that adds one value of each sample to its hash: a column of a table.
 
-    x: the values. at: their place in the sample. Further arguments as in `hash_kernel`, whose loop over the
+    x: the values. at: their place in the sample. Further arguments as in `rows_kernel`, whose loop over the
     values of a sample takes 2.6 ns a float32 here; this one 0.4.
     """
 
@@ -137,13 +195,13 @@ def column_kernel():
     return add
 
 
-def mix_kernel():
+def finish_kernel():
     """Return a function that finishes hashes in place, and returns how many are at most `most`.
 
     few: those hashes, in order; as long as `hashes`. total: grows by the sum of all hashes, modulo 2^64.
     """
 
-    def mix(hashes, most, few, total):
+    def finish(hashes, most, few, total):
         kept = 0
         for r in range(len(hashes)):
             h = _mixed(hashes[r])
@@ -153,4 +211,4 @@ def mix_kernel():
             kept += h <= most
         return kept
 
-    return mix
+    return finish

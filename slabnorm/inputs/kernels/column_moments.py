@@ -1,10 +1,134 @@
-"""One pass over a table of values: count, NaN, mean, squared deviations and extremes of every feature."""
+"""Moments of columns in one pass: count, NaN, mean, squared deviations and extremes of every feature."""
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable, Sequence
+from functools import cache
+from math import isfinite
+from typing import Any
 
+import numba
+import numpy as np
+import torch
+from numba import types
+
+from slabnorm.inputs.kernels import SOURCES
+from slabnorm.kernels.cpu.kernel_cache import compile_function, flag
 from slabnorm.kernels.cpu.llvm import INNER, ahead, data, njit, read
+from slabnorm.mergeable_moments import Moments
+
+# What is counted of some features, table by table.
+
+EXACT_DTYPES = frozenset({"uint8", "int8", "uint16", "int16"})  # whose squares int64 adds up, 2^31 of them
+EXACT_INTEGERS = 2.0**53  # from here on float64 skips integers
+
+
+class ColumnMoments:
+    """Count, NaN, mean, squared deviations and extremes of features, to which tables are added.
+
+    Args:
+        dtype: of the values; bool goes as uint8.
+        features: how many.
+        like: another of the same dtype and as many features, whose working memory is shared; then both are
+            of one thread.
+    """
+
+    def __init__(self, dtype: np.dtype, features: int, like: ColumnMoments | None = None) -> None:
+        self.dtype, self.features = dtype, features
+        # A name of a dtype takes NumPy 25 us, more than all the rest of a column of a few rows.
+        self._exact: bool = like._exact if like else dtype.name in EXACT_DTYPES
+        self._narrow = dtype.kind != "f" and dtype.itemsize < 8  # integers, all of which float64 holds
+        self._add: Callable[..., Any] = like._add if like else _compiled(dtype.name)
+        wide = np.int64 if self._exact else np.float64
+        self._state = np.zeros((2 if self._exact else 4, features), wide)
+        self._counts = np.zeros((2, features), np.int64)
+        ends = (np.inf, -np.inf) if dtype.kind == "f" else (np.iinfo(dtype).max, np.iinfo(dtype).min)
+        self._extremes = np.repeat(np.array(ends, dtype)[:, None], features, axis=1)
+        self._room: tuple[np.ndarray, ...] = like._room if like else _working_memory(dtype, features, wide)
+
+    def add(self, values: np.ndarray, run: int = 1) -> None:
+        """Add a table: a flat, contiguous array of rows, each `features` times `run` values."""
+        if values.size:
+            rows = values.size // (self.features * run)
+            layout = np.array([rows, self.features, run])
+            self._add(values, layout, self._state, self._counts, self._extremes, *self._room)
+
+    @property
+    def nan(self) -> np.ndarray:
+        """NaN so far, per feature."""
+        return self._counts[1]
+
+    def hold_refusable(self, nan: bool) -> bool:
+        """Whether what was added holds infinity, an integer that float64 skips, or NaN without `nan`; or
+        whether the sum of its values overflows float64.
+        """
+        if self._narrow:
+            return False
+        low, high = self._extremes
+        if self.features == 1:  # a column of a table: NumPy's reductions take 10 us
+            least, most, missing = float(low[0]), float(high[0]), self._counts[1, 0] > 0
+            finite = isfinite(self._state[0, 0])
+        else:
+            least, most, missing = float(low.min()), float(high.max()), self._counts[1].any()
+            finite = bool(np.isfinite(self._state[0]).all())
+        if self.dtype.kind != "f":
+            return most >= EXACT_INTEGERS or least <= -EXACT_INTEGERS
+        return not finite or least == -np.inf or most == np.inf or bool(missing and not nan)
+
+    def moments(self) -> Moments:
+        """Return the Moments so far, one per feature, in memory's order."""
+        return concatenate_moments([self])
+
+    def fields(self) -> tuple[np.ndarray, ...]:
+        """Return the fields of the Moments so far, in memory's order; views of what is still added to."""
+        count = self._counts[0]
+        low, high = self._extremes.astype(np.float64)
+        low, high = np.where(count > 0, low, np.inf), np.where(count > 0, high, -np.inf)
+        if self._exact:
+            parts = [_exact_moments(*map(int, column)) for column in zip(count, *self._state, strict=True)]
+            mean, mean_low, m2, m2_low = np.array(parts).reshape(-1, 4).T
+        else:
+            mean, mean_low, m2, m2_low = self._state
+        return count, mean, m2, low, high, mean_low, m2_low
+
+
+def concatenate_moments(columns: Sequence[ColumnMoments]) -> Moments:
+    """Return the Moments of several columns or tables, one after another."""
+    fields = zip(*(part.fields() for part in columns), strict=True)
+    return Moments(*(torch.from_numpy(np.concatenate(field)) for field in fields))
+
+
+def _working_memory(dtype: np.dtype, features: int, wide: Any) -> tuple[np.ndarray, ...]:
+    # 64 bytes more a row: rows of the same address modulo 4096 would wait for each other.
+    work: np.ndarray = np.zeros((4, STRIP + 8), wide)
+    return np.zeros(features, wide), work, np.zeros((2, STRIP + 64), dtype), np.zeros((3, features), wide)
+
+
+def _exact_moments(count: int, total: int, squares: int) -> tuple[float, float, float, float]:
+    """Return mean and squared deviations of integers, each as two float64 numbers."""
+    if not count:
+        return 0.0, 0.0, 0.0, 0.0
+    return *_quotient(total, count), *_quotient(count * squares - total * total, count)
+
+
+def _quotient(a: int, b: int) -> tuple[float, float]:
+    # True division of integers is rounded once, whatever their size; so is what is left.
+    high = a / b
+    p, q = high.as_integer_ratio()
+    return high, (a * q - p * b) / (b * q)
+
+
+@cache
+def _compiled(dtype: str) -> Callable[..., Any]:
+    """Return the compiled function that adds a table of this dtype to the moments of its features."""
+    exact = dtype in EXACT_DTYPES
+    values, wide = numba.from_dtype(np.dtype(dtype)), types.int64 if exact else types.float64
+    line, table = (lambda of: types.Array(of, 1, "C")), (lambda of: types.Array(of, 2, "C"))
+    results = table(wide), table(types.int64), table(values)
+    room = line(wide), table(wide), table(values), table(wide)
+    signature = line(values), line(types.int64), *results, *room
+    return compile_function(signature, add_kernel, flag(exact), sources=SOURCES)
+
 
 # Sums of a table's columns: values around a shift, integers as they are, values that may be NaN.
 
@@ -67,7 +191,7 @@ def _more(a, b):
 
 @_loop
 def sum_exact(p, rows, step, width, s1, s2, lo, hi):
-    """As `sum`, of integers, around 0."""
+    """As `sum_columns`, of integers, around 0."""
     # Two loops, each as wide as its values: bytes, ns a value: 0.09, and 0.23 as one loop.
     for r in range(0, rows - 7, 8):
         x0 = ahead(p, r * step)
@@ -96,7 +220,7 @@ def sum_exact(p, rows, step, width, s1, s2, lo, hi):
 
 @_loop
 def sum_present(p, rows, step, width, k, s1, s2, lo, hi, missing):
-    """As `sum`, leaving NaN out and counting it."""
+    """As `sum_columns`, leaving NaN out and counting it."""
     for r in range(rows):
         x0 = ahead(p, r * step)
         for j in range(width):
@@ -119,9 +243,8 @@ def sum_present(p, rows, step, width, k, s1, s2, lo, hi, missing):
 
 ROWS = 1024  # rows of a piece
 # Columns, float32, ns an element on one core: 128 wide 0.62, 256 0.50, 512 0.35, 1024 0.26.
-STRIP = (
-    1024  # columns that are summed together: their sums take 32 KiB, and narrower ones start loops more often
-)
+# Their sums take 32 KiB; narrower strips start loops more often.
+STRIP = 1024  # columns that are summed together
 LONG = 8192  # a run of so many values is a table of its own, FOLD columns wide
 FOLD = 1024
 WIDE = 1024  # narrow rows are joined to at least so many columns
@@ -131,9 +254,9 @@ _serial = njit(**INNER)
 
 
 @_serial
-def _start(place, width, g, shift, work, ends, extremes):
+def _start(place, width, layout, shift, work, ends, extremes):
     """Clear the sums of a strip of columns, the first of which has this place in a row."""
-    feature, at = place // g[2] % g[1], place % g[2]
+    feature, at = place // layout[2] % layout[1], place % layout[2]
     for j in range(width):
         work[0, j] = shift[feature]
         work[1, j] = 0
@@ -141,15 +264,15 @@ def _start(place, width, g, shift, work, ends, extremes):
         work[3, j] = 0
         ends[0, j] = extremes[0, feature]
         ends[1, j] = extremes[1, feature]
-        feature, at = _next(feature, at, g)
+        feature, at = _next(feature, at, layout)
 
 
 @_serial
-def _next(feature, at, g):
+def _next(feature, at, layout):
     """Return the feature of the next column, and its place in the run; divisions cost more than sums."""
-    if at + 1 < g[2]:
+    if at + 1 < layout[2]:
         return feature, at + 1
-    return (feature + 1 if feature + 1 < g[1] else 0), 0
+    return (feature + 1 if feature + 1 < layout[1] else 0), 0
 
 
 @_serial
@@ -165,78 +288,78 @@ def _take(p, rows, step, width, work, ends, present):
 
 
 @_serial
-def _end(place, width, g, work, ends, sums, extremes):
+def _end(place, width, layout, work, ends, sums, extremes):
     """Add the sums of a strip to those of its features."""
-    feature, at = place // g[2] % g[1], place % g[2]
+    feature, at = place // layout[2] % layout[1], place % layout[2]
     for j in range(width):
         sums[0, feature] += work[1, j]
         sums[1, feature] += work[2, j]
         sums[2, feature] += work[3, j]
         extremes[0, feature] = min(extremes[0, feature], ends[0, j])
         extremes[1, feature] = max(extremes[1, feature], ends[1, j])
-        feature, at = _next(feature, at, g)
+        feature, at = _next(feature, at, layout)
 
 
 @_serial
-def _short_runs(p, first, last, g, shift, work, ends, present, sums, extremes):
+def _short_runs(p, first, last, layout, shift, work, ends, present, sums, extremes):
     """Sum rows, joined where they are narrow, in strips of columns."""
-    width = g[1] * g[2]
+    width = layout[1] * layout[2]
     joined = max(1, WIDE // width)
     rows, rest = (last - first) // joined, (last - first) % joined
     for place in range(0, width * joined, STRIP):
         strip = min(STRIP, width * joined - place)
-        _start(place, strip, g, shift, work, ends, extremes)
+        _start(place, strip, layout, shift, work, ends, extremes)
         # Rows that are left over are joined to none; then all columns are one strip.
         for left in range(2 if rest else 1):
             at = (last - rest) * width if left else first * width + place
             n, columns, step = (rest, width, width) if left else (rows, strip, width * joined)
             _take(ahead(p, at), n, step, columns, work, ends, present)
-        _end(place, strip, g, work, ends, sums, extremes)
+        _end(place, strip, layout, work, ends, sums, extremes)
 
 
 @_serial
-def _long_runs(p, first, last, g, shift, work, ends, present, sums, extremes):
+def _long_runs(p, first, last, layout, shift, work, ends, present, sums, extremes):
     """Sum rows run by run, each a table of its own."""
-    run = g[2]
+    run = layout[2]
     fold = min(FOLD, run)  # FOLD: but functions are compiled anew for a constant
-    for feature in range(g[1]):
-        _start(feature * run, fold, g, shift, work, ends, extremes)
+    for feature in range(layout[1]):
+        _start(feature * run, fold, layout, shift, work, ends, extremes)
         for row in range(first, last):
-            start = (row * g[1] + feature) * run
+            start = (row * layout[1] + feature) * run
             for left in range(2):
                 at = start + left * (run - run % FOLD)
                 n, columns = (1, run % FOLD) if left else (run // FOLD, fold)
                 _take(ahead(p, at), n, fold, columns, work, ends, present)
-        _end(feature * run, fold, g, work, ends, sums, extremes)
+        _end(feature * run, fold, layout, work, ends, sums, extremes)
 
 
 @_serial
-def _piece(p, first, last, g, shift, work, ends, present, sums, extremes):
-    for f in range(g[1]):
+def _piece(p, first, last, layout, shift, work, ends, present, sums, extremes):
+    for f in range(layout[1]):
         for i in range(3):
             sums[i, f] = 0
-    if g[2] >= LONG:
-        _long_runs(p, first, last, g, shift, work, ends, present, sums, extremes)
+    if layout[2] >= LONG:
+        _long_runs(p, first, last, layout, shift, work, ends, present, sums, extremes)
     else:
-        _short_runs(p, first, last, g, shift, work, ends, present, sums, extremes)
+        _short_runs(p, first, last, layout, shift, work, ends, present, sums, extremes)
 
 
 @_serial
-def _piece_rows(g):
+def _piece_rows(layout):
     """Return how many rows are a piece."""
-    if g[2] >= LONG:
-        return max(1, ROWS * FOLD // g[2])
-    return ROWS * max(1, WIDE // (g[1] * g[2]))
+    if layout[2] >= LONG:
+        return max(1, ROWS * FOLD // layout[2])
+    return ROWS * max(1, WIDE // (layout[1] * layout[2]))
 
 
 @_serial
-def _shift(p, first, last, g, shift):
+def _shift(p, first, last, layout, shift):
     """Write a value of each feature: the first, or the first few's that is finite, else 0."""
-    width = g[1] * g[2]
-    for feature in range(g[1]):
+    width = layout[1] * layout[2]
+    for feature in range(layout[1]):
         shift[feature] = 0.0
         for row in range(first, min(first + 8, last)):
-            value = np.float64(read(p, row * width + feature * g[2]))
+            value = np.float64(read(p, row * width + feature * layout[2]))
             if np.isfinite(value):
                 shift[feature] = value
                 break
@@ -302,29 +425,31 @@ def _merge(n, shift, sums, counts, state):
 def add_kernel(exact):
     """Return a function that adds a table to what is known of its features; exact: integers, without shift.
 
-    x: the values, in order. g: rows, features, run. state: mean, mean_low, m2 and m2_low of each feature; if
-    exact, its sum and its sum of squares. counts: values and NaN. extremes: least and most, in x's dtype.
-    Room: shift (features), work (4, STRIP), ends (2, STRIP), sums (3, features).
+    x: the values, in order. layout: rows, features, run. state: mean, mean_low, m2 and m2_low of each
+    feature; if exact, its sum and its sum of squares. counts: values and NaN. extremes: least and most, in
+    x's dtype.
+    Working memory: shift (features), work (4, STRIP), ends (2, STRIP), sums (3, features).
     """
 
-    def add(x, g, state, counts, extremes, shift, work, ends, sums):
+    def add(x, layout, state, counts, extremes, shift, work, ends, sums):
         p = data(x, 0)
-        first, last, no = 0 * g[0], g[0], g[0] < 0  # Numba compiles what is called once more for constants
+        # Not constants, for which Numba would compile once more what is called.
+        first, last, no = 0 * layout[0], layout[0], layout[0] < 0
         if exact is not None:
-            _piece(p, first, last, g, shift, work, ends, None, sums, extremes)
-            for f in range(g[1]):
+            _piece(p, first, last, layout, shift, work, ends, None, sums, extremes)
+            for f in range(layout[1]):
                 state[0, f] += sums[0, f]
                 state[1, f] += sums[1, f]
-                counts[0, f] += g[0] * g[2]
+                counts[0, f] += layout[0] * layout[2]
             return x[0]  # which holds the array
-        step = _piece_rows(g)
-        for first in range(0, g[0], step):
-            last = min(first + step, g[0])
-            n = np.float64((last - first) * g[2])
-            _shift(p, first, last, g, shift)
+        step = _piece_rows(layout)
+        for first in range(0, layout[0], step):
+            last = min(first + step, layout[0])
+            n = np.float64((last - first) * layout[2])
+            _shift(p, first, last, layout, shift)
             present = moved = no
             while True:
-                _piece(p, first, last, g, shift, work, ends, present, sums, extremes)
+                _piece(p, first, last, layout, shift, work, ends, present, sums, extremes)
                 if not present and _any_nan(sums):
                     present = not no
                 elif not moved and _again(n, shift, sums):
