@@ -23,13 +23,13 @@ from slabnorm.inputs.schemes import first_features
 from slabnorm.inputs.shard_statistics import Tally, Tree
 from slabnorm.inputs.sketch import SIZE, Bounds, Collector
 from slabnorm.inputs.sources.base import (
-    Bad,
     Block,
     Columns,
     MismatchError,
-    Named,
+    NamedBlock,
     Schema,
     Shard,
+    Unreadable,
     check_schema,
 )
 from slabnorm.inputs.weighted_moments import check_weights, weighted_features
@@ -52,7 +52,7 @@ class Group(Shard):
 
     parts: tuple[Shard, ...] = field(kw_only=True)
 
-    def blocks(self) -> Iterator[Block | Columns | Bad | Named]:
+    def blocks(self) -> Iterator[Block | Columns | Unreadable | NamedBlock]:
         """Yield the samples of all parts."""
         for part in self.parts:
             yield from part.blocks()
@@ -808,17 +808,17 @@ def _good(shard: Shard, counting: Counting, bad: list[tuple[str, str]], places: 
         except DataError as error:
             if not counting.skip_bad or isinstance(error, MismatchError):
                 raise
-            raise ShardError(error.got or error.rule) from error
+            raise ShardError(": ".join(filter(None, (error.rule, error.got)))) from error
         if block is None:
             return
-        if isinstance(block, Bad):
+        if isinstance(block, Unreadable):
             if not counting.skip_bad:
-                raise DataError("data files can be read whole", f"{block.name}: {block.why}", block.fix)
+                raise block.error()
             bad.append((block.name, block.why))
             places.leave_out(block.samples)
             continue
         where, name = f"{counting.unit} {number} of {shard.name}", ""
-        if isinstance(block, Named):
+        if isinstance(block, NamedBlock):
             where, block = block
             name = where
         check_schema(counting.schema, block, shard.name, where)

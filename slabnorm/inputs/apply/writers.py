@@ -13,7 +13,7 @@ import numpy as np
 from slabnorm.errors import OptionError
 from slabnorm.files import new_folder, replacing
 from slabnorm.inputs.accumulator import chunks
-from slabnorm.inputs.sources.zarr import Place, opened, package
+from slabnorm.inputs.sources.zarr import ArrayLocation, import_zarr, open_array
 
 CHUNK_BYTES = 8 << 20  # of a Zarr chunk, where nothing says how long it is
 
@@ -35,13 +35,13 @@ def write_npy(batches: Iterator[np.ndarray], out: Path) -> int:
         last = _header(first, rows)
         # numpy leaves room for the length to grow, so that the header can be written again.
         if len(last) != len(head):
-            raise OptionError("a header keeps its length", f"{rows} samples", "write a .zarr instead")
+            raise OptionError(f"Too many samples for a .npy file: {rows:,}", fix="write a .zarr instead")
         file.seek(0)
         file.write(last)
     return rows
 
 
-def write_zarr(batches: Iterator[np.ndarray], out: Path, like: Place | None) -> int:
+def write_zarr(batches: Iterator[np.ndarray], out: Path, like: ArrayLocation | None) -> int:
     """Write batches of one shape and dtype to a new Zarr array; return how many samples.
 
     Args:
@@ -52,7 +52,7 @@ def write_zarr(batches: Iterator[np.ndarray], out: Path, like: Place | None) -> 
     Raises:
         OptionError: it cannot be written; nothing is left of it.
     """
-    zarr = package()
+    zarr = import_zarr()
     first = next(batches)
     layout = _layout(first) if like is None else _layout_of(like)
     size = layout["shards"] or layout["chunks"]
@@ -84,8 +84,8 @@ def _layout(first: np.ndarray) -> dict[str, Any]:
     return {"chunks": (rows, *first.shape[1:]), "shards": None}
 
 
-def _layout_of(place: Place) -> dict[str, Any]:
-    with opened(place) as array:
+def _layout_of(location: ArrayLocation) -> dict[str, Any]:
+    with open_array(location) as array:
         plain = array.metadata.to_dict()
         layout = {
             "rows": array.shape[0],
