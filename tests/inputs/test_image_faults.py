@@ -120,7 +120,8 @@ def test_links_sockets_and_hidden_files(tmp_path, monkeypatch):
     (path / ".hidden.png").write_bytes(b"nothing")
     (path / "notes.txt").write_text("no image")
     with pytest.warns(
-        DataWarning, match=r"left out train/a/again \(a link .*\), a/pipe\.png \(.*\), socket\.jpg"
+        DataWarning,
+        match=r"left out train/a/again \(a link .*\), train/a/pipe\.png \(.*\), train/socket\.jpg",
     ) as caught:
         norm = sn.fit(path, split="train")
     assert len(caught) == 1

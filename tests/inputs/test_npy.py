@@ -79,7 +79,7 @@ def test_which_array_of_an_archive(tmp_path):
     with pytest.raises(DataError, match="holds 'arr_0', 'arr_1'"):
         fit(path, split="train")
     np.savez(path)
-    with pytest.raises(DataError, match="no entries"):
+    with pytest.raises(DataError, match="No entries in"):
         fit(path, split="train")
 
 

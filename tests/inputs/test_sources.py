@@ -218,7 +218,7 @@ BAD = {
     "items of lists of numbers": (lambda: Items([1.0, 2.0]), "item 0 of Items is a list of numbers"),
     "items of empty tuples": (lambda: Items(()), "item 0 of Items is empty"),
     "items of dicts without x": (lambda: Items({"a": 1.0, "b": 2.0}), "holds 'a', 'b'"),
-    "items of empty dicts": (lambda: Items({}), "no entries"),
+    "items of empty dicts": (lambda: Items({}), "No entries in item 0 of Items"),
     "batches of numbers": (lambda: iter([1.0, 2.0]), "batch 0 of list_iterator is a single number"),
     "batches with one object": (lambda: [DATA, DATA.astype(object)], "batch 1 of list of dtype object"),
     "another shape": (lambda: [DATA, DATA[:, :2]], r"batch 1 of list\n  got: samples of shape \(2,\)"),

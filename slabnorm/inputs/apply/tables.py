@@ -20,8 +20,7 @@ from slabnorm.extras import extra
 from slabnorm.files import replacing
 from slabnorm.inputs.fitting import Progress
 from slabnorm.inputs.normalizer import InputNorm
-from slabnorm.inputs.sources.base import did_you_mean
-from slabnorm.text import listing, printable
+from slabnorm.text import did_you_mean, listing, printable
 
 if TYPE_CHECKING:  # it imports pyarrow
     from slabnorm.inputs.sources.columns import FeaturePlace
@@ -283,7 +282,7 @@ def _place(name: str, columns: dict[str, list[int]], fields: list[Any], path: Pa
     else:
         problem = f"No column {shown!r}"
         why = f"its columns are {listing([printable(field.name, 40) for field in fields[:20]])}"
-    fix = did_you_mean(name, list(columns)) if not found else ""
+    fix = did_you_mean(name, columns) if not found else ""
     raise DataError(f"{problem} in {printable(path)}", why, fix or "give the columns the statistics are of")
 
 

@@ -20,9 +20,8 @@ from slabnorm.files import replacing
 from slabnorm.inputs.apply.tables import normalise_rows
 from slabnorm.inputs.fitting import Progress
 from slabnorm.inputs.normalizer import InputNorm
-from slabnorm.inputs.sources.base import did_you_mean
 from slabnorm.inputs.sources.open import check_delimiter
-from slabnorm.text import listing, printable
+from slabnorm.text import did_you_mean, listing, printable
 
 FLAGS = {"true": 1.0, "True": 1.0, "TRUE": 1.0, "false": 0.0, "False": 0.0, "FALSE": 0.0}
 BATCH_BYTES = 8 << 20  # of a batch by default: of all its values as float64, and of its text

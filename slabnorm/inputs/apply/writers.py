@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +30,7 @@ def write_npy(batches: Iterator[np.ndarray], out: Path) -> int:
         head = _header(first, 0)
         file.write(head)
         rows = 0
-        for batch in _with(first, batches):
+        for batch in chain([first], batches):
             file.write(batch.reshape(-1).view(np.uint8).data)
             rows += len(batch)
         last = _header(first, rows)
@@ -69,7 +70,7 @@ def write_zarr(batches: Iterator[np.ndarray], out: Path, like: ArrayLocation | N
         )
         rows = 0
         # Whole chunks at a time: part of one would have to be read again.
-        for part in chunks(_with(first, batches), step):
+        for part in chunks(chain([first], batches), step):
             if rows + len(part) > array.shape[0]:
                 array.resize((max(2 * array.shape[0], rows + len(part)), *array.shape[1:]))
             hand.submit(array.__setitem__, slice(rows, rows + len(part)), part).result()
@@ -120,8 +121,3 @@ def _header(batch: np.ndarray, rows: int) -> bytes:
     }
     np.lib.format.write_array_header_1_0(cast(Any, file), plain)
     return file.getvalue()
-
-
-def _with(first: np.ndarray, rest: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    yield first
-    yield from rest

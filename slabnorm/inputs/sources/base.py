@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from slabnorm.errors import DataError
 from slabnorm.inputs.split import Hint
+from slabnorm.text import did_you_mean
 
 # How data that can be read from any row on are cut into shards.
 
@@ -65,16 +65,6 @@ def check_shape(shape: Sequence[int], name: str) -> tuple[int, ...]:
 def empty(name: str) -> DataError:
     """Return the error of a data set without samples."""
     return DataError(f"No samples: {name} is empty", fix="check what was selected or filtered")
-
-
-def did_you_mean(name: str, names: Sequence[str]) -> str:
-    """Return a question after the name that was meant, if one is near; else "".
-
-    >>> did_you_mean("heigth", ["width", "height"])
-    "did you mean 'height'?"
-    """
-    near = get_close_matches(name, [other for other in names[:1000] if isinstance(other, str)], 1)
-    return f"did you mean {near[0]!r}?" if near else ""
 
 
 def chunk_rows(values: int) -> int:
@@ -399,21 +389,23 @@ def pick(names: list[str], key: str | None, where: str) -> str:
     Raises:
         DataError: there is no entry `key`, or none can be told to be x.
     """
-    held = ", ".join(map(repr, names[:10])) or "no entries"
+    if not names:
+        raise DataError(f"No entries in {where}", fix="give data that hold x")
     more = f" and {len(names) - 10:,} more" if len(names) > 10 else ""
+    held = f"it holds {', '.join(map(repr, names[:10]))}{more}"
     if key is not None:
         if key not in names:
-            fix = did_you_mean(key, names) or (f"give one of these, as key={names[0]!r}" if names else "")
-            raise DataError(f"No entry {key!r:.200} in {where}", f"it holds {held}{more}", fix)
+            fix = did_you_mean(key, map(str, names)) or "give one of these as key="
+            raise DataError(f"No entry {key!r:.200} in {where}", held, fix)
         return key
     if "x" in names:
         return "x"
     if len(names) == 1:
         return names[0]
     raise DataError(
-        f"Cannot tell which entry of {where} is x" if names else f"No entries in {where}",
-        f"it holds {held}{more}; x is the entry named by key=, else 'x', else the only one",
-        f"say which, as key={names[0]!r}" if names else "",
+        f"Cannot tell which entry of {where} is x",
+        f"{held}; x is the entry named by key=, else 'x', else the only one",
+        f"say which, as key={names[0]!r}",
     )
 
 

@@ -15,8 +15,9 @@ import pyarrow as pa
 from pyarrow import compute, types
 
 from slabnorm.errors import DataError, DataWarning
-from slabnorm.inputs.sources.base import Columns, did_you_mean
+from slabnorm.inputs.sources.base import Columns
 from slabnorm.inputs.sources.files import listed
+from slabnorm.text import did_you_mean
 
 _PANDAS_INDEX = re.compile(r"__index_level_\d+__")
 _ELEMENT = re.compile(r"(.*)\[(0|[1-9][0-9]*)\]", re.DOTALL)
@@ -125,7 +126,7 @@ def no_lists(column: str, name: str) -> DataError:
     )
 
 
-def choose(
+def choose_columns(
     schema: Any, wanted: Sequence[str] | None, weights: str | None, file: str, text: bool, length: Length
 ) -> tuple[ColumnChoice, list[str]]:
     """Return the columns to read, and which others are left out: text, times and the like.
@@ -143,22 +144,22 @@ def choose(
             column of numbers, or one whose numbers cannot be taken, as decimals and lists of lists.
     """
     if weights is None:
-        return _choose(schema, wanted, file, text, length)
-    last, _ = _choose(schema, (weights,), file, text, length, "weights")
+        return _choose_columns(schema, wanted, file, text, length)
+    last, _ = _choose_columns(schema, (weights,), file, text, length, "weights")
     if wanted is not None and weights in wanted:
         raise DataError(f"Column {weights!r} is both weights and feature", fix="leave it out of columns=")
     others = pa.schema([field for field in schema if field.name != weights])
-    found, left_out = _choose(others, wanted, file, text, length)
+    found, left_out = _choose_columns(others, wanted, file, text, length)
     places, dtypes = (*found.places, *last.places), (*found.dtypes, *last.dtypes)
     return ColumnChoice(places, dtypes, found.named, True), left_out
 
 
-def _choose(
+def _choose_columns(
     schema: Any, wanted: Sequence[str] | None, file: str, text: bool, length: Length, option: str = "columns"
 ) -> tuple[ColumnChoice, list[str]]:
     kinds = _ColumnTypes(schema, file)
     if wanted is not None:
-        return _named(kinds, wanted, file, text, length, option), []
+        return _named_columns(kinds, wanted, file, text, length, option), []
     found: dict[str, str] = {}
     left_out: list[str] = []
     nothing: list[str] = []
@@ -191,7 +192,7 @@ def _choose(
     return ColumnChoice(places, tuple(found[place.column] for place in places), False), left_out
 
 
-def _named(
+def _named_columns(
     kinds: _ColumnTypes, wanted: Sequence[str], file: str, text: bool, length: Length, option: str
 ) -> ColumnChoice:
     """Return the columns that the caller named; a column of lists also by the names of all its features."""
@@ -202,7 +203,7 @@ def _named(
         column = _column_of(name, kinds)
         if column not in kinds:
             has = listed([repr(other) for other in kinds], 10)
-            fix = did_you_mean(name, list(kinds)) or f"give the names of columns as {option}="
+            fix = did_you_mean(name, kinds) or f"give the names of columns as {option}="
             raise DataError(f"No column {name!r} in {file}", f"it has {has or 'no columns'}", fix)
         kind = kinds[column]
         # Of text only the first lines were read: a column that holds nothing there is named as numbers.

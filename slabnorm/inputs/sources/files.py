@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache
@@ -227,6 +227,20 @@ def walk(
                 yield found
         # Folders before links to them, so that what is read is called by its own name.
         waiting += [name for _, name in sorted(folders, reverse=True)]
+
+
+def drop_special_files(folder: str, files: Iterable[FoundFile], left_out: list[str]) -> list[FoundFile]:
+    """Return the files that are read, by name, and add the others, such as sockets, to what is left out.
+
+    A link to nothing stays: counting it says what is wrong.
+    """
+    found = sorted(files)
+    left_out += [f"{os.path.join(folder, file.name)} ({file.problem})" for file in found if _is_special(file)]
+    return [file for file in found if not _is_special(file)]
+
+
+def _is_special(file: FoundFile) -> bool:
+    return bool(file.problem) and file.size >= 0
 
 
 def is_glob(source: str) -> bool:

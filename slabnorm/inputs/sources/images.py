@@ -76,7 +76,7 @@ def decode(data: bytes) -> Image:
             frames = 1 if image.format in ("JPEG", "MPO") else getattr(image, "n_frames", 1)
             if frames > 1:
                 raise DamageError(f"{frames} frames, where an image has one")
-            if _is_cut(image):
+            if _loses_bits(image):
                 raise DepthError(image.mode)
             if image.format == "TIFF":
                 _check_strips(image)
@@ -118,7 +118,7 @@ def _check_size(image: Image, most: int) -> None:
         )
 
 
-def _is_cut(image: Any) -> bool:
+def _loses_bits(image: Any) -> bool:
     """Whether an image that is not loaded yet has more than 8 bits a channel, and its mode has 8."""
     if image.mode.startswith(("I", "F")):
         return False

@@ -62,7 +62,7 @@ class ArraySource(Source):
         if isinstance(array, np.memmap) and array.filename is not None and not name:
             path = Path(str(array.filename))
             self.name, self.hints = str(path), path_hints([path])
-        whole = isinstance(array, np.ndarray | Tensor) or not _slices(array)
+        whole = isinstance(array, np.ndarray | Tensor) or not _is_sliceable(array)
         if not whole:
             check_dtype(array.dtype, self.name)
         self._array = as_block(array, self.name) if whole else array
@@ -101,7 +101,7 @@ def is_frame(value: Any) -> bool:
     return not kinds.isdisjoint(_FRAMES)
 
 
-def _slices(value: Any) -> bool:
+def _is_sliceable(value: Any) -> bool:
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     return isinstance(shape, tuple) and len(shape) > 0 and isinstance(dtype, np.dtype)
 
@@ -182,10 +182,10 @@ def dataset_hints(dataset: Any) -> tuple[Hint, ...]:
         seen.add(id(part))
         name = type(part).__name__
         for attribute in _IS_TRAIN:
-            if _is_false(_get(part, attribute)):
+            if _is_false(_attribute(part, attribute)):
                 hints.append(Hint(f"{name}.{attribute} is False", "test"))
         for attribute in _NAMES_SPLIT:
-            for said in _names(_get(part, attribute)):
+            for said in _split_names(_attribute(part, attribute)):
                 word = held_out(said)
                 if word:
                     hints.append(Hint(f"{name}.{attribute} is {said!r:.200}", word))
@@ -198,7 +198,7 @@ def dataset_hints(dataset: Any) -> tuple[Hint, ...]:
     return tuple(hints)
 
 
-def _get(part: Any, attribute: str) -> Any:
+def _attribute(part: Any, attribute: str) -> Any:
     """Return an attribute or property; None if there is none, or asking for it fails."""
     try:
         return getattr(part, attribute, None)
@@ -210,7 +210,7 @@ def _is_false(value: Any) -> bool:
     return isinstance(value, bool | np.bool_ | int | np.integer) and not value
 
 
-def _names(value: Any) -> list[str]:
+def _split_names(value: Any) -> list[str]:
     """Return the names that a value may mean: of text, an Enum's member, or an object that shows as one."""
     if isinstance(value, Enum):
         return [text for text in (value.value, value.name) if isinstance(text, str)]

@@ -57,7 +57,7 @@ class _Header:
     dtype: np.dtype
 
     @property
-    def row(self) -> int:
+    def sample_bytes(self) -> int:
         """Bytes of a sample."""
         return math.prod(self.shape[1:]) * self.dtype.itemsize
 
@@ -92,7 +92,7 @@ class NpyShard(Shard):
                 _check_size(header, self.path.stat().st_size - self.start, self.name)
                 if not header.fortran:
                     file.seek(self.start)
-                    yield from _rows(file, header, self.name, self.first, self.last)
+                    yield from _read_rows(file, header, self.name, self.first, self.last)
                     return
             shape, start = header.shape, self.start
             yield np.memmap(self.path, header.dtype, "r", start, shape, "F")[self.first : self.last]
@@ -115,7 +115,7 @@ class NpySource(Source):
     def shards(self) -> list[NpyShard]:
         """Return runs of rows."""
         header, start, mark = self._read_start()
-        row = header.row
+        row = header.sample_bytes
         return [
             NpyShard(
                 number,
@@ -186,9 +186,9 @@ class NpzSource(Stream):
             with archive.open(f"{self._key}.npy") as file:
                 header = _member_header(archive, file, self._key, self.name)
                 if header.fortran:
-                    yield _whole(file, header, self.name)
+                    yield _read_whole(file, header, self.name)
                 else:
-                    yield from _rows(file, header, self.name, 0, header.shape[0])
+                    yield from _read_rows(file, header, self.name, 0, header.shape[0])
             with _zip_errors(str(self._path)):
                 _check_others(archive, f"{self._key}.npy")
 
@@ -245,8 +245,8 @@ def _read_member(archive: zipfile.ZipFile, key: str, name: str, check: CheckDtyp
     with archive.open(f"{key}.npy") as member:
         header = _member_header(archive, member, key, name, check)
         if header.fortran:
-            return _whole(member, header, name)
-        return np.concatenate([*_rows(member, header, name, 0, header.shape[0])])
+            return _read_whole(member, header, name)
+        return np.concatenate([*_read_rows(member, header, name, 0, header.shape[0])])
 
 
 def check_members(archive: zipfile.ZipFile, name: str) -> list[str]:
@@ -341,17 +341,17 @@ def _check_size(header: _Header, held: int, name: str) -> None:
             "write it again" if held < said else "keep one array per file",
         )
     check_shape(header.shape, name)
-    if header.shape[0] and header.row > _SAMPLE:
+    if header.shape[0] and header.sample_bytes > _SAMPLE:
         raise DataError(
             f"Samples too large: {name}",
-            f"shape {header.shape} of {header.dtype}: {header.row:,} bytes a sample, at most 4 GiB",
+            f"shape {header.shape} of {header.dtype}: {header.sample_bytes:,} bytes a sample, at most 4 GiB",
             "put the samples along the first axis, and cut each to pieces",
         )
 
 
-def _whole(file: IO[bytes], header: _Header, name: str) -> np.ndarray:
+def _read_whole(file: IO[bytes], header: _Header, name: str) -> np.ndarray:
     """Return an array in Fortran order from an archive, whose rows are scattered over all of it."""
-    size = header.row * header.shape[0]
+    size = header.sample_bytes * header.shape[0]
     if size > _WHOLE:
         raise DataError(
             f"Too large an array in Fortran order: {name}",
@@ -362,8 +362,8 @@ def _whole(file: IO[bytes], header: _Header, name: str) -> np.ndarray:
     return np.frombuffer(data, header.dtype).reshape(header.shape, order="F")
 
 
-def _rows(file: IO[bytes], header: _Header, name: str, first: int, last: int) -> Iterator[np.ndarray]:
-    row = header.row
+def _read_rows(file: IO[bytes], header: _Header, name: str, first: int, last: int) -> Iterator[np.ndarray]:
+    row = header.sample_bytes
     rows = max(1, BLOCK_BYTES // row)
     if first:
         file.seek(first * row, os.SEEK_CUR)

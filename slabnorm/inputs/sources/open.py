@@ -19,7 +19,15 @@ from slabnorm.errors import DataError, DataWarning, OptionError
 from slabnorm.extras import extra
 from slabnorm.inputs.sources import images, tars
 from slabnorm.inputs.sources.base import Source, Stream, pick
-from slabnorm.inputs.sources.files import HIDDEN, HIDDEN_FROM_TABLES, is_glob, listed, local_path, walk
+from slabnorm.inputs.sources.files import (
+    HIDDEN,
+    HIDDEN_FROM_TABLES,
+    drop_special_files,
+    is_glob,
+    listed,
+    local_path,
+    walk,
+)
 from slabnorm.inputs.sources.memory import (
     ArraySource,
     BatchSource,
@@ -286,11 +294,8 @@ def _open_images(folder: str, convert: str | None) -> Source:
     Warns:
         DataWarning: what is no file was left out, and folders that links lead to a second time.
     """
-    left_out: list[str] = []
-    files = sorted(walk(folder, HIDDEN, left_out))
-    # A link to nothing is an image that cannot be read, which counting it says.
-    left_out += [f"{file.name} ({file.problem})" for file in files if file.problem and file.size >= 0]
-    files = [file for file in files if not file.problem or file.size < 0]
+    folder, left_out = str(Path(folder)), list[str]()
+    files = drop_special_files(folder, walk(folder, HIDDEN, left_out), left_out)
     pictures = [file for file in files if images.is_image(file.name)]
     archives = [file.name for file in files if tars.is_tar(file.name)]
     if archives and pictures:

@@ -20,7 +20,7 @@ from slabnorm.inputs.sources.columns import (
     ColumnChoice,
     as_columns,
     check_same,
-    choose,
+    choose_columns,
     element_of,
     first_length,
     is_list,
@@ -80,7 +80,9 @@ class TableShard(Shard):
     def blocks(self) -> Iterator[Columns]:
         """Yield a few rows at a time."""
         _check_unchanged(self.file)
-        batches = _joined(_BATCHES[_format_name(self.file)](self.file, self.run, self.choice), self.choice)
+        batches = _join_batches(
+            _BATCHES[_format_name(self.file)](self.file, self.run, self.choice), self.choice
+        )
         rows = 0
         while True:
             with table_errors(self.name):
@@ -160,7 +162,7 @@ def _schema_of_ipc(file: DataFile, _: str) -> tuple[Any, Runs]:
         if not _is_ipc_file(handle):
             _check_end(handle, file)
             return ipc.open_stream(handle).schema, lambda _: [RowRun(size=file.size, memory=2 * BATCH_BYTES)]
-        reader = ipc.open_file(handle, options=_fields([]))
+        reader = ipc.open_file(handle, options=_ipc_options([]))
         schema, count = ipc.open_file(handle).schema, reader.num_record_batches
         # Without their columns, only the lengths of batches are read.
         rows = [reader.get_batch(number).num_rows for number in range(count)]
@@ -201,11 +203,11 @@ def length_of_lists(file: DataFile, column: str) -> int | None:
             batches = _parquet(handle).iter_batches(PEEK_ROWS, columns=[column], use_threads=False)
         elif _is_ipc_file(handle):
             reader = ipc.open_file(handle)
-            reader = ipc.open_file(handle, options=_fields([reader.schema.get_field_index(column)]))
+            reader = ipc.open_file(handle, options=_ipc_options([reader.schema.get_field_index(column)]))
             batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
         else:
             batches = ipc.open_stream(handle)
-        arrays = (batch.column(column) for batch in map(_checked, batches))
+        arrays = (batch.column(column) for batch in map(_validated, batches))
         return first_length(array for array in arrays if is_list(array.type))
 
 
@@ -226,15 +228,15 @@ def _ipc_batches(file: DataFile, run: RowRun, choice: ColumnChoice) -> Iterator[
     with _open(file) as handle:
         if _is_ipc_file(handle):
             schema = ipc.open_file(handle).schema
-            reader = ipc.open_file(handle, options=_fields(_column_numbers(schema, choice)))
+            reader = ipc.open_file(handle, options=_ipc_options(_column_numbers(schema, choice)))
             for number in range(run.first, run.last):
-                yield _checked(reader.get_batch(number))
+                yield _validated(reader.get_batch(number))
             return
         _check_end(handle, file)
         schema = ipc.open_stream(handle).schema
         handle.seek(0)
-        for batch in ipc.open_stream(handle, options=_fields(_column_numbers(schema, choice))):
-            yield _checked(batch)
+        for batch in ipc.open_stream(handle, options=_ipc_options(_column_numbers(schema, choice))):
+            yield _validated(batch)
 
 
 def _csv_batches(file: DataFile, run: RowRun, choice: ColumnChoice) -> Iterator[Any]:
@@ -278,7 +280,7 @@ def _check_end(handle: Any, file: DataFile) -> None:
         raise ValueError("no end mark: not an Arrow stream, a truncated one, or its writer was not closed")
 
 
-def _fields(places: list[int]) -> Any:
+def _ipc_options(places: list[int]) -> Any:
     return ipc.IpcReadOptions(included_fields=places, use_threads=False)
 
 
@@ -286,7 +288,7 @@ def _column_numbers(schema: Any, choice: ColumnChoice) -> list[int]:
     return [schema.get_field_index(name) for name in choice.columns]
 
 
-def _checked(batch: Any) -> Any:
+def _validated(batch: Any) -> Any:
     batch.validate()  # that lengths do not lead out of buffers
     for column in batch.columns:
         if is_list(column.type):
@@ -304,20 +306,20 @@ def row_bytes(choice: ColumnChoice) -> int:
     return sum(np.dtype(dtype).itemsize for dtype in choice.dtypes)
 
 
-def _joined(batches: Iterator[Any], choice: ColumnChoice) -> Iterator[Any]:
+def _join_batches(batches: Iterator[Any], choice: ColumnChoice) -> Iterator[Any]:
     """Yield batches of some length: small ones are joined, as a call for each of their columns costs more."""
     enough = batch_rows(choice) // 2
     held: list[Any] = []
     for batch in batches:
         held.append(batch)
         if sum(len(part) for part in held) >= enough:
-            yield _one(held)
+            yield _concatenate(held)
             held = []
     if held:
-        yield _one(held)
+        yield _concatenate(held)
 
 
-def _one(batches: list[Any]) -> Any:
+def _concatenate(batches: list[Any]) -> Any:
     return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
 
 
@@ -423,7 +425,7 @@ class TableSource(Source):
             if isinstance(schema, DataError):
                 broken = broken or schema
                 continue
-            choice, left_out = choose(
+            choice, left_out = choose_columns(
                 schema, self._wanted, self._weights, file.name, _is_text(file), self._length
             )
             warn_of_columns(self.name, choice, left_out, 6)
@@ -519,7 +521,9 @@ class FrameSource(Source):
         names = names and names | {element[0] for element in map(element_of, names) if element}
         table = _as_table(frame, names, self.name)
         self._table = table
-        self._choice, left_out = choose(table.schema, columns, weights, self.name, False, self._length)
+        self._choice, left_out = choose_columns(
+            table.schema, columns, weights, self.name, False, self._length
+        )
         warn_of_columns(self.name, self._choice, left_out, 5)
         self._table = table.select(list(self._choice.columns))
 

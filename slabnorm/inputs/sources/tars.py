@@ -21,7 +21,15 @@ from typing import IO, NamedTuple
 
 from slabnorm.errors import DataError, DataWarning
 from slabnorm.inputs.sources.base import BrokenShard, Unreadable
-from slabnorm.inputs.sources.files import HIDDEN, expand_braces, file_mark, is_glob, list_pattern, listed
+from slabnorm.inputs.sources.files import (
+    HIDDEN,
+    drop_special_files,
+    expand_braces,
+    file_mark,
+    is_glob,
+    list_pattern,
+    listed,
+)
 from slabnorm.inputs.sources.images import (
     MOST_BYTES,
     ImageShard,
@@ -65,9 +73,9 @@ def expand(pattern: str) -> list[Path]:
         if not is_glob(text) or os.path.exists(text):
             paths.append(text)
             continue
-        base, files = list_pattern(text, HIDDEN, left_out)
-        left_out += [f"{file.name} ({file.problem})" for file in files if file.problem and file.size >= 0]
-        names = sorted(os.path.join(base, file.name) for file in files if not file.problem or file.size < 0)
+        base, found = list_pattern(text, HIDDEN, left_out)
+        files = drop_special_files(base, found, left_out)
+        names = [os.path.join(base, file.name) for file in files]
         if not any(map(is_tar, names)):
             raise DataError(f"No file fits {label_of(text)}", fix="check the path")
         paths += filter(is_tar, names)
@@ -130,7 +138,7 @@ class TarShard(ImageShard):
         """Yield each member's name and bytes."""
         with _tar_errors(self.path), open(self.path, "rb", buffering=0) as file:
             for member in self.members:
-                yield _label(self.path, member.name), _take(file, self.path, member)
+                yield _member_label(self.path, member.name), _read_member(file, self.path, member)
 
 
 @dataclass(frozen=True)
@@ -142,8 +150,8 @@ class StreamShard(ImageShard):
     def files(self) -> Iterator[tuple[str, bytes | Unreadable]]:
         """Yield each member's name and bytes."""
         with _tar_errors(self.path), gzip.open(self.path) as stream:
-            for member in _images(_Blocks(stream), self.path, []):
-                yield _label(self.path, member.name), _take(stream, self.path, member)
+            for member in _image_members(_TarFile(stream), self.path, []):
+                yield _member_label(self.path, member.name), _read_member(stream, self.path, member)
 
 
 @dataclass(frozen=True)
@@ -158,10 +166,10 @@ class BrokenTar(BrokenShard, ImageShard):
 def _members(path: Path, links: list[str]) -> Iterator[Member]:
     """Yield the images of an uncompressed tar; note those called like images that are links and such."""
     with _tar_errors(path), open(path, "rb") as file:
-        yield from _images(_Blocks(file), path, links)
+        yield from _image_members(_TarFile(file), path, links)
 
 
-def _images(blocks: _Blocks, path: Path, links: list[str]) -> Iterator[Member]:
+def _image_members(blocks: _TarFile, path: Path, links: list[str]) -> Iterator[Member]:
     try:
         # Not closed: the file is the caller's.
         tar = tarfile.TarFile(fileobj=blocks, errors="surrogateescape")  # type: ignore[arg-type]
@@ -176,13 +184,13 @@ def _images(blocks: _Blocks, path: Path, links: list[str]) -> Iterator[Member]:
         if not is_image(found.name.replace("\\", "/")):
             continue
         if not found.isreg() or found.issparse():
-            links.append(_label(path, found.name))
+            links.append(_member_label(path, found.name))
             continue
         yield Member(found.name, found.offset_data, found.size)
     blocks.finish(path)
 
 
-class _Blocks:
+class _TarFile:
     """A tar as a file that knows how it ended: tarfile takes a damaged header for the end."""
 
     def __init__(self, file: IO[bytes] | gzip.GzipFile) -> None:
@@ -223,10 +231,10 @@ def _tar_errors(path: Path) -> Iterator[None]:
         raise DataError(f"Cannot read {label_of(path)}", why, "check path and rights") from error
 
 
-def _take(file: IO[bytes] | gzip.GzipFile, path: Path, member: Member) -> bytes | Unreadable:
+def _read_member(file: IO[bytes] | gzip.GzipFile, path: Path, member: Member) -> bytes | Unreadable:
     if member.size > MOST_BYTES:
         why = f"{member.size:,} bytes, and the most for one image is {MOST_BYTES:,}"
-        return Unreadable(_label(path, member.name), why)
+        return Unreadable(_member_label(path, member.name), why)
     file.seek(member.offset)
     data = file.read(member.size)
     if len(data) < member.size:
@@ -243,7 +251,7 @@ def _tar_shards(path: Path, members: list[Member], mark: str, number: int) -> li
         shards.append(
             TarShard(
                 number + len(shards),
-                _label(path, some[0].name) + more,
+                _member_label(path, some[0].name) + more,
                 f"{mark}:{first}:{last}",
                 sum(sizes),
                 decoding_bytes(sizes),
@@ -254,7 +262,7 @@ def _tar_shards(path: Path, members: list[Member], mark: str, number: int) -> li
     return shards
 
 
-def _label(path: Path, name: str) -> str:
+def _member_label(path: Path, name: str) -> str:
     return f"{label_of(path)}/{label_of(name)}"
 
 

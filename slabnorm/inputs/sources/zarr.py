@@ -520,7 +520,7 @@ class ZarrSource(Source):
             shards: list[Shard] = []
             absent = 0
             for number, (first, last) in enumerate(_rows_of_shards(array)):
-                mark, absent = self._mark(marks, array, (first, last), plan, absent)
+                mark, absent = self._fingerprint(marks, array, (first, last), plan, absent)
                 shards.append(
                     ZarrShard(
                         number,
@@ -544,7 +544,7 @@ class ZarrSource(Source):
                 )
         return shards
 
-    def _mark(
+    def _fingerprint(
         self, marks: ChunkMarks, array: Any, rows: tuple[int, int], plan: str, absent: int
     ) -> tuple[str, int]:
         """Return what changes when some rows do, "" if that is not known, and how many chunks lack so far."""
