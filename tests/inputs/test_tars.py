@@ -85,7 +85,7 @@ def test_many_tars_by_folder_braces_and_wildcards(images, tmp_path):
     ):
         assert saved(sn.fit(str(path / pattern), split="train"), tmp_path) == whole
     check(sn.fit(str(path / "train-{000..003}.tar"), split="train", workers=2), pixels(images))
-    with pytest.raises(DataError, match=r"train-004\.tar\n  got: No such file"):
+    with pytest.raises(DataError, match=r"No such data file: .*train-004\.tar"):
         sn.fit(str(path / "train-{000..004}.tar"), split="train")
     with pytest.raises(DataError, match=r"No (file fits|such folder)"):
         sn.fit(str(path / "test*" / "*.tar"), split="train")

@@ -353,29 +353,16 @@ def _is_batches(value: Any) -> bool:
 _ARROW, _PILLOW = ("pyarrow", "'slabnorm[tables]'"), ("PIL", "'slabnorm[images]'")
 _CHOICE = ("columns", "weights")
 
+
+def _tables(name: str, options: tuple[str, ...], *endings: str) -> Format:
+    return Format(name, options, _open_table, endings, needs=_ARROW, urls=True, many=True)
+
+
 # Folders, wildcards and URLs may hold tables of several formats.
-TABLES = Format("tables", (*_CHOICE, "delimiter"), _open_table, needs=_ARROW, urls=True, many=True)
-PARQUET = Format(
-    "Parquet files", _CHOICE, _open_table, (".parquet", ".parq", ".pq"), needs=_ARROW, urls=True, many=True
-)
-ARROW = Format(
-    "Arrow files",
-    _CHOICE,
-    _open_table,
-    (".arrow", ".arrows", ".feather", ".ipc"),
-    needs=_ARROW,
-    urls=True,
-    many=True,
-)
-CSV = Format(
-    "CSV files",
-    (*_CHOICE, "delimiter"),
-    _open_table,
-    (".csv", ".csv.gz"),
-    needs=_ARROW,
-    urls=True,
-    many=True,
-)
+TABLES = _tables("tables", (*_CHOICE, "delimiter"))
+PARQUET = _tables("Parquet files", _CHOICE, ".parquet", ".parq", ".pq")
+ARROW = _tables("Arrow files", _CHOICE, ".arrow", ".arrows", ".feather", ".ipc")
+CSV = _tables("CSV files", (*_CHOICE, "delimiter"), ".csv", ".csv.gz")
 ZARR = Format(
     "Zarr arrays", ("key", "missing_chunks"), ZarrSource, (".zarr", ".zarr.zip"), is_zarr, urls=True
 )

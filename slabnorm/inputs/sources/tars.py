@@ -99,10 +99,11 @@ def open_tars(paths: Sequence[Path], name: str, convert: str | None) -> ImageSou
     for path in paths:
         try:
             mark, size = file_mark(path), os.path.getsize(path)
+        except FileNotFoundError as error:
+            raise DataError(f"No such data file: {label_of(path)}", fix="check the path") from error
         except OSError as error:
-            raise DataError(
-                f"Cannot read {label_of(path)}", error.strerror or str(error), "check the path"
-            ) from error
+            why = error.strerror or str(error)
+            raise DataError(f"Cannot read {label_of(path)}", why, "check the path") from error
         if not path.name.lower().endswith(".tar"):
             shards.append(StreamShard(len(shards), label_of(path), mark, size, path=path))
             continue
