@@ -13,7 +13,7 @@ def extra(package: str, what: str, install: str) -> Any:
 
     Args:
         package: the name under which it is imported.
-        what: what needs it, the subject of a sentence: "a Zarr array".
+        what: what needs it, the subject of a sentence: "reading Zarr arrays".
         install: what `pip install` is to be given: "'slabnorm[zarr]'".
 
     Raises:
@@ -21,9 +21,9 @@ def extra(package: str, what: str, install: str) -> Any:
     """
     try:
         return importlib.import_module(package)
-    except ImportError as error:
+    except Exception as error:  # a broken package raises anything, as AttributeError of a half-made upgrade
         raise ExtraError(
-            f"{what} needs the package {package}, which cannot be imported",
-            str(error),
+            f"{what[:1].upper()}{what[1:]} needs the package {package}, which cannot be imported",
+            str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}",
             f"pip install {install}",
         ) from error

@@ -260,7 +260,7 @@ def test_bad_input_as_a_process():
     process = start("--data", "nosuch.npz")
     out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (2, "")
-    assert err.startswith("error: the data exists\n  got: no such file or folder: nosuch.npz\n  fix:")
+    assert err.startswith("error: No such file or folder: nosuch.npz\n  fix:")
 
 
 def test_ctrl_c_ends_the_process_and_its_workers():

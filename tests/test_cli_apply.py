@@ -67,8 +67,8 @@ def test_zarr():
         (["inputs.safetensors", "wine.npy", "--out", "y.npy", "--batch-rows", 0], "1 or more"),
         (["inputs.safetensors", "none\x1b.npy", "--out", "y.npy"], "none\\x1b.npy"),
         (["wine.npy", "wine.npy", "--out", "y.npy"], "slabnorm wrote"),
-        (["inputs.safetensors", "broken.npy", "--out", "y.npy"], "whole header"),
-        (["inputs.safetensors", "broken.parquet", "--out", "y.parquet"], "read whole"),
+        (["inputs.safetensors", "broken.npy", "--out", "y.npy"], "Damaged header"),
+        (["inputs.safetensors", "broken.parquet", "--out", "y.parquet"], "Cannot read the table"),
         (["inputs.safetensors", "wine.npy", "--out", "y.npy", "--missing-chunks", "fill"], "for Zarr"),
     ],
 )

@@ -71,7 +71,7 @@ def test_hostile_names():
     [
         (["inputs.safetensors"], "--against"),
         (["nothing", "--against", "test.npy"], "No such file"),
-        (["inputs.safetensors", "--against", "nothing.npy"], "no file nothing.npy"),
+        (["inputs.safetensors", "--against", "nothing.npy"], "No such data file: nothing.npy"),
         (["inputs.safetensors", "--against", "wide.npy"], "(any, 13)"),
         (["inputs.safetensors", "--against", "test.npy", "--train", "wide.npy"], "(any, 13)"),
         (["inputs.safetensors", "--against", "test.npy", "--out", "no/where"], "can be written"),

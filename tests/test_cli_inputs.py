@@ -71,7 +71,7 @@ def test_many_features_and_groups():
     [
         (["fit", "wine.npy"], "fit wants the split named"),
         (["fit", "wine.npy", "--split", "test"], "test"),
-        (["fit", "nothing.npy", "--split", "train"], "no file nothing.npy"),
+        (["fit", "nothing.npy", "--split", "train"], "No such data file: nothing.npy"),
         (["fit", "wine.npy", "--split", "train", "--scheme", "zscor"], "did you mean 'zscore'"),
         (["fit", "wine.npy", "--split", "train", "--size", "g"], "--size g=32"),
         (["fit", "wine.npy", "--split", "train", "--size", "split=2"], "--size g=32"),

@@ -20,13 +20,13 @@ from slabnorm.inputs.schemes import first_features
 from slabnorm.inputs.shard_statistics import Tally, TallyTree
 from slabnorm.inputs.sketch import SIZE, Bounds, Collector
 from slabnorm.inputs.sources.base import (
-    Bad,
     Block,
     Columns,
     MismatchError,
-    Named,
+    NamedBlock,
     Schema,
     Shard,
+    Unreadable,
     check_schema,
 )
 from slabnorm.inputs.validation import MOMENTS
@@ -54,7 +54,7 @@ class ShardGroup(Shard):
 
     parts: tuple[Shard, ...] = field(kw_only=True)
 
-    def blocks(self) -> Iterator[Block | Columns | Bad | Named]:
+    def blocks(self) -> Iterator[Block | Columns | Unreadable | NamedBlock]:
         """Yield the samples of all parts."""
         for part in self.parts:
             yield from part.blocks()
@@ -727,17 +727,17 @@ def readable_blocks(
         except DataError as error:
             if not counting.skip_bad or isinstance(error, MismatchError):
                 raise
-            raise BrokenShardError(error.got or error.problem) from error
+            raise BrokenShardError(": ".join(filter(None, (error.problem, error.got)))) from error
         if block is None:
             return
-        if isinstance(block, Bad):
+        if isinstance(block, Unreadable):
             if not counting.skip_bad:
-                raise DataError("Damaged data", f"{block.name}: {block.why}", block.fix)
+                raise block.error()
             bad.append((block.name, block.why))
             places.leave_out(block.samples)
             continue
         where, name = f"{counting.unit} {number} of {shard.name}", ""
-        if isinstance(block, Named):
+        if isinstance(block, NamedBlock):
             where, block = block
             name = where
         check_schema(counting.schema, block, shard.name, where)

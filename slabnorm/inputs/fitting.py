@@ -23,11 +23,11 @@ from slabnorm.inputs.sketch import Bounds
 from slabnorm.inputs.sources import BrokenShard, Source, Stream
 from slabnorm.inputs.sources.base import (
     SHARD,
-    Bad,
     Block,
-    Named,
+    NamedBlock,
     Schema,
     Shard,
+    Unreadable,
     check_schema,
     chunk_rows,
     empty,
@@ -115,8 +115,10 @@ class Opened:
         for shard in self.shards or ():
             try:
                 for block in shard.blocks():
-                    if not isinstance(block, Bad):
-                        return schema_of(block.block if isinstance(block, Named) else block, self.source.name)
+                    if not isinstance(block, Unreadable):
+                        return schema_of(
+                            block.block if isinstance(block, NamedBlock) else block, self.source.name
+                        )
             except DataError:
                 if not skip_bad:
                     raise

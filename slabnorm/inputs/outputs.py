@@ -17,10 +17,10 @@ from typing import Any
 from slabnorm.errors import DataError, OptionError
 from slabnorm.files import check_writable
 from slabnorm.inputs import ledger
-from slabnorm.inputs.sources import files, tars
-from slabnorm.inputs.sources.files import local_path
-from slabnorm.inputs.sources.images import is_image
-from slabnorm.inputs.sources.zarr import is_zarr_path
+from slabnorm.inputs.sources import tars
+from slabnorm.inputs.sources.files import expand_braces, is_glob, list_tables, local_path, would_match
+from slabnorm.inputs.sources.open import is_read_in_folders, is_table
+from slabnorm.inputs.sources.zarr import is_zarr_folder
 from slabnorm.text import printable
 
 OURS = (".safetensors", ".html", ".json", ".ledger")  # what is written again, also beside data
@@ -122,9 +122,9 @@ class _Target:
         if found is None and _real(path) == self.real:
             return "is a file that is read"
         try:
-            if tars.is_pattern(Path(path)):
+            if tars.is_pattern(path):
                 return self._in_tars(path)
-            if found is None and files.is_glob(path):
+            if found is None and is_glob(path):
                 return self._in_glob(path)
         except DataError:  # nothing fits it, which whoever reads it will say
             return ""
@@ -132,24 +132,25 @@ class _Target:
 
     def _in_tars(self, pattern: str) -> str:
         if self.mark is None:
-            fits = any(self.real.match(os.path.abspath(text)) for text in tars.opened(pattern))
+            fits = any(self.real.match(os.path.abspath(text)) for text in expand_braces(pattern))
             return f"would be read as one of {printable(pattern)}" if fits else ""
-        same = any(_mark(path) == self.mark for path in tars.expand(Path(pattern)))
+        same = any(_mark(path) == self.mark for path in tars.expand(pattern))
         return f"is read as one of {printable(pattern)}" if same else ""
 
     def _in_glob(self, pattern: str) -> str:
         if self.mark is None:
-            fits = files.fits(os.path.realpath(self.real), pattern)
+            real = os.path.realpath(self.real)
+            fits = is_table(real) and would_match(real, pattern)
             return f"would be read as one of {printable(pattern)}" if fits else ""
-        same = any(_mark(file.path) == self.mark for file in files.find(pattern).files)
+        same = any(_mark(file.path) == self.mark for file in list_tables(pattern, is_table).files)
         return f"is read as one of {printable(pattern)}" if same else ""
 
     def _in_folder(self, folder: str, within: bool) -> str:
         inside = _mark(folder) in self._above
-        if inside and (within or is_zarr_path(folder)):
+        if inside and (within or is_zarr_folder(folder)):
             return f"lies in {printable(folder)}"
         if self.mark is None:
-            if inside and _is_data(self.real.name):
+            if inside and is_read_in_folders(self.real.name):
                 return f"would be read from {printable(folder)} next time"
             return ""
         if inside and not _is_ours(self.real):
@@ -172,7 +173,7 @@ def _name_in(folder: str, wanted: Mark) -> str:
                 for entry in entries:
                     # A number of readdir's own costs nothing; asking for each file's status, 2 us.
                     alike = entry.inode() == wanted[1] or entry.is_symlink()
-                    if alike and _is_data(entry.name) and _mark(entry.path) == wanted:
+                    if alike and is_read_in_folders(entry.name) and _mark(entry.path) == wanted:
                         return entry.path
                     if entry.is_dir():
                         waiting.append(entry.path)
@@ -185,11 +186,6 @@ def _is_ours(path: Path) -> bool:
     """Whether a file is written again: one of slabnorm's kinds, a ledger, or what SQLite has beside one."""
     base = ledger.base_of(path)
     return base.suffix.lower() in OURS or ledger.is_ledger(base)
-
-
-def _is_data(name: str) -> bool:
-    """Whether a file of this name is read where a folder is."""
-    return is_image(name) or tars.is_tar(name) or bool(files.kind_of(name))
 
 
 def _mark(path: str | Path) -> Mark | None:

@@ -112,7 +112,7 @@ def as_array(values: Any, which: str, name: str) -> NDArray[Any]:
         array = np.asarray(values)
     except (ValueError, TypeError, RuntimeError) as error:
         raise DataError(
-            "x and y are arrays", f"{printable(name)}: {which}: {printable(error)}", "give numpy arrays"
+            f"{which} of {printable(name)} is no array", printable(error), "give numpy arrays"
         ) from error
     if array.dtype.kind == "f" and array.dtype.itemsize > 8:
         return array.astype(np.float64)
@@ -126,29 +126,31 @@ def check_kinds(x: NDArray[Any], y: NDArray[Any], name: str) -> None:
     where = printable(name)
     if x.dtype.kind not in "biuf":
         raise DataError(
-            "x holds integers, booleans or real numbers", f"{where}: x of {x.dtype}", "convert x to numbers"
+            f"x of {where} must hold integers, booleans or real numbers",
+            f"dtype {x.dtype}",
+            "convert x to numbers",
         )
     if y.dtype.kind not in "biufUS" or y.ndim != 1:
         raise DataError(
-            "y is one axis of labels: integers, numbers or text",
-            f"{where}: y of {y.dtype} with shape {y.shape}",
+            f"y of {where} must be one axis of labels: integers, numbers or text",
+            f"dtype {y.dtype}, shape {y.shape}",
             "give one label for each sample; not one-hot",
         )
     if x.ndim == 0 or len(x) != len(y):
         raise DataError(
-            "x and y have one entry for each sample",
-            f"{where}: x has shape {x.shape}, y {y.shape}",
+            f"x and y of {where} must have one entry for each sample",
+            f"x has shape {x.shape}, y {y.shape}",
             "check which axis of x is the samples: it is the first",
         )
     if x.size == 0:
-        raise DataError("a data set holds samples", f"{where}: x has shape {x.shape}", "give some")
+        raise DataError(f"No samples: {where}", f"x has shape {x.shape}", "give some")
     for label, array in (("x", x), ("y", y)):
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             first = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
             count = int((~np.isfinite(array)).sum())
             raise DataError(
-                "the data is finite",
-                f"{where}: {count} NaN or infinite values in {label}, the first at {label}{list(first)}",
+                f"NaN or infinite values in {label} of {where}",
+                f"{count} of them, the first at {label}{list(first)}",
                 "drop or impute these samples before the study",
             )
 
@@ -170,8 +172,8 @@ def read_axes(x: NDArray[Any], name: str) -> tuple[NDArray[Any], str]:
         moved = np.ascontiguousarray(np.moveaxis(x, 3, 1))
         return moved, f"{shape} read as (samples, height, width, channels): the last axis is the shorter"
     raise DataError(
-        "x has two axes (a table), three or four (images)",
-        f"{printable(name)}: x has shape {shape}",
+        f"x of {printable(name)} must have two axes (a table), three or four (images)",
+        f"shape {shape}",
         "reshape x to (samples, features) or (samples, channels, height, width)",
     )
 
@@ -181,15 +183,15 @@ def check_classes(values: NDArray[Any], counts: NDArray[Any], name: str) -> None
     where = printable(name)
     if len(values) < 2:
         raise DataError(
+            f"One class only, {printable(values[0].item())!r}: {where}",
             "a comparison needs two classes or more",
-            f"{where}: one class only, {printable(values[0].item())!r}",
             "give samples of another class",
         )
     small = int(counts.argmin())
     if counts[small] < SMALLEST_CLASS:
         raise DataError(
-            f"every class has {SMALLEST_CLASS} samples or more, to be split into train, validation and test",
-            f"{where}: class {printable(values[small].item())!r} has {counts[small]} ({len(values)} classes)",
+            f"Too few samples of class {printable(values[small].item())!r} to be split in three: {where}",
+            f"{counts[small]}, at least {SMALLEST_CLASS} ({len(values)} classes)",
             "add samples, merge classes, or check that y holds classes and not measurements",
         )
 

@@ -1,22 +1,27 @@
-"""Data sets from files: an npz archive, or a folder of images."""
+"""Data sets from files: an npz archive, or a folder of images. Nothing is padded, resized or guessed."""
 
 from __future__ import annotations
 
 import os
-import zipfile
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from slabnorm.errors import DataError
+from slabnorm.extras import extra
+from slabnorm.inputs.sources import Unreadable
+from slabnorm.inputs.sources.images import DamageError, decode_named, is_image, read_image_file
+from slabnorm.inputs.sources.npy import read_labelled
 from slabnorm.study.data import Dataset, digits, from_arrays
-from slabnorm.study.images import is_image, read_images
 from slabnorm.text import printable
 
 # The study holds its data in memory, several times over.
 MOST_BYTES = 4 << 30
+MODES = ("1", "L", "LA", "RGB", "RGBA", "P", "I;16")  # of images, by Pillow's names
 
 
 def read_data(source: Any) -> Dataset:
@@ -37,72 +42,22 @@ def read_data(source: Any) -> Dataset:
         return digits()
     if not isinstance(source, str | os.PathLike) or not str(source):
         raise DataError(
-            "data is a path, a pair (x, y) or 'digits'", f"{type(source).__name__} {source!r:.80}", "name one"
+            "data must be a path, a pair (x, y) or 'digits'", f"{type(source).__name__} {source!r:.80}"
         )
+    path = Path(source)
     try:
-        return read_path(Path(source))
+        if path.is_dir():
+            return read_folder(path)
+        if not path.exists():
+            raise DataError(f"No such file or folder: {printable(path)}", fix="check the path given as data")
+        if path.suffix.lower() != ".npz" or not path.is_file():
+            raise DataError(
+                f"Neither an .npz file nor a folder of images: {printable(path)}",
+                fix="save it with numpy.savez(path, x=x, y=y)",
+            )
+        return from_arrays(*read_labelled(path, MOST_BYTES), path.name)
     except OSError as error:
-        raise DataError("the data can be read", printable(error), "check the path and its rights") from error
-
-
-def read_path(path: Path) -> Dataset:
-    """Return the data set in a file or folder.
-
-    Raises:
-        DataError: there is none, or it cannot be used.
-        OSError: no right to look.
-    """
-    if path.is_dir():
-        return read_folder(path)
-    if not path.exists():
-        raise DataError(
-            "the data exists", f"no such file or folder: {printable(path)}", "check the path given as data"
-        )
-    if path.suffix.lower() != ".npz" or not path.is_file():
-        raise DataError(
-            "data is an .npz file or a folder of images",
-            printable(path),
-            "save it with numpy.savez(path, x=x, y=y)",
-        )
-    return read_npz(path)
-
-
-def read_npz(path: Path) -> Dataset:
-    """Return the arrays `x` and `y` of an npz archive. Nothing in it is unpickled.
-
-    Raises:
-        DataError: no archive, an array missing, object arrays, a damaged or oversized member.
-    """
-    shown = printable(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-        if size > MOST_BYTES:
-            raise DataError(
-                f"the data fits in memory: {MOST_BYTES >> 30} GiB at most",
-                f"{shown}: {size / 2**30:.1f} GiB unpacked",
-                "give a subset",
-            )
-        with np.load(path, allow_pickle=False) as archive:
-            names = list(archive.files)
-            arrays = {name: archive[name] for name in ("x", "y") if name in names}
-    except DataError:
-        raise
-    # Damaged archives raise a dozen types, from zlib.error to SyntaxError; all mean the same to the user.
-    except Exception as error:
-        pickled = "allow_pickle" in str(error)
-        raise DataError(
-            "arrays hold numbers or text, and are never unpickled" if pickled else "an npz file can be read",
-            f"{shown}: {'an object array' if pickled else printable(error)}",
-            "save x and y as plain arrays" if pickled else "save it again with numpy.savez(path, x=x, y=y)",
-        ) from error
-    for name in ("x", "y"):
-        if name not in arrays:
-            held = ", ".join(printable(n) for n in names) or "nothing"
-            raise DataError(
-                f"an npz file has an array {name!r}", f"{shown} holds {held}", "numpy.savez(path, x=x, y=y)"
-            )
-    return from_arrays(arrays["x"], arrays["y"], path.name)
+        raise DataError("Cannot read the data", printable(error), "check the path and its rights") from error
 
 
 def read_folder(path: Path) -> Dataset:
@@ -111,18 +66,19 @@ def read_folder(path: Path) -> Dataset:
     Raises:
         DataError: no class folders, no images, images that differ in size or mode or cannot be decoded.
     """
-    shown = printable(path)
     folders = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
-    files = [p for folder in folders for p in images_in(folder)]
+    # Sorted by name, so that every run sees one order.
+    entries = [p for folder in folders for p in sorted(folder.iterdir())]
+    files = [p for p in entries if is_image(p.name) and p.is_file()]
     if not files:
         raise DataError(
-            "a folder of images has one folder for each class",
-            f"{shown}: {len(folders)} folders, no image in them",
+            f"No images in folders of {printable(path)}",
+            f"{len(folders)} folders, no image in them",
             "put the images of class a in a/, those of class b in b/",
         )
-    pixels, notes = read_images(files, MOST_BYTES)
-    left_out = sum(1 for folder in folders for p in folder.iterdir() if not is_image(p))
-    if left_out:
+    pixels, notes = read_images(files)
+    if len(files) < len(entries):
+        left_out = len(entries) - len(files)
         notes += (f"{left_out} entries in the class folders are no images and were left out",)
     data = from_arrays(pixels, [p.parent.name for p in files], path.resolve().name or str(path), notes)
     axes = f"{len(files)} images of {pixels.shape[3]}x{pixels.shape[2]} pixels, {pixels.shape[1]} channels"
@@ -130,6 +86,60 @@ def read_folder(path: Path) -> Dataset:
     return replace(data, x=pixels, axes=axes)
 
 
-def images_in(folder: Path) -> list[Path]:
-    """Return the image files of one class, sorted by name so that every run sees one order."""
-    return sorted(p for p in folder.iterdir() if is_image(p))
+def read_images(paths: list[Path]) -> tuple[NDArray[Any], tuple[str, ...]]:
+    """Return images of one size and one mode as (n, channels, height, width), and what was converted.
+
+    Raises:
+        DataError: a file that cannot be decoded whole, a decompression bomb, several frames, or the
+            first file whose size or mode differs from the first image's; more than fit in memory.
+    """
+    extra("PIL", "reading images", "'slabnorm[images]'")
+    first_mode, first = read_image(paths[0])
+    if first.nbytes * len(paths) > MOST_BYTES:
+        raise DataError(
+            f"Too large for memory: {len(paths)} images of {first.nbytes / 2**20:.0f} MiB",
+            f"at most {MOST_BYTES >> 30} GiB",
+            "give fewer or smaller images",
+        )
+    pixels = np.empty((len(paths), *first.shape), first.dtype)
+    for number, path in enumerate(paths):
+        mode, image = read_image(path)
+        if (mode, image.shape) != (first_mode, first.shape):
+            raise DataError(
+                f"Images of different sizes or modes: {printable(path)}",
+                f"{_size_of(mode, image)}, and {_size_of(first_mode, first)} of {printable(paths[0])}",
+                "resize or convert the images to one size and mode first",
+            )
+        pixels[number] = image
+    return pixels, ("palette images were read as RGB",) if first_mode == "P" else ()
+
+
+def read_image(path: Path) -> tuple[str, NDArray[Any]]:
+    """Return an image's mode and its pixels, (channels, height, width).
+
+    Raises:
+        DataError: it cannot be decoded whole, is a decompression bomb, or has several frames.
+    """
+    name = printable(path)
+    data = read_image_file(str(path), name, path.stat().st_size)
+    if isinstance(data, Unreadable):
+        raise data.error()
+    try:
+        image = decode_named(data, name)
+    except DamageError as error:
+        raise DataError(f"Damaged image: {name}", str(error), "replace the file or leave it out") from error
+    if image.mode not in MODES:
+        raise DataError(
+            f"No reading of images of mode {image.mode}: {name}",
+            f"those of the modes {', '.join(MODES)} are read",
+            "convert it, or leave it out",
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of transparency, which the conversion drops
+        pixels = np.asarray(image.convert({"P": "RGB", "1": "L"}.get(image.mode, image.mode)))
+    return image.mode, pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, 2, 0)
+
+
+def _size_of(mode: str, image: NDArray[Any]) -> str:
+    """Return `28x14 RGB`: width, height and mode."""
+    return f"{image.shape[2]}x{image.shape[1]} {mode}"

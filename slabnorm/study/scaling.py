@@ -26,9 +26,7 @@ class Raw(nn.Module):
 def check_scheme(name: str) -> None:
     """Raise OptionError unless `name` is one of the schemes."""
     if name not in SCHEMES:
-        raise OptionError(
-            f"an input scheme is {listing(list(SCHEMES), 'or')}", printable(name), "give one of them"
-        )
+        raise OptionError(f"scheme must be {listing(list(SCHEMES), 'or')}", printable(name))
 
 
 def fit_inputs(data: Dataset, scheme: str) -> tuple[nn.Module, tuple[str, ...]]:

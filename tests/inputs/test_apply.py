@@ -271,8 +271,8 @@ def test_csv_keeps_its_other_columns_its_header_and_its_nulls(end, batch_rows):
         ("a,b\n1,2\n3,4_0\n", "4_0 at row 1, column 2, which is no number"),
         ("a,b\n1,2\n3,٤\n", "at row 1, column 2, which is no number"),
         ('a,b\n1,2\n3,"4\n', "unexpected end"),
-        ("b\n1\n", "no column a"),
-        ("a,a,b\n1,2,3\n", "2 columns a"),
+        ("b\n1\n", "No column 'a'"),
+        ("a,a,b\n1,2,3\n", "2 columns 'a'"),
         ("", "it is empty"),
         (b"a,b\n1,\xff\n", "decode"),
     ],
@@ -282,8 +282,9 @@ def test_csv_that_cannot_be_applied_to(text, says):
     norm = fit("good.csv", split="train")
     Path("x.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
     Path("y.csv").write_text("old")
-    with pytest.raises(DataError, match=rf"x\.csv: .*{says}"):
+    with pytest.raises(DataError, match=says) as caught:
         apply(norm, "x.csv", "y.csv")
+    assert "x.csv\n" in str(caught.value)
     assert sorted(os.listdir()) == ["good.csv", "x.csv", "y.csv"]
     assert Path("y.csv").read_text() == "old"
     for out, words in (("x.csv", "no part of the data"), ("y.npy", r"ends in \.csv")):
@@ -306,16 +307,16 @@ def test_one_column_and_no_rows():
 def test_tables_that_do_not_fit(wine, photos):
     table = wine_table()
     pq.write_table(table.drop_columns(["ash", "hue"]), "x.parquet")
-    with pytest.raises(DataError, match=r"as features: 13(.|\n)*x\.parquet has 11: alcohol"):
+    with pytest.raises(DataError, match=r"11 columns of numbers for 13 features: x\.parquet\n  got: alcohol"):
         apply(wine, "x.parquet", "y.parquet")
     norm = named(wine, WINE.feature_names)
-    with pytest.raises(DataError, match=r"no column ash"):
+    with pytest.raises(DataError, match="No column 'ash'"):
         apply(norm, "x.parquet", "y.parquet")
     pq.write_table(wine_table().set_column(3, "ash", pa.array(["x"] * 178)), "x.parquet")
-    with pytest.raises(DataError, match=r"ash of type string"):
+    with pytest.raises(DataError, match=r"'ash' in x\.parquet\n  got: type string"):
         apply(norm, "x.parquet", "y.parquet")
     pq.write_table(wine_table().append_column("ash", pa.array([1] * 178)), "x.parquet")
-    with pytest.raises(DataError, match=r"2 columns ash"):
+    with pytest.raises(DataError, match="2 columns 'ash'"):
         apply(norm, "x.parquet", "y.parquet")
     with pytest.raises(OptionError, match="samples of one axis"):
         apply(photos, "x.parquet", "y.parquet")
@@ -323,10 +324,10 @@ def test_tables_that_do_not_fit(wine, photos):
     whole = bytearray(Path("x.parquet").read_bytes())
     whole[whole.index(WINE.data[77:80, 3].tobytes())] ^= 1
     Path("x.parquet").write_bytes(whole)
-    with pytest.raises(DataError, match=r"read whole(.|\n)*x\.parquet"):
+    with pytest.raises(DataError, match=r"Cannot read the table x\.parquet"):
         apply(wine, "x.parquet", "y.parquet")
     Path("x.parquet").write_bytes(whole[:-9])
-    with pytest.raises(DataError, match=r"read whole(.|\n)*x\.parquet"):
+    with pytest.raises(DataError, match=r"Cannot read the table x\.parquet"):
         apply(wine, "x.parquet", "y.parquet")
     assert os.listdir() == ["x.parquet"]
 
@@ -343,9 +344,9 @@ def test_damaged_or_endless_gzip_is_an_error_of_the_data_and_not_of_the_output()
     cases = [(flipped, ""), (summed, "CRC"), (whole[:-9], "ended")]
     for content, says in (*cases, (endless, "characters"), (open_quotes, "characters")):
         Path("x.csv.gz").write_bytes(content)
-        with pytest.raises(DataError, match=f"(?s)CSV file can be read.*{says}"):
+        with pytest.raises(DataError, match=f"(?s)Damaged CSV file.*{says}"):
             apply(norm, "x.csv.gz", "y.csv")
-    with pytest.raises(DataError, match=r"nowhere\.csv: No such file"):
+    with pytest.raises(DataError, match=r"nowhere\.csv\n  got: No such file"):
         apply(norm, "nowhere.csv", "y.csv")
     assert sorted(os.listdir()) == ["good.csv", "x.csv.gz"]
 
@@ -381,8 +382,8 @@ def test_batches_of_wide_or_long_rows_are_small(monkeypatch):
         ("x.npy", "hard.npy", "no part of the data"),
         ("x.zarr", "x.zarr/y.npy", "no part of the data"),
         ("x.npy", "x.zarr", "is new"),
-        ("x.npy", "y.parquet", "nothing else does"),
-        ("x.parquet", "y.npy", "nothing else does"),
+        ("x.npy", "y.parquet", r"ends in \.npy or \.zarr"),
+        ("x.parquet", "y.npy", r"ends in \.parquet"),
         ("x.npy", "no/where.npy", "can be written"),
         ("x.npy", "no/where.zarr", "can be written"),
     ],
@@ -401,7 +402,7 @@ def test_outputs_that_are_refused(source, out, says, digits):
 def test_data_that_do_not_fit(digits):
     with pytest.raises(ShapeError):
         apply(digits, DIGITS[:, :63], "y.npy")
-    with pytest.raises(DataError, match="one shape"):
+    with pytest.raises(DataError, match="different shapes"):
         apply(digits, iter([DIGITS[:2], DIGITS[:2, :63]]), "y.npy")
     with pytest.raises(DtypeError, match="bfloat16"):
         apply(digits, torch.from_numpy(DIGITS).bfloat16(), "y.npy")

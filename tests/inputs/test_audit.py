@@ -347,7 +347,7 @@ def test_a_path_and_a_record_that_travels(tmp_path):
         ("nothing.npy", {}, DataError),
         (WINE, {"train": WINE[:, :2]}, ShapeError),
         (WINE, {"workers": 0}, OptionError),
-        (WINE, {"key": "x"}, DataError),
+        (WINE, {"key": "x"}, OptionError),
     ],
 )
 def test_mistakes(against, options, error):

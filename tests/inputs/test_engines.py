@@ -181,7 +181,7 @@ def test_a_shard_that_breaks_pushes_nothing_out(monkeypatch, table, tmp_path):
     wanted = count_shard(whole, counting).sketch.bound
     bounds = Bounds()
     tally = count_shard(torn, counting, bounds)
-    assert (tally.samples, tally.skipped, bounds) == (0, (("part", "torn"),), Bounds())
+    assert (tally.samples, tally.skipped, bounds) == (0, (("part", "a shard is whole: torn"),), Bounds())
     assert count_shard(whole, counting, bounds).sketch.bound == wanted
     assert bounds == Bounds()
     bounds.live = True

@@ -116,14 +116,14 @@ def test_frames_that_cannot_be_taken(monkeypatch):
     twice = pd.concat([WINE[["ash"]], WINE[["ash"]]], axis=1)
     mixed = pd.DataFrame({"a": [1.0, 2.0], "b": [1, "x"]})
     for frame, words in ((twice, "ash"), (mixed, "b")):
-        with pytest.raises(DataError, match=rf"names of their own(.|\n)*DataFrame: .*{words}"):
+        with pytest.raises(DataError, match=rf"Cannot take the columns of DataFrame\n  got: .*{words}"):
             fitted(frame)
     assert fitted(mixed, columns=["a"]).samples == 2
-    with pytest.raises(DataError, match=r"no 'x'; DataFrame has"):
+    with pytest.raises(DataError, match="No column 'x' in DataFrame"):
         fitted(WINE, columns=["x"])
     with pytest.raises(DataError, match="is empty"):
         fitted(WINE[:0])
-    with pytest.raises(DataError, match="key="):
+    with pytest.raises(OptionError, match="key="):
         fitted(WINE, key="ash")
     with pytest.raises(OptionError, match="convert="):
         fitted(WINE, convert="RGB")

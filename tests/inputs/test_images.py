@@ -145,7 +145,7 @@ def test_patterns_that_keep_pixels_want_one_size(tmp_path):
     stack = np.stack([p.reshape(6, 8, 3) for p in pixels(path)]).astype(np.float64)
     np.testing.assert_allclose(norm.moments.mean.numpy(), stack.mean(0).transpose(2, 0, 1), rtol=1e-14)
     picture(1, size=(8, 7)).save(path / "b" / "other.png")
-    with pytest.raises(DataError, match=r"(?s)\(3, 6, 8\).*other\.png: samples of shape \(3, 7, 8\)"):
+    with pytest.raises(DataError, match=r"other\.png\n  got: samples of shape \(3, 7, 8\).*\(3, 6, 8\)"):
         sn.fit(path, pattern="n c h w -> c h w", split="train")
     rows = sn.fit(path, pattern="n c h w -> w", split="train")
     assert rows.count.tolist() == [3 * (12 * 6 + 7)] * 8
@@ -157,7 +157,7 @@ def test_one_mode_or_a_conversion(tmp_path):
     path = folder(tmp_path / "train", suffixes=["png"])
     picture(1, "L").save(path / "b" / "grey.png")
     for skip_bad in (False, True):
-        with pytest.raises(DataError, match=r"(?s)first is RGB.*grey\.png: mode L.*--convert RGB"):
+        with pytest.raises(DataError, match=r"grey\.png\n  got: mode L, where the first image has RGB\n"):
             sn.fit(path, split="train", skip_bad=skip_bad)
     picture(2).convert("P").save(path / "a" / "palette.png")
     picture(3).convert("CMYK").save(path / "a" / "print.jpg")
@@ -165,15 +165,15 @@ def test_one_mode_or_a_conversion(tmp_path):
     check(sn.fit(path, split="train", convert="RGB"), converted)
     assert sn.fit(path, split="train", convert="L").count.numel() == 1
     (path / "0.png").write_bytes((path / "a" / "palette.png").read_bytes())
-    with pytest.raises(DataError, match=r"0\.png: mode P"):
+    with pytest.raises(DataError, match=r"Images of mode P do not count as they are: .*0\.png"):
         sn.fit(path, split="train")
     picture(1, "I;16").save(path / "0.png")
-    with pytest.raises(DataError, match="which has more"):
+    with pytest.raises(DataError, match="would drop bits"):
         sn.fit(path, split="train", convert="RGB")
     for wrong in ("CMYK", "rgb", 3):
-        with pytest.raises(OptionError, match="convert is one of"):
+        with pytest.raises(OptionError, match="convert must be 'L', 'RGB' or 'RGBA'"):
             sn.fit(path, split="train", convert=wrong)
-    with pytest.raises(OptionError, match="folders and tars of images"):
+    with pytest.raises(OptionError, match="convert= is no option of"):
         sn.fit(np.zeros((2, 2)), split="train", convert="RGB")
 
 
@@ -214,11 +214,11 @@ def test_more_than_8_bits_a_channel_are_not_cut(name, tmp_path):
     path = folder(tmp_path / "train", suffixes=["png"])
     (path / "b" / name).write_bytes(DEEP[name])
     for convert in (None, "L", "RGB", "RGBA"):
-        with pytest.raises(DataError, match=rf"more than 8 bits a channel(.|\n)*{name}: mode RGB"):
+        with pytest.raises(DataError, match=rf"More than 8 bits a channel .*{name}\n  got: mode RGB"):
             sn.fit(path, split="train", convert=convert, skip_bad=True)
     (path / "0").mkdir()
     (path / "0" / name).write_bytes(DEEP[name])
-    with pytest.raises(DataError, match=rf"more than 8 bits a channel(.|\n)*{name}: mode RGB"):
+    with pytest.raises(DataError, match=rf"More than 8 bits a channel .*{name}\n  got: mode RGB"):
         sn.fit(path, split="train")
 
 
@@ -234,9 +234,9 @@ def test_urls_of_files(tmp_path, monkeypatch):
         assert sn.fit(url, split="train").moments.mean.tolist() == array.mean(0).tolist()
         assert sn.fit(url.replace("file://", "FILE://localhost"), split="train").samples == 4
     for wrong in ("file://a.npy", "file://data/a.npy", "file://"):
-        with pytest.raises(DataError, match=rf"three slashes\n  got: {wrong}\n"):
+        with pytest.raises(DataError, match=rf"Not a file:// URL of this machine: {wrong}\n.*three slashes"):
             sn.fit(wrong, split="train")
-    with pytest.raises(DataError, match=r"no file /nowhere\.npy"):
+    with pytest.raises(DataError, match=r"No such data file: /nowhere\.npy"):
         sn.fit("file:///nowhere.npy", split="train")
     norm = sn.fit(array, split="train")
     monkeypatch.chdir(tmp_path)

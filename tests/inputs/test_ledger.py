@@ -353,7 +353,7 @@ def test_a_broken_file_is_still_an_error_on_going_on(table, tmp_path):
     stopped(table, ledger, 3)
     with open(table, "r+b") as file:
         file.truncate(5000)
-    with pytest.raises(DataError, match=r"truncated|changed"):
+    with pytest.raises(DataError, match=r"Truncated|changed"):
         fit(table, split="train", ledger=ledger, resume=True)
 
 

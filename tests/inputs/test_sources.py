@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -17,9 +18,10 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from slabnorm.errors import DataError, DataWarning, OptionError
+from slabnorm.errors import DataError, DataWarning, ExtraError, OptionError
 from slabnorm.inputs import FixedScale, fit
 from slabnorm.inputs.sources import open_source
+from slabnorm.inputs.sources.open import FORMATS, format_of_name
 
 DATA = np.random.default_rng(5).standard_normal((41, 3)).astype(np.float32)
 LABELS = torch.arange(41)
@@ -160,7 +162,7 @@ def test_pictures_as_items():
     assert norm.dtype == "uint8"
     with pytest.raises(DataError, match=r"palette(.|\n)*item 0 of Items"):
         fit(Items(pictures[0].convert("P")), "fixed", split="train")
-    with pytest.raises(DataError, match=r"item 1 of Items: samples of shape \(5, 6\)"):
+    with pytest.raises(DataError, match=r"item 1 of Items\n  got: samples of shape \(5, 6\)"):
         fit(Items(pictures[0], pictures[1].convert("L")), "fixed", split="train")
 
 
@@ -208,22 +210,22 @@ BAD = {
     "nested lists": (lambda: [[1.0, 2.0], [3.0, 4.0]], "numpy.asarray"),
     "a list of numbers": (lambda: [1.0, 2.0], "numpy.asarray"),
     "a list of names": (lambda: ["a.npy", "b.npy"], "numpy.asarray"),
-    "a number": (lambda: 3.0, "a float"),
-    "none": (lambda: None, "a NoneType"),
-    "bytes": (lambda: b"123", "a bytes"),
+    "a number": (lambda: 3.0, "data: float"),
+    "none": (lambda: None, "data: NoneType"),
+    "bytes": (lambda: b"123", "data: bytes"),
     "items of text": (lambda: Items("a"), "item 0 of Items is a str"),
     "items of none": (lambda: Items(DATA[0], None), "item 1 of Items is a NoneType"),
     "items of lists of numbers": (lambda: Items([1.0, 2.0]), "item 0 of Items is a list of numbers"),
     "items of empty tuples": (lambda: Items(()), "item 0 of Items is empty"),
     "items of dicts without x": (lambda: Items({"a": 1.0, "b": 2.0}), "holds 'a', 'b'"),
-    "items of empty dicts": (lambda: Items({}), "no entries"),
+    "items of empty dicts": (lambda: Items({}), "No entries in item 0 of Items"),
     "batches of numbers": (lambda: iter([1.0, 2.0]), "batch 0 of list_iterator is a single number"),
     "batches with one object": (lambda: [DATA, DATA.astype(object)], "batch 1 of list of dtype object"),
-    "another shape": (lambda: [DATA, DATA[:, :2]], r"batch 1 of list: samples of shape \(2,\)"),
+    "another shape": (lambda: [DATA, DATA[:, :2]], r"batch 1 of list\n  got: samples of shape \(2,\)"),
     "pictures as batches": (lambda: [Image.new("RGB", (4, 4))], "batch 0 of list is one picture"),
-    "another rank": (lambda: [DATA, DATA[0]], r"batch 1 of list: samples of shape \(\)"),
-    "another dtype": (lambda: [DATA, DATA.astype(float)], "batch 1 of list: .* float64"),
-    "another item": (lambda: Items(*DATA, DATA[0, :2]), r"item 41 of Items: samples of shape \(2,\)"),
+    "another rank": (lambda: [DATA, DATA[0]], r"batch 1 of list\n  got: samples of shape \(\)"),
+    "another dtype": (lambda: [DATA, DATA.astype(float)], "batch 1 of list\n  got: .* float64"),
+    "another item": (lambda: Items(*DATA, DATA[0, :2]), r"item 41 of Items\n  got: samples of shape \(2,\)"),
     "(x, y)": (lambda: (DATA, LABELS), r"\(x, y\) is one batch"),
     "another shape, empty": (lambda: [DATA, DATA[:0, :2]], "batch 1 of list"),
 }  # fmt: skip
@@ -251,7 +253,7 @@ def test_a_data_set_without_a_length():
     ids=["array", "samples", "batches", "pairs"],
 )
 def test_a_key_where_nothing_has_names(source):
-    with pytest.raises(DataError, match="key="):
+    with pytest.raises((DataError, OptionError), match="key="):
         fit(source, split="train", key="x")
 
 
@@ -262,8 +264,10 @@ def test_a_list_of_single_samples_is_not_taken_for_batches():
 
 
 def test_a_key_that_is_not_there():
-    with pytest.raises(DataError, match=r"key='z', but the dict holds 'x', 'y'"):
+    with pytest.raises(DataError, match=r"No entry 'z' in the dict\n  got: it holds 'x', 'y'"):
         fit({"x": DATA, "y": LABELS}, split="train", key="z")
+    with pytest.raises(DataError, match=r"fix: did you mean 'images'\?"):
+        fit({"images": DATA, "y": LABELS}, split="train", key="image")
 
 
 def test_an_error_of_the_data_set_is_its_own():
@@ -307,10 +311,10 @@ class Claims:
         (Claims((2**62, 0)), r"samples of shape \(0,\)"),
         (Claims((0, 2**62)), "at most 2\\^44 values"),
         (Claims((10**15, 3)), "at most 2\\^44 values"),
-        (Claims((True, 3)), "sizes in a shape"),
-        (Claims(("3",)), "sizes in a shape"),
-        (Claims((-1, 3)), "not negative"),
-        (Claims((1,) * 65), "at most 64 axes"),
+        (Claims((True, 3)), "whole numbers"),
+        (Claims(("3",)), "whole numbers"),
+        (Claims((-1, 3)), "0 or more"),
+        (Claims((1,) * 65), "65, at most 64"),
         (Claims((3,), [("a", "f4")]), "take one field"),
         (np.broadcast_to(1.0, (2**50, 3)), "at most 2\\^44 values"),
         (np.broadcast_to(1.0, (0, 2**40)), "is empty"),
@@ -319,3 +323,67 @@ class Claims:
 def test_a_shape_is_checked_before_shards_are_listed(source, words):
     with pytest.raises(DataError, match=words):
         fit(source, pattern="n ... ->", split="train")
+
+
+FOREIGN = [
+    ("a.npy", {"key": "x"}, r"key= is no option of \.npy files\n  got: key='x' for .*a\.npy\n.*\.npz files"),
+    ("a.npy", {"columns": ["a"]}, r"columns= is no option of \.npy files(.|\n)*Parquet files"),
+    ("a.npz", {"missing_chunks": "fill"}, r"missing_chunks= is no option of \.npz files(.|\n)*Zarr arrays"),
+    (
+        "a.npz",
+        {"weights": "w"},
+        r"weights= is no option of \.npz files(.|\n)*an array of one weight",
+    ),
+    ("a.parquet", {"delimiter": ";"}, "delimiter= is no option of Parquet files(.|\n)*CSV files"),
+    ("a.csv", {"convert": "L"}, "convert= is no option of CSV files(.|\n)*tars of images"),
+    ("a.tar", {"delimiter": ";"}, "delimiter= is no option of tars of images"),
+    ("a.npy", {"missing_chunks": "fil"}, "missing_chunks must be 'raise' or 'fill'\n  got: 'fil'"),
+    ("a.tar", {"convert": "rgb"}, "convert must be 'L', 'RGB' or 'RGBA'\n  got: 'rgb'"),
+    ("a.csv", {"delimiter": ";;"}, "delimiter must be one character"),
+    ("a.csv", {"columns": "a"}, "columns must be a list of names"),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "words"), FOREIGN)
+def test_an_option_that_the_data_do_not_have_is_said_before_they_are_read(name, options, words, tmp_path):
+    (tmp_path / name).write_bytes(b"of no kind")
+    with pytest.raises(OptionError, match=words):
+        fit(tmp_path / name, split="train", **options)
+
+
+def test_every_ending_is_of_one_format():
+    endings = [ending for known in FORMATS for ending in known.endings]
+    assert len(set(endings)) == len(endings)
+    for ending in endings:
+        assert ending in format_of_name(f"A{ending.upper()}").endings
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("s3://bucket/train.npy", r"\.npy files are not read from URLs: s3://bucket/train\.npy"),
+        ("memory://shards/train.tar", "Tars of images are not read from URLs"),
+    ],
+)
+def test_urls_of_what_is_read_from_paths_only(url, words, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(DataError, match=words):
+        fit(url, split="train")
+
+
+def test_a_single_image_is_no_data_set(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "cat.png")
+    with pytest.raises(DataError, match=r"A single image is no data set: .*cat\.png\n  fix: give the folder"):
+        fit(tmp_path / "cat.png", split="train")
+    with pytest.raises(DataError, match=r"No such data file: .*\*\.png"):
+        fit(f"{tmp_path}/*.png", split="train")
+
+
+def test_a_package_that_is_broken_is_said_to_be(tmp_path, monkeypatch):
+    (tmp_path / "pyarrow.py").write_text("raise AttributeError('half an upgrade')")
+    (tmp_path / "a.csv").write_text("a\n1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "pyarrow"]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(ExtraError, match=r"Reading CSV files needs .*pyarrow.*\n  got: AttributeError"):
+        fit(tmp_path / "a.csv", split="train")

@@ -135,14 +135,16 @@ def test_columns_by_name(tmp_path):
     check_same(norm, WINE[names].to_numpy())
     check_same(fitted(write(WINE, tmp_path / "a.feather"), columns=names), WINE[names].to_numpy())
     check_same(fitted(write(WINE, tmp_path / "a.csv"), columns=names), WINE[names].to_numpy())
-    with pytest.raises(DataError, match=r"no 'x'; .*a\.parquet has 'alcohol'"):
+    with pytest.raises(DataError, match=r"No column 'x' in .*a\.parquet\n  got: it has 'alcohol'"):
         fitted(path, columns=["x"])
+    with pytest.raises(DataError, match=r"fix: did you mean 'alcohol'\?"):
+        fitted(path, columns=["alcohl"])
     for wrong in ("ash", [], ["ash", "ash"], [3]):
-        with pytest.raises(OptionError, match="columns are a list of names"):
+        with pytest.raises(OptionError, match="columns must be a list of names"):
             fitted(path, columns=wrong)
-    with pytest.raises(DataError, match="columns of a table"):
+    with pytest.raises(OptionError, match="columns= is no option of arrays"):
         fitted(np.zeros((3, 2)), columns=["a"])
-    with pytest.raises(DataError, match="key="):
+    with pytest.raises(OptionError, match="key= is no option of Parquet files"):
         fitted(path, key="a")
 
 
@@ -159,9 +161,9 @@ def test_what_holds_no_numbers_is_left_out_with_a_warning(tmp_path):
     frame.rename_axis(None).to_parquet(path)
     with pytest.warns(DataWarning, match=r"left out: text \(.*string\), day \(timestamp.*__index_level_0__"):
         check_same(fitted(path), WINE.to_numpy())
-    with pytest.raises(DataError, match="column 'text' of type"):
+    with pytest.raises(DataError, match=r"column 'text' of .*\n  got: type"):
         fitted(path, columns=["text"])
-    with pytest.raises(DataError, match="has columns of numbers"):
+    with pytest.raises(DataError, match="No columns of numbers"):
         fitted(write(frame[["text"]], tmp_path / "b.parquet"))
 
 
@@ -184,7 +186,7 @@ def test_decimals_and_nested_numbers_are_refused(kind, tmp_path):
     values, fix = NUMBERS_THAT_ARE_NOT_PLAIN[kind]
     path = write(pa.table({"a": [1.0], "b": values}), tmp_path / "a.parquet")
     for columns in (None, ["b"]):
-        with pytest.raises(DataError, match=rf"column 'b' of type(.|\n)*{fix}"):
+        with pytest.raises(DataError, match=rf"column 'b' of .*\n  got: type(.|\n)*{fix}"):
             fitted(path, columns=columns)
     with pytest.warns(DataWarning, match="constant"):
         assert fitted(path, columns=["a"]).samples == 1
@@ -362,7 +364,7 @@ def test_another_filesystem(tmp_path):
     assert shard.fingerprint
     assert shard.name == "memory://tables/csv/part-1.csv"
     memory.pipe("/tables/csv/part-1.csv", b"alcohol\n1\n")
-    with pytest.raises(DataError, match=r"memory://tables/csv/part-1\.csv has changed"):
+    with pytest.raises(DataError, match=r"Changed since it was listed: memory://tables/csv/part-1\.csv"):
         next(shard.blocks())
 
 
@@ -435,11 +437,11 @@ DAMAGE = {
     "csv, ragged": ("csv", rewrite(f"{HEAD}\n{ROW}\n{ROW},7\n"), "Expected 13 columns, got 14"),
     "csv, cut": ("csv", lambda path: shorten(path, 30), "Expected 13 columns"),
     "csv.gz, cut": ("csv.gz", lambda path: cut(path, 0.7), ""),
-    "csv, text in a column": ("csv", rewrite(f"{HEAD}\n{ROW}\nx{ROW}\n"), "column 'alcohol' is string"),
-    "no such column": ("parquet", lambda path: write(WINE.drop(columns="ash"), path), "no column 'ash'"),
-    "one more column": ("parquet", lambda path: write(WINE.assign(more=1), path), r"column 'more' \(int64\)"),
+    "csv, text in a column": ("csv", rewrite(f"{HEAD}\n{ROW}\nx{ROW}\n"), "string, and float64 in the first"),
+    "no such column": ("parquet", lambda path: write(WINE.drop(columns="ash"), path), "No column 'ash' in"),
+    "one more column": ("parquet", lambda path: write(WINE.assign(more=1), path), "Column 'more' in"),
     "another type": ("parquet", lambda path: write(WINE.astype({"ash": "f4"}), path),
-                     "column 'ash' is float, and float64 in the first"),
+                     "float, and float64 in the first"),
 }  # fmt: skip
 
 
@@ -448,8 +450,9 @@ def test_damaged_files_are_named_or_left_out_and_listed(kind, tmp_path):
     end, damage, words = DAMAGE[kind]
     paths = parts(tmp_path / "data", end=end)
     damage(paths[2])
-    with pytest.raises(DataError, match=rf"part-2\.{end}[^\n]*{words}") as caught:
+    with pytest.raises(DataError, match=words or None) as caught:
         fitted(tmp_path / "data")
+    assert f"part-2.{end}" in str(caught.value).split("\n")[0]
     assert "Traceback" not in str(caught.value)
     norm = fitted(tmp_path / "data", skip_bad=True)
     assert [os.path.basename(name) for name, _ in norm.skipped] == [os.path.basename(paths[2])]
@@ -485,11 +488,11 @@ def test_a_parquet_file_that_would_end_the_process_is_named(tmp_path):
     optional, required = (bytes([0x25, how, 0x18, 3]) + b"ash" for how in (2, 0))
     assert data.count(optional) == 1
     Path(paths[1]).write_bytes(data.replace(optional, required))
-    with pytest.raises(DataError, match=r"part-1\.parquet: Definition level histogram"):
+    with pytest.raises(DataError, match=r"part-1\.parquet\n  got: Definition level histogram"):
         fitted(tmp_path / "data")
-    with pytest.raises(DataError, match=r"part-1\.parquet: Definition level histogram"):
+    with pytest.raises(DataError, match=r"part-1\.parquet\n  got: Definition level histogram"):
         sn.audit(norm, paths[1])
-    with pytest.raises(DataError, match=r"part-1\.parquet: Definition level histogram"):
+    with pytest.raises(DataError, match=r"part-1\.parquet\n  got: Definition level histogram"):
         apply(norm, paths[1], tmp_path / "out.parquet")
     left = fitted(tmp_path / "data", skip_bad=True)
     assert ([name for name, _ in left.skipped], left.samples) == ([paths[1]], 178 - 45)
@@ -534,19 +537,19 @@ def test_csv_of_another_delimiter(delimiter, tmp_path):
     expected = norm(torch.tensor(WINE.to_numpy())).numpy()
     np.testing.assert_array_equal(made[WINE.columns].to_numpy(), expected)
     path.write_text(f'a{delimiter}b\n1{delimiter}2\n3{delimiter}"open\n')
-    with pytest.raises(DataError, match="a quote is open at the end"):
+    with pytest.raises(DataError, match="A quote is open at the end"):
         fitted(path, delimiter=delimiter, columns=["a"])
     for wrong in ("", "::", '"', "\n", "é", None):
-        with pytest.raises(OptionError, match="delimiter is one character"):
+        with pytest.raises(OptionError, match="delimiter must be one character"):
             fitted(path, delimiter=wrong)
-    with pytest.raises(OptionError, match="for CSV"):
+    with pytest.raises(OptionError, match="delimiter= is no option of"):
         fitted(WINE, delimiter=delimiter)
 
 
 def test_a_csv_value_longer_than_a_block_is_named(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("a,name\n1,x\n" + "2," + "y" * (9 << 20) + "\n3,z\n")
-    with pytest.raises(DataError, match=r"a line of CSV has at most(.|\n)*a\.csv: a longer one") as caught:
+    with pytest.raises(DataError, match=r"Too long a line.*a\.csv\n  got: a line has at most") as caught:
         fitted(path, columns=["a"])
     assert "block" not in str(caught.value)
 
@@ -576,7 +579,7 @@ def test_a_first_file_that_is_damaged(tmp_path):
 def test_text_far_down_a_column_of_a_csv(tmp_path, monkeypatch):
     monkeypatch.setattr("slabnorm.inputs.sources.csv.CSV_BYTES", 1 << 20)
     (tmp_path / "a.csv").write_text("a,b\n" + "1,2\n" * 400_000 + "1,oops\n")
-    with pytest.raises(DataError, match=r"a\.csv: .*CSV column #1.*oops"):
+    with pytest.raises(DataError, match=r"a\.csv\n  got: .*CSV column #1.*oops"):
         fitted(tmp_path / "a.csv")
 
 
@@ -589,10 +592,10 @@ def test_columns_match_by_name_in_any_order(tmp_path):
 def test_csv_of_other_looks(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("1.5,2.5\n3.5,4.5\n")
-    with pytest.raises(DataError, match="names its columns in the first line"):
+    with pytest.raises(DataError, match="No names of columns in the first line"):
         fitted(path)
     path.write_text("a,a\n1,2\n")
-    with pytest.raises(DataError, match="several columns 'a'"):
+    with pytest.raises(DataError, match="Several columns 'a'"):
         fitted(path)
     path.write_text('a,b\n1,"two\nlines"\n3,x\n')
     with (
@@ -624,7 +627,7 @@ def test_a_quote_that_is_not_closed(end, tmp_path):
     for text in (TOP + '10,"broken\n' + LINES, TOP + '10,"broken\n', TOP + '10,"bro', TOP + '10,"\r\n\r\n'):
         with opened(path, "wt", newline="") as file:
             file.write(text)
-        with pytest.raises(DataError, match=rf"b\.{end}: a quote is open at the end: 11 rows from"):
+        with pytest.raises(DataError, match=rf"quote is open at the end of .*b\.{end}\n  got: 11 rows"):
             fitted(path, columns=["a"])
         norm = fitted(tmp_path, columns=["a"], skip_bad=True)
         assert ([name for name, _ in norm.skipped], norm.samples) == ([str(path)], 2)
@@ -632,7 +635,7 @@ def test_a_quote_that_is_not_closed(end, tmp_path):
 
 
 def test_values_in_quotes_that_span_lines(tmp_path, monkeypatch):
-    monkeypatch.setattr("slabnorm.inputs.sources.csv._PIECE", 7)
+    monkeypatch.setattr("slabnorm.inputs.sources.csv._PIECE_BYTES", 7)
     path = tmp_path / "a.csv"
     path.write_text(TOP + '10,"two\n\nlines"\n' + LINES + '1000,"broken\n1001,x\n1002,"broken\n')
     with pytest.warns(DataWarning, match=r"a\.csv: 1,001 rows from 1,004 lines below the names"):
@@ -645,7 +648,7 @@ def test_values_in_quotes_that_span_lines(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_lines_that_are_rows_are_not_warned_of(end, tmp_path, monkeypatch):
-    monkeypatch.setattr("slabnorm.inputs.sources.csv._PIECE", 7)
+    monkeypatch.setattr("slabnorm.inputs.sources.csv._PIECE_BYTES", 7)
     lines = ["", "a,name", '1,5" pipe', "", "", '2,"a ""b"""', '3,"x,y"', "4,z", ""]
     for text in (lines, lines[:-1], [*lines[:-2], '4,5" pipe'], [*lines, '5,5" pipe', ""], [*lines, "5,"]):
         (tmp_path / "a.csv").write_text(end.join(text), newline="")
@@ -656,14 +659,14 @@ def test_names_of_columns_that_are_not_utf8(tmp_path):
     parts(tmp_path / "data", end="csv")
     path = tmp_path / "data" / "part-0.csv"
     path.write_bytes("gr\u00f6\u00dfe,b\n1,2\n3,5\n".encode("latin-1"))
-    with pytest.raises(DataError, match=r"names of columns are UTF-8(.|\n)*part-0\.csv"):
+    with pytest.raises(DataError, match=r"A name of a column is not UTF-8: .*part-0\.csv"):
         fitted(path)
     norm = fitted(tmp_path / "data", skip_bad=True)
     assert ([name for name, _ in norm.skipped], norm.samples) == ([str(path)], 178 - 45)
 
 
 def test_a_column_of_a_csv_that_begins_with_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("slabnorm.inputs.sources.csv.LOOK_BYTES", 1 << 10)
+    monkeypatch.setattr("slabnorm.inputs.sources.csv.PEEK_BYTES", 1 << 10)
     path = tmp_path / "a.csv"
     path.write_text("a,b\n" + "1,\n" * 1000 + "2,7\n4,9\n")
     with pytest.warns(DataWarning, match=r"left out: b \(nothing in its first rows; columns= takes it\)"):
@@ -673,10 +676,10 @@ def test_a_column_of_a_csv_that_begins_with_nothing(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="nan at row 0; 1000 such"):
         fitted(path, columns=["a"], weights="b")
     path.write_text("a,b\n" + "1,\n" * 1000 + "2,text\n")
-    with pytest.raises(DataError, match=r"a\.csv: .*text"):
+    with pytest.raises(DataError, match=r"a\.csv\n  got: .*text"):
         fitted(path, columns=["b"])
     table = pa.table({"a": [1.0, 2.0], "b": pa.nulls(2)})
-    with pytest.raises(DataError, match="column 'b' of type null"):
+    with pytest.raises(DataError, match=r"column 'b' of .*\n  got: type null"):
         fitted(write(table, tmp_path / "a.parquet"), columns=["b"])
 
 
@@ -685,21 +688,21 @@ def test_files_that_change_or_vanish(tmp_path):
     source = open_source(path)
     shard = source.shards()[0]
     write(WINE.iloc[:50], path)
-    with pytest.raises(DataError, match=r"a\.parquet has changed"):
+    with pytest.raises(DataError, match=r"Changed since it was listed: .*a\.parquet"):
         list(shard.blocks())
     os.unlink(path)
-    with pytest.raises(DataError, match=r"a\.parquet is gone"):
+    with pytest.raises(DataError, match=r"Gone while it was read: .*a\.parquet"):
         list(shard.blocks())
-    with pytest.raises(DataError, match=r"a\.parquet is gone"):
+    with pytest.raises(DataError, match=r"Gone while it was read: .*a\.parquet"):
         source.shards()[0].blocks().__next__()
 
 
 def test_empty_and_odd_folders(tmp_path, monkeypatch):
-    with pytest.raises(DataError, match=r"none in .*(.|\n)*check the path"):
+    with pytest.raises(DataError, match=r"No data in .*(.|\n)*check the path"):
         fitted(tmp_path)
-    with pytest.raises(DataError, match=r"no file .*nowhere"):
+    with pytest.raises(DataError, match=r"No such data file: .*nowhere"):
         fitted(tmp_path / "nowhere.parquet")
-    with pytest.raises(DataError, match="none in"):
+    with pytest.raises(DataError, match="No tables in"):
         fitted(f"{tmp_path}/*.parquet")
     parts(tmp_path / "data")
     (tmp_path / "data" / "loop").symlink_to(tmp_path / "data")

@@ -85,11 +85,11 @@ def test_many_tars_by_folder_braces_and_wildcards(images, tmp_path):
     ):
         assert saved(sn.fit(str(path / pattern), split="train"), tmp_path) == whole
     check(sn.fit(str(path / "train-{000..003}.tar"), split="train", workers=2), pixels(images))
-    with pytest.raises(DataError, match=r"train-004\.tar: No such file"):
+    with pytest.raises(DataError, match=r"No such data file: .*train-004\.tar"):
         sn.fit(str(path / "train-{000..004}.tar"), split="train")
-    with pytest.raises(DataError, match="no file fits"):
+    with pytest.raises(DataError, match=r"No (file fits|such folder)"):
         sn.fit(str(path / "test*" / "*.tar"), split="train")
-    with pytest.raises(DataError, match="at most"):
+    with pytest.raises(DataError, match="more than 1,000,000 names"):
         sn.fit(str(path / "train-{0..99999999999}.tar"), split="train")
     (path / "stray.png").write_bytes(encoded("PNG"))
     with pytest.raises(DataError, match=r"1 images, and tars such as train-000\.tar"):
@@ -106,7 +106,7 @@ def test_many_tars_by_folder_braces_and_wildcards(images, tmp_path):
     ],
 )
 def test_braces(text, names):
-    assert [str(path) for path in tars.expand(Path(text))] == names
+    assert [str(path) for path in tars.expand(text)] == names
 
 
 def third(data):
@@ -154,7 +154,7 @@ def test_damaged_tars_are_named_or_listed(name, packed, images, tmp_path):
         broken = path / "train-002.tgz"
         data = gzip.compress(data)
     broken.write_bytes(data)
-    with pytest.raises(DataError, match=r"train-002\.(tar|tgz): "):
+    with pytest.raises(DataError, match=r"Damaged tar: .*train-002\.(tar|tgz)\n"):
         sn.fit(path, split="train")
     norm = sn.fit(path, split="train", skip_bad=True)
     assert norm.samples == 12
@@ -196,12 +196,15 @@ def test_members_of_every_kind(images, tmp_path):
         member(into, "link.png", type=tarfile.SYMTYPE, linkname="../../etc/passwd")
         member(into, "fifo.png", type=tarfile.FIFOTYPE)
         member(into, "a.json", b"{}")
-    with pytest.warns(DataWarning, match=r"links were left out: 2: .*link\.png"):
+    with pytest.warns(DataWarning, match=r"left out members that are links: .*link\.png and 1 more"):
         norm = sn.fit(tar, split="train")
     assert norm.samples == 5
     with tarfile.open(tar, "a") as into:
         member(into, "bad\x1b\n.png", good[:99])
-    with pytest.warns(DataWarning), pytest.raises(DataError, match=r"one\.tar/bad\\x1b\\n\.png: .*"):
+    with (
+        pytest.warns(DataWarning),
+        pytest.raises(DataError, match=r"Damaged image: .*one\.tar/bad\\x1b\\n\.png\n"),
+    ):
         sn.fit(tar, split="train")
     with pytest.warns(DataWarning):
         again = sn.fit(tar, split="train", skip_bad=True, ledger=tmp_path / "l")
@@ -223,7 +226,7 @@ def test_a_tar_that_changes_after_it_was_listed(images, tmp_path):
 def test_tars_without_images_and_held_out_tars(tmp_path, images):
     with tarfile.open(tmp_path / "none.tar", "w") as into:
         member(into, "a.json", b"{}")
-    with pytest.raises(DataError, match="holds images"):
+    with pytest.raises(DataError, match="No images"):
         sn.fit(tmp_path / "none.tar", split="train")
     files = sorted(images.rglob("*.png"))
     with pytest.raises(LeakageError, match="val"):

@@ -195,7 +195,7 @@ def test_the_ledger_is_of_these_weights(tmp_path):
         (np.full(178, np.inf), DataError, "finite"),
         (np.zeros(178), DataError, "All weights of array are 0"),
         (["a"] * 178, DataError, "weights must be numbers"),
-        ("often", DataError, "column of a table"),
+        ("often", OptionError, "weights= is no option of arrays"),
     ],
 )
 def test_weights_that_cannot_be(weights, error, words):
@@ -210,8 +210,8 @@ def test_weights_that_do_not_go_with_the_data(tmp_path):
     path, _ = sources(tmp_path, "parquet")
     for options, words in (
         ({"weights": WHOLE}, "one of its columns"),
-        ({"weights": "nothing"}, "no 'nothing'"),
-        ({"weights": "often", "columns": ["ash", "often"]}, "no feature"),
+        ({"weights": "nothing"}, "No column 'nothing'"),
+        ({"weights": "often", "columns": ["ash", "often"]}, "both weights and feature"),
     ):
         with pytest.raises((DataError, OptionError), match=words):
             fitted(path, **options)

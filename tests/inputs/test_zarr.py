@@ -135,16 +135,16 @@ def test_groups(tmp_path):
     assert same(fit(group, split="train", key="images"), expected)
     assert same(fit(group["images"], split="train"), expected)
     assert same(fit(tmp_path / "g.zarr" / "images", split="train"), expected)
-    with pytest.raises(DataError, match="holds 'images', 'more/test'"):
+    with pytest.raises(DataError, match="it holds 'images', 'more/test'"):
         fit(tmp_path / "g.zarr", split="train")
-    with pytest.raises(DataError, match=r"key='labels', but .*holds 'images'"):
+    with pytest.raises(DataError, match=r"No entry 'labels' in .*\n  got: it holds 'images'"):
         fit(tmp_path / "g.zarr", split="train", key="labels")
     with pytest.raises(LeakageError, match="test"):
         fit(tmp_path / "g.zarr", split="train", key="more/test")
     with pytest.raises(DataError, match="key="):
         fit(group["images"], split="train", key="images")
     zarr.open_group(tmp_path / "empty.zarr", mode="w")
-    with pytest.raises(DataError, match="holds no entries"):
+    with pytest.raises(DataError, match="No entries in"):
         fit(tmp_path / "empty.zarr", split="train")
 
 
@@ -225,7 +225,7 @@ def test_no_fill_value(tmp_path):
     text = json.loads((tmp_path / "a.zarr/.zarray").read_text())
     (tmp_path / "a.zarr/.zarray").write_text(json.dumps({**text, "fill_value": None}))
     assert same(fit(tmp_path / "a.zarr", split="train"), fit(DIGITS, split="train"))
-    with pytest.raises(DataError, match="says its fill value"):
+    with pytest.raises(DataError, match="No fill value"):
         fit(tmp_path / "a.zarr", split="train", missing_chunks="fill")
 
 
@@ -262,18 +262,18 @@ def test_damaged_stores(tmp_path):
         whole = path.read_bytes()
         for size in (0, 1, len(whole) // 2, len(whole) - 2):
             path.write_bytes(whole[:size])
-            with pytest.raises(DataError, match="whole metadata"):
+            with pytest.raises(DataError, match="No readable Zarr array or group"):
                 fit(tmp_path / f"{layout}.zarr", split="train")
         path.write_bytes(b'{"zarr_format": 3, "node_type": "array", "shape": "many"}')
-        with pytest.raises(DataError, match="whole metadata"):
+        with pytest.raises(DataError, match="No readable Zarr array or group"):
             fit(array, split="train")
     with zarr.storage.ZipStore(tmp_path / "a.zarr.zip", mode="w") as store:
         write(store, chunks=(100, 64))
     cut(tmp_path / "a.zarr.zip")
     for missing in (tmp_path / "a.zarr.zip", "memory://nothing.zarr"):
-        with pytest.raises(DataError, match="whole metadata"):
+        with pytest.raises(DataError, match="No readable Zarr array or group"):
             fit(missing, split="train")
-    with pytest.raises(DataError, match="no file"):
+    with pytest.raises(DataError, match="No such data file"):
         fit(tmp_path / "nothing.zarr", split="train")
 
 
@@ -281,7 +281,7 @@ def test_metadata_that_change_meanwhile(tmp_path):
     write(tmp_path / "a.zarr", chunks=(100, 64))
     (shard,) = open_source(tmp_path / "a.zarr").shards()
     write(tmp_path / "a.zarr", DIGITS * 2, chunks=(200, 64), overwrite=True)
-    with pytest.raises(DataError, match="does not change"):
+    with pytest.raises(DataError, match="Changed while it was read"):
         next(shard.blocks())
 
 
@@ -295,7 +295,7 @@ def test_dtypes_that_are_no_numbers(dtype, tmp_path):
 
 def test_shapes_that_hold_no_samples(tmp_path):
     for number, (shape, says) in enumerate(
-        [((), "single number"), ((0, 4), "is empty"), ((4, 0), "holds values")]
+        [((), "single number"), ((0, 4), "is empty"), ((4, 0), "Samples without values")]
     ):
         write(tmp_path / f"{number}.zarr", np.zeros(shape))
         with pytest.raises(DataError, match=says):
@@ -306,14 +306,14 @@ def test_nothing_is_unpickled(tmp_path):
     write(tmp_path / "a.zarr", chunks=(100, 64), zarr_format=2)
     text = json.loads((tmp_path / "a.zarr/.zarray").read_text())
     (tmp_path / "a.zarr/.zarray").write_text(json.dumps({**text, "compressor": {"id": "pickle"}}))
-    with pytest.raises(DataError, match=r"never unpickled|whole metadata"):
+    with pytest.raises(DataError, match=r"Pickled data|No readable Zarr array"):
         fit(tmp_path / "a.zarr", split="train")
 
 
 def test_options(tmp_path):
-    with pytest.raises(OptionError, match='"raise" or "fill"'):
+    with pytest.raises(OptionError, match="'raise' or 'fill'"):
         fit(DIGITS, split="train", missing_chunks="zero")
-    with pytest.raises(OptionError, match="for Zarr arrays"):
+    with pytest.raises(OptionError, match="missing_chunks= is for Zarr arrays"):
         fit(DIGITS, split="train", missing_chunks="fill")
     write(tmp_path / "test.zarr")
     with pytest.raises(LeakageError, match=r"test\.zarr"):
@@ -354,14 +354,14 @@ def says(path, **changes):
 CLAIMS = {
     "10^15 rows": ({"shape": [10**15, 64]}, "at most 2\\^44 values"),
     "2^62 rows of nothing": ({"shape": [2**62, 0], "chunks": [1, 1]}, r"samples of shape \(0,\)"),
-    "chunks of no rows": ({"chunks": [0, 64]}, "has chunks, as long as 1"),
-    "negative chunks": ({"chunks": [-1, 64]}, "whole metadata|has chunks"),
-    "chunks of one axis": ({"chunks": [100]}, "whole metadata|has chunks"),
-    "201 axes": ({"shape": [1] * 201, "chunks": [1] * 201}, "at most 64 axes"),
+    "chunks of no rows": ({"chunks": [0, 64]}, "Impossible chunks"),
+    "negative chunks": ({"chunks": [-1, 64]}, "No readable Zarr array|Impossible chunks"),
+    "chunks of one axis": ({"chunks": [100]}, "No readable Zarr array|Impossible chunks"),
+    "201 axes": ({"shape": [1] * 201, "chunks": [1] * 201}, "201, at most 64"),
     "chunks of 10^12 rows": ({"chunks": [10**12, 64]}, "at most 4 GiB"),
     "samples of 10^12": ({"shape": [10, 10**12], "chunks": [1, 1000]}, "at most 4 GiB"),
-    "10^9 chunks": ({"shape": [10**9, 1], "chunks": [1, 1]}, "at most 16,777,216 chunks"),
-    "2*10^5 chunks": ({"shape": [200_000, 1], "chunks": [1, 1]}, "lacks more than 131,072"),
+    "10^9 chunks": ({"shape": [10**9, 1], "chunks": [1, 1]}, "Too many chunks"),
+    "2*10^5 chunks": ({"shape": [200_000, 1], "chunks": [1, 1]}, "More than 131,072 chunks are missing"),
 }
 
 

@@ -14,24 +14,35 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slabnorm.errors import DataError, DtypeError, OptionError
+from slabnorm.errors import DtypeError, OptionError
 from slabnorm.files import check_new, check_writable, output_path
 from slabnorm.inputs.accumulator import table_values
 from slabnorm.inputs.apply.writers import write_npy, write_zarr
 from slabnorm.inputs.fitting import Progress
 from slabnorm.inputs.normalizer import InputNorm
 from slabnorm.inputs.outputs import check_apart
-from slabnorm.inputs.sources import Bad, Block, Columns, Named, Source, Stream, is_frame, open_source
+from slabnorm.inputs.sources import (
+    Block,
+    Columns,
+    NamedBlock,
+    Source,
+    Stream,
+    Unreadable,
+    is_frame,
+    open_source,
+)
 from slabnorm.inputs.sources.base import check_schema, empty, schema_of
 from slabnorm.inputs.sources.files import local_path
+from slabnorm.inputs.sources.open import CSV, PARQUET, format_of_name
 from slabnorm.inputs.sources.zarr import ZarrSource
-from slabnorm.text import printable
+from slabnorm.text import listing, printable
 
 __all__ = ["apply"]
 
 BATCH_BYTES = 8 << 20  # of a batch as float64, by default
-TABLES = (".parquet", ".pq")
-SUFFIXES = (".npy", ".zarr", *TABLES)
+# The endings of an output, by the format of a table that is read; of arrays and all else these two.
+TABLES = {PARQUET.name: PARQUET.endings, CSV.name: (".csv",)}
+ARRAYS = (".npy", ".zarr")
 Step = Callable[[Tensor], Tensor]
 
 
@@ -92,30 +103,20 @@ def apply(
     True
     """
     target = Path(out)
-    suffixes = (".csv",) if _is_text(source) else SUFFIXES
-    suffix = _check_out(target, os.fsdecode(out), suffixes)
+    table = _table_format(source)
+    suffix = _check_out(target, os.fsdecode(out), TABLES.get(table, ARRAYS), table or "arrays")
     _check_batch(batch_rows)
     check_apart([target], (source, norm.loaded_from), within=True)
     if isinstance(source, str | os.PathLike):
         source = local_path(os.fspath(source))
     step: Step = norm.inverse if inverse else norm
-    if _is_text(source):
-        from slabnorm.inputs.apply.tables import through
+    if table == CSV.name:
         from slabnorm.inputs.apply.text import write_csv
 
-        where = Path(source)
-        return write_csv(
-            norm, lambda x: through(norm, step, x), where, target, delimiter, batch_rows, progress
-        )
+        return write_csv(norm, step, Path(source), target, delimiter, batch_rows, progress)
     if delimiter != ",":
-        raise OptionError("delimiter= is for CSV files", f"{delimiter!r:.50}", "leave it out")
-    if _is_table(source) or suffix in TABLES:
-        if not (_is_table(source) and suffix in TABLES):
-            raise OptionError(
-                "a Parquet file becomes a Parquet file, and nothing else does",
-                f"{source!r:.200} to {printable(target)}",
-                "name an output of the same kind",
-            )
+        raise OptionError("delimiter= is for CSV files", f"delimiter={delimiter!r:.50}", "leave it out")
+    if table == PARQUET.name:
         from slabnorm.inputs.apply.tables import write_parquet
 
         return write_parquet(norm, step, Path(source), target, batch_rows, progress)
@@ -123,7 +124,7 @@ def apply(
     opened = open_source(source, key, columns=columns, missing_chunks=missing_chunks)
     rows = _normalised(opened, norm, step, batch_rows, progress)
     if suffix == ".zarr":
-        return write_zarr(rows, target, opened.place if isinstance(opened, ZarrSource) else None)
+        return write_zarr(rows, target, opened.location if isinstance(opened, ZarrSource) else None)
     return write_npy(rows, target)
 
 
@@ -155,16 +156,16 @@ def _blocks(source: Source | Stream) -> Iterator[tuple[Block, int, int]]:
     total = sum(shard.size for shard in shards)
     for shard in shards:
         for part in shard.blocks():
-            if isinstance(part, Bad):
-                raise DataError("data files can be read whole", f"{part.name}: {part.why}", part.fix)
-            if isinstance(part, Named):
+            if isinstance(part, Unreadable):
+                raise part.error()
+            if isinstance(part, NamedBlock):
                 part = part.block
             if isinstance(part, Columns) and not shard.fingerprint:  # of a frame in memory
                 part = table_values(part)
             if isinstance(part, Columns):
                 raise OptionError(
-                    "of tables, Parquet files are written back",
-                    source.name,
+                    f"No writing of tables like this one: {source.name}",
+                    "single Parquet and CSV files are written back",
                     "convert it to Parquet first",
                 )
             yield part, part.nbytes, total
@@ -187,29 +188,27 @@ def _as_tensor(block: Block) -> Tensor:
 
 def _as_array(y: Tensor) -> np.ndarray:
     if y.dtype == torch.bfloat16:
-        raise DtypeError("files of arrays hold no bfloat16", "bfloat16 data", "convert them to float32")
+        raise DtypeError("Files of arrays hold no bfloat16", fix="convert the data to float32")
     return np.ascontiguousarray(y.numpy())
 
 
-def _is_table(source: Any) -> bool:
-    return isinstance(source, str | os.PathLike) and Path(source).suffix.lower() in TABLES
+def _table_format(source: Any) -> str:
+    """Return the name of a table's format that is written back, by the end of a path; "" for all else."""
+    found = format_of_name(os.fsdecode(source)) if isinstance(source, str | os.PathLike) else None
+    return found.name if found is not None and found.name in TABLES else ""
 
 
 def _check_batch(rows: int | None) -> None:
     if rows is not None and (not isinstance(rows, int) or isinstance(rows, bool) or rows < 1):
-        raise OptionError("batch_rows is an integer, 1 or more", repr(rows))
+        raise OptionError("batch_rows must be an integer, 1 or more", repr(rows))
 
 
-def _is_text(source: Any) -> bool:
-    return isinstance(source, str | os.PathLike) and os.fspath(source).lower().endswith((".csv", ".csv.gz"))
-
-
-def _check_out(target: Path, text: str, suffixes: tuple[str, ...]) -> str:
+def _check_out(target: Path, text: str, suffixes: tuple[str, ...], what: str) -> str:
     """Return the suffix of the output, which can be written now."""
     suffix = target.suffix.lower()
     if suffix not in suffixes or "://" in text:
         raise OptionError(
-            f"an output is a local path that ends in {', '.join(suffixes)}",
+            f"An output of {what} must be a local path that ends in {listing(list(suffixes), 'or')}",
             printable(text),
             "name such a one",
         )

@@ -20,7 +20,7 @@ from slabnorm.extras import extra
 from slabnorm.files import replacing
 from slabnorm.inputs.fitting import Progress
 from slabnorm.inputs.normalizer import InputNorm
-from slabnorm.text import listing, printable
+from slabnorm.text import did_you_mean, listing, printable
 
 if TYPE_CHECKING:  # it imports pyarrow
     from slabnorm.inputs.sources.columns import FeaturePlace
@@ -42,7 +42,7 @@ def write_parquet(
         ExtraError: pyarrow is not installed.
     """
     packages = ("pyarrow", "pyarrow.parquet")
-    arrow, parquet = (extra(package, "a Parquet file", "'slabnorm[tables]'") for package in packages)
+    arrow, parquet = (extra(package, "reading Parquet files", "'slabnorm[tables]'") for package in packages)
     with _reading(path, arrow):
         file = parquet.ParquetFile(path, page_checksum_verification=True)
     with file:
@@ -51,7 +51,7 @@ def write_parquet(
             features = _features(norm, fields, file, path)
         count = sum(map(len, features.values()))
         work = _common([_number(fields[column].type) for column in features])
-        kind = arrow.from_numpy_dtype(through(norm, step, np.empty((0, count), work)).dtype)
+        kind = arrow.from_numpy_dtype(normalise_rows(norm, step, np.empty((0, count), work)).dtype)
         for column in features:
             fields[column] = fields[column].with_type(_with_number(fields[column].type, kind, arrow))
         schema = arrow.schema(fields, file.schema_arrow.metadata)
@@ -71,7 +71,7 @@ def write_parquet(
                     table = file.read_row_group(number)
                 _check_lists(table, features, path, first)
                 table = _replaced(
-                    table, features, work, lambda x: through(norm, step, x), rows, schema, arrow
+                    table, features, work, lambda x: normalise_rows(norm, step, x), rows, schema, arrow
                 )
                 first += len(table)
                 writer.write_table(table, row_group_size=max(1, len(table)))
@@ -174,7 +174,7 @@ def _values(column: Any) -> np.ndarray:
     return np.asarray(whole.to_numpy(zero_copy_only=False))
 
 
-def through(norm: InputNorm, step: Step, x: np.ndarray) -> np.ndarray:
+def normalise_rows(norm: InputNorm, step: Step, x: np.ndarray) -> np.ndarray:
     """Return rows of features, normalised."""
     rows = x if norm.record.sample else x[:, 0]
     with torch.no_grad():
@@ -189,8 +189,8 @@ def _features(norm: InputNorm, fields: list[Any], file: Any, path: Path) -> Feat
     sample, names = norm.record.sample, norm.record.names
     if len(sample) > 1 or None in sample:
         raise OptionError(
+            f"No statistics of a table: of samples of shape {sample}",
             "a table holds samples of one axis, as of the pattern 'n c -> c'",
-            f"statistics of samples of shape {sample}",
             "fit on tables",
         )
     number = math.prod(size or 1 for size in sample)
@@ -204,8 +204,8 @@ def _features(norm: InputNorm, fields: list[Any], file: Any, path: Path) -> Feat
     if len(found) != number:
         some = listing([printable(place.name, 40) for _, place in found[:20]]) or "none"
         raise DataError(
-            f"the statistics name no columns, so that a table has as many numeric ones as features: {number}",
-            f"{printable(path)} has {len(found)}: {some}",
+            f"{len(found)} columns of numbers for {number} features: {printable(path)}",
+            f"{some}; the statistics name no columns",
             "leave out the other columns, or fit on a table, whose names the statistics then have",
         )
     features: Features = {}
@@ -245,9 +245,8 @@ def _named(names: tuple[str, ...], fields: list[Any], path: Path) -> list[tuple[
         many = getattr(kind, "list_size", len(places))
         if sorted(places) != list(range(many)):
             raise DataError(
-                "a column of lists has as many values in a row as features of the statistics",
-                f"{printable(path)}: {printable(fields[column].name)} of type {kind}, and the statistics "
-                f"have {len(places)} values of it",
+                f"Column {printable(fields[column].name)!r} has lists of another length: {printable(path)}",
+                f"type {kind}, and the statistics have {len(places)} values of it",
                 "fit on tables with lists of this length",
             )
     return [
@@ -270,17 +269,21 @@ def _place(name: str, columns: dict[str, list[int]], fields: list[Any], path: Pa
         if _is_number(value) or str(value) == "bool":
             return lists[0], at
         found, kind = lists, fields[lists[0]].type
+    shown = printable(name)
     if len(found) == 1 and lists and found != lists:
-        why = f"{printable(name)} is a column, and also a value of the column {printable(base)}"
+        problem, why = (
+            "Two features of one name",
+            f"{shown} is a column, and also a value of {printable(base)}",
+        )
     elif len(found) == 1:
-        why = f"{printable(name)} of type {kind}"
+        problem, why = f"No numbers in column {shown!r}", f"type {kind}"
+    elif found:
+        problem, why = f"{len(found)} columns {shown!r}", ""
     else:
-        why = f"{len(found)} columns {printable(name)}" if found else f"no column {printable(name)}"
-    raise DataError(
-        "a table has one numeric column for every feature of the statistics",
-        f"{printable(path)}: {why}",
-        f"its columns are {listing([printable(field.name, 40) for field in fields[:20]])}",
-    )
+        problem = f"No column {shown!r}"
+        why = f"its columns are {listing([printable(field.name, 40) for field in fields[:20]])}"
+    fix = did_you_mean(name, columns) if not found else ""
+    raise DataError(f"{problem} in {printable(path)}", why, fix or "give the columns the statistics are of")
 
 
 def _is_number(kind: Any) -> bool:
@@ -325,6 +328,4 @@ def _reading(path: Path, arrow: Any) -> Iterator[None]:
         yield
     except (arrow.ArrowException, OSError) as error:
         why = str(error).partition("\n")[0][:300]
-        raise DataError(
-            "a Parquet file can be read whole", f"{printable(path)}: {why}", "write the file again"
-        ) from error
+        raise DataError(f"Cannot read the table {printable(path)}", why, "write the file again") from error

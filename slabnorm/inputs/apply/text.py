@@ -12,23 +12,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from slabnorm.errors import DataError, OptionError
 from slabnorm.extras import extra
 from slabnorm.files import replacing
+from slabnorm.inputs.apply.tables import normalise_rows
 from slabnorm.inputs.fitting import Progress
 from slabnorm.inputs.normalizer import InputNorm
-from slabnorm.text import listing, printable
+from slabnorm.inputs.sources.open import check_delimiter
+from slabnorm.text import did_you_mean, listing, printable
 
 FLAGS = {"true": 1.0, "True": 1.0, "TRUE": 1.0, "false": 0.0, "False": 0.0, "FALSE": 0.0}
 BATCH_BYTES = 8 << 20  # of a batch by default: of all its values as float64, and of its text
 LONGEST = 16 << 20  # characters of a row
-Through = Callable[[np.ndarray], np.ndarray]
+Step = Callable[[Tensor], Tensor]
 
 
 def write_csv(
     norm: InputNorm,
-    through: Through,
+    step: Step,
     path: Path,
     out: Path,
     delimiter: str,
@@ -45,15 +48,13 @@ def write_csv(
         OptionError: the statistics name no columns, or the output cannot be written.
         ExtraError: pyarrow is not installed.
     """
-    extra("pyarrow", "a CSV file", "'slabnorm[tables]'")
-    from slabnorm.inputs.sources.columns import check_delimiter
-
+    extra("pyarrow", "reading CSV files", "'slabnorm[tables]'")
     check_delimiter(delimiter)
     names = norm.record.names
     if not names:
         raise OptionError(
-            "columns of CSV are normalised by the names in the statistics",
-            "statistics without names",
+            "The statistics name no columns",
+            "the columns of a CSV file are found by these names",
             "fit on a table",
         )
     with _reading(path) as (lines, end), replacing(out) as target:
@@ -67,7 +68,7 @@ def write_csv(
         writer.writerow(head)
         total = done = 0
         for batch in _batches(table, lines, len(head), batch_rows):
-            _normalise(batch, places, len(head), through, path, total)
+            _normalise(batch, places, len(head), lambda x: normalise_rows(norm, step, x), path, total)
             writer.writerows(batch)
             total += len(batch)
             if progress:
@@ -95,7 +96,12 @@ def _batches(
 
 
 def _normalise(
-    batch: list[list[str]], places: list[int], width: int, through: Through, path: Path, first: int
+    batch: list[list[str]],
+    places: list[int],
+    width: int,
+    normalise: Callable[[np.ndarray], np.ndarray],
+    path: Path,
+    first: int,
 ) -> None:
     """Replace the features' values in some rows."""
     from slabnorm.inputs.sources.csv import NULLS
@@ -114,7 +120,7 @@ def _normalise(
             except ValueError:
                 why = f"{printable(values[place], 40)} at row {first + row}, column {places[at] + 1}"
                 raise _damaged(path, f"{why}, which is no number") from None
-    for values, new in zip(batch, through(x).tolist(), strict=True):
+    for values, new in zip(batch, normalise(x).tolist(), strict=True):
         for place, value in zip(places, new, strict=True):
             if values[place] not in NULLS:
                 values[place] = repr(value)
@@ -127,11 +133,11 @@ def _places(names: tuple[str, ...], head: list[str], path: Path) -> list[int]:
     for name in names:
         count = len(places.get(name, ()))
         if count != 1:
-            what = f"{count} columns" if count else "no column"
+            problem = f"{count} columns" if count else "No column"
             raise DataError(
-                "a table has one column for every feature of the statistics",
-                f"{printable(path)}: {what} {printable(name)}",
+                f"{problem} {printable(name)!r} in {printable(path)}",
                 f"its columns are {listing([printable(found, 40) for found in head[:20]])}",
+                did_you_mean(name, head) if not count else "rename them",
             )
     return [places[name][0] for name in names]
 
@@ -201,4 +207,4 @@ def _reading(path: Path) -> Iterator[tuple[_Lines, str]]:
 
 
 def _damaged(path: Path, why: str) -> DataError:
-    return DataError("a CSV file can be read whole", f"{printable(path)}: {why}", "mend it")
+    return DataError(f"Damaged CSV file: {printable(path)}", why, "mend it")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ import numpy as np
 from slabnorm.errors import OptionError
 from slabnorm.files import new_folder, replacing
 from slabnorm.inputs.accumulator import chunks
-from slabnorm.inputs.sources.zarr import Place, opened, package
+from slabnorm.inputs.sources.zarr import ArrayLocation, import_zarr, open_array
 
 CHUNK_BYTES = 8 << 20  # of a Zarr chunk, where nothing says how long it is
 
@@ -29,19 +30,19 @@ def write_npy(batches: Iterator[np.ndarray], out: Path) -> int:
         head = _header(first, 0)
         file.write(head)
         rows = 0
-        for batch in _with(first, batches):
+        for batch in chain([first], batches):
             file.write(batch.reshape(-1).view(np.uint8).data)
             rows += len(batch)
         last = _header(first, rows)
         # numpy leaves room for the length to grow, so that the header can be written again.
         if len(last) != len(head):
-            raise OptionError("a header keeps its length", f"{rows} samples", "write a .zarr instead")
+            raise OptionError(f"Too many samples for a .npy file: {rows:,}", fix="write a .zarr instead")
         file.seek(0)
         file.write(last)
     return rows
 
 
-def write_zarr(batches: Iterator[np.ndarray], out: Path, like: Place | None) -> int:
+def write_zarr(batches: Iterator[np.ndarray], out: Path, like: ArrayLocation | None) -> int:
     """Write batches of one shape and dtype to a new Zarr array; return how many samples.
 
     Args:
@@ -52,7 +53,7 @@ def write_zarr(batches: Iterator[np.ndarray], out: Path, like: Place | None) -> 
     Raises:
         OptionError: it cannot be written; nothing is left of it.
     """
-    zarr = package()
+    zarr = import_zarr()
     first = next(batches)
     layout = _layout(first) if like is None else _layout_of(like)
     size = layout["shards"] or layout["chunks"]
@@ -69,7 +70,7 @@ def write_zarr(batches: Iterator[np.ndarray], out: Path, like: Place | None) -> 
         )
         rows = 0
         # Whole chunks at a time: part of one would have to be read again.
-        for part in chunks(_with(first, batches), step):
+        for part in chunks(chain([first], batches), step):
             if rows + len(part) > array.shape[0]:
                 array.resize((max(2 * array.shape[0], rows + len(part)), *array.shape[1:]))
             hand.submit(array.__setitem__, slice(rows, rows + len(part)), part).result()
@@ -84,8 +85,8 @@ def _layout(first: np.ndarray) -> dict[str, Any]:
     return {"chunks": (rows, *first.shape[1:]), "shards": None}
 
 
-def _layout_of(place: Place) -> dict[str, Any]:
-    with opened(place) as array:
+def _layout_of(location: ArrayLocation) -> dict[str, Any]:
+    with open_array(location) as array:
         plain = array.metadata.to_dict()
         layout = {
             "rows": array.shape[0],
@@ -120,8 +121,3 @@ def _header(batch: np.ndarray, rows: int) -> bytes:
     }
     np.lib.format.write_array_header_1_0(cast(Any, file), plain)
     return file.getvalue()
-
-
-def _with(first: np.ndarray, rest: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    yield first
-    yield from rest

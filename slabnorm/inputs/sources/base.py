@@ -1,14 +1,12 @@
 """What a source is: a name, shards of samples, and what it says about its split.
 
-To read a new kind of data, write a class with shards in a file of its own, and add it to `open_source`. A
-source checks what only it can know (files, containers); the values it passes on are checked where they are
+A source checks what only it can know (files, containers); the values it passes on are checked where they are
 counted, so every source gets the same rules.
 """
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -20,6 +18,7 @@ from torch import Tensor
 
 from slabnorm.errors import DataError
 from slabnorm.inputs.split import Hint
+from slabnorm.text import did_you_mean
 
 # How data that can be read from any row on are cut into shards.
 
@@ -38,26 +37,26 @@ def check_shape(shape: Sequence[int], name: str) -> tuple[int, ...]:
     """
     if not all((type(size) is int or isinstance(size, np.integer)) and size >= 0 for size in shape):
         raise DataError(
-            "sizes in a shape are whole numbers, and not negative", f"{name}: shape {tuple(shape)!r:.200}",
+            f"Impossible shape of {name}",
+            f"{tuple(shape)!r:.200}; sizes are whole numbers, 0 or more",
             "write it again",
-        )  # fmt: skip
+        )
     if not shape:
         raise DataError(
-            "data have their samples along the first axis",
-            f"{name} is a single number",
-            "give an array of them",
+            f"No axis of samples: {name} is a single number",
+            fix="give an array, its samples along the first axis",
         )
     if len(shape) > AXES:
-        raise DataError(f"an array has at most {AXES} axes", f"{name}: {len(shape)}", "join some of them")
+        raise DataError(f"Too many axes: {name}", f"{len(shape)}, at most {AXES}", "join some of them")
     if 0 in shape[1:]:
         raise DataError(
-            "a sample holds values", f"{name}: samples of shape {tuple(shape[1:])}", "leave out empty axes"
+            f"Samples without values: {name}", f"samples of shape {tuple(shape[1:])}", "leave out empty axes"
         )
     # Also where there are no samples: NumPy makes no array of shape (0, 2^62).
     if math.prod(size or 1 for size in shape) > VALUES:
         raise DataError(
-            "a data set has at most 2^44 values",
-            f"{name}: shape {tuple(shape)}",
+            f"Too many values: {name}",
+            f"shape {tuple(shape)}, at most 2^44 values",
             "write it again if that is damage; or fit a part of it",
         )
     return tuple(map(int, shape))
@@ -65,7 +64,7 @@ def check_shape(shape: Sequence[int], name: str) -> tuple[int, ...]:
 
 def empty(name: str) -> DataError:
     """Return the error of a data set without samples."""
-    return DataError("a data set holds samples", f"{name} is empty", "check what was selected or filtered")
+    return DataError(f"No samples: {name} is empty", fix="check what was selected or filtered")
 
 
 def chunk_rows(values: int) -> int:
@@ -73,10 +72,10 @@ def chunk_rows(values: int) -> int:
     return max(1, CHUNK // max(1, values))
 
 
-def bounds(shape: Sequence[int]) -> list[tuple[int, int]]:
+def shard_rows(shape: Sequence[int]) -> list[tuple[int, int]]:
     """Return the first and the last row of each shard, of data of this shape; at least one shard.
 
-    >>> bounds((1_000_000, 64))
+    >>> shard_rows((1_000_000, 64))
     [(0, 262144), (262144, 524288), (524288, 786432), (786432, 1000000)]
     """
     count = shape[0] if shape else 0
@@ -84,17 +83,7 @@ def bounds(shape: Sequence[int]) -> list[tuple[int, int]]:
     return [(first, min(first + rows, count)) for first in range(0, max(1, count), rows)]
 
 
-def fingerprint(path: str | os.PathLike[str]) -> str:
-    """Return what changes when a file does: its size and the time of its last change."""
-    status = os.stat(path)
-    return f"{status.st_size}:{status.st_mtime_ns}"
-
-
-# What a source is: a name, shards of samples, and what it says about its split.
-#
-# To read a new kind of data, write a class with shards in a file of its own, and add it to `open_source`. A
-# source checks what only it can know (files, containers); the values it passes on are checked where they are
-# counted, so every source gets the same rules.
+# What a source yields, and what it is.
 
 Block = np.ndarray | Tensor  # dense: samples along the first axis; any strides, byte order or device
 
@@ -140,17 +129,29 @@ class Columns:
 MIXED = "mixed"  # the dtype of a table whose columns have several
 
 
-class Bad(NamedTuple):
-    """What could not be read, among what could: a file's name, why, what to do, and how many samples it has
-    where they are numbered."""
+class Unreadable(NamedTuple):
+    """A part of a shard that cannot be read, where others can.
+
+    Attributes:
+        name: the file's.
+        why: it cannot be read.
+        fix: what to do.
+        samples: how many it has, where they are numbered.
+        problem: what is wrong, in short.
+    """
 
     name: str
     why: str
-    fix: str = "mend it, or leave out and list such files with skip_bad=True (--skip-bad)"
+    fix: str = "mend it, or leave out and list such files with skip_bad=True"
     samples: int = 0
+    problem: str = "Cannot read"
+
+    def error(self) -> DataError:
+        """Return it as an error."""
+        return DataError(f"{self.problem} {self.name}", self.why, self.fix)
 
 
-class Named(NamedTuple):
+class NamedBlock(NamedTuple):
     """A block that messages call by a name of its own, as that of the file that it is."""
 
     name: str
@@ -193,7 +194,7 @@ class Shard:
         """What its samples are numbered in: the whole data set, or a file of it."""
         return self.name
 
-    def blocks(self) -> Iterator[Block | Columns | Bad | Named]:
+    def blocks(self) -> Iterator[Block | Columns | Unreadable | NamedBlock]:
         """Yield the samples in order, in blocks of any length, or what could not be read.
 
         Raises:
@@ -208,7 +209,7 @@ class BrokenShard(Shard):
 
     error: DataError = field(kw_only=True)
 
-    def blocks(self) -> Iterator[Block | Columns | Bad | Named]:
+    def blocks(self) -> Iterator[Block | Columns | Unreadable | NamedBlock]:
         """Raise the error, when the first block is asked for."""
         raise self.error
         yield
@@ -272,27 +273,20 @@ def as_block(value: Any, where: str) -> Block:
     if isinstance(value, Tensor):
         return _check_tensor(value.detach(), where)
     if isinstance(value, np.ma.MaskedArray):
-        raise DataError(
-            "a masked array hides values",
-            where,
-            'fill it, as with .filled(np.nan), and say nan="omit"',
-        )
+        raise DataError(f"Masked array: {where}", fix='fill it, as with .filled(np.nan), and give nan="omit"')
     if getattr(value, "mode", None) in ("P", "PA") and hasattr(value, "convert"):
         raise DataError(
-            "a palette image holds colour numbers, not intensities", where, 'image.convert("RGB")'
+            f"Image with a palette: {where}",
+            "its pixels are numbers of colours, not intensities",
+            'convert it, as with image.convert("RGB")',
         )
     offers = hasattr(value, "__array__") or hasattr(value, "__array_interface__")
     if not offers and not isinstance(value, bool | int | float):
         raise DataError(
-            "samples are tensors, arrays or numbers",
-            f"{where} is {_a(value)}",
-            "convert it, as with torch.as_tensor or numpy.asarray",
+            f"Not a tensor, an array or a number: {where} is {_with_article(value)}",
+            fix="convert it, as with torch.as_tensor or numpy.asarray",
         )
-    return check_array(np.asarray(value), where)
-
-
-def check_array(array: np.ndarray, where: str) -> np.ndarray:
-    """Return the array; raise DataError unless its dtype is bool, integer or float of at most 64 bits."""
+    array = np.asarray(value)
     check_dtype(array.dtype, where)
     return array
 
@@ -303,16 +297,18 @@ def check_dtype(dtype: np.dtype, where: str) -> None:
     if kind in "bui" or (kind == "f" and dtype.itemsize <= 8):
         return
     fixes = {
-        "O": "object arrays hold Python objects: stack them to numbers, as with np.stack(list(x))",
+        "O": "convert it to numbers, as with .astype(float), without columns of text",
         "c": "normalise real and imaginary parts as two features, as from .view(float)",
         "f": "convert it with .astype(numpy.float64), and mind the digits this loses",
         "V": "take one field of a structured array, as x['field'], or join them as columns",
         "M": "convert times to numbers, as with .astype('int64'), and choose the unit",
+        "U": "leave text out, or convert it to numbers, as with .astype(float)",
+        "S": "leave text out, or convert it to numbers, as with .astype(float)",
         "m": "convert times to numbers, as with .astype('int64'), and choose the unit",
     }
     raise DataError(
+        f"Cannot take {where} of dtype {dtype!s:.200}",
         "data are bool, integers, or floats of at most 64 bits",
-        f"{where} of dtype {dtype!s:.200}",
         fixes.get(kind, "convert it to numbers"),
     )
 
@@ -342,18 +338,18 @@ def _check_tensor(tensor: Tensor, where: str) -> Tensor:
     elif tensor.device.type == "meta":
         problem, fix = "device meta, which has shapes and no values", "give a tensor with values"
     if problem:
-        raise DataError("data are dense real numbers", f"{where} of {problem}", fix)
+        raise DataError(f"Not dense real numbers: {where} of {problem}", fix=fix)
     return tensor
 
 
-def _a(value: Any) -> str:
+def _with_article(value: Any) -> str:
     name = type(value).__name__
     return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
 
 
 # What of an item or batch is x: the rule that data sets and loaders share.
 
-RULE = (
+WHICH_IS_X = (
     "x is an item itself, the first of a tuple or list, or of a dict the entry named by key=,"
     " else 'x', else the only one"
 )
@@ -368,36 +364,48 @@ def x_of(item: Any, key: str | None, where: str) -> Block:
     if isinstance(item, Mapping):
         return as_block(item[pick(list(item), key, where)], where)
     if key is not None:
-        raise DataError("key= names an entry of a dict", f"key={key!r}, but {where} is {type(item).__name__}")
+        raise DataError(
+            f"No entries in {where}, which is {_with_article(item)}",
+            f"key={key!r}, which names an entry of a dict",
+            "leave key= out",
+        )
     if isinstance(item, tuple | list):
         if not item:
-            raise DataError(RULE, f"{where} is empty", "give (x, y), or x alone")
+            raise DataError(f"No x: {where} is empty", WHICH_IS_X, "give (x, y), or x alone")
         if isinstance(item, list) and isinstance(item[0], bool | int | float | list | str):
             # [3.5, 1.0] may be x and y, or two features.
-            raise DataError(RULE, f"{where} is a list of numbers", "make x an array, as with numpy.asarray")
+            raise DataError(
+                f"Cannot tell which is x: {where} is a list of numbers",
+                WHICH_IS_X,
+                "make x an array, as with numpy.asarray",
+            )
         return as_block(item[0], where)
     return as_block(item, where)
 
 
 def pick(names: list[str], key: str | None, where: str) -> str:
-    """Return the name of x among the entries of a dict or an npz file.
+    """Return the name of x among the entries of a dict, an npz file or a Zarr group.
 
     Raises:
         DataError: there is no entry `key`, or none can be told to be x.
     """
-    listed = ", ".join(map(repr, names[:10])) or "no entries"
+    if not names:
+        raise DataError(f"No entries in {where}", fix="give data that hold x")
+    more = f" and {len(names) - 10:,} more" if len(names) > 10 else ""
+    held = f"it holds {', '.join(map(repr, names[:10]))}{more}"
     if key is not None:
         if key not in names:
-            raise DataError("key= names an entry", f"key={key!r}, but {where} holds {listed}")
+            fix = did_you_mean(key, map(str, names)) or "give one of these as key="
+            raise DataError(f"No entry {key!r:.200} in {where}", held, fix)
         return key
     if "x" in names:
         return "x"
     if len(names) == 1:
         return names[0]
     raise DataError(
-        "x is the entry named by key=, else 'x', else the only one",
-        f"{where} holds {listed}",
-        f"say which, as key={names[0]!r}" if names else "",
+        f"Cannot tell which entry of {where} is x",
+        f"{held}; x is the entry named by key=, else 'x', else the only one",
+        f"say which, as key={names[0]!r}",
     )
 
 
@@ -424,7 +432,7 @@ class Schema:
         sizes = ", ".join("any" if size is None else str(size) for size in self.sample)
         return f"samples of shape ({sizes}{',' if len(self.sample) == 1 else ''}) and dtype {self.dtype}"
 
-    def takes(self, other: Schema) -> bool:
+    def includes(self, other: Schema) -> bool:
         """Whether samples of another schema are of this one, too."""
         return (
             self.dtype == other.dtype
@@ -461,9 +469,9 @@ def schema_of(block: Block | Columns, name: str) -> Schema:
 def check_schema(schema: Schema, block: Block | Columns, name: str, where: str) -> None:
     """Raise DataError unless a block's samples are of the schema."""
     given = schema_of(block, name)
-    if not schema.takes(given):
+    if not schema.includes(given):
         raise DataError(
-            f"all samples of a data set have one shape and dtype: {schema}",
-            f"{where}: {given}",
+            f"Samples of different shapes or dtypes: {where}",
+            f"{given}; the first are {schema}",
             "resize, crop, pad or convert them first; (x, y) is one batch, not a list of two",
         )

@@ -14,9 +14,10 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import compute, types
 
-from slabnorm.errors import DataError, DataWarning, OptionError
+from slabnorm.errors import DataError, DataWarning
 from slabnorm.inputs.sources.base import Columns
 from slabnorm.inputs.sources.files import listed
+from slabnorm.text import did_you_mean
 
 _PANDAS_INDEX = re.compile(r"__index_level_\d+__")
 _ELEMENT = re.compile(r"(.*)\[(0|[1-9][0-9]*)\]", re.DOTALL)
@@ -46,7 +47,7 @@ class FeaturePlace(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Choice:
+class ColumnChoice:
     """The columns that are read.
 
     Attributes:
@@ -119,15 +120,15 @@ def first_length(arrays: Iterable[Any]) -> int | None:
 def no_lists(column: str, name: str) -> DataError:
     """Return the error of a column without any list, so that nobody knows how many features it has."""
     return DataError(
-        "the first list of a column says how many features it has",
-        f"{name}: no row of column {column!r} holds a list",
+        f"No list in column {column!r} of {name}",
+        "the first list says how many features the column has",
         'leave it out: name the columns to count, as columns=["a", "b"]',
     )
 
 
-def choose(
+def choose_columns(
     schema: Any, wanted: Sequence[str] | None, weights: str | None, file: str, text: bool, length: Length
-) -> tuple[Choice, list[str]]:
+) -> tuple[ColumnChoice, list[str]]:
     """Return the columns to read, and which others are left out: text, times and the like.
 
     Args:
@@ -143,22 +144,22 @@ def choose(
             column of numbers, or one whose numbers cannot be taken, as decimals and lists of lists.
     """
     if weights is None:
-        return _choose(schema, wanted, file, text, length)
-    last, _ = _choose(schema, (weights,), file, text, length, "weights")
+        return _choose_columns(schema, wanted, file, text, length)
+    last, _ = _choose_columns(schema, (weights,), file, text, length, "weights")
     if wanted is not None and weights in wanted:
-        raise DataError("a column of weights is no feature", repr(weights), "leave it out of columns=")
+        raise DataError(f"Column {weights!r} is both weights and feature", fix="leave it out of columns=")
     others = pa.schema([field for field in schema if field.name != weights])
-    found, left_out = _choose(others, wanted, file, text, length)
+    found, left_out = _choose_columns(others, wanted, file, text, length)
     places, dtypes = (*found.places, *last.places), (*found.dtypes, *last.dtypes)
-    return Choice(places, dtypes, found.named, True), left_out
+    return ColumnChoice(places, dtypes, found.named, True), left_out
 
 
-def _choose(
+def _choose_columns(
     schema: Any, wanted: Sequence[str] | None, file: str, text: bool, length: Length, option: str = "columns"
-) -> tuple[Choice, list[str]]:
-    kinds = _Kinds(schema, file)
+) -> tuple[ColumnChoice, list[str]]:
+    kinds = _ColumnTypes(schema, file)
     if wanted is not None:
-        return _named(kinds, wanted, file, text, length, option), []
+        return _named_columns(kinds, wanted, file, text, length, option), []
     found: dict[str, str] = {}
     left_out: list[str] = []
     nothing: list[str] = []
@@ -176,22 +177,24 @@ def _choose(
     left_out = nothing[::-1] + left_out  # those first, as of many only some are shown
     if not found:
         raise DataError(
-            "a table has columns of numbers", f"{file} has {listed(left_out, 10) or 'no columns'}"
+            f"No columns of numbers: {file}",
+            f"it has {listed(left_out, 10) or 'no columns'}",
+            "convert the columns to numbers first",
         )
     if text and all(map(_is_number, found)):
         raise DataError(
-            "a CSV file names its columns in the first line",
-            f"{file} begins with {listed(list(found), 5)}",
+            f"No names of columns in the first line: {file}",
+            f"it begins with {listed(list(found), 5)}",
             "write a line of names above it",
         )
     places = tuple(place for name in found for place in _places(name, kinds, file, length))
     _check_apart(places, kinds, file)
-    return Choice(places, tuple(found[place.column] for place in places), False), left_out
+    return ColumnChoice(places, tuple(found[place.column] for place in places), False), left_out
 
 
-def _named(
-    kinds: _Kinds, wanted: Sequence[str], file: str, text: bool, length: Length, option: str
-) -> Choice:
+def _named_columns(
+    kinds: _ColumnTypes, wanted: Sequence[str], file: str, text: bool, length: Length, option: str
+) -> ColumnChoice:
     """Return the columns that the caller named; a column of lists also by the names of all its features."""
     found: list[FeaturePlace] = []
     dtypes: dict[str, str] = {}
@@ -200,7 +203,8 @@ def _named(
         column = _column_of(name, kinds)
         if column not in kinds:
             has = listed([repr(other) for other in kinds], 10)
-            raise DataError(f"{option}= names columns of the table", f"no {name!r}; {file} has {has}")
+            fix = did_you_mean(name, kinds) or f"give the names of columns as {option}="
+            raise DataError(f"No column {name!r} in {file}", f"it has {has or 'no columns'}", fix)
         kind = kinds[column]
         # Of text only the first lines were read: a column that holds nothing there is named as numbers.
         dtypes[column] = "float64" if text and types.is_null(kind) else dtype_of(kind, text)
@@ -213,16 +217,16 @@ def _named(
         given = [place for place in found if place.column == column]
         if sorted(given) != places:
             raise DataError(
-                "a column of lists is taken whole: all its values are features, each once",
-                f"{file}: column {column!r} has {len(places)} values in a row, and named are "
+                f"Only a part of column {column!r} is named: {file}",
+                f"it has {len(places)} values in a row, and named are "
                 f"{listed([repr(place.name) for place in given], 10)}",
-                f"name the column itself, as {option}=[{column!r}] (--column)",
+                f"a column of lists is taken whole: name the column itself, as {option}=[{column!r}]",
             )
     _check_apart(found, kinds, file)
-    return Choice(tuple(found), tuple(dtypes[place.column] for place in found), True)
+    return ColumnChoice(tuple(found), tuple(dtypes[place.column] for place in found), True)
 
 
-def _column_of(name: str, kinds: _Kinds) -> str:
+def _column_of(name: str, kinds: _ColumnTypes) -> str:
     """Return the column that a caller's name means: the one of that name, or the lists it is a value of."""
     element = element_of(name)
     if name in kinds or element is None or element[0] not in kinds or not is_list(kinds[element[0]]):
@@ -236,7 +240,7 @@ def _at(name: str) -> int:
     return element[1]
 
 
-def _places(column: str, kinds: _Kinds, file: str, length: Length) -> list[FeaturePlace]:
+def _places(column: str, kinds: _ColumnTypes, file: str, length: Length) -> list[FeaturePlace]:
     """Return the places of a column's features: one of plain numbers, one for each value of lists."""
     kind = kinds[column]
     if not is_list(kind):
@@ -244,50 +248,50 @@ def _places(column: str, kinds: _Kinds, file: str, length: Length) -> list[Featu
     many = kind.list_size if types.is_fixed_size_list(kind) else length(column)
     if not many:
         raise DataError(
-            "the lists of a column hold numbers",
-            f"{file}: column {column!r} of type {kind}, whose lists are empty",
+            f"Empty lists in column {column!r} of {file}",
+            f"type {kind}",
             'leave it out: name the columns to count, as columns=["a", "b"]',
         )
     return [FeaturePlace(column, at, many) for at in range(many)]
 
 
-def _check_apart(places: Iterable[FeaturePlace], kinds: _Kinds, file: str) -> None:
+def _check_apart(places: Iterable[FeaturePlace], kinds: _ColumnTypes, file: str) -> None:
     """Raise DataError where a column has the name that a value of a column of lists has."""
     for place in places:
         element = None if place.of else element_of(place.name)
         lists = element and element[0] in kinds and is_list(kinds[element[0]])
         if lists or (place.of and place.name in kinds):
             raise DataError(
-                "features have names of their own",
-                f"{file}: {place.name!r} is a column, and also a value of a column of lists",
+                f"Two features of one name: {place.name!r} in {file}",
+                "it is a column, and also a value of a column of lists",
                 "rename one of the two columns",
             )
 
 
-def check_same(choice: Choice, schema: Any, file: str, text: bool) -> None:
+def check_same(choice: ColumnChoice, schema: Any, file: str, text: bool) -> None:
     """Raise DataError unless a file has the chosen columns with their types; their order may differ."""
     fix = "write all files with the same columns, or name those to count, as columns=['a', 'b']"
-    kinds = _Kinds(schema, file)
+    kinds = _ColumnTypes(schema, file)
     chosen = {
         place.column: (dtype, place.of) for place, dtype in zip(choice.places, choice.dtypes, strict=True)
     }
     for name, (dtype, many) in chosen.items():
         if name not in kinds:
-            raise DataError("all files of a table have the same columns", f"{file}: no column {name!r}", fix)
+            raise DataError(f"No column {name!r} in {file}", "the first file has it", fix)
         kind = kinds[name]
         # Of a text file only the first lines were read, and these may have nothing there.
         same = dtype_of(kind, text) == dtype or (text and types.is_null(kind))
         if not same or is_list(kind) != bool(many):
             first = f"lists of {dtype}" if many else dtype
             raise DataError(
-                "a column has the same type in all files of a table",
-                f"{file}: column {name!r} is {kind}, and {first} in the first file",
+                f"Column {name!r} has another type in {file}",
+                f"{kind}, and {first} in the first file",
                 "write all files with the same types",
             )
         if types.is_fixed_size_list(kind) and kind.list_size != many:
             raise DataError(
-                "the lists of a column have one length in all files of a table",
-                f"{file}: column {name!r} is {kind}, and the first file has {many} values in a row",
+                f"Column {name!r} has lists of another length in {file}",
+                f"{kind}, and the first file has {many} values in a row",
                 "write all files with lists of one length, or leave the column out: name those to count, as "
                 "columns=['a', 'b']",
             )
@@ -297,13 +301,13 @@ def check_same(choice: Choice, schema: Any, file: str, text: bool) -> None:
         kind = kinds[name]
         if name not in chosen and dtype_of(kind) and not _PANDAS_INDEX.fullmatch(name):
             raise DataError(
-                "all files of a table have the same columns",
-                f"{file}: column {name!r} ({kind}), which the first file does not have as numbers",
+                f"Column {name!r} in {file} only",
+                f"{kind}; the first file does not have it as numbers",
                 fix,
             )
 
 
-def warn_of_columns(name: str, choice: Choice, left_out: Sequence[str], stacklevel: int) -> None:
+def warn_of_columns(name: str, choice: ColumnChoice, left_out: Sequence[str], stacklevel: int) -> None:
     """Warn of columns that are left out, and of bool ones that nobody named.
 
     Flags are hardly ever meant to be scaled; but some are features, and who names them has said so.
@@ -320,36 +324,7 @@ def warn_of_columns(name: str, choice: Choice, left_out: Sequence[str], stacklev
         warnings.warn(f"{text}, or takes them without a warning", DataWarning, stacklevel=stacklevel + 1)
 
 
-def check_delimiter(delimiter: Any) -> str:
-    """Return what stands between the values of a text file.
-
-    Raises:
-        OptionError: it is no single character of ASCII, or one that means something else there.
-    """
-    if type(delimiter) is str and len(delimiter) == 1 and delimiter.isascii() and delimiter not in '"\r\n\0':
-        return delimiter
-    raise OptionError(
-        "a delimiter is one character of ASCII, no quote and no line's end",
-        f"{delimiter!r:.50}",
-        'as delimiter=";" (--delimiter ";"), or a tab',
-    )
-
-
-def check_names(columns: Any) -> tuple[str, ...] | None:
-    """Return the names given as columns=.
-
-    Raises:
-        OptionError: they are no list of texts, or one is there twice.
-    """
-    if columns is None:
-        return None
-    names = tuple(columns) if not isinstance(columns, str) else ()
-    if not names or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
-        raise OptionError("columns are a list of names, each once", f"{columns!r:.200}", 'as ["a", "b"]')
-    return names
-
-
-def as_columns(batch: Any, choice: Choice, name: str = "", first: int = 0) -> Columns:
+def as_columns(batch: Any, choice: ColumnChoice, name: str = "", first: int = 0) -> Columns:
     """Return the values of a record batch, without copying those of plain numbers and of lists without nulls.
 
     Args:
@@ -390,8 +365,8 @@ def check_lengths(array: Any, column: str, many: int, name: str, first: int) -> 
     wrong = np.flatnonzero(lengths != many)
     if len(wrong):
         raise DataError(
-            "all lists of a column have as many values as its first",
-            f"{name}: {lengths[wrong[0]]} values, not {many}, at row {first + wrong[0]}, column {column!r}",
+            f"Lists of different lengths in column {column!r} of {name}",
+            f"{lengths[wrong[0]]} values, not {many}, at row {first + wrong[0]}",
             'bring them to one length, or leave the column out: name those to count, as columns=["a", "b"]',
         )
 
@@ -425,7 +400,7 @@ def _numbers(array: Any, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray | None
     return whole[array.offset :] if len(array) else whole, mask
 
 
-class _Kinds:
+class _ColumnTypes:
     """The types of a schema's columns by name: looked up in pyarrow's schema, each costs as much as all."""
 
     def __init__(self, schema: Any, file: str) -> None:
@@ -442,9 +417,7 @@ class _Kinds:
     def __getitem__(self, name: str) -> Any:
         """Return a column's type; raise DataError where several have the name."""
         if name in self._several:
-            raise DataError(
-                "columns have names of their own", f"{self._file}: several columns {name!r}", "rename them"
-            )
+            raise DataError(f"Several columns {name!r} in {self._file}", fix="rename them")
         return self._kinds[name]
 
 
@@ -453,9 +426,10 @@ def _refused(name: str, kind: Any, file: str, fix: str) -> DataError:
         fix = f"cast it to float64 and mind the digits this loses, or {fix}"
     elif types.is_nested(kind) and not dtype_of(kind):
         fix = f"write one column for each number, or lists of numbers, or {fix}"
+    problem = "Cannot take the numbers" if _holds_numbers(kind) else "No numbers"
     return DataError(
-        "a column holds bool, integers or floats, or lists of them",
-        f"{file}: column {name!r} of type {kind}",
+        f"{problem} in column {name!r} of {file}",
+        f"type {kind}; a column holds bool, integers or floats, or lists of them",
         fix,
     )
 

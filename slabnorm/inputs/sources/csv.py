@@ -14,30 +14,30 @@ import pyarrow as pa
 from pyarrow import csv
 
 from slabnorm.errors import DataError, DataWarning
-from slabnorm.inputs.sources.columns import Choice
-from slabnorm.inputs.sources.files import TableFile, filesystem
+from slabnorm.inputs.sources.columns import ColumnChoice
+from slabnorm.inputs.sources.files import DataFile, filesystem
 
-LOOK_BYTES = 1 << 20  # of text, from which types are guessed
+PEEK_BYTES = 1 << 20  # of text, from which types are guessed
 CSV_BYTES = 4 << 20  # of text, parsed at once
 # What stands for a missing number. "nan" does not: it is a number's text, and counted as NaN.
 NULLS = ("", "NA", "N/A", "n/a", "#N/A", "NULL", "null", "None", "<NA>")
-_PIECE = 1 << 16  # bytes that are counted at once: they stay in cache, 0.25 ns a byte, with 4 MiB 0.9
+_PIECE_BYTES = 1 << 16  # bytes that are counted at once: they stay in cache, 0.25 ns a byte, with 4 MiB 0.9
 
 
-def schema_of(file: TableFile, delimiter: str = ",") -> Any:
+def schema_of(file: DataFile, delimiter: str = ",") -> Any:
     """Return a text file's schema, guessed from its first lines."""
-    with _short_lines(file), _stream(file) as stream, _reader(stream, LOOK_BYTES, None, delimiter) as lines:
+    with _short_lines(file), _stream(file) as stream, _reader(stream, PEEK_BYTES, None, delimiter) as lines:
         return lines.schema
 
 
-def read(file: TableFile, choice: Choice, beside: bool) -> Iterator[Any]:
+def read(file: DataFile, choice: ColumnChoice, with_others: bool) -> Iterator[Any]:
     """Yield the chosen columns of a text file as record batches.
 
     Args:
         file: of text.
         choice: the columns.
-        beside: whether the file has others: a quote that is open there swallows lines without an error,
-            where a chosen column would hold what is no number.
+        with_others: whether the file has other columns: a quote that is open there swallows lines without an
+            error, where a chosen column would hold what is no number.
 
     Raises:
         DataError: a quote is open where the file ends.
@@ -48,21 +48,21 @@ def read(file: TableFile, choice: Choice, beside: bool) -> Iterator[Any]:
     rows = 0
     # Counted from a stream of its own: pyarrow would call a stream made in Python from its threads, and
     # these end the process by abort() if they do so, or only let go of it, while Python exits.
-    with _stream(file) as stream, _stream(file) if beside else nullcontext() as again:
-        counted = Counted(again, choice.delimiter)
+    with _stream(file) as stream, _stream(file) if with_others else nullcontext() as again:
+        counted = LineCounter(again, choice.delimiter)
         with _short_lines(file), _reader(stream, CSV_BYTES, choice, choice.delimiter) as batches:
             for batch in batches:
                 rows += len(batch)
                 yield batch
-                if beside:
+                if with_others:
                     counted.read(CSV_BYTES)  # now, while the system still holds it in memory
-        if beside:
+        if with_others:
             while counted.read(CSV_BYTES):
                 pass
             counted.check(rows, file.name)
 
 
-class Counted:
+class LineCounter:
     """What tells whether the lines of a text are rows, counted as it is read.
 
     Attributes:
@@ -73,13 +73,13 @@ class Counted:
     def __init__(self, stream: Any, delimiter: str = ",") -> None:
         self._delimiter = delimiter
         self.quotes = self.lines = 0
-        self._stream, self._buffer = stream, np.empty(_PIECE, np.uint8)
+        self._stream, self._buffer = stream, np.empty(_PIECE_BYTES, np.uint8)
         self._ended = True  # whether the next byte begins a line
         self._held: deque[bytes] = deque(maxlen=2)  # what was read last, in which the last line lies
 
     def read(self, size: int) -> bool:
         """Read some bytes; return whether there may be more."""
-        for _ in range(size // _PIECE):
+        for _ in range(size // _PIECE_BYTES):
             count = self._stream.readinto(self._buffer)
             if not count:
                 return False
@@ -104,10 +104,9 @@ class Counted:
         # A quote inside of a value, as in 5" pipe, opens nothing: then each line is a row all the same.
         if self.quotes % 2 and (rows < lines or self._open_at_end()):
             raise DataError(
-                "quotes in a CSV file are closed",
-                f"{name}: a quote is open at the end: {rows:,} rows from {lines:,} lines below the names,"
-                f" {self.quotes:,} quote characters",
-                "close the quote, or leave out and list such files with skip_bad=True (--skip-bad)",
+                f"A quote is open at the end of {name}",
+                f"{rows:,} rows from {lines:,} lines below the names, {self.quotes:,} quote characters",
+                "close the quote, or leave out and list such files with skip_bad=True",
             )
         if rows < lines:
             warnings.warn(
@@ -125,7 +124,7 @@ class Counted:
 
 
 @contextmanager
-def _stream(file: TableFile) -> Iterator[Any]:
+def _stream(file: DataFile) -> Iterator[Any]:
     system, _ = filesystem(file.url)
     packed = "gzip" if file.path.lower().endswith(".gz") else None
     with system.open_input_stream(file.path, compression=packed) as stream:
@@ -133,7 +132,7 @@ def _stream(file: TableFile) -> Iterator[Any]:
 
 
 @contextmanager
-def _short_lines(file: TableFile) -> Iterator[None]:
+def _short_lines(file: DataFile) -> Iterator[None]:
     """Name the file whose line is longer than a block: pyarrow advises a setting out of a caller's reach."""
     try:
         yield
@@ -141,16 +140,16 @@ def _short_lines(file: TableFile) -> Iterator[None]:
         if "straddling" not in str(error):
             raise
         raise DataError(
-            f"a line of CSV has at most {CSV_BYTES >> 20} MiB, and {LOOK_BYTES >> 20} MiB at the beginning",
-            f"{file.name}: a longer one, or a quote that is not closed",
+            f"Too long a line, or a quote that is not closed: {file.name}",
+            f"a line has at most {CSV_BYTES >> 20} MiB, and {PEEK_BYTES >> 20} MiB at the beginning",
             "close the quote, leave out the column of long texts, or write the table as Parquet",
         ) from error
 
 
-def _reader(stream: Any, block: int, choice: Choice | None, delimiter: str) -> Any:
+def _reader(stream: Any, block: int, choice: ColumnChoice | None, delimiter: str) -> Any:
     """Open text; without a choice the types are guessed from the first block."""
-    convert = csv.ConvertOptions(null_values=list(NULLS), true_values=["true", "True", "TRUE"],
-                                 false_values=["false", "False", "FALSE"])  # fmt: skip
+    yes, no = ["true", "True", "TRUE"], ["false", "False", "FALSE"]
+    convert = csv.ConvertOptions(null_values=list(NULLS), true_values=yes, false_values=no)
     if choice:
         convert.include_columns = list(choice.names)
         convert.column_types = {

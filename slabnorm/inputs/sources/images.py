@@ -1,11 +1,13 @@
-"""Images: one decoded whole from its bytes or not at all; and what folders and tars of them share."""
+"""Images: one decoded whole from its bytes or not at all, data sets of them, and folders."""
 
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import PurePath
+from hashlib import blake2b
+from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 from zlib import crc32, decompressobj
@@ -13,19 +15,20 @@ from zlib import error as zlib_error
 
 import numpy as np
 
-from slabnorm.errors import DataError, OptionError
+from slabnorm.errors import DataError
 from slabnorm.inputs.sources.base import (
-    Bad,
     Block,
     Columns,
     MismatchError,
-    Named,
+    NamedBlock,
     Schema,
     Shard,
     Source,
+    Unreadable,
     dtype_name,
 )
-from slabnorm.inputs.split import Hint
+from slabnorm.inputs.sources.files import FoundFile
+from slabnorm.inputs.split import Hint, path_hints
 from slabnorm.text import printable
 
 if TYPE_CHECKING:
@@ -73,7 +76,7 @@ def decode(data: bytes) -> Image:
             frames = 1 if image.format in ("JPEG", "MPO") else getattr(image, "n_frames", 1)
             if frames > 1:
                 raise DamageError(f"{frames} frames, where an image has one")
-            if _is_cut(image):
+            if _loses_bits(image):
                 raise DepthError(image.mode)
             if image.format == "TIFF":
                 _check_strips(image)
@@ -115,7 +118,7 @@ def _check_size(image: Image, most: int) -> None:
         )
 
 
-def _is_cut(image: Any) -> bool:
+def _loses_bits(image: Any) -> bool:
     """Whether an image that is not loaded yet has more than 8 bits a channel, and its mode has 8."""
     if image.mode.startswith(("I", "F")):
         return False
@@ -205,142 +208,155 @@ _unpadded = _Unpadded()
 
 # What folders and tars of images share: their mode, how they are cut into shards, and the source.
 
-SUFFIXES = frozenset(
-    (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
-)  # fmt: skip
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 SHARD_BYTES = 2 << 20  # of compressed images, 20 to 250 ms of decoding: few images still fill all cores
-BYTES = 1 << 30  # the largest file that is read for one image
+MOST_BYTES = 1 << 30  # the largest file that is read for one image
 
 CONVERT = ("L", "RGB", "RGBA")
 _MODES = {**dict.fromkeys(CONVERT), "I;16": None, "I;16B": "I;16", "I;16L": "I;16"}
 _WIDE = frozenset(("I", "F", "I;16", "I;16B", "I;16L", "I;16N"))  # which 8 bits do not hold
+_CONVERT_ALL = 'convert all images, as with convert="RGB"'
 
 
-def is_image(name: str) -> bool:
-    """Whether a file's name is that of an image: by its suffix; names that begin with a dot are hidden."""
-    path = PurePath(name)
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+def is_image(path: str) -> bool:
+    """Whether a file's name is that of an image; names that begin with a dot are hidden."""
+    name = path.rpartition("/")[2]
+    return not name.startswith(".") and name.lower().endswith(SUFFIXES)
 
 
-def shown(name: object) -> str:
+def label_of(path: object) -> str:
     """Return a file's name for messages and ledgers: unique, and nothing in it that a terminal acts on."""
-    return printable(name, 4096)
+    return printable(path, 4096)
 
 
-def cut(sizes: Sequence[int]) -> list[tuple[int, int]]:
+def shard_runs(sizes: Sequence[int]) -> list[tuple[int, int]]:
     """Return the first and the last file of each shard, by the files' sizes.
 
-    >>> cut([1 << 20, 1 << 20, 1 << 19])
+    >>> shard_runs([1 << 20, 1 << 20, 1 << 19])
     [(0, 2), (2, 3)]
     """
-    parts, first, held = [], 0, 0
+    runs, first, held = [], 0, 0
     for number, size in enumerate(sizes, 1):
         held += max(0, size)
         if held >= SHARD_BYTES:
-            parts.append((first, number))
+            runs.append((first, number))
             first, held = number, 0
-    return [*parts, (first, len(sizes))] if first < len(sizes) else parts
+    return [*runs, (first, len(sizes))] if first < len(sizes) else runs
 
 
-def memory(sizes: Iterable[int]) -> int:
-    """Return about how many bytes the decoding of images takes, one after another."""
+def decoding_bytes(sizes: Iterable[int]) -> int:
+    """Return about how much memory the decoding of images takes, one after another."""
     # JPEG at quality 90 is a tenth of its pixels; Pillow holds them in 4 bytes each, and a copy in 3.
     return max((32 * size for size in sizes), default=0) + (1 << 20)
 
 
 @dataclass(frozen=True)
-class Form:
-    """What all images of a data set are.
+class ImageMode:
+    """The mode that all images of a data set have.
 
     Attributes:
-        mode: Pillow's name for it.
+        mode: Pillow's name for it; "" while none has been seen.
         convert: the mode that every image is converted to; "" for none.
     """
 
     mode: str = ""
     convert: str = ""
 
-    @classmethod
-    def of(cls, convert: str | None) -> Form:
-        """Return the form that `fit` is asked for.
-
-        Raises:
-            OptionError: no mode that images are converted to.
-        """
-        if convert not in (None, *CONVERT):
-            raise OptionError(f"convert is one of {', '.join(CONVERT)}", repr(convert), 'convert="RGB"')
-        return cls("", convert or "")
-
-    def read(self, name: str, data: bytes | Bad) -> Named | Bad:
+    def block_of(self, name: str, data: bytes | Unreadable) -> NamedBlock | Unreadable:
         """Return an image as a block of one sample, or that it cannot be read.
 
         Raises:
             MismatchError: it is of another mode.
         """
-        if isinstance(data, Bad):
+        if isinstance(data, Unreadable):
             return data
         try:
-            image = _decoded(data, name)
+            image = decode_named(data, name)
         except DamageError as error:
-            return Bad(name, str(error))
-        return Named(name, _block(self._shaped(image, name)))
+            return Unreadable(name, str(error), problem="Damaged image:")
+        return NamedBlock(name, _pixels_of(self._check(image, name)))
 
-    def settled(self, data: bytes, name: str) -> tuple[Form, Schema]:
-        """Return the form with the mode of the first image, and what all samples have in common.
+    def with_first(self, data: bytes, name: str) -> tuple[ImageMode, Schema]:
+        """Return the mode that the first image decides, and what all samples have in common.
 
         Raises:
             MismatchError: a mode that counts by conversion only.
             DamageError: it cannot be decoded.
         """
-        image = _decoded(data, name)
-        form = self if self.convert else replace(self, mode=_MODES.get(image.mode) or image.mode)
-        block = _block(form._shaped(image, name))
+        image = decode_named(data, name)
+        known = self if self.convert else replace(self, mode=_MODES.get(image.mode) or image.mode)
+        block = _pixels_of(known._check(image, name))
         sizes = tuple(block.shape[1:])
-        return form, Schema((sizes[0], None, None), dtype_name(block), seen=sizes)
+        return known, Schema((sizes[0], None, None), dtype_name(block), seen=sizes)
 
-    def _shaped(self, image: Image, name: str) -> Image:
+    def _check(self, image: Image, name: str) -> Image:
+        """Return an image of this mode, converted if that was asked for."""
         mode = image.mode
         if self.convert:
-            if mode in _WIDE and mode != self.convert:
-                raise MismatchError(
-                    f"conversion to {self.convert} keeps 8 bits",
-                    f"{name}: mode {mode}, which has more",
-                    "convert such images first, and choose the scaling",
-                )
-            if self.convert != "RGBA":
-                image.info.pop("transparency", None)  # of which Pillow would warn
-            try:
-                return image if mode == self.convert else image.convert(self.convert)
-            except ValueError as error:  # Pillow has no way from LAB to L
-                raise MismatchError(
-                    f"images are converted to {self.convert}",
-                    f"{name}: {error}",
-                    'convert such images first, or all to RGB (convert="RGB", --convert RGB)',
-                ) from error
+            return self._convert(image, name)
         if mode not in _MODES:
             raise MismatchError(
-                f"images of the modes {', '.join(_MODES)} count as they are, others converted",
-                f"{name}: mode {mode}",
-                "give arrays of these pixels instead, as a .npy file"
-                if mode in _WIDE
-                else 'convert all images, as with convert="RGB" (--convert RGB)',
+                f"Images of mode {mode} do not count as they are: {name}",
+                f"those of the modes {', '.join(_MODES)} do",
+                "give arrays of these pixels instead, as a .npy file" if mode in _WIDE else _CONVERT_ALL,
             )
         if (_MODES[mode] or mode) != self.mode:
             raise MismatchError(
-                f"all images of a data set have one mode; the first is {self.mode}",
-                f"{name}: mode {mode}",
-                'convert all images, as with convert="RGB" (--convert RGB), or take this one out',
+                f"Images of different modes: {name}",
+                f"mode {mode}, where the first image has {self.mode}",
+                f"{_CONVERT_ALL}, or take this one out",
             )
         return image
+
+    def _convert(self, image: Image, name: str) -> Image:
+        if image.mode in _WIDE and image.mode != self.convert:
+            raise MismatchError(
+                f"Conversion to {self.convert} would drop bits: {name}",
+                f"mode {image.mode}, of which 8 bits would be left",
+                "convert such images first, and choose the scaling",
+            )
+        if self.convert != "RGBA":
+            image.info.pop("transparency", None)  # of which Pillow would warn
+        try:
+            return image if image.mode == self.convert else image.convert(self.convert)
+        except ValueError as error:  # Pillow has no way from LAB to L
+            raise MismatchError(
+                f"Cannot convert to {self.convert}: {name}",
+                str(error),
+                'convert such images first, or all to RGB: convert="RGB"',
+            ) from error
+
+
+def decode_named(data: bytes, name: str) -> Image:
+    """Return an image with its pixels.
+
+    Raises:
+        MismatchError: it has more bits than are read.
+        DamageError: it cannot be decoded whole.
+    """
+    try:
+        return decode(data)
+    except DepthError as error:
+        raise MismatchError(
+            f"More than 8 bits a channel count only where an image is grey: {name}",
+            f"mode {error}, stored with more bits, of which Pillow keeps 8",
+            "convert such images first, and choose the scaling; or give arrays of uint16",
+        ) from None
+
+
+def _pixels_of(image: Image) -> np.ndarray:
+    """Return an image as one sample, (1, channels, height, width); a view of Pillow's order."""
+    pixels = np.asarray(image)
+    return pixels[None, None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)[None]
 
 
 @dataclass(frozen=True)
 class ImageShard(Shard):
     """Some images."""
 
-    form: Form = Form()
+    mode: ImageMode = ImageMode()
 
-    def files(self) -> Iterator[tuple[str, bytes | Bad]]:
+    def files(self) -> Iterator[tuple[str, bytes | Unreadable]]:
         """Yield each image's name and bytes, or that these cannot be had.
 
         Raises:
@@ -348,10 +364,10 @@ class ImageShard(Shard):
         """
         raise NotImplementedError
 
-    def blocks(self) -> Iterator[Block | Columns | Bad | Named]:
+    def blocks(self) -> Iterator[Block | Columns | Unreadable | NamedBlock]:
         """Yield the images, each a block of its own."""
         for name, data in self.files():
-            yield self.form.read(name, data)
+            yield self.mode.block_of(name, data)
 
 
 class ImageSource(Source):
@@ -359,9 +375,9 @@ class ImageSource(Source):
 
     Args:
         name: how messages call it.
-        parts: its shards, whose images' mode is not known yet.
+        shards: its shards, whose images' mode is not known yet.
         hints: what it says about its split.
-        form: what its images are to be.
+        convert: the mode that images are converted to; None for none.
     """
 
     unit = "image"
@@ -369,56 +385,111 @@ class ImageSource(Source):
     pattern = "n c h w -> c"
     whole = True
 
-    def __init__(self, name: str, parts: list[ImageShard], hints: tuple[Hint, ...], form: Form) -> None:
+    def __init__(
+        self, name: str, shards: Sequence[ImageShard], hints: tuple[Hint, ...], convert: str | None
+    ) -> None:
         self.name, self.hints, self.reader = name, hints, reader()
-        self._parts, self._form = parts, form
-        self._settled: tuple[Form, Schema] | None = None
+        self._shards, self._convert = shards, convert or ""
+        self._first: tuple[ImageMode, Schema] | None = None
 
     def shards(self) -> list[Shard]:
         """Return runs of images, about 2 MB of files each."""
-        form, _ = self._first()
-        return [replace(part, form=form) for part in self._parts]
+        mode, _ = self._first_image()
+        return [replace(shard, mode=mode) for shard in self._shards]
 
     def schema(self) -> Schema:
         """Return what all images have in common, by the first that can be decoded."""
-        return self._first()[1]
+        return self._first_image()[1]
 
-    def _first(self) -> tuple[Form, Schema]:
-        if self._settled is None:
-            self._settled = self._settle()
-        return self._settled
+    def _first_image(self) -> tuple[ImageMode, Schema]:
+        if self._first is None:
+            self._first = self._find_first()
+        return self._first
 
-    def _settle(self) -> tuple[Form, Schema]:
+    def _find_first(self) -> tuple[ImageMode, Schema]:
         why = ""
-        for part in self._parts:
+        for shard in self._shards:
             try:
-                for name, data in part.files():
+                for name, data in shard.files():
                     try:
-                        if not isinstance(data, Bad):
-                            return self._form.settled(data, name)
+                        if not isinstance(data, Unreadable):
+                            return ImageMode(convert=self._convert).with_first(data, name)
                         why = why or f"{data.name}: {data.why}"
                     except DamageError as error:
                         why = why or f"{name}: {error}"
             except MismatchError:
                 raise
             except DataError as error:
-                why = why or error.got
-        rule = "some image of a data set can be read" if why else "a data set holds images"
-        raise DataError(rule, why or f"{self.name} has none", "look at the files, and at the path")
+                why = why or str(error).split("\n")[0]
+        problem = "No image can be read" if why else "No images"
+        raise DataError(f"{problem}: {self.name}", why, "look at the files, and at the path")
 
 
-def _decoded(data: bytes, name: str) -> Image:
+# Folders of images, searched recursively.
+
+
+@dataclass(frozen=True)
+class FolderShard(ImageShard):
+    """Some images of a folder."""
+
+    folder: str = ""
+    names: tuple[str, ...] = ()
+    sizes: tuple[int, ...] = ()
+
+    def files(self) -> Iterator[tuple[str, bytes | Unreadable]]:
+        """Yield each file's name and bytes."""
+        for name, size in zip(self.names, self.sizes, strict=True):
+            path = os.path.join(self.folder, name)
+            label = label_of(path)
+            yield label, read_image_file(path, label, size)
+
+
+def folder_source(folder: str, files: Sequence[FoundFile], convert: str | None) -> ImageSource:
+    """Return the source of the images in a folder.
+
+    Args:
+        folder: where they are.
+        files: their names, sorted.
+        convert: the mode that they are converted to; None for none.
+    """
+    inside = {os.path.dirname(os.path.join(folder, file.name)) for file in files}
+    inside |= {
+        os.path.dirname(os.path.realpath(os.path.join(folder, file.name))) for file in files if file.is_link
+    }
+    hints = (*path_hints([folder]), *path_hints((f"{path}/" for path in sorted(inside)), folder))
+    return ImageSource(label_of(Path(folder)), list(_folder_shards(folder, files)), hints, convert)
+
+
+def _folder_shards(folder: str, files: Sequence[FoundFile]) -> Iterator[FolderShard]:
+    for number, (first, last) in enumerate(shard_runs([file.size for file in files])):
+        names, sizes = (tuple(getattr(file, at) for file in files[first:last]) for at in ("name", "size"))
+        digest = blake2b(digest_size=16)
+        for file in files[first:last]:
+            line = f"{file.name}\0{file.size}\0{file.changed}\n"
+            digest.update(line.encode("utf-8", "surrogateescape"))
+        more = f" and {last - first - 1} more" if last - first > 1 else ""
+        yield FolderShard(
+            number,
+            label_of(Path(folder, names[0])) + more,
+            digest.hexdigest(),
+            sum(map(abs, sizes)),
+            decoding_bytes(sizes),
+            folder=folder,
+            names=names,
+            sizes=sizes,
+        )
+
+
+def read_image_file(path: str, label: str, size: int) -> bytes | Unreadable:
+    """Return the bytes of a file that had a size when it was listed, or why they cannot be had."""
+    if size > MOST_BYTES:
+        return Unreadable(label, f"{size:,} bytes, and the most for one image is {MOST_BYTES:,}")
     try:
-        return decode(data)
-    except DepthError as error:
-        raise MismatchError(
-            "images of more than 8 bits a channel count only where they are grey, as I;16",
-            f"{name}: mode {error}, stored with more, of which 8 would be left",
-            "convert such images first, and choose the scaling; or give arrays of uint16",
-        ) from None
-
-
-def _block(image: Image) -> np.ndarray:
-    """Return an image as one sample, (1, channels, height, width); a view of Pillow's order."""
-    pixels = np.asarray(image)
-    return pixels[None, None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)[None]
+        # Read, not mapped: a map of a file that shrinks meanwhile ends the process.
+        with open(path, "rb", buffering=0) as file:
+            data = file.read()
+    except OSError as error:
+        return Unreadable(label, error.strerror or str(error))
+    if len(data) != size:
+        return Unreadable(label, f"{len(data):,} bytes, {size:,} when the folder was listed")
+    return data

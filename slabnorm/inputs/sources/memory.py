@@ -23,11 +23,11 @@ from slabnorm.inputs.sources.base import (
     Source,
     Stream,
     as_block,
-    bounds,
     check_dtype,
     check_shape,
     dtype_name,
     empty,
+    shard_rows,
     x_of,
 )
 from slabnorm.inputs.split import Hint, held_out, path_hints
@@ -62,7 +62,7 @@ class ArraySource(Source):
         if isinstance(array, np.memmap) and array.filename is not None and not name:
             path = Path(str(array.filename))
             self.name, self.hints = str(path), path_hints([path])
-        whole = isinstance(array, np.ndarray | Tensor) or not _slices(array)
+        whole = isinstance(array, np.ndarray | Tensor) or not _is_sliceable(array)
         if not whole:
             check_dtype(array.dtype, self.name)
         self._array = as_block(array, self.name) if whole else array
@@ -79,8 +79,10 @@ class ArraySource(Source):
         shape = check_shape(self._array.shape, self.name)
         size = math.prod(shape[1:]) * self._array.dtype.itemsize
         return [
-            ArrayShard(number, self.name, "", size * (last - first), 0, first, last - first, self._array)
-            for number, (first, last) in enumerate(bounds(shape))
+            ArrayShard(
+                number, self.name, "", size * (last - first), 0, first, last - first, array=self._array
+            )
+            for number, (first, last) in enumerate(shard_rows(shape))
         ]
 
 
@@ -89,7 +91,17 @@ def is_array(value: Any) -> bool:
     return isinstance(value, np.ndarray | np.generic | Tensor) or hasattr(value, "__array__")
 
 
-def _slices(value: Any) -> bool:
+# Frames in memory by the modules and names of their classes: none of these packages is imported for it.
+_FRAMES = {("pandas", "DataFrame"), ("polars", "DataFrame"), ("pyarrow", "Table"), ("pyarrow", "RecordBatch")}
+
+
+def is_frame(value: Any) -> bool:
+    """Whether a value is a pandas or polars DataFrame, or a pyarrow Table or RecordBatch."""
+    kinds = {(kind.__module__.partition(".")[0], kind.__name__) for kind in type(value).__mro__}
+    return not kinds.isdisjoint(_FRAMES)
+
+
+def _is_sliceable(value: Any) -> bool:
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     return isinstance(shape, tuple) and len(shape) > 0 and isinstance(dtype, np.dtype)
 
@@ -145,9 +157,8 @@ class DatasetSource(Source):
         dataset: Any = self._dataset
         if not hasattr(dataset, "__len__"):
             raise DataError(
-                "a map-style Dataset has a length",
-                f"{self.name} without __len__",
-                "add __len__, or make it an IterableDataset",
+                f"A map-style Dataset without a length: {self.name} without __len__",
+                fix="add __len__, or make it an IterableDataset",
             )
         count = len(dataset)
         if not count:
@@ -155,8 +166,8 @@ class DatasetSource(Source):
         first = x_of(dataset[0], self._key, f"item 0 of {self.name}")
         shape = check_shape((count, *first.shape), self.name)
         return [
-            DatasetShard(number, self.name, "", 0, 0, start, last - start, dataset, self._key)
-            for number, (start, last) in enumerate(bounds(shape))
+            DatasetShard(number, self.name, "", 0, 0, start, last - start, dataset=dataset, key=self._key)
+            for number, (start, last) in enumerate(shard_rows(shape))
         ]
 
 
@@ -171,10 +182,10 @@ def dataset_hints(dataset: Any) -> tuple[Hint, ...]:
         seen.add(id(part))
         name = type(part).__name__
         for attribute in _IS_TRAIN:
-            if _is_false(_get(part, attribute)):
+            if _is_false(_attribute(part, attribute)):
                 hints.append(Hint(f"{name}.{attribute} is False", "test"))
         for attribute in _NAMES_SPLIT:
-            for said in _names(_get(part, attribute)):
+            for said in _split_names(_attribute(part, attribute)):
                 word = held_out(said)
                 if word:
                     hints.append(Hint(f"{name}.{attribute} is {said!r:.200}", word))
@@ -187,7 +198,7 @@ def dataset_hints(dataset: Any) -> tuple[Hint, ...]:
     return tuple(hints)
 
 
-def _get(part: Any, attribute: str) -> Any:
+def _attribute(part: Any, attribute: str) -> Any:
     """Return an attribute or property; None if there is none, or asking for it fails."""
     try:
         return getattr(part, attribute, None)
@@ -199,7 +210,7 @@ def _is_false(value: Any) -> bool:
     return isinstance(value, bool | np.bool_ | int | np.integer) and not value
 
 
-def _names(value: Any) -> list[str]:
+def _split_names(value: Any) -> list[str]:
     """Return the names that a value may mean: of text, an Enum's member, or an object that shows as one."""
     if isinstance(value, Enum):
         return [text for text in (value.value, value.name) if isinstance(text, str)]
@@ -238,16 +249,14 @@ class BatchSource(Stream):
             where = f"batch {number} of {self.name}"
             if hasattr(batch, "getbands"):
                 raise DataError(
-                    "a batch has its samples along the first axis",
-                    f"{where} is one picture",
-                    "stack them, as with numpy.stack, or give a torch Dataset, whose items are samples",
+                    f"Not a batch of samples: {where} is one picture",
+                    fix="stack them, as with numpy.stack, or give a torch Dataset, whose items are samples",
                 )
             block = x_of(batch, self._key, where)
             if block.ndim == 0:
                 raise DataError(
-                    "a batch has its samples along the first axis",
-                    f"{where} is a single number",
-                    "give arrays or tensors of one axis or more",
+                    f"Not a batch of samples: {where} is a single number",
+                    fix="give arrays or tensors of one axis or more, the samples along the first",
                 )
             yield block
 

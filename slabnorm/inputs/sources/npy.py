@@ -11,7 +11,7 @@ import io
 import math
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,19 +28,26 @@ from slabnorm.inputs.sources.base import (
     Shard,
     Source,
     Stream,
-    bounds,
     check_dtype,
     check_shape,
     empty,
-    fingerprint,
     pick,
+    shard_rows,
 )
+from slabnorm.inputs.sources.files import file_mark
 from slabnorm.inputs.split import Hint, held_out, path_hints
+from slabnorm.text import printable
 
 # What numpy lets through from its reading of a header as Python text.
 _BROKEN = (ValueError, SyntaxError, EOFError, RecursionError, MemoryError, TypeError, TokenError)
 _HEADER = 10_000  # bytes; NumPy's own limit, which it applies to what it has read
 _WHOLE = 1 << 30  # bytes that an array may have which is loaded whole
+_SAMPLE = (
+    1 << 32
+)  # bytes that a sample may have, one of which is read at once: a sparse file can claim any size
+
+
+CheckDtype = Callable[[np.dtype, str], None]  # raises DataError for a dtype that is not taken
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ class _Header:
     dtype: np.dtype
 
     @property
-    def row(self) -> int:
+    def sample_bytes(self) -> int:
         """Bytes of a sample."""
         return math.prod(self.shape[1:]) * self.dtype.itemsize
 
@@ -85,7 +92,7 @@ class NpyShard(Shard):
                 _check_size(header, self.path.stat().st_size - self.start, self.name)
                 if not header.fortran:
                     file.seek(self.start)
-                    yield from _rows(file, header, self.name, self.first, self.last)
+                    yield from _read_rows(file, header, self.name, self.first, self.last)
                     return
             shape, start = header.shape, self.start
             yield np.memmap(self.path, header.dtype, "r", start, shape, "F")[self.first : self.last]
@@ -103,28 +110,36 @@ class NpySource(Source):
 
     def schema(self) -> Schema:
         """Return shape and dtype of the samples, from the header."""
-        return self._look()[0].schema(self.name)
+        return self._read_start()[0].schema(self.name)
 
     def shards(self) -> list[NpyShard]:
         """Return runs of rows."""
-        header, start, mark = self._look()
-        row = header.row
+        header, start, mark = self._read_start()
+        row = header.sample_bytes
         return [
             NpyShard(
-                number, self.name, mark, row * (last - first), 2 * max(BLOCK_BYTES, row), first,
-                last - first, self._path, start, header,
+                number,
+                self.name,
+                fingerprint=mark,
+                size=row * (last - first),
+                memory=2 * max(BLOCK_BYTES, row),
+                first=first,
+                samples=last - first,
+                path=self._path,
+                start=start,
+                header=header,
             )
-            for number, (first, last) in enumerate(bounds(header.shape))
-        ]  # fmt: skip
+            for number, (first, last) in enumerate(shard_rows(header.shape))
+        ]
 
-    def _look(self) -> tuple[_Header, int, str]:
-        """Return the header, where the values begin, and the file's fingerprint."""
+    def _read_start(self) -> tuple[_Header, int, str]:
+        """Return the header, where the values begin, and the file's mark."""
         try:
             with open(self._path, "rb") as file:
                 header = _read_header(file, self.name)
                 start = file.tell()
                 _check_size(header, self._path.stat().st_size - start, self.name)
-                return header, start, fingerprint(self._path)
+                return header, start, file_mark(self._path)
         except OSError as error:
             raise _unreadable(self.name, error) from error
 
@@ -171,15 +186,15 @@ class NpzSource(Stream):
             with archive.open(f"{self._key}.npy") as file:
                 header = _member_header(archive, file, self._key, self.name)
                 if header.fortran:
-                    yield _whole(file, header, self.name)
+                    yield _read_whole(file, header, self.name)
                 else:
-                    yield from _rows(file, header, self.name, 0, header.shape[0])
-            with _sound(str(self._path)):
+                    yield from _read_rows(file, header, self.name, 0, header.shape[0])
+            with _zip_errors(str(self._path)):
                 _check_others(archive, f"{self._key}.npy")
 
     @contextmanager
     def _open(self, name: str) -> Iterator[zipfile.ZipFile]:
-        with _sound(name), zipfile.ZipFile(self._path) as archive:
+        with _zip_errors(name), zipfile.ZipFile(self._path) as archive:
             yield archive
 
 
@@ -191,18 +206,47 @@ def open_npz(archive: np.lib.npyio.NpzFile, key: str | None) -> tuple[str, np.nd
     """
     name = "the npz file"
     file: Any = archive.zip  # None of one that is closed, which is an error like others
-    with _sound(name):
+    with _zip_errors(name):
         chosen = pick(check_members(file, name), key, name)
-        label = f"npz[{chosen!r}]"
-        with file.open(f"{chosen}.npy") as member:
-            header = _member_header(file, member, chosen, label)
-            array = (
-                _whole(member, header, label)
-                if header.fortran
-                else np.concatenate([*_rows(member, header, label, 0, header.shape[0])])
-            )
+        array = _read_member(file, chosen, f"npz[{chosen!r}]", check_dtype)
         _check_others(file, f"{chosen}.npy")
     return chosen, array
+
+
+def read_labelled(path: Path, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the arrays x and y of an `.npz` file, in memory. They may hold text; nothing is unpickled.
+
+    Raises:
+        DataError: one is not there, the file is damaged, or unpacked it has more than `most` bytes.
+    """
+    name = printable(path)
+    with _zip_errors(name), zipfile.ZipFile(path) as archive:
+        members = check_members(archive, name)
+        size = sum(member.file_size for member in archive.infolist())
+        if size > most:
+            raise DataError(
+                f"Too large for memory: {name}",
+                f"{size / 2**30:.1f} GiB unpacked, at most {most >> 30} GiB",
+                "give a subset",
+            )
+        keys = [pick(members, key, name) for key in ("x", "y")]
+        x, y = (_read_member(archive, key, f"{name}[{key!r}]", _check_labels) for key in keys)
+    return x, y
+
+
+def _check_labels(dtype: np.dtype, where: str) -> None:
+    """Raise DataError unless a dtype is one of numbers or text."""
+    if dtype.kind not in "fUS":
+        check_dtype(dtype, where)
+
+
+def _read_member(archive: zipfile.ZipFile, key: str, name: str, check: CheckDtype) -> np.ndarray:
+    """Return one array, and compare its checksum."""
+    with archive.open(f"{key}.npy") as member:
+        header = _member_header(archive, member, key, name, check)
+        if header.fortran:
+            return _read_whole(member, header, name)
+        return np.concatenate([*_read_rows(member, header, name, 0, header.shape[0])])
 
 
 def check_members(archive: zipfile.ZipFile, name: str) -> list[str]:
@@ -215,16 +259,14 @@ def check_members(archive: zipfile.ZipFile, name: str) -> list[str]:
     wrong = next((member for member in names if not member.endswith(".npy")), None)
     if wrong is not None:
         raise DataError(
-            "all members of an npz file are arrays, whose names end in .npy",
-            f"{name} has {wrong!r:.200}",
+            f"Not an array in {name}: {wrong!r:.200}",
+            "the names of all members end in .npy",
             "write it again with numpy.savez: its table of contents is damaged, or other files were added",
         )
     if len(set(names)) < len(names):
         twice = next(member for member in names if names.count(member) > 1)
         raise DataError(
-            "the members of an npz file have names of their own",
-            f"{name} has {twice!r:.200} twice",
-            "write it again with numpy.savez",
+            f"Two arrays of one name in {name}: {twice!r:.200}", fix="write it again with numpy.savez"
         )
     for member in archive.infolist():
         archive.open(member).close()  # which compares the name beside the data with that in the table
@@ -241,24 +283,26 @@ def _check_others(archive: zipfile.ZipFile, read: str) -> None:
 
 
 @contextmanager
-def _sound(name: str) -> Iterator[None]:
+def _zip_errors(name: str) -> Iterator[None]:
     """Raise DataError for what zipfile raises: of damage, passwords and compression it does not know."""
     try:
         yield
-    except (SlabError, MemoryError):
+    except SlabError:
         raise
+    except MemoryError as error:  # a file of 2 MB can hold 2 GB of zeros
+        raise DataError(
+            f"Not enough memory to read {name}", fix="fit a part of it, or save it as .npy"
+        ) from error
     except OSError as error:
         raise _unreadable(name, error) from error
     # BadZipFile, EOFError, NotImplementedError, UnicodeDecodeError, zlib.error, ...
     except Exception as error:
         raise DataError(
-            "an npz file is a whole zip archive without damage",
-            f"{name}: {str(error) or type(error).__name__:.300}",
-            "write the file again",
+            f"Damaged npz file: {name}", f"{str(error) or type(error).__name__:.300}", "write the file again"
         ) from error
 
 
-def _read_header(file: IO[bytes], name: str) -> _Header:
+def _read_header(file: IO[bytes], name: str, check: CheckDtype = check_dtype) -> _Header:
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     # Exactly the header, and not more than NumPy takes: a member of an archive is read once, from its start.
     start = file.read(8)
@@ -274,15 +318,15 @@ def _read_header(file: IO[bytes], name: str) -> _Header:
             raise ValueError(f"{length:,} bytes of text")
         header = _Header(*readers[version](text))
     except _BROKEN as error:
-        raise DataError(
-            "an npy file begins with a whole header", f"{name}: {error}", "write it again with numpy.save"
-        ) from error
-    check_dtype(header.dtype, name)
+        raise DataError(f"Damaged header: {name}", str(error), "write it again with numpy.save") from error
+    check(header.dtype, name)
     return header
 
 
-def _member_header(archive: zipfile.ZipFile, file: IO[bytes], key: str, name: str) -> _Header:
-    header = _read_header(file, name)
+def _member_header(
+    archive: zipfile.ZipFile, file: IO[bytes], key: str, name: str, check: CheckDtype = check_dtype
+) -> _Header:
+    header = _read_header(file, name, check)
     _check_size(header, archive.getinfo(f"{key}.npy").file_size - file.tell(), name)
     return header
 
@@ -292,47 +336,51 @@ def _check_size(header: _Header, held: int, name: str) -> None:
     said = math.prod(header.shape) * header.dtype.itemsize
     if said != held and not any(size < 0 for size in header.shape):
         raise DataError(
-            "an npy file holds as much data as its header says",
-            f"{name}: shape {header.shape} of {header.dtype} are {said} bytes, the file has {held}",
-            "the file is truncated: write it again" if held < said else "keep one array per file",
+            f"Truncated: {name}" if held < said else f"More data than the header says: {name}",
+            f"shape {header.shape} of {header.dtype} are {said} bytes, the file has {held}",
+            "write it again" if held < said else "keep one array per file",
         )
     check_shape(header.shape, name)
+    if header.shape[0] and header.sample_bytes > _SAMPLE:
+        raise DataError(
+            f"Samples too large: {name}",
+            f"shape {header.shape} of {header.dtype}: {header.sample_bytes:,} bytes a sample, at most 4 GiB",
+            "put the samples along the first axis, and cut each to pieces",
+        )
 
 
-def _whole(file: IO[bytes], header: _Header, name: str) -> np.ndarray:
+def _read_whole(file: IO[bytes], header: _Header, name: str) -> np.ndarray:
     """Return an array in Fortran order from an archive, whose rows are scattered over all of it."""
-    size = header.row * header.shape[0]
+    size = header.sample_bytes * header.shape[0]
     if size > _WHOLE:
         raise DataError(
-            "an array in Fortran order in an npz file is loaded whole, and has at most 1 GiB",
-            f"{name}: {size:,} bytes",
+            f"Too large an array in Fortran order: {name}",
+            f"{size:,} bytes; in an npz file it is loaded whole, and has at most 1 GiB",
             "save it as .npy, or in C order, as with numpy.ascontiguousarray",
         )
-    data = _exactly(file, size, name, 0)
+    data = _read_exactly(file, size, name, 0)
     return np.frombuffer(data, header.dtype).reshape(header.shape, order="F")
 
 
-def _rows(file: IO[bytes], header: _Header, name: str, first: int, last: int) -> Iterator[np.ndarray]:
-    row = header.row
+def _read_rows(file: IO[bytes], header: _Header, name: str, first: int, last: int) -> Iterator[np.ndarray]:
+    row = header.sample_bytes
     rows = max(1, BLOCK_BYTES // row)
     if first:
         file.seek(first * row, os.SEEK_CUR)
     for start in range(first, max(first + 1, last), rows):
         wanted = min(rows, last - start)
-        data = _exactly(file, wanted * row, name, start)
+        data = _read_exactly(file, wanted * row, name, start)
         yield np.frombuffer(data, header.dtype).reshape(wanted, *header.shape[1:])
 
 
-def _exactly(file: IO[bytes], size: int, name: str, row: int) -> bytes:
+def _read_exactly(file: IO[bytes], size: int, name: str, row: int) -> bytes:
     data = file.read(size)
     if len(data) < size:
         raise DataError(
-            "an npy file does not shrink while it is read",
-            f"{name}: row {row} and after are missing",
-            "write the file again",
+            f"Truncated while it was read: {name}", f"row {row} and after are missing", "write the file again"
         )
     return data
 
 
 def _unreadable(name: str, error: OSError) -> DataError:
-    return DataError("a data file can be read", f"{name}: {error.strerror or error}", "check path and rights")
+    return DataError(f"Cannot read {name}", str(error.strerror or error), "check path and rights")

@@ -15,21 +15,20 @@ from pyarrow import ipc, parquet, types
 
 from slabnorm.errors import DataError, DataWarning, SlabError, SlabWarning
 from slabnorm.inputs.sources import csv
-from slabnorm.inputs.sources.base import MIXED, BrokenShard, Columns, Schema, Shard, Source
+from slabnorm.inputs.sources.base import MIXED, BrokenShard, Columns, Schema, Shard, Source, empty
 from slabnorm.inputs.sources.columns import (
-    Choice,
+    ColumnChoice,
     as_columns,
-    check_delimiter,
-    check_names,
     check_same,
-    choose,
+    choose_columns,
     element_of,
     first_length,
     is_list,
     no_lists,
     warn_of_columns,
 )
-from slabnorm.inputs.sources.files import TableFile, filesystem, find, listed, mark_of
+from slabnorm.inputs.sources.files import DataFile, filesystem, list_tables, listed
+from slabnorm.inputs.sources.open import ARROW, CSV, PARQUET, format_of_name, is_table
 
 # Shards of tables: which parts of a file they are, and their columns read a few rows at a time.
 
@@ -40,7 +39,7 @@ PEEK_ROWS = 1 << 10  # of a column of lists, to see how long these are
 
 
 @dataclass(frozen=True)
-class Part:
+class RowRun:
     """A run of row groups or record batches; (0, 0) where a file is read as a whole.
 
     Attributes:
@@ -49,7 +48,7 @@ class Part:
         rows: how many it has; -1 where nobody knows before reading.
         size: about how many bytes are read for it.
         memory: about how many it takes.
-        beside: of a text file, whether it has columns that are not read.
+        with_others: of a text file, whether it has columns that are not read.
     """
 
     first: int = 0
@@ -58,16 +57,20 @@ class Part:
     rows: int = -1
     size: int = 0
     memory: int = 0
-    beside: bool = False
+    with_others: bool = False
+
+
+# What reads a file's schema, and says its runs of rows once the columns are chosen.
+Runs = Callable[[ColumnChoice], list[RowRun]]
 
 
 @dataclass(frozen=True)
 class TableShard(Shard):
     """Some rows of a file of a table."""
 
-    file: TableFile = field(kw_only=True)
-    part: Part = field(kw_only=True)
-    choice: Choice = field(kw_only=True)
+    file: DataFile = field(kw_only=True)
+    run: RowRun = field(kw_only=True)
+    choice: ColumnChoice = field(kw_only=True)
 
     @property
     def numbered_in(self) -> str:
@@ -77,132 +80,134 @@ class TableShard(Shard):
     def blocks(self) -> Iterator[Columns]:
         """Yield a few rows at a time."""
         _check_unchanged(self.file)
-        batches = _joined(_BATCHES[self.file.kind](self.file, self.part, self.choice), self.choice)
+        batches = _join_batches(
+            _BATCHES[_format_name(self.file)](self.file, self.run, self.choice), self.choice
+        )
         rows = 0
         while True:
-            with reading(self.name):
+            with table_errors(self.name):
                 batch = next(batches, None)
                 block = None
                 if batch is not None:
-                    block = as_columns(batch, self.choice, self.file.name, self.part.row + rows)
+                    block = as_columns(batch, self.choice, self.file.name, self.run.row + rows)
             if block is None:
                 break
             rows += len(block)
             yield block
-        if self.part.rows not in (-1, rows):
+        if self.run.rows not in (-1, rows):
             raise DataError(
-                "a file holds as many rows as its footer says",
-                f"{self.name}: {rows}, not {self.part.rows}",
+                f"Not as many rows as the footer says: {self.name}",
+                f"{rows}, not {self.run.rows}",
                 "write it again",
             )
         _check_unchanged(self.file)
 
 
 @contextmanager
-def reading(name: str) -> Iterator[None]:
+def table_errors(name: str) -> Iterator[None]:
     """Turn what pyarrow, and filesystems, raise of a file into a DataError that names it."""
     try:
         yield
     except (SlabError, SlabWarning):  # a warning is raised where warnings are errors
         raise
     except FileNotFoundError as error:
-        raise DataError("files stay while they are read", f"{name} is gone", "bring it back") from error
+        raise DataError(f"Gone while it was read: {name}", fix="bring it back") from error
     except Exception as error:  # every filesystem raises errors of its own, and damaged files anything
         raise DataError(
-            "files of tables can be read",
-            f"{name}: {' '.join(str(error).split())[:500] or type(error).__name__}",
-            "write it again, or leave out and list such files with skip_bad=True (--skip-bad)",
+            f"Cannot read the table {name}",
+            " ".join(str(error).split())[:500] or type(error).__name__,
+            "write it again, or leave out and list such files with skip_bad=True",
         ) from error
 
 
-def look(file: TableFile, delimiter: str = ",") -> tuple[Any, Callable[[Choice], list[Part]]]:
-    """Return a file's schema, and what says its parts; of a text file the first lines are read.
+def read_schema(file: DataFile, delimiter: str = ",") -> tuple[Any, Runs]:
+    """Return a file's schema, and what says its runs of rows; of a text file the first lines are read.
 
     Raises:
         DataError: it cannot be read.
     """
-    with reading(file.name):
-        schema, parts = _LOOK[file.kind](file, delimiter)
+    with table_errors(file.name):
+        schema, runs = _SCHEMAS[_format_name(file)](file, delimiter)
         try:
             _ = schema.names  # pyarrow decodes them only when asked
         except UnicodeDecodeError as error:
             raise DataError(
-                "the names of columns are UTF-8",
-                f"{file.name}: a name that holds {error.object[:100]!r}",
-                "write it as UTF-8, or leave out and list such files with skip_bad=True (--skip-bad)",
+                f"A name of a column is not UTF-8: {file.name}",
+                f"it holds {error.object[:100]!r}",
+                "write it as UTF-8, or leave out and list such files with skip_bad=True",
             ) from error
-        return schema, parts
+        return schema, runs
 
 
-def _look_at_parquet(file: TableFile, _: str) -> tuple[Any, Callable[[Choice], list[Part]]]:
+def _schema_of_parquet(file: DataFile, _: str) -> tuple[Any, Runs]:
     with _open(file) as handle:
         meta = _parquet(handle).metadata
     schema = meta.schema.to_arrow_schema()
-    return schema, lambda choice: _parquet_parts(meta, file, choice)
+    return schema, lambda choice: _parquet_runs(meta, file, choice)
 
 
-def _parquet_parts(meta: Any, file: TableFile, choice: Choice) -> list[Part]:
+def _parquet_runs(meta: Any, file: DataFile, choice: ColumnChoice) -> list[RowRun]:
     # Not by the sizes of column chunks: where their metadata are damaged, asking for one ends the process
     # (RowGroupMetaData.column() of pyarrow 26 lets C++'s ParquetException through): 1 of 600 mutants did.
-    with reading(file.name):
+    with table_errors(file.name):
         lengths = [meta.row_group(number).num_rows for number in range(meta.num_row_groups)]
         if min(lengths, default=0) < 0:
             raise ValueError("a row group of fewer than no rows")
     width, rows = row_bytes(choice), max(1, sum(lengths))
-    return parts_of([(at, n, file.size * n // rows, width * n) for at, n in enumerate(lengths)])
+    return join_runs([(at, n, file.size * n // rows, width * n) for at, n in enumerate(lengths)])
 
 
-def _look_at_ipc(file: TableFile, _: str) -> tuple[Any, Callable[[Choice], list[Part]]]:
+def _schema_of_ipc(file: DataFile, _: str) -> tuple[Any, Runs]:
     with _open(file) as handle:
         if not _is_ipc_file(handle):
             _check_end(handle, file)
-            return ipc.open_stream(handle).schema, lambda _: [Part(size=file.size, memory=2 * BATCH_BYTES)]
-        reader = ipc.open_file(handle, options=_fields([]))
+            return ipc.open_stream(handle).schema, lambda _: [RowRun(size=file.size, memory=2 * BATCH_BYTES)]
+        reader = ipc.open_file(handle, options=_ipc_options([]))
         schema, count = ipc.open_file(handle).schema, reader.num_record_batches
         # Without their columns, only the lengths of batches are read.
         rows = [reader.get_batch(number).num_rows for number in range(count)]
     size = file.size // max(1, count)
-    return schema, lambda _: parts_of([(number, n, size, size) for number, n in enumerate(rows)])
+    return schema, lambda _: join_runs([(number, n, size, size) for number, n in enumerate(rows)])
 
 
-def _look_at_csv(file: TableFile, delimiter: str) -> tuple[Any, Callable[[Choice], list[Part]]]:
+def _schema_of_csv(file: DataFile, delimiter: str) -> tuple[Any, Runs]:
     schema, memory = csv.schema_of(file, delimiter), 4 * csv.CSV_BYTES + BATCH_BYTES
     return schema, lambda choice: [
-        Part(size=file.size, memory=memory, beside=len(choice.columns) < len(schema))
+        RowRun(size=file.size, memory=memory, with_others=len(choice.columns) < len(schema))
     ]
 
 
-def parts_of(runs: Sequence[tuple[int, int, int, int]]) -> list[Part]:
-    """Join runs of rows to parts of about SHARD_BYTES."""
-    parts: list[Part] = []
+def join_runs(pieces: Sequence[tuple[int, int, int, int]]) -> list[RowRun]:
+    """Join row groups, each with its number, rows, size and memory, to runs of about SHARD_BYTES."""
+    runs: list[RowRun] = []
     row = 0
-    for number, rows, size, memory in runs:
-        last = parts[-1] if parts else None
+    for number, rows, size, memory in pieces:
+        last = runs[-1] if runs else None
         if last and last.memory + memory <= SHARD_BYTES:
             size, memory = last.size + size, last.memory + memory
-            parts[-1] = Part(last.first, number + 1, last.row, last.rows + rows, size, memory)
+            runs[-1] = RowRun(last.first, number + 1, last.row, last.rows + rows, size, memory)
         else:
-            parts.append(Part(number, number + 1, row, rows, size, memory))
+            runs.append(RowRun(number, number + 1, row, rows, size, memory))
         row += rows
-    return parts
+    return runs
 
 
-def length_of_lists(file: TableFile, column: str) -> int | None:
+def length_of_lists(file: DataFile, column: str) -> int | None:
     """Return how many values the first list of a column has that is not null; None if there is none.
 
     Raises:
         DataError: the file cannot be read.
     """
-    with reading(file.name), _open(file) as handle:
-        if file.kind == "parquet":
+    with table_errors(file.name), _open(file) as handle:
+        if format_of_name(file.path) is PARQUET:
             batches = _parquet(handle).iter_batches(PEEK_ROWS, columns=[column], use_threads=False)
         elif _is_ipc_file(handle):
             reader = ipc.open_file(handle)
-            reader = ipc.open_file(handle, options=_fields([reader.schema.get_field_index(column)]))
+            reader = ipc.open_file(handle, options=_ipc_options([reader.schema.get_field_index(column)]))
             batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
         else:
             batches = ipc.open_stream(handle)
-        arrays = (batch.column(column) for batch in map(_checked, batches))
+        arrays = (batch.column(column) for batch in map(_validated, batches))
         return first_length(array for array in arrays if is_list(array.type))
 
 
@@ -210,43 +215,49 @@ def _parquet(handle: Any) -> Any:
     return parquet.ParquetFile(handle, page_checksum_verification=True)  # off by default
 
 
-def _parquet_batches(file: TableFile, part: Part, choice: Choice) -> Iterator[Any]:
+def _parquet_batches(file: DataFile, run: RowRun, choice: ColumnChoice) -> Iterator[Any]:
     with _open(file) as handle:
         reader = _parquet(handle)
         # Threads read other shards at the same time.
         yield from reader.iter_batches(
-            batch_rows(choice), list(range(part.first, part.last)), list(choice.columns), use_threads=False
+            batch_rows(choice), list(range(run.first, run.last)), list(choice.columns), use_threads=False
         )
 
 
-def _ipc_batches(file: TableFile, part: Part, choice: Choice) -> Iterator[Any]:
+def _ipc_batches(file: DataFile, run: RowRun, choice: ColumnChoice) -> Iterator[Any]:
     with _open(file) as handle:
         if _is_ipc_file(handle):
             schema = ipc.open_file(handle).schema
-            reader = ipc.open_file(handle, options=_fields(_places(schema, choice)))
-            for number in range(part.first, part.last):
-                yield _checked(reader.get_batch(number))
+            reader = ipc.open_file(handle, options=_ipc_options(_column_numbers(schema, choice)))
+            for number in range(run.first, run.last):
+                yield _validated(reader.get_batch(number))
             return
         _check_end(handle, file)
         schema = ipc.open_stream(handle).schema
         handle.seek(0)
-        for batch in ipc.open_stream(handle, options=_fields(_places(schema, choice))):
-            yield _checked(batch)
+        for batch in ipc.open_stream(handle, options=_ipc_options(_column_numbers(schema, choice))):
+            yield _validated(batch)
 
 
-def _csv_batches(file: TableFile, part: Part, choice: Choice) -> Iterator[Any]:
-    return csv.read(file, choice, part.beside)
+def _csv_batches(file: DataFile, run: RowRun, choice: ColumnChoice) -> Iterator[Any]:
+    return csv.read(file, choice, run.with_others)
 
 
-_BATCHES: dict[str, Callable[[TableFile, Part, Choice], Iterator[Any]]] = {
-    "parquet": _parquet_batches, "ipc": _ipc_batches, "csv": _csv_batches,
-}  # fmt: skip
-_LOOK: dict[str, Callable[[TableFile, str], tuple[Any, Callable[[Choice], list[Part]]]]] = {
-    "parquet": _look_at_parquet, "ipc": _look_at_ipc, "csv": _look_at_csv,
-}  # fmt: skip
+_BATCHES = {PARQUET.name: _parquet_batches, ARROW.name: _ipc_batches, CSV.name: _csv_batches}
+_SCHEMAS = {PARQUET.name: _schema_of_parquet, ARROW.name: _schema_of_ipc, CSV.name: _schema_of_csv}
 
 
-def _open(file: TableFile) -> Any:
+def _format_name(file: DataFile) -> str:
+    found = format_of_name(file.path)
+    assert found is not None  # as only files of tables are listed
+    return found.name
+
+
+def _is_text(file: DataFile) -> bool:
+    return format_of_name(file.path) is CSV
+
+
+def _open(file: DataFile) -> Any:
     system, _ = filesystem(file.url)
     return system.open_input_file(file.path)
 
@@ -260,7 +271,7 @@ def _is_ipc_file(handle: Any) -> bool:
     return bool(start[:6] == b"ARROW1")
 
 
-def _check_end(handle: Any, file: TableFile) -> None:
+def _check_end(handle: Any, file: DataFile) -> None:
     """Raise unless a stream has its end mark: one without may have been cut off between two batches."""
     handle.seek(max(0, file.size - 8))
     end = handle.read(8)
@@ -269,15 +280,15 @@ def _check_end(handle: Any, file: TableFile) -> None:
         raise ValueError("no end mark: not an Arrow stream, a truncated one, or its writer was not closed")
 
 
-def _fields(places: list[int]) -> Any:
+def _ipc_options(places: list[int]) -> Any:
     return ipc.IpcReadOptions(included_fields=places, use_threads=False)
 
 
-def _places(schema: Any, choice: Choice) -> list[int]:
+def _column_numbers(schema: Any, choice: ColumnChoice) -> list[int]:
     return [schema.get_field_index(name) for name in choice.columns]
 
 
-def _checked(batch: Any) -> Any:
+def _validated(batch: Any) -> Any:
     batch.validate()  # that lengths do not lead out of buffers
     for column in batch.columns:
         if is_list(column.type):
@@ -285,47 +296,43 @@ def _checked(batch: Any) -> Any:
     return batch
 
 
-def batch_rows(choice: Choice) -> int:
+def batch_rows(choice: ColumnChoice) -> int:
     """Return how many rows are read at once."""
     return max(1 << 10, min(BATCH_ROWS, BATCH_BYTES // max(1, row_bytes(choice))))
 
 
-def row_bytes(choice: Choice) -> int:
+def row_bytes(choice: ColumnChoice) -> int:
     """Return the bytes of the chosen columns of a row."""
     return sum(np.dtype(dtype).itemsize for dtype in choice.dtypes)
 
 
-def _joined(batches: Iterator[Any], choice: Choice) -> Iterator[Any]:
+def _join_batches(batches: Iterator[Any], choice: ColumnChoice) -> Iterator[Any]:
     """Yield batches of some length: small ones are joined, as a call for each of their columns costs more."""
     enough = batch_rows(choice) // 2
     held: list[Any] = []
     for batch in batches:
         held.append(batch)
         if sum(len(part) for part in held) >= enough:
-            yield _one(held)
+            yield _concatenate(held)
             held = []
     if held:
-        yield _one(held)
+        yield _concatenate(held)
 
 
-def _one(batches: list[Any]) -> Any:
+def _concatenate(batches: list[Any]) -> Any:
     return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
 
 
-def _check_unchanged(file: TableFile) -> None:
-    with reading(file.name):
-        now = mark_of(file.url, file.path)
+def _check_unchanged(file: DataFile) -> None:
+    with table_errors(file.name):
+        now = file.current_mark()
     if now != file.mark:
-        raise DataError(
-            "files do not change while they are read",
-            f"{file.name} has changed since it was listed",
-            "fit again",
-        )
+        raise DataError(f"Changed since it was listed: {file.name}", fix="fit again")
 
 
 # Tables: columns of numbers from Parquet, Arrow IPC (Feather) and CSV files, read by pyarrow.
 
-LOOKERS = 16  # threads that read footers, which is mostly waiting
+FOOTER_THREADS = 16  # threads that read footers, which is mostly waiting
 
 
 class TableSource(Source):
@@ -345,7 +352,6 @@ class TableSource(Source):
     Raises:
         DataError: there are no such files; a column that was named is not there or holds no numbers;
             none was named, and one holds numbers that cannot be taken (decimals, lists of lists).
-        OptionError: `columns` is no list of names.
         ExtraError: a package for the URL is not installed.
 
     Warns:
@@ -369,12 +375,13 @@ class TableSource(Source):
         weights: str | None = None,
         delimiter: str = ",",
     ) -> None:
-        self.name, self._weights, self._delimiter = source, weights, check_delimiter(delimiter)
-        self._wanted = check_names(columns)
-        found = find(source)
+        self.name, self._weights, self._delimiter = source, weights, delimiter
+        self._wanted = columns
+        found = list_tables(source, is_table)
         self._files, self.hints = found.files, found.hints
         if found.left_out:
-            _warn(f"{source}: left out {listed(found.left_out)}")
+            text = f"{source}: left out {listed(found.left_out)}"
+            warnings.warn(text, DataWarning, stacklevel=5)
         self._choice = self._choose()
 
     def schema(self) -> Schema:
@@ -385,37 +392,45 @@ class TableSource(Source):
 
     def shards(self) -> list[Shard]:
         """Return runs of row groups (Parquet), of record batches (Arrow), or whole files, by path."""
-        with ThreadPoolExecutor(min(LOOKERS, len(self._files))) as pool:
-            found = list(pool.map(self._parts, self._files))
+        with ThreadPoolExecutor(min(FOOTER_THREADS, len(self._files))) as pool:
+            found = list(pool.map(self._runs, self._files))
         shards: list[Shard] = []
-        for file, parts in zip(self._files, found, strict=True):
-            if isinstance(parts, DataError):
-                shards.append(BrokenShard(len(shards), file.name, file.mark, file.size, error=parts))
+        for file, runs in zip(self._files, found, strict=True):
+            if isinstance(runs, DataError):
+                shards.append(BrokenShard(len(shards), file.name, file.mark, file.size, error=runs))
                 continue
-            for part in parts:
-                what = "row groups" if file.kind == "parquet" else "record batches"
-                name = f"{file.name}, {what} {part.first}..{part.last - 1}" if len(parts) > 1 else file.name
+            for run in runs:
+                what = "row groups" if format_of_name(file.path) is PARQUET else "record batches"
+                name = f"{file.name}, {what} {run.first}..{run.last - 1}" if len(runs) > 1 else file.name
                 shards.append(
                     TableShard(
-                        len(shards), name, file.mark, part.size, part.memory, part.row,
-                        max(0, part.rows), file=file, part=part, choice=self._choice,
+                        len(shards),
+                        name,
+                        fingerprint=file.mark,
+                        size=run.size,
+                        memory=run.memory,
+                        first=run.row,
+                        samples=max(0, run.rows),
+                        file=file,
+                        run=run,
+                        choice=self._choice,
                     )
-                )  # fmt: skip
+                )
         return shards
 
-    def _choose(self) -> Choice:
+    def _choose(self) -> ColumnChoice:
         """Return the columns of the first file that can be read."""
         broken: DataError | None = None
         for file, schema in self._schemas():
             if isinstance(schema, DataError):
                 broken = broken or schema
                 continue
-            choice, left_out = choose(
-                schema, self._wanted, self._weights, file.name, file.kind == "csv", self._length
+            choice, left_out = choose_columns(
+                schema, self._wanted, self._weights, file.name, _is_text(file), self._length
             )
-            warn_of_columns(self.name, choice, left_out, 5)
+            warn_of_columns(self.name, choice, left_out, 6)
             return replace(choice, delimiter=self._delimiter)
-        raise broken or DataError("a data set holds samples", f"{self.name} is empty")
+        raise broken or empty(self.name)
 
     def _length(self, column: str) -> int:
         """Return how many values the first list of a column has, in the first file where one is not null."""
@@ -430,36 +445,32 @@ class TableSource(Source):
                 return length
         raise broken or no_lists(column, self.name)
 
-    def _schemas(self) -> Iterator[tuple[TableFile, Any]]:
+    def _schemas(self) -> Iterator[tuple[DataFile, Any]]:
         """Yield the schema of each file, or why it has none; of a text file once it shows all types."""
         for file in self._files:
             try:
-                schema = look(file, self._delimiter)[0]
+                schema = read_schema(file, self._delimiter)[0]
             except DataError as error:
                 yield file, error
                 continue
             # Columns of a text file that begin with nothing, and files without rows, say no type.
-            if file.kind == "csv" and file is not self._files[-1] and any(map(types.is_null, schema.types)):
+            if _is_text(file) and file is not self._files[-1] and any(map(types.is_null, schema.types)):
                 continue
             yield file, schema
 
-    def _parts(self, file: TableFile) -> list[Part] | DataError:
+    def _runs(self, file: DataFile) -> list[RowRun] | DataError:
         try:
-            schema, parts = look(file, self._delimiter)
-            check_same(self._choice, schema, file.name, file.kind == "csv")
-            return parts(self._choice)
+            schema, runs = read_schema(file, self._delimiter)
+            check_same(self._choice, schema, file.name, _is_text(file))
+            return runs(self._choice)
         except DataError as error:
             return error
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, DataWarning, stacklevel=5)
 
 
 # Frames in memory: columns of a pandas, polars or pyarrow table, counted as those of Parquet files are.
 
 # Rows of a row group, as pyarrow writes them: the bits are those of the same table in Parquet.
-GROUP = 1 << 20
+GROUP_ROWS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -467,15 +478,15 @@ class FrameShard(Shard):
     """Some rows of a frame."""
 
     table: Any = field(kw_only=True)
-    choice: Choice = field(kw_only=True)
+    choice: ColumnChoice = field(kw_only=True)
 
     def blocks(self) -> Iterator[Columns]:
         """Yield a few rows at a time."""
         step = batch_rows(self.choice)
         for start in range(self.first, self.last, step):
-            part = self.table.slice(start, min(step, self.last - start)).combine_chunks()
+            rows = self.table.slice(start, min(step, self.last - start)).combine_chunks()
             row = start
-            for batch in part.to_batches():
+            for batch in rows.to_batches():
                 yield as_columns(batch, self.choice, self.name, row)
                 row += len(batch)
 
@@ -505,14 +516,15 @@ class FrameSource(Source):
         self, frame: Any, columns: Sequence[str] | None = None, weights: str | None = None, name: str = ""
     ) -> None:
         self.name = name or type(frame).__name__
-        wanted = check_names(columns)
-        names = None if wanted is None else {*wanted, *([weights] if weights else ())}
+        names = None if columns is None else {*columns, *([weights] if weights else ())}
         # A name may also be that of a value of a column of lists.
         names = names and names | {element[0] for element in map(element_of, names) if element}
         table = _as_table(frame, names, self.name)
         self._table = table
-        self._choice, left_out = choose(table.schema, wanted, weights, self.name, False, self._length)
-        warn_of_columns(self.name, self._choice, left_out, 4)
+        self._choice, left_out = choose_columns(
+            table.schema, columns, weights, self.name, False, self._length
+        )
+        warn_of_columns(self.name, self._choice, left_out, 5)
         self._table = table.select(list(self._choice.columns))
 
     def schema(self) -> Schema:
@@ -531,13 +543,21 @@ class FrameSource(Source):
     def shards(self) -> list[Shard]:
         """Return runs of rows."""
         rows, width = len(self._table), row_bytes(self._choice)
-        lengths = [min(GROUP, rows - start) for start in range(0, rows, GROUP)]
-        parts = parts_of([(at, n, n * width, n * width) for at, n in enumerate(lengths)])
+        lengths = [min(GROUP_ROWS, rows - start) for start in range(0, rows, GROUP_ROWS)]
+        runs = join_runs([(at, n, n * width, n * width) for at, n in enumerate(lengths)])
         return [
-            FrameShard(number, self.name, "", part.size, 0, part.row, part.rows,
-                       table=self._table, choice=self._choice)
-            for number, part in enumerate(parts)
-        ]  # fmt: skip
+            FrameShard(
+                number,
+                self.name,
+                size=run.size,
+                memory=0,
+                first=run.row,
+                samples=run.rows,
+                table=self._table,
+                choice=self._choice,
+            )
+            for number, run in enumerate(runs)
+        ]
 
 
 def _as_table(frame: Any, names: set[str] | None, name: str) -> Any:
@@ -554,7 +574,7 @@ def _as_table(frame: Any, names: set[str] | None, name: str) -> Any:
         return pa.Table.from_pandas(frame, preserve_index=False)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise DataError(
-            "the columns of a frame have names of their own and hold values of one type each",
-            f"{name}: {' '.join(str(error).split())[:300]}",
+            f"Cannot take the columns of {name}",
+            " ".join(str(error).split())[:300],
             'convert them, as with .astype, or name the columns to count, as columns=["a", "b"]',
         ) from error

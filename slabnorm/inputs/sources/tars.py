@@ -7,7 +7,6 @@ it points.
 
 from __future__ import annotations
 
-import glob
 import gzip
 import os
 import re
@@ -17,59 +16,75 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import IO, NamedTuple
 
 from slabnorm.errors import DataError, DataWarning
-from slabnorm.inputs.sources.base import Bad, BrokenShard, fingerprint
+from slabnorm.inputs.sources.base import BrokenShard, Unreadable
+from slabnorm.inputs.sources.files import (
+    HIDDEN,
+    drop_special_files,
+    expand_braces,
+    file_mark,
+    is_glob,
+    list_pattern,
+    listed,
+)
 from slabnorm.inputs.sources.images import (
-    BYTES,
-    Form,
+    MOST_BYTES,
     ImageShard,
     ImageSource,
-    cut,
+    decoding_bytes,
     is_image,
-    memory,
-    shown,
+    label_of,
+    shard_runs,
 )
 from slabnorm.inputs.split import Hint, inner_hints, path_hints
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
-MOST = 1_000_000  # tars that a pattern may name
-_BRACES = re.compile(r"\{([^{}]*)\}")
-_RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
 
 
-def is_tar(name: str) -> bool:
+def is_tar(path: str) -> bool:
     """Whether a file's name is that of a tar; names that begin with a dot are hidden."""
+    name = path.rpartition("/")[2]
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
-def is_pattern(path: Path) -> bool:
+def is_pattern(path: str) -> bool:
     """Whether a path names several tars, by braces or wildcards."""
-    return is_tar(path.name.lstrip(".")) and bool(re.search(r"[{*?\[]", str(path)))
+    return path.lower().endswith(SUFFIXES) and bool(re.search(r"[{*?\[]", path))
 
 
-def expand(path: Path) -> list[Path]:
+def expand(pattern: str) -> list[Path]:
     """Return the files that a pattern names: braces in their order, wildcards sorted.
 
-    >>> [path.name for path in expand(Path("train-{008..010}.tar"))]
+    >>> [path.name for path in expand("train-{008..010}.tar")]
     ['train-008.tar', 'train-009.tar', 'train-010.tar']
 
     Raises:
         DataError: wildcards that no file fits, or too many files.
+
+    Warns:
+        DataWarning: what is no file was left out, and folders that links lead to a second time.
     """
-    found: list[Path] = []
-    for text in opened(str(path)):
-        names = sorted(glob.glob(text)) if glob.has_magic(text) and not os.path.exists(text) else [text]
-        if not names:
-            raise DataError("a pattern names files", f"no file fits {shown(text)}", "check the path")
-        found += map(Path, names)
-    return found
+    paths: list[str] = []
+    left_out: list[str] = []
+    for text in expand_braces(pattern):
+        if not is_glob(text) or os.path.exists(text):
+            paths.append(text)
+            continue
+        base, found = list_pattern(text, HIDDEN, left_out)
+        files = drop_special_files(base, found, left_out)
+        names = [os.path.join(base, file.name) for file in files]
+        if not any(map(is_tar, names)):
+            raise DataError(f"No file fits {label_of(text)}", fix="check the path")
+        paths += filter(is_tar, names)
+    if left_out:
+        warnings.warn(f"{label_of(pattern)}: left out {listed(left_out)}", DataWarning, stacklevel=5)
+    return [Path(path) for path in paths]
 
 
-def open_tars(paths: Sequence[Path], name: str, form: Form) -> ImageSource:
+def open_tars(paths: Sequence[Path], name: str, convert: str | None) -> ImageSource:
     """Return the source of some tars. One that cannot be read is known as a whole, when it is counted.
 
     Raises:
@@ -78,30 +93,31 @@ def open_tars(paths: Sequence[Path], name: str, form: Form) -> ImageSource:
     Warns:
         DataWarning: members called like images that are no files were left out.
     """
-    parts: list[ImageShard] = []
+    shards: list[ImageShard] = []
     hints: dict[Hint, None] = dict.fromkeys(path_hints(paths))
     links: list[str] = []
     for path in paths:
         try:
-            mark, size = fingerprint(path), os.path.getsize(path)
+            mark, size = file_mark(path), os.path.getsize(path)
+        except FileNotFoundError as error:
+            raise DataError(f"No such data file: {label_of(path)}", fix="check the path") from error
         except OSError as error:
-            raise DataError(
-                "a data file exists and can be read", f"{shown(path)}: {error.strerror}", "check the path"
-            ) from error
+            why = error.strerror or str(error)
+            raise DataError(f"Cannot read {label_of(path)}", why, "check the path") from error
         if not path.name.lower().endswith(".tar"):
-            parts.append(StreamShard(len(parts), shown(path), mark, size, path=path))
+            shards.append(StreamShard(len(shards), label_of(path), mark, size, path=path))
             continue
         try:
             members = list(_members(path, links))
         except DataError as error:
-            parts.append(BrokenTar(len(parts), shown(path), mark, size, error=error))
+            shards.append(BrokenTar(len(shards), label_of(path), mark, size, error=error))
             continue
         hints |= dict.fromkeys(inner_hints(member.name for member in members))
-        parts += _shards(path, members, mark, len(parts))
+        shards += _tar_shards(path, members, mark, len(shards))
     if links:
-        warnings.warn(f"members of tars that are links were left out: {len(links)}: {links[0]}", DataWarning,
-                      stacklevel=6)  # fmt: skip
-    return ImageSource(shown(name), parts, tuple(hints), form)
+        text = f"{label_of(name)}: left out members that are links: {listed(links, 1)}"
+        warnings.warn(text, DataWarning, stacklevel=5)
+    return ImageSource(label_of(name), shards, tuple(hints), convert)
 
 
 class Member(NamedTuple):
@@ -119,11 +135,11 @@ class TarShard(ImageShard):
     path: Path = Path()
     members: tuple[Member, ...] = ()
 
-    def files(self) -> Iterator[tuple[str, bytes | Bad]]:
+    def files(self) -> Iterator[tuple[str, bytes | Unreadable]]:
         """Yield each member's name and bytes."""
-        with _readable(self.path), open(self.path, "rb", buffering=0) as file:
+        with _tar_errors(self.path), open(self.path, "rb", buffering=0) as file:
             for member in self.members:
-                yield _label(self.path, member.name), _take(file, self.path, member)
+                yield _member_label(self.path, member.name), _read_member(file, self.path, member)
 
 
 @dataclass(frozen=True)
@@ -132,29 +148,29 @@ class StreamShard(ImageShard):
 
     path: Path = Path()
 
-    def files(self) -> Iterator[tuple[str, bytes | Bad]]:
+    def files(self) -> Iterator[tuple[str, bytes | Unreadable]]:
         """Yield each member's name and bytes."""
-        with _readable(self.path), gzip.open(self.path) as stream:
-            for member in _images(_Blocks(stream), self.path, []):
-                yield _label(self.path, member.name), _take(stream, self.path, member)
+        with _tar_errors(self.path), gzip.open(self.path) as stream:
+            for member in _image_members(_TarFile(stream), self.path, []):
+                yield _member_label(self.path, member.name), _read_member(stream, self.path, member)
 
 
 @dataclass(frozen=True)
 class BrokenTar(BrokenShard, ImageShard):
     """A tar whose headers cannot be read."""
 
-    def files(self) -> Iterator[tuple[str, bytes | Bad]]:
+    def files(self) -> Iterator[tuple[str, bytes | Unreadable]]:
         """Raise what is wrong with it."""
         raise self.error
 
 
 def _members(path: Path, links: list[str]) -> Iterator[Member]:
     """Yield the images of an uncompressed tar; note those called like images that are links and such."""
-    with _readable(path), open(path, "rb") as file:
-        yield from _images(_Blocks(file), path, links)
+    with _tar_errors(path), open(path, "rb") as file:
+        yield from _image_members(_TarFile(file), path, links)
 
 
-def _images(blocks: _Blocks, path: Path, links: list[str]) -> Iterator[Member]:
+def _image_members(blocks: _TarFile, path: Path, links: list[str]) -> Iterator[Member]:
     try:
         # Not closed: the file is the caller's.
         tar = tarfile.TarFile(fileobj=blocks, errors="surrogateescape")  # type: ignore[arg-type]
@@ -169,13 +185,13 @@ def _images(blocks: _Blocks, path: Path, links: list[str]) -> Iterator[Member]:
         if not is_image(found.name.replace("\\", "/")):
             continue
         if not found.isreg() or found.issparse():
-            links.append(_label(path, found.name))
+            links.append(_member_label(path, found.name))
             continue
         yield Member(found.name, found.offset_data, found.size)
     blocks.finish(path)
 
 
-class _Blocks:
+class _TarFile:
     """A tar as a file that knows how it ended: tarfile takes a damaged header for the end."""
 
     def __init__(self, file: IO[bytes] | gzip.GzipFile) -> None:
@@ -204,7 +220,7 @@ class _Blocks:
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def _tar_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError, OverflowError) as error:
@@ -212,72 +228,44 @@ def _readable(path: Path) -> Iterator[None]:
             raise
         raise _damaged(path, str(error)) from error
     except OSError as error:
-        raise DataError(
-            "a data file can be read", f"{shown(path)}: {error.strerror or error}", "check path and rights"
-        ) from error
+        why = error.strerror or str(error)
+        raise DataError(f"Cannot read {label_of(path)}", why, "check path and rights") from error
 
 
-def _take(file: IO[bytes] | gzip.GzipFile, path: Path, member: Member) -> bytes | Bad:
-    if member.size > BYTES:
-        return Bad(
-            _label(path, member.name), f"{member.size:,} bytes, and the most for one image is {BYTES:,}"
-        )
+def _read_member(file: IO[bytes] | gzip.GzipFile, path: Path, member: Member) -> bytes | Unreadable:
+    if member.size > MOST_BYTES:
+        why = f"{member.size:,} bytes, and the most for one image is {MOST_BYTES:,}"
+        return Unreadable(_member_label(path, member.name), why)
     file.seek(member.offset)
     data = file.read(member.size)
     if len(data) < member.size:
-        raise _damaged(path, f"it ends within {shown(member.name)}")
+        raise _damaged(path, f"it ends within {label_of(member.name)}")
     return data
 
 
-def _shards(path: Path, members: list[Member], mark: str, number: int) -> list[ImageShard]:
-    parts: list[ImageShard] = []
-    for first, last in cut([member.size for member in members]):
+def _tar_shards(path: Path, members: list[Member], mark: str, number: int) -> list[ImageShard]:
+    shards: list[ImageShard] = []
+    for first, last in shard_runs([member.size for member in members]):
         some = members[first:last]
         more = f" and {len(some) - 1} more" if len(some) > 1 else ""
         sizes = [member.size for member in some]
-        parts.append(
+        shards.append(
             TarShard(
-                number + len(parts),
-                _label(path, some[0].name) + more,
+                number + len(shards),
+                _member_label(path, some[0].name) + more,
                 f"{mark}:{first}:{last}",
                 sum(sizes),
-                memory(sizes),
+                decoding_bytes(sizes),
                 path=path,
                 members=tuple(some),
             )
         )
-    return parts
+    return shards
 
 
-def opened(text: str) -> list[str]:
-    """Return a text with its braces opened: {000..009} and {a,b}."""
-    choices: list[list[str]] = []
-    total = 1
-    for number, part in enumerate(_BRACES.split(text)):
-        span = _RANGE.fullmatch(part) if number % 2 else None
-        if span:
-            low, high = map(int, span.groups())
-            total *= abs(high - low) + 1
-            if total > MOST:
-                break
-            steps = range(low, high + 1) if low <= high else range(low, high - 1, -1)
-            width = (
-                max(map(len, span.groups())) if any(len(n) > 1 and n[0] == "0" for n in span.groups()) else 0
-            )
-            choices.append([f"{step:0{width}}" for step in steps])
-        elif number % 2:
-            choices.append(part.split(",") if "," in part else ["{" + part + "}"])
-            total *= len(choices[-1])
-        else:
-            choices.append([part])
-    if total > MOST:
-        raise DataError(f"a pattern names at most {MOST:,} files", shown(text), "check the numbers in braces")
-    return ["".join(parts) for parts in product(*choices)]
-
-
-def _label(path: Path, name: str) -> str:
-    return f"{shown(path)}/{shown(name)}"
+def _member_label(path: Path, name: str) -> str:
+    return f"{label_of(path)}/{label_of(name)}"
 
 
 def _damaged(path: Path, why: str) -> DataError:
-    return DataError("a tar is whole", f"{shown(path)}: {shown(why)}", "write or fetch it again")
+    return DataError(f"Damaged tar: {label_of(path)}", label_of(why), "write or fetch it again")

@@ -5,12 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import stat
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import islice, product
 from pathlib import Path
@@ -22,17 +20,18 @@ from slabnorm.errors import DataError, DataWarning, ExtraError, SlabError
 from slabnorm.extras import extra
 from slabnorm.inputs.sources.base import (
     BLOCK_BYTES,
-    Bad,
     Block,
     Schema,
     Shard,
     Source,
-    bounds,
+    Unreadable,
     check_dtype,
     check_shape,
     empty,
     pick,
+    shard_rows,
 )
+from slabnorm.inputs.sources.files import file_mark, remote_mark
 from slabnorm.inputs.split import Hint, held_out, path_hints
 
 # Zarr stores: opening an array by plain data, and which of its chunks are there.
@@ -42,7 +41,7 @@ ROWS_BYTES = 1 << 32  # decoded: a chunk of zeros is 30 kB for each GB
 
 
 @dataclass(frozen=True)
-class Place:
+class ArrayLocation:
     """Where an array is; it can be pickled.
 
     Attributes:
@@ -76,178 +75,181 @@ class MissingChunkError(Exception):
         self.key = key
 
 
-def package() -> Any:
+def import_zarr() -> Any:
     """Return zarr.
 
     Raises:
         ExtraError: it is not installed, or older than version 3.
     """
-    zarr = extra("zarr", "a Zarr array", "'slabnorm[zarr]'")
+    zarr = extra("zarr", "reading Zarr arrays", "'slabnorm[zarr]'")
     if int(zarr.__version__.partition(".")[0]) < 3:
-        raise ExtraError("a Zarr array wants zarr 3", f"zarr {zarr.__version__}", "pip install 'zarr>=3'")
+        raise ExtraError("Zarr arrays need zarr 3", f"zarr {zarr.__version__}", "pip install 'zarr>=3'")
     return zarr
 
 
 @contextmanager
-def opened(place: Place, strict: bool = False) -> Iterator[Any]:
+def open_array(location: ArrayLocation, strict: bool = False) -> Iterator[Any]:
     """Open an array.
 
     Args:
-        place: of the array.
+        location: of the array.
         strict: whether reading a chunk that is not there raises MissingChunkError.
 
     Raises:
         DataError: there is none, or its metadata are damaged.
     """
-    zarr = package()
+    zarr = import_zarr()
     try:
-        store = _store(place)
+        store = _store(location)
     except SlabError:
         raise
     except Exception as error:
-        raise _unreadable(place, error) from error
+        raise _unreadable(location, error) from error
     try:
-        yield _open(zarr, place, _strict()(store) if strict else store)
+        yield _open(zarr, location, _strict()(store) if strict else store)
     finally:
-        if store is not place.store:
+        if store is not location.store:
             with suppress(AttributeError):  # of a zip file that could not be opened
                 store.close()
 
 
-def find(place: Place, key: str | None) -> Place:
+def find_array(location: ArrayLocation, key: str | None) -> ArrayLocation:
     """Return the place of the array that `key` names in a group, else "x", else the only one.
 
     Raises:
         DataError: there is none, or none can be told to be x; lists the arrays of a group.
     """
-    zarr = package()
-    with opened(place) as node:
+    zarr = import_zarr()
+    with open_array(location) as node:
         if isinstance(node, zarr.Array):
             if key is not None:
-                raise DataError("key= names an array of a group", f"key={key!r} for {place.name}, one array")
-            return place
+                raise DataError(
+                    f"Not a group but one array: {location.name}",
+                    f"key={key!r}, which names an array of a group",
+                    "leave key= out",
+                )
+            return location
         try:
             arrays = sorted(name for name, member in node.members(None) if isinstance(member, zarr.Array))
         except Exception as error:
-            raise _unreadable(place, error) from error
-    chosen = pick(arrays, key, place.name)
-    path = f"{place.path}/{chosen}".strip("/")
-    return Place(f"{place.name}[{chosen!r}]", place.store, path)
+            raise _unreadable(location, error) from error
+    chosen = pick(arrays, key, location.name)
+    path = f"{location.path}/{chosen}".strip("/")
+    return ArrayLocation(f"{location.name}[{chosen!r}]", location.store, path)
 
 
-def place_of(node: Any) -> Place:
+def location_of(node: Any) -> ArrayLocation:
     """Return the place of an opened array or group."""
-    zarr = package()
+    zarr = import_zarr()
     store = node.store
     inside = f"[{node.path!r}]" if node.path else ""
     if isinstance(store, zarr.storage.LocalStore):
-        return Place(f"{store.root}{inside}", str(store.root), node.path)
-    return Place(f"{store}{inside}", store, node.path)
+        return ArrayLocation(f"{store.root}{inside}", str(store.root), node.path)
+    return ArrayLocation(f"{store}{inside}", store, node.path)
 
 
-def digest(array: Any) -> str:
+def metadata_digest(array: Any) -> str:
     """Return a hash of the metadata that decide values."""
     plain = array.metadata.to_dict()
     text = json.dumps({k: v for k, v in plain.items() if k != "attributes"}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def outer(array: Any) -> tuple[int, ...]:
+def stored_shape(array: Any) -> tuple[int, ...]:
     """Return the shape of what the store holds as one file: a chunk, or a shard of chunks."""
     shape: tuple[int, ...] = array.shards or array.chunks
     return shape
 
 
-def keys(array: Any, first: int, last: int) -> Iterator[str]:
+def chunk_keys(array: Any, first: int, last: int) -> Iterator[str]:
     """Yield the keys in the store of all that rows `first` to `last` lie in."""
-    size = outer(array)
+    size = stored_shape(array)
     rows = range(first // size[0], -(-last // size[0]))
     others = (range(-(-n // step)) for n, step in zip(array.shape[1:], size[1:], strict=True))
-    for place in product(rows, *others):
-        yield key_of(array, place)
+    for index in product(rows, *others):
+        yield chunk_key(array, index)
 
 
-def key_of(array: Any, place: tuple[int, ...]) -> str:
+def chunk_key(array: Any, index: tuple[int, ...]) -> str:
     """Return the key in the store of a chunk or shard."""
-    return f"{array.path}/{array.metadata.encode_chunk_key(place)}".strip("/")
+    return f"{array.path}/{array.metadata.encode_chunk_key(index)}".strip("/")
 
 
-class Marks:
+class ChunkMarks:
     """What a store tells of its chunks without reading them.
 
     Attributes:
         lasting: whether it changes when the data do, so that it is good for a fingerprint.
     """
 
-    def __init__(self, array: Any, place: Place) -> None:
-        zarr = package()
+    def __init__(self, array: Any, location: ArrayLocation) -> None:
+        zarr = import_zarr()
         self._root = array.store.root if isinstance(array.store, zarr.storage.LocalStore) else None
-        self._listed = None if self._root else _listing(zarr, array, place)
+        self._listed = None if self._root else _listing(zarr, array, location)
         self.lasting = self._root is not None or bool(self._listed and all(self._listed.values()))
 
     def of(self, wanted: Sequence[str]) -> list[str | None]:
         """Return what marks each chunk; None for one that is not there, "" if the store does not say."""
         if self._root is not None:
-            return [_file_mark(self._root / key) for key in wanted]
+            return [_mark_or_none(self._root / key) for key in wanted]
         if self._listed is None:
             return [""] * len(wanted)
         return [self._listed.get(key) for key in wanted]
 
 
-def _store(place: Place) -> Any:
-    storage = package().storage
-    if not isinstance(place.store, str):
-        return place.store
-    if "://" in place.store:
-        extra("fsspec", "a Zarr array at a URL", "'slabnorm[zarr]'")
-        return storage.FsspecStore.from_url(place.store.rstrip("/"), read_only=True)
-    if place.store.lower().endswith(".zip"):
-        return storage.ZipStore(place.store, mode="r", read_only=True)
-    return storage.LocalStore(place.store, read_only=True)
+def _store(location: ArrayLocation) -> Any:
+    storage = import_zarr().storage
+    if not isinstance(location.store, str):
+        return location.store
+    if "://" in location.store:
+        extra("fsspec", "reading Zarr arrays from URLs", "'slabnorm[zarr]'")
+        return storage.FsspecStore.from_url(location.store.rstrip("/"), read_only=True)
+    if location.store.lower().endswith(".zip"):
+        return storage.ZipStore(location.store, mode="r", read_only=True)
+    return storage.LocalStore(location.store, read_only=True)
 
 
-def _open(zarr: Any, place: Place, store: Any) -> Any:
+def _open(zarr: Any, location: ArrayLocation, store: Any) -> Any:
     try:
-        node = zarr.open(store=store, path=place.path or None, mode="r")
+        node = zarr.open(store=store, path=location.path or None, mode="r")
         if isinstance(node, zarr.Array):
-            _check(node, place)
+            _check(node, location)
     except SlabError:
         raise
     except Exception as error:  # whatever a reader of JSON makes of JSON that is no metadata
-        raise _unreadable(place, error) from error
+        raise _unreadable(location, error) from error
     return node
 
 
-def _check(array: Any, place: Place) -> None:
+def _check(array: Any, location: ArrayLocation) -> None:
     """Raise DataError unless an array's metadata are those of numbers that can be read."""
-    name, plain = place.name, array.metadata.to_dict()
+    name, plain = location.name, array.metadata.to_dict()
     # numcodecs has a codec that runs what the data say; old versions of it do so without being asked.
     codecs = [plain.get(part) for part in ("codecs", "compressor", "filters")]
     if any("pickle" in codec for codec in _names(codecs)):
-        raise DataError(
-            "data are never unpickled", f"{name} has a codec that does", "write it with another codec"
-        )
+        raise DataError(f"Pickled data: {name} has a codec that unpickles", fix="write it with another codec")
     check_dtype(array.dtype, name)
     shape = check_shape(array.shape, name)
-    for size in (array.chunks, outer(array)):
+    for size in (array.chunks, stored_shape(array)):
         if len(size) != len(shape) or not all(0 < step < 1 << 63 for step in size):
             raise DataError(
-                "a Zarr array has chunks, as long as 1 or more along each axis of its shape",
-                f"{name}: shape {shape}, chunks {size!r:.200}",
+                f"Impossible chunks: {name}",
+                f"shape {shape}, chunks {size!r:.200}",
                 "write it again",
             )
     held = array.chunks[0] * math.prod(map(max, array.chunks[1:], shape[1:])) * array.dtype.itemsize
     if held > ROWS_BYTES:
         raise DataError(
-            "the rows of a Zarr array that lie in one chunk are read at once, and have at most 4 GiB",
-            f"{name}: {array.chunks[0]} rows, {held:,} bytes: shape {shape} in chunks of {array.chunks}",
+            f"Too many bytes in the rows of one chunk: {name}",
+            f"{array.chunks[0]} rows, {held:,} bytes: shape {shape} in chunks of {array.chunks}; "
+            "they are read at once, and have at most 4 GiB",
             "write it again if that is damage, or with fewer rows in a chunk",
         )
-    count = math.prod(-(-n // step) for n, step in zip(shape, outer(array), strict=True))
+    count = math.prod(-(-n // step) for n, step in zip(shape, stored_shape(array), strict=True))
     if count > CHUNKS:
         raise DataError(
-            f"a Zarr array has at most {CHUNKS:,} chunks or shards",
-            f"{name}: shape {shape} in chunks of {outer(array)} are {count:,}",
+            f"Too many chunks: {name}",
+            f"shape {shape} in chunks of {stored_shape(array)} are {count:,}, at most {CHUNKS:,}",
             "write it again if that is damage, or in larger chunks",
         )
 
@@ -262,12 +264,10 @@ def _names(codecs: Any) -> Iterator[str]:
             yield from _names(codec)
 
 
-def _unreadable(place: Place, error: Exception) -> DataError:
+def _unreadable(location: ArrayLocation, error: Exception) -> DataError:
     why = str(error).partition("\n")[0][:300] or type(error).__name__
     return DataError(
-        "a Zarr store holds an array or a group, with whole metadata",
-        f"{place.name}: {why}",
-        "check the path, or write it again",
+        f"No readable Zarr array or group: {location.name}", why, "check the path, or write it again"
     )
 
 
@@ -276,7 +276,7 @@ def _strict() -> type:
     """Return a store around another that raises where Zarr would take the fill value."""
 
     # The read itself tells: no second request, and nothing can happen between a check and a read.
-    class Strict(package().storage.WrapperStore):  # type: ignore[misc]
+    class Strict(import_zarr().storage.WrapperStore):  # type: ignore[misc]
         async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
             found = await super().get(key, prototype, byte_range)
             if found is None and key.rpartition("/")[2] not in _METADATA:
@@ -289,15 +289,14 @@ def _strict() -> type:
 _METADATA = frozenset(("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata"))
 
 
-def _file_mark(path: Path) -> str | None:
+def _mark_or_none(path: Path) -> str | None:
     try:
-        status = os.stat(path)
+        return file_mark(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return f"{status.st_size}:{status.st_mtime_ns}" if stat.S_ISREG(status.st_mode) else None
 
 
-def _listing(zarr: Any, array: Any, place: Place) -> dict[str, str] | None:
+def _listing(zarr: Any, array: Any, location: ArrayLocation) -> dict[str, str] | None:
     """Return the keys below an array, with what changes when their content does; None if it cannot be had."""
     from zarr.core.sync import sync  # there is no public way to wait for a store
 
@@ -307,7 +306,7 @@ def _listing(zarr: Any, array: Any, place: Place) -> dict[str, str] | None:
         if isinstance(store, zarr.storage.FsspecStore):
             infos = await store.fs._find(f"{store.path}/{array.path}".rstrip("/"), detail=True)
             return {name.removeprefix(f"{store.path}/"): _info_mark(info) for name, info in infos.items()}
-        mark = _file_mark(place.file) or "" if place.file else ""
+        mark = _mark_or_none(location.file) or "" if location.file else ""
         return {key: mark async for key in store.list_prefix(f"{array.path}/".lstrip("/"))}
 
     try:
@@ -319,9 +318,9 @@ def _listing(zarr: Any, array: Any, place: Place) -> dict[str, str] | None:
 
 
 def _info_mark(info: dict[str, Any]) -> str:
-    when = next((info[name] for name in ("ETag", "etag", "md5Hash", "mtime", "LastModified", "created")
-                 if info.get(name)), "")  # fmt: skip
-    return f"{info.get('size')}:{when}" if when else ""
+    """Return the mark of a file by what its filesystem says of it; "" if that tells no change."""
+    mark = remote_mark(info)
+    return "" if mark.endswith(":") else mark
 
 
 # Chunks inside the shards of a Zarr array: which of them a shard's index says are there.
@@ -332,7 +331,7 @@ def _info_mark(info: dict[str, Any]) -> str:
 _NONE = np.uint64((1 << 64) - 1)
 
 
-class Inner:
+class ShardIndex:
     """Finds chunks that shards do not have.
 
     Args:
@@ -341,15 +340,15 @@ class Inner:
     """
 
     def __init__(self, array: Any, layout: dict[str, Any]) -> None:
-        self._array, self._size = array, outer(array)
+        self._array, self._size = array, stored_shape(array)
         self._grid = tuple(n // step for n, step in zip(self._size, array.chunks, strict=True))
         checked = any(codec["name"] == "crc32c" for codec in layout["index_codecs"])
         self._bytes = 16 * int(np.prod(self._grid)) + 4 * checked
         self._end = layout.get("index_location", "end") == "end"
-        self._index = lru_cache(64)(self._read)  # a shard is longer than a block
+        self._table = lru_cache(64)(self._read)  # a shard is longer than a block
 
     @classmethod
-    def of(cls, array: Any) -> Inner | None:
+    def of(cls, array: Any) -> ShardIndex | None:
         """Return it for an array with shards whose index can be read; else None."""
         if not array.shards:
             return None
@@ -363,23 +362,25 @@ class Inner:
         array, size = self._array, self._size
         rows = range(first // size[0], -(-last // size[0]))
         others = (range(-(-n // step)) for n, step in zip(array.shape[1:], size[1:], strict=True))
-        for place in product(rows, *others):
+        for index in product(rows, *others):
             # The chunks of the rows asked for, without those beyond the array's edge.
-            low = [at * step for at, step in zip(place, size, strict=True)]
+            low = [at * step for at, step in zip(index, size, strict=True)]
             ends = (last, *array.shape[1:])
-            inside = [slice(0, -(-min(end - start, step) // n))
-                      for start, end, step, n in zip(low, ends, size, array.chunks, strict=True)]  # fmt: skip
+            inside = [
+                slice(0, -(-min(end - start, step) // n))
+                for start, end, step, n in zip(low, ends, size, array.chunks, strict=True)
+            ]
             inside[0] = slice(max(0, first - low[0]) // array.chunks[0], inside[0].stop)
-            if (self._index(place)[tuple(inside)] == _NONE).all(-1).any():
-                raise MissingChunkError(key_of(array, place))
+            if (self._table(index)[tuple(inside)] == _NONE).all(-1).any():
+                raise MissingChunkError(chunk_key(array, index))
 
-    def _read(self, place: tuple[int, ...]) -> np.ndarray:
+    def _read(self, index: tuple[int, ...]) -> np.ndarray:
         from zarr.abc.store import RangeByteRequest, SuffixByteRequest
         from zarr.core.buffer import default_buffer_prototype
         from zarr.core.sync import sync
 
         part = SuffixByteRequest(self._bytes) if self._end else RangeByteRequest(0, self._bytes)
-        key = key_of(self._array, place)
+        key = chunk_key(self._array, index)
         found = sync(self._array.store.get(key, default_buffer_prototype(), part)).to_bytes()
         return np.frombuffer(found, "<u8", 2 * int(np.prod(self._grid))).reshape(*self._grid, 2)
 
@@ -398,60 +399,63 @@ _ABSENT = 1 << 17  # chunks: a store that lacks more is not damaged but another,
 class ZarrShard(Shard):
     """Some rows of a Zarr array."""
 
-    place: Place = field(default_factory=lambda: Place("", ""))
+    location: ArrayLocation = ArrayLocation("", "")
     fill: bool = False
     digest: str = ""
 
-    def blocks(self) -> Iterator[Block | Bad]:
+    def blocks(self) -> Iterator[Block | Unreadable]:
         """Yield the rows of a few chunks at a time."""
-        with opened(self.place, strict=not self.fill) as array:
-            if digest(array) != self.digest:
+        with open_array(self.location, strict=not self.fill) as array:
+            if metadata_digest(array) != self.digest:
                 raise DataError(
-                    "a Zarr array does not change while it is read",
-                    f"the metadata of {self.name} did",
-                    "read it when it is written",
+                    f"Changed while it was read: the metadata of {self.name}",
+                    fix="read it when it is written",
                 )
             if self.first == self.last:
                 yield np.empty(array.shape, array.dtype)
                 return
-            inner = None if self.fill else Inner.of(array)
+            present = None if self.fill else ShardIndex.of(array)
             step = _step(array, BLOCK_BYTES)
             for start in range(self.first, self.last, step):
-                yield from self._read(array, inner, start, min(start + step, self.last))
+                yield from self._read(array, present, start, min(start + step, self.last))
 
-    def _read(self, array: Any, inner: Inner | None, first: int, last: int) -> Iterator[Block | Bad]:
+    def _read(
+        self, array: Any, present: ShardIndex | None, first: int, last: int
+    ) -> Iterator[Block | Unreadable]:
         """Yield rows; if they cannot be read, chunk by chunk, to leave out no more than must be."""
         try:
-            if inner:
-                inner.check(first, last)
+            if present:
+                present.check(first, last)
             rows = array[first:last]
         except Exception:  # codecs raise whatever they like
             size = array.chunks[0]
             for start in range(first, last, size):
-                yield self._piece(array, inner, start, min(start + size, last))
+                yield self._chunk_or_why(array, present, start, min(start + size, last))
             return
         yield rows
 
-    def _piece(self, array: Any, inner: Inner | None, first: int, last: int) -> Block | Bad:
+    def _chunk_or_why(
+        self, array: Any, present: ShardIndex | None, first: int, last: int
+    ) -> Block | Unreadable:
         """Return rows of one chunk, or the first chunk of them that cannot be read, and why."""
         others = [range(0, n, step) for n, step in zip(array.shape[1:], array.chunks[1:], strict=True)]
         for corner in product((first,), *others):
-            key = key_of(array, tuple(at // n for at, n in zip(corner, outer(array), strict=True)))
+            key = chunk_key(array, tuple(at // n for at, n in zip(corner, stored_shape(array), strict=True)))
             name = f"chunk {key} of {self.name}, rows {first} to {last - 1}"
             try:
-                if inner:
-                    inner.check(first, last)
+                if present:
+                    present.check(first, last)
                 at = (slice(start, start + n) for start, n in zip(corner[1:], array.chunks[1:], strict=True))
                 array[(slice(first, last), *at)]
             except MissingChunkError:
-                return Bad(name, "it is missing", _MISSING, last - first)
+                return Unreadable(name, "it is missing", _MISSING, last - first)
             except Exception as error:
-                return Bad(name, _why(error), samples=last - first)
+                return Unreadable(name, _why(error), samples=last - first)
         try:
             rows: Block = array[first:last]
         except Exception as error:  # such as too little memory for all of them
             name = f"rows {first} to {last - 1} of {self.name}"
-            return Bad(name, _why(error), samples=last - first)
+            return Unreadable(name, _why(error), samples=last - first)
         return rows
 
 
@@ -475,26 +479,26 @@ class ZarrSource(Source):
     """
 
     def __init__(self, source: Any, key: str | None = None, missing_chunks: str = "raise") -> None:
-        place = place_of(source) if is_zarr(source) else Place(str(source), _plain(str(source)))
+        location = location_of(source) if is_zarr(source) else ArrayLocation(str(source), str(source))
         self._fill = missing_chunks == "fill"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of dtypes that are refused anyway, and of files in between
-            self.place = find(place, key)
-            self._look()
-        word = held_out(self.place.path)
+            self.location = find_array(location, key)
+            self._read_metadata()
+        word = held_out(self.location.path)
         self.hints = (
-            *path_hints([self.place.where.rstrip("/")]),
-            *((Hint(f"the array {self.place.path!r}", word),) if word else ()),
+            *path_hints([self.location.where.rstrip("/")]),
+            *((Hint(f"the array {self.location.path!r}", word),) if word else ()),
         )
 
-    def _look(self) -> None:
+    def _read_metadata(self) -> None:
         """Note what the metadata say, and check it."""
-        self.name = self.place.name
-        with opened(self.place) as array:
+        self.name = self.location.name
+        with open_array(self.location) as array:
             self.shape, self.dtype = tuple(array.shape), array.dtype
             if self._fill and array.metadata.to_dict()["fill_value"] is None:
                 raise DataError(
-                    'missing_chunks="fill" wants an array that says its fill value', f"{self.name} has none"
+                    f"No fill value: {self.name}", 'missing_chunks="fill"', "bring the missing chunks back"
                 )
 
     def schema(self) -> Schema:
@@ -509,18 +513,28 @@ class ZarrSource(Source):
         Warns:
             DataWarning: chunks that are missing and count as the fill value.
         """
-        with opened(self.place) as array:
-            marks, plan = Marks(array, self.place), digest(array)
+        with open_array(self.location) as array:
+            marks, plan = ChunkMarks(array, self.location), metadata_digest(array)
             row = math.prod(self.shape[1:]) * self.dtype.itemsize
             memory = 2 * _step(array, BLOCK_BYTES) * row
             shards: list[Shard] = []
             absent = 0
-            for number, (first, last) in enumerate(_bounds(array)):
-                mark, absent = self._mark(marks, array, (first, last), plan, absent)
-                shards.append(ZarrShard(
-                    number, self.name, mark, row * (last - first), memory, first, last - first, self.place,
-                    self._fill, plan,
-                ))  # fmt: skip
+            for number, (first, last) in enumerate(_rows_of_shards(array)):
+                mark, absent = self._fingerprint(marks, array, (first, last), plan, absent)
+                shards.append(
+                    ZarrShard(
+                        number,
+                        self.name,
+                        fingerprint=mark,
+                        size=row * (last - first),
+                        memory=memory,
+                        first=first,
+                        samples=last - first,
+                        location=self.location,
+                        fill=self._fill,
+                        digest=plan,
+                    )
+                )
             if self._fill and absent:
                 warnings.warn(
                     f"{absent} chunks of {self.name} are missing and count as the fill value"
@@ -530,18 +544,16 @@ class ZarrSource(Source):
                 )
         return shards
 
-    def _mark(
-        self, marks: Marks, array: Any, rows: tuple[int, int], plan: str, absent: int
+    def _fingerprint(
+        self, marks: ChunkMarks, array: Any, rows: tuple[int, int], plan: str, absent: int
     ) -> tuple[str, int]:
         """Return what changes when some rows do, "" if that is not known, and how many chunks lack so far."""
-        digest, wanted = hashlib.sha256(f"{plan}\n{self._fill}".encode()), keys(array, *rows)
+        digest, wanted = hashlib.sha256(f"{plan}\n{self._fill}".encode()), chunk_keys(array, *rows)
         while some := list(islice(wanted, 4096)):
             found = marks.of(some)
             absent += found.count(None)
             if absent > _ABSENT and not self._fill:
-                raise DataError(
-                    "a Zarr array has its chunks", f"{self.name} lacks more than {_ABSENT:,}", _MISSING
-                )
+                raise DataError(f"More than {_ABSENT:,} chunks are missing: {self.name}", fix=_MISSING)
             digest.update("".join(f"\n{'missing' if mark is None else mark}" for mark in found).encode())
         return digest.hexdigest() if marks.lasting else "", absent
 
@@ -552,12 +564,10 @@ def is_zarr(value: Any) -> bool:
     return kind.__module__.partition(".")[0] == "zarr" and kind.__name__ in ("Array", "Group")
 
 
-def is_zarr_path(text: str) -> bool:
-    """Whether a path or URL is that of a Zarr store."""
-    if text.rstrip("/").lower().endswith((".zarr", ".zarr.zip")):
-        return True
+def is_zarr_folder(path: str) -> bool:
+    """Whether a folder is a Zarr store."""
     try:
-        return "://" not in text and any((Path(text) / name).is_file() for name in FILES)
+        return any((Path(path) / name).is_file() for name in FILES)
     except OSError:
         return False
 
@@ -566,13 +576,9 @@ def _why(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"[:300]
 
 
-def _plain(text: str) -> str:
-    return text.removeprefix("file://") if text.startswith("file:///") else text
-
-
-def _bounds(array: Any) -> list[tuple[int, int]]:
+def _rows_of_shards(array: Any) -> list[tuple[int, int]]:
     """Return the rows of each shard: those of an array in memory, or the next that no chunk lies across."""
-    found = bounds(array.shape)
+    found = shard_rows(array.shape)
     if len(found) == 1:
         return found
     rows, size, count = found[0][1], array.chunks[0], array.shape[0]
