@@ -1,17 +1,20 @@
-"""Text from outside made safe to show, and words in a row."""
+"""Text from outside made safe to show, lists of words, and suggestions for misspelt ones."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 def printable(text: object, limit: int = 200) -> str:
-    """Return `text` without what a terminal or a page could act on: controls, bidi marks, lone surrogates.
+    """Return text without characters that a terminal or a page would act on.
 
-    Each such character becomes its escape (`\\x1b`). HTML and Rich markup stay as they are; the
-    place that writes them escapes them.
+    These are control characters, marks that change the direction of writing, and lone surrogates. Each
+    becomes its escape, such as `\\x1b`. HTML and Rich markup stay: the code that writes them escapes them.
 
     Args:
         text: a name that came from outside.
-        limit: the longest result, in characters; a longer one ends in an ellipsis.
+        limit: the largest number of characters to return; longer text ends in an ellipsis.
     """
     raw = str(text)
     if len(raw) <= limit and raw.isprintable():
@@ -25,3 +28,9 @@ def listing(words: list[str], last: str = "and") -> str:
     if len(words) < 2:
         return "".join(words)
     return f"{', '.join(words[:-1])} {last} {words[-1]}"
+
+
+def did_you_mean(given: object, known: Iterable[str]) -> str:
+    """Return `did you mean 'batch'?`, with the known word that is closest to a text; "" if none is close."""
+    close = get_close_matches(given.lower(), known, 1) if isinstance(given, str) else []
+    return f"did you mean {close[0]!r}?" if close else ""

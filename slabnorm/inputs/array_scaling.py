@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from slabnorm.inputs.normalizer import AFFINE, MOMENTS
 from slabnorm.inputs.schemes import Scheme
-from slabnorm.inputs.validation import AFFINE, MOMENTS
 from slabnorm.mergeable_moments import Moments
 
 Array = np.ndarray[Any, np.dtype[Any]]

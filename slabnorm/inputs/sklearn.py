@@ -17,12 +17,11 @@ from slabnorm.inputs.array_scaling import Scaling, column
 from slabnorm.inputs.column_moments import Sums
 from slabnorm.inputs.data_warnings import warn_of
 from slabnorm.inputs.exports.checks import check_numbers
-from slabnorm.inputs.normalizer import InputNorm
+from slabnorm.inputs.normalizer import MOMENTS, InputNorm
 from slabnorm.inputs.plain_tensors import plain_tensors
 from slabnorm.inputs.record import Record
 from slabnorm.inputs.schemes import Scheme, first_features, resolve
 from slabnorm.inputs.split import Hint, guard
-from slabnorm.inputs.validation import MOMENTS
 from slabnorm.inputs.weighted_moments import check_weights, weighted, whole
 from slabnorm.mergeable_moments import Moments
 
