@@ -94,7 +94,7 @@ def audit(
     >>> sn.audit(norm, x[2000:]).clean
     True
     >>> print(sn.audit(norm, x[1900:]).verdict)
-    1 error in array. Identical to training samples: 100 of 1,100 distinct samples (9.09%).
+    1 error in array. 100 of 1,100 distinct samples (9.09%) are identical to training samples.
     """
     extra("scipy.stats", "audit", "'slabnorm[study]'")  # before the data are read
     norm = _at_hand(norm if isinstance(norm, InputNorm) else load(norm))

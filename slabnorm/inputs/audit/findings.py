@@ -464,12 +464,12 @@ def find_overlap(
     numbers = (*((name, getattr(overlap, name)) for name in names), ("natural", natural))
     if overlap.low <= natural:
         text = (
-            f"identical to training samples: {amount(overlap)}; these data repeat themselves, and any two "
+            f"{amount(overlap)} are identical to training samples; these data repeat themselves, and any two "
             "parts of them would have about as many samples in common"
         )
         advice = "remove duplicates before splitting, or evaluate on samples that training has not seen"
         return [Finding("duplicates", "warning", text, advice, numbers=numbers)]
-    text = f"identical to training samples: {amount(overlap)}"
+    text = f"{amount(overlap)} are identical to training samples"
     advice = (
         "remove these samples, which are listed, from one of the two: results on them say nothing about new "
         "samples. If samples are naturally alike, remove duplicates before splitting"
