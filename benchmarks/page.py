@@ -22,7 +22,7 @@ def figure(training: dict[str, Any]) -> Any:
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
-    from slabnorm.report.figures import finished
+    from slabnorm.report.page import finished
 
     names = list(training)
     titles = [title for name in names for title in _titles(name, training[name])]

@@ -30,6 +30,9 @@ def two_sum(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return total, torch.where(torch.isfinite(error), error, torch.zeros_like(error))
 
 
+FIELDS = ("count", "mean", "m2", "min", "max", "mean_low", "m2_low")  # of Moments, each a tensor
+
+
 @dataclass(frozen=True, eq=False)
 class Moments:
     """Count, mean, sum of squared deviations, minimum and maximum, one per slab.

@@ -66,7 +66,7 @@ def test_zarr():
         (["inputs.safetensors", "wine.npy", "--out", "wine.npy"], "no part of the data"),
         (["inputs.safetensors", "wine.npy", "--out", "y.npy", "--batch-rows", 0], "1 or more"),
         (["inputs.safetensors", "none\x1b.npy", "--out", "y.npy"], "none\\x1b.npy"),
-        (["wine.npy", "wine.npy", "--out", "y.npy"], "slabnorm wrote"),
+        (["wine.npy", "wine.npy", "--out", "y.npy"], "Not a file of statistics: wine.npy"),
         (["inputs.safetensors", "broken.npy", "--out", "y.npy"], "Damaged header"),
         (["inputs.safetensors", "broken.parquet", "--out", "y.parquet"], "Cannot read the table"),
         (["inputs.safetensors", "wine.npy", "--out", "y.npy", "--missing-chunks", "fill"], "for Zarr"),

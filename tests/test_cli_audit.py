@@ -29,9 +29,9 @@ def run(*arguments):
 def test_nothing_found():
     result = run("inputs.safetensors", "--against", "test.npy", "--train", "train.npy")
     assert result.exit_code == 0
-    assert "nothing found" in result.stdout
-    assert "0 of 78 distinct samples were in training, exactly" in result.stdout
-    assert "the statistics are those of the training split alone" in result.stdout
+    assert "Nothing found" in result.stdout
+    assert "0 of 78 distinct samples are in the training data, exactly" in result.stdout
+    assert "The statistics are those of the training split alone" in result.stdout
     assert "report: audit.html" in result.stdout
     assert "Nothing found in test.npy" in Path("audit.html").read_text()
 
@@ -52,7 +52,7 @@ def test_json_to_stdout():
     result = run("inputs.safetensors", "--against", "leaked.npy", "--json", "-")
     assert result.exit_code == 1
     assert json.loads(result.stdout)["samples"] == 83
-    assert "1 found" in result.stderr
+    assert "1 error found" in result.stderr
 
 
 def test_hostile_names():
@@ -70,11 +70,11 @@ def test_hostile_names():
     ("arguments", "says"),
     [
         (["inputs.safetensors"], "--against"),
-        (["nothing", "--against", "test.npy"], "No such file"),
+        (["nothing", "--against", "test.npy"], "No such file of statistics: nothing"),
         (["inputs.safetensors", "--against", "nothing.npy"], "No such data file: nothing.npy"),
         (["inputs.safetensors", "--against", "wide.npy"], "(any, 13)"),
         (["inputs.safetensors", "--against", "test.npy", "--train", "wide.npy"], "(any, 13)"),
-        (["inputs.safetensors", "--against", "test.npy", "--out", "no/where"], "can be written"),
+        (["inputs.safetensors", "--against", "test.npy", "--out", "no/where"], "Cannot write no/where"),
         (["inputs.safetensors", "--against", "test.npy", "--json", "audit.html"], "two files"),
         (["inputs.safetensors", "--against", "test.npy", "--workers", "0"], "1 or more"),
     ],

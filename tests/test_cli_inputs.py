@@ -58,8 +58,8 @@ def test_numbers_that_json_does_not_have():
 def test_many_features_and_groups():
     np.save("wide.npy", np.random.default_rng(0).normal(size=(4, 60)))
     run("fit", "wide.npy", "--split", "train")
-    assert "and 20 features more" in run("show", "inputs.safetensors").stdout
-    assert "features more" not in run("show", "inputs.safetensors", "--all").stdout
+    assert "and 20 more features" in run("show", "inputs.safetensors").stdout
+    assert "more features" not in run("show", "inputs.safetensors", "--all").stdout
     np.save("images.npy", np.zeros((2, 6, 4, 4), np.uint8))
     result = run("fit", "images.npy", "--split", "train", "--pattern", "n (g c) h w -> g", "--size", "g=2")
     assert result.exit_code == 0
@@ -69,7 +69,7 @@ def test_many_features_and_groups():
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["fit", "wine.npy"], "fit wants the split named"),
+        (["fit", "wine.npy"], "The split is not named"),
         (["fit", "wine.npy", "--split", "test"], "test"),
         (["fit", "nothing.npy", "--split", "train"], "No such data file: nothing.npy"),
         (["fit", "wine.npy", "--split", "train", "--scheme", "zscor"], "did you mean 'zscore'"),
@@ -79,9 +79,9 @@ def test_many_features_and_groups():
         (["fit", "wine.npy", "--split", "train", "--pattern", "n c ->"], None),
         (["fit", "wine.npy", "--split", "train", "--pattern", "n c h -> c"], "n c h -> c"),
         (["fit", "wine.npy", "--split", "train", "--nan", "drop"], "drop"),
-        (["fit", "wine.npy", "--split", "train", "--out", "no/where"], "can be written"),
-        (["show", "wine.npy"], "an artifact is a file that slabnorm wrote"),
-        (["show", "nothing"], "No such file"),
+        (["fit", "wine.npy", "--split", "train", "--out", "no/where"], "Cannot write no/where"),
+        (["show", "wine.npy"], "Not a file of statistics: wine.npy"),
+        (["show", "nothing"], "No such file of statistics: nothing"),
     ],
 )
 def test_mistakes(arguments, says):

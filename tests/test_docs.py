@@ -146,7 +146,7 @@ def with_python() -> list[Any]:
 
 
 @pytest.mark.usefixtures("files", "in_plain_torch")
-@pytest.mark.filterwarnings("ignore:3 of 64 features are constant")  # as docs/inputs.md says
+@pytest.mark.filterwarnings("ignore:3 of 64 features are constant")  # as docs/data.md says
 @pytest.mark.parametrize("page", with_python())
 def test_python_runs_as_it_is_written(page: str, capsys: pytest.CaptureFixture[str]) -> None:
     """All blocks of a page, one after another, and what their comments say of what they print."""
@@ -192,7 +192,8 @@ def test_accelerate_reports_what_its_page_shows() -> None:
 
 def test_show_prints_what_its_page_shows(tmp_path: Path) -> None:
     sn.save(sn.fit(load_wine().data, split="train"), tmp_path / "wine.safetensors")
-    printed = "\n".join(map(str.rstrip, run("show", str(tmp_path / "wine.safetensors")).stdout.splitlines()))
+    printed = run("show", str(tmp_path / "wine.safetensors")).stdout
+    assert not any(line.endswith(" ") for line in printed.splitlines())
     assert same(printed, shown("docs/inputs.md", "ZScore("))
 
 

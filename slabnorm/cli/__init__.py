@@ -14,7 +14,8 @@ from slabnorm.cli.apply import apply
 from slabnorm.cli.audit import audit
 from slabnorm.cli.compare import compare
 from slabnorm.cli.export import export
-from slabnorm.cli.statistics import fit, show
+from slabnorm.cli.fit import fit, show
+from slabnorm.cli.shell import as_command
 
 app = typer.Typer(
     name="slabnorm",
@@ -26,7 +27,7 @@ app = typer.Typer(
 
 
 def print_version(wanted: bool) -> None:
-    """Print the version and end, if that is what is wanted."""
+    """Print the version and exit if that is what was asked for."""
     if wanted:
         print(f"slabnorm {__version__}")
         raise typer.Exit
@@ -35,23 +36,27 @@ def print_version(wanted: bool) -> None:
 @app.callback()
 def common(
     version: Annotated[
-        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
-    """Every normalisation is the same formula over a different slab."""
+    """Fit, check, apply and export the input statistics of a data set, and compare norm layers.
+
+    Begin with `slabnorm fit train.npy --split train`, or with `slabnorm compare`.
+    """
 
 
-for command in (apply, audit, compare, export, fit, show):
-    app.command()(command)
+for command in (fit, show, audit, apply, export, compare):
+    app.command()(as_command(command))
 
 
 def main() -> None:
     """Run the command `slabnorm`."""
-    if sys.stdout is None:  # it was closed, as by >&-
+    if sys.stdout is None:  # it was closed by the shell, as with >&-
         sys.stdout = io.StringIO()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # pictures, on a terminal that has ASCII only
+            stream.reconfigure(errors="replace")  # for pictures on a terminal that has only ASCII
     interrupt.catch()
     with interrupt.unwinding():
         app()

@@ -29,9 +29,8 @@ from slabnorm.inputs.sources.base import (
     Unreadable,
     check_schema,
 )
-from slabnorm.inputs.validation import MOMENTS
 from slabnorm.inputs.weighted_moments import block_moments, check_weights, weighted_moments
-from slabnorm.mergeable_moments import Moments
+from slabnorm.mergeable_moments import FIELDS, Moments
 from slabnorm.notation import parse
 from slabnorm.slab import Slab, plan
 
@@ -650,7 +649,7 @@ def column_moments(dtype: np.dtype, features: int, like: ColumnMoments | None = 
 
 
 def _fields(moments: Moments) -> tuple[Tensor, ...]:
-    return tuple(getattr(moments, name) for name in MOMENTS)
+    return tuple(getattr(moments, name) for name in FIELDS)
 
 
 # What a worker does: count one shard. Any engine calls this, in a thread, a process or another machine.

@@ -1,15 +1,18 @@
-"""The artifact: fitted input statistics as one file, written whole and read strictly.
+"""The artifact: a file of fitted input statistics, written whole and checked strictly when it is read.
 
-A safetensors file: Moments and NaN counts as tensors, and in its metadata one line of canonical JSON, which
-says how they came to be and has a digest of everything. Shift and scale are not in it: they follow from the
-scheme and the moments. Nothing is ever unpickled, and nothing is read that the checks below do not expect.
+It is a safetensors file. Its tensors are the Moments and the counts of NaN; its metadata is one line of
+canonical JSON, which says how they were fitted and holds a digest of everything. Shift and scale are not
+stored, since they follow from the scheme and the moments. Nothing is ever unpickled, and a file with anything
+in it that the checks below do not expect is refused.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import struct
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -26,31 +29,32 @@ from slabnorm.inputs.outputs import check_outputs
 from slabnorm.inputs.record import Record
 from slabnorm.inputs.schemes import SCHEMES
 from slabnorm.inputs.sketch import Sketch
-from slabnorm.inputs.validation import MOMENTS, check_moments
-from slabnorm.mergeable_moments import Moments
+from slabnorm.mergeable_moments import FIELDS, Moments
 from slabnorm.text import printable
 
 FORMAT = "slabnorm.inputs"
-VERSION = 1  # of the format; a file of another one is refused
-_DTYPES = dict.fromkeys((*MOMENTS, "quantiles"), torch.float64) | dict.fromkeys(
+VERSION = 1  # of the format; a file of another version is refused
+_DTYPES = dict.fromkeys((*FIELDS, "quantiles"), torch.float64) | dict.fromkeys(
     ("count", "nan_count", "null_count", "sketch"), torch.int64
 )
-_HEADER = 1 << 24  # bytes that a header may have
-_LARGEST = 1 << 28  # bytes that a file may have: 4 million features
+_HEADER = 1 << 24  # the largest header, in bytes
+_MOST_WEIGHT = 1 << 62  # the largest sum of the weights of a feature's values
+_LARGEST = 1 << 28  # the largest file, in bytes: 4 million features
 
 
 def save(norm: InputNorm, path: str | os.PathLike[str]) -> None:
-    """Write fitted statistics to a file; the same statistics give the same bytes.
+    """Write fitted statistics to a file. The same statistics always give the same bytes.
 
-    The file is written beside its place and moved there, so that on any failure the old one stays.
+    The file is written under another name and then moved to its place, so that an older file stays as it was
+    if anything fails.
 
     Args:
-        norm: from `slabnorm.fit`.
-        path: the file, such as "inputs.safetensors".
+        norm: the statistics, from `slabnorm.fit`.
+        path: the file to write, such as "inputs.safetensors".
 
     Raises:
-        OptionError: `norm` is no InputNorm; the file cannot be written, or is one of those the statistics
-            were fitted on; or the scheme is one of your own.
+        OptionError: `norm` is not an InputNorm, the file cannot be written or is one of the files that were
+            fitted, or the scheme is a class of your own.
 
     >>> import tempfile, pathlib, torch, slabnorm as sn
     >>> norm = sn.fit(torch.tensor([[1.0, 10.0], [3.0, 30.0]]), split="train")
@@ -62,16 +66,17 @@ def save(norm: InputNorm, path: str | os.PathLike[str]) -> None:
     from safetensors.torch import save as serialise
 
     if not isinstance(norm, InputNorm):
-        raise OptionError(
-            "save writes fitted input statistics: an InputNorm",
-            printable(type(norm).__name__),
-            _instead(norm),
-        )
+        got = printable(type(norm).__name__)
+        raise OptionError("norm must be an InputNorm, the fitted statistics", got, _instead(norm))
     path, kind = output_path(path), type(norm.scheme)
     if SCHEMES.get(norm.scheme.name) is not kind:
-        raise OptionError("an artifact holds one of slabnorm's own schemes", kind.__name__, "use state_dict")
+        raise OptionError(
+            f"A file of statistics cannot hold the scheme {printable(kind.__name__)}",
+            "a scheme that is not one of slabnorm's own",
+            "store the InputNorm's state_dict instead",
+        )
     check_outputs([path], norm.origin)
-    tensors = {name: getattr(norm, f"moments_{name}").cpu().contiguous() for name in MOMENTS}
+    tensors = {name: getattr(norm, f"moments_{name}").cpu().contiguous() for name in FIELDS}
     tensors |= {
         name: getattr(norm, name).cpu().contiguous() for name in ("nan_count", "null_count", "quantiles")
     }
@@ -91,22 +96,26 @@ def load(path: str | os.PathLike[str]) -> InputNorm:
     """Read fitted statistics from a file that `save` wrote.
 
     Raises:
-        OptionError: `path` is no path.
-        ArtifactError: there is no such file, it is damaged or of another version, or its numbers cannot be.
+        OptionError: `path` is not a path.
+        ArtifactError: there is no such file, it is damaged or of another version, or it holds numbers that no
+            data set can have.
 
     >>> import slabnorm as sn
     >>> sn.load("nowhere.safetensors")
     Traceback (most recent call last):
-    slabnorm.errors.ArtifactError: an artifact is a file that slabnorm wrote
-      got: nowhere.safetensors: No such file or directory
+    slabnorm.errors.ArtifactError: No such file of statistics: nowhere.safetensors
+      fix: check the path; slabnorm.save and the command slabnorm fit write such files
     """
-    content = _read(_as_path(path))
+    if not isinstance(path, str | os.PathLike):
+        fix = "give a str or a Path, such as 'inputs.safetensors'"
+        raise OptionError("path must be a path", type(path).__name__, fix)
+    content = _read(Path(path))
     try:
         plain, tensors = _parse(content)
         record = Record.from_plain(plain["record"])
         _check_shapes(tensors, record)
-        check_moments(tensors, record)
-        found = {name: tensors[name] for name in MOMENTS}
+        _check_moments(tensors, record)
+        found = {name: tensors[name] for name in FIELDS}
         moments = Moments(**found, weighted=record.weights == "real")
         missing = tensors["nan_count"], tensors["null_count"]
         norm = InputNorm(record, moments, *missing, tensors["quantiles"])
@@ -114,94 +123,106 @@ def load(path: str | os.PathLike[str]) -> InputNorm:
         norm.loaded_from = os.path.abspath(path)
         return norm
     except (ValueError, TypeError, KeyError, OverflowError, RuntimeError, SlabError) as error:
-        raise _refused(path, str(error), _reader(content)) from error
-
-
-def _as_path(path: object) -> Path:
-    if isinstance(path, str | os.PathLike):
-        return Path(path)
-    raise OptionError(
-        "an artifact has a path, such as 'inputs.safetensors'", type(path).__name__, "give a str or a Path"
-    )
+        raise _refused(Path(path), content, str(error)) from error
 
 
 def _instead(given: object) -> str:
-    """Return what saves an object that is no InputNorm."""
+    """Return how to save an object that is not an InputNorm."""
     if isinstance(given, torch.nn.Module):
         return "torch.save(module.state_dict(), path) stores a layer or a model"
     if hasattr(given, "to_norm"):
-        return "its to_norm() is an InputNorm: save that"
+        return "its to_norm() returns an InputNorm: save that"
     if isinstance(given, str | os.PathLike):
         return "the statistics come first, then the path: save(norm, path)"
     return "fit the statistics first: norm = slabnorm.fit(data, split=...)"
 
 
-def _reader(content: bytes) -> str:
-    """Return what to do about a file that is no artifact."""
-    if content.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04")):  # torch.save, today's and the old one
-        return "torch.load reads a checkpoint of torch.save; slabnorm.save writes artifacts"
-    if content[8:9] == b"{" and FORMAT.encode() not in content:
-        return "safetensors.torch.load_file reads other safetensors files; slabnorm.save writes artifacts"
-    return "fit again, or take the file from where it is whole"
-
-
 def _read(path: Path) -> bytes:
+    """Return the content of a file.
+
+    Raises:
+        ArtifactError: there is no such file, or it cannot be read.
+    """
+    shown = printable(path)
     try:
-        size = path.stat().st_size if path.is_file() else None  # a pipe would be waited for
-        if size is not None and size <= _LARGEST:
+        size = path.stat().st_size
+        if path.is_file() and size <= _LARGEST:
             return path.read_bytes()
+        why = f"{size:,} bytes are too many" if path.is_file() else "not a regular file"  # such as a pipe
+    except (FileNotFoundError, NotADirectoryError):
+        fix = "check the path; slabnorm.save and the command slabnorm fit write such files"
+        raise ArtifactError(f"No such file of statistics: {shown}", "", _close_name(path) or fix) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise _refused(path, getattr(error, "strerror", None) or str(error)) from error
-    if size is not None:
-        raise _refused(path, f"{size:,} bytes")
-    raise _refused(path, "no regular file" if path.exists() else "No such file or directory")
+        why = getattr(error, "strerror", None) or str(error)
+    raise ArtifactError(f"Cannot read the file of statistics {shown}", why, "check the path and its rights")
+
+
+def _close_name(path: Path) -> str:
+    """Return a question for a file in the same folder with almost the same name; "" if there is none."""
+    try:
+        names = [file.name for file in path.parent.iterdir() if file.suffix == path.suffix]
+    except OSError:
+        return ""
+    close = get_close_matches(path.name, names, 1)
+    return f"did you mean {printable(path.with_name(close[0]))}?" if close else ""
+
+
+def _refused(path: Path, content: bytes, why: str) -> ArtifactError:
+    """Return the error for a file that does not hold fitted statistics, or not undamaged."""
+    shown = printable(path)
+    if FORMAT.encode() in content:
+        fix = "fit again, or copy the file again from where it is intact"
+        return ArtifactError(f"Damaged file of statistics: {shown}", why, fix)
+    fix = "slabnorm.save and the command slabnorm fit write files of statistics"
+    if content.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04")):  # torch.save, today's and the old one
+        fix = f"torch.load reads a checkpoint of torch.save; {fix}"
+    elif content[8:9] == b"{":
+        fix = f"safetensors.torch.load_file reads other safetensors files; {fix}"
+    return ArtifactError(f"Not a file of statistics: {shown}", why, fix)
 
 
 def _versions() -> dict[str, str]:
     return {"numpy": np.__version__, "slabnorm": __version__, "torch": str(torch.__version__)}
 
 
-def _refused(path: object, why: str, fix: str = "") -> ArtifactError:
-    return ArtifactError("an artifact is a file that slabnorm wrote", f"{printable(path)}: {why}", fix)
-
-
 def _parse(content: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return the JSON and the tensors of a file, after every check that needs no numbers."""
+    """Return the JSON and the tensors of a file, after all checks that do not look at the numbers."""
     from safetensors import SafetensorError
     from safetensors.torch import load as deserialise
 
     if len(content) < 8:
-        raise ValueError(f"{len(content)} bytes, fewer than a header has")
+        raise ValueError(f"the file has {len(content)} bytes, fewer than a header has")
     (length,) = struct.unpack("<Q", content[:8])
     if length > min(_HEADER, len(content) - 8):
-        raise ValueError(f"a header of {length} bytes in a file of {len(content)}")
+        raise ValueError(f"it claims a header of {length} bytes, but the file has {len(content)}")
     header = record.read(content[8 : 8 + length].decode())
     if not isinstance(header, dict):
-        raise ValueError("a header that is no object")
+        raise ValueError("the header is not a JSON object")
     metadata = header.pop("__metadata__", None)
     if not isinstance(metadata, dict) or metadata.keys() != {FORMAT} or not isinstance(metadata[FORMAT], str):
-        raise ValueError(f"no metadata of the format {FORMAT}")
+        raise ValueError(f"the metadata are not of the format {FORMAT}")
     if header.keys() != _DTYPES.keys():
-        raise ValueError(f"tensors {', '.join(sorted(header))[:200]} instead of {', '.join(sorted(_DTYPES))}")
+        names = ", ".join(sorted(header))[:200]
+        raise ValueError(f"it holds the tensors {names} instead of {', '.join(sorted(_DTYPES))}")
     plain = record.read(metadata[FORMAT])
     if not isinstance(plain, dict) or plain.get("format") != FORMAT:
-        raise ValueError("metadata of another format")
+        raise ValueError("the metadata are of another format")
     if plain.get("version") != VERSION or type(plain["version"]) is not int:
-        raise ValueError(f"version {plain.get('version')!r:.40}; this slabnorm reads {VERSION}")
+        raise ValueError(f"it is of version {plain.get('version')!r:.40}, and this slabnorm reads {VERSION}")
     if plain.keys() != {"format", "version", "record", "sketch", "libraries", "digest"}:
-        raise ValueError("fields that version 1 does not have, or too few")
+        raise ValueError("the metadata have other fields than version 1 has")
     try:
-        tensors = deserialise(content)  # checks places and sizes, to the last byte
+        tensors = deserialise(content)  # this checks where tensors lie and their sizes, to the last byte
     except SafetensorError as error:
         raise ValueError(f"safetensors: {error}") from error
     digest = plain.pop("digest")
     if digest != _digest(plain, tensors):
-        raise ValueError("its digest is not that of its content: it was changed, or damaged")
+        raise ValueError("its content does not match its digest: it was changed or damaged")
     return plain, tensors
 
 
 def _digest(plain: dict[str, Any], tensors: dict[str, Tensor]) -> str:
-    """Return SHA-256 of the JSON and of every tensor, in the order of their names."""
+    """Return the SHA-256 of the JSON and of every tensor in the order of their names."""
     digest = hashlib.sha256(record.write(plain).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
@@ -220,10 +241,47 @@ def _check_shapes(tensors: dict[str, Tensor], record: Record) -> None:
             raise ValueError(f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}, not {dtype}, {shape}")
 
 
+def _check_moments(tensors: dict[str, Tensor], record: Record) -> None:
+    """Raise ValueError for statistics that no data set can have."""
+    count, mean, m2, low, high = (tensors[name] for name in FIELDS[:5])
+    known = None not in record.sample  # whether all samples have the same number of values
+    values = record.samples * math.prod(record.sample) if known else int(count.sum())  # type: ignore[arg-type]
+    alike = not record.weights  # whether every value counts once
+    nans = tensors["nan_count"] + tensors["null_count"]
+    if values >= 1 << 62:
+        raise ValueError(f"it claims {values} values")
+    # Within these limits, sums of counts do not overflow.
+    within = (count > 0) & (nans >= 0) & (nans <= values) & (count <= (values if alike else _MOST_WEIGHT))
+    room = 4 * torch.finfo(torch.float64).eps * torch.maximum(low.abs(), high.abs())  # for rounding errors
+    most = (high / 2 - low / 2).square() * (1 + 1e-9) + 1e-300
+    quantiles = torch.cat([low[None], tensors["quantiles"], high[None]])
+    rules = {
+        "quantiles rise from minimum to maximum": quantiles.diff(dim=0) >= 0,
+        "counts are positive, and no more than the values": within,
+        "counts and NaN counts add up to all values": (count + nans == values // count.numel())
+        | torch.tensor(not (known and alike)),
+        "numbers are finite": torch.stack(
+            [tensors[name].isfinite() for name in ("mean", "min", "max", "mean_low")]
+        ).all(0),
+        "min <= mean <= max": (low <= high) & (low - room <= mean) & (mean <= high + room),
+        "mean_low is as small as what the mean has lost to rounding": tensors["mean_low"].abs()
+        <= room + 1e-300,
+        # Popoviciu's inequality, with room for rounding. Where the square of the range is beyond float64, m2
+        # does not exist, and only min-max scaling, which does not need it, is possible.
+        "0 <= m2 <= count * ((max - min) / 2)^2": (count * most).isinf()
+        | (tensors["m2_low"].isfinite() & (m2 >= 0) & (m2 / torch.where(count > 0, count, 1) <= most)),
+    }
+    for rule, holds in rules.items():
+        if not bool(holds.all()):
+            raise ValueError(f"it holds numbers that no data have, as these must hold: {rule}")
+
+
 def _sketch(values: Tensor, size: Any, samples: int) -> Sketch:
     hashes = values.numpy().view(np.uint64)
     if type(size) is not int or not 0 <= size <= _LARGEST or len(hashes) > min(size, samples):
-        raise ValueError(f"a sketch of {len(hashes)} hashes, {size!r:.40} at most, of {samples} samples")
+        raise ValueError(
+            f"the sketch has {len(hashes)} hashes of {samples} samples, and a limit of {size!r:.40}"
+        )
     if not (hashes[1:] > hashes[:-1]).all():
-        raise ValueError("hashes of a sketch that do not rise")
+        raise ValueError("the hashes of the sketch are not in ascending order")
     return Sketch(hashes.copy(), size)

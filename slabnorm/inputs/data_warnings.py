@@ -1,4 +1,4 @@
-"""What a fit warns of."""
+"""The warnings of `fit` about features that are constant, hardly vary, or lie outside a fixed range."""
 
 from __future__ import annotations
 
@@ -12,29 +12,30 @@ from slabnorm.inputs.normalizer import InputNorm
 from slabnorm.inputs.schemes import FixedScale, first_features
 from slabnorm.text import printable
 
-# From how many scales on, of the value farthest away and of the standard deviation, a feature is one that
-# hardly varies but for a few values. Measured, of a million values: normal ones reach 3.5 quartile ranges,
-# exponential ones 12, log-normal ones 75, Student's t with 3 degrees of freedom 84; their standard
-# deviations are 0.7 to 1.5. Values that are 0 but for one in a million reach 1000 standard deviations.
+# A feature hardly varies, except for a few values, if its farthest value lies FAR scales away, or its
+# standard deviation is WIDE scales. Measured on a million values each: normal values reach 3.5 quartile
+# ranges, exponential 12, log-normal 75, Student's t with 3 degrees of freedom 84; their standard deviations
+# are 0.7 to 1.5 quartile ranges. A feature in which one value of a million is not 0 reaches 1000 standard
+# deviations.
 FAR, WIDE = 1000.0, 30.0
-FEW = 100  # values, below which one outlier is all of the standard deviation, and two values all that vary
+FEW = 100  # with fewer values, a single outlier makes the standard deviation
 
 
 def warn_of_flags(name: str) -> None:
-    """Warn of data of bool, which are hardly ever meant to be scaled. Who casts them has said so."""
-    _warn(f"{name}: data of bool are counted as 0 and 1; cast them to uint8, if that is meant")
+    """Warn of data of bool, which are hardly ever meant to be scaled."""
+    _warn(f"{name} holds bool, which is fitted as 0 and 1; cast it to uint8 if that is what you mean")
 
 
 def warn_of(norm: InputNorm) -> None:
-    """Warn of values outside a fixed range, and of features without a range of their own, or hardly one.
+    """Warn of values outside a fixed range, and of features that are constant or hardly vary.
 
-    The warning is of the line that called the caller: fit, or SlabScaler.to_norm.
+    The warning points at the line that called `fit` or `SlabScaler.to_norm`.
     """
     scheme, moments, quantiles, names = norm.scheme, norm.moments, norm.quantiles, norm.record.names
     if isinstance(scheme, FixedScale):
         low, high = float(moments.min.min()), float(moments.max.max())
         if (low < scheme.low or high > scheme.high) and scheme.clip is None:
-            _warn(f"values from {low:g} to {high:g} lie outside the range of {scheme}")
+            _warn(f"The data have values from {low:g} to {high:g}, outside the range of {scheme}")
         return
     constant = moments.min == moments.max
     if bool(constant.any()):
@@ -42,23 +43,23 @@ def warn_of(norm: InputNorm) -> None:
         _warn(f"{some}: {first_features(constant, names)}")
     flat = ~constant & (quantiles[-1] == quantiles[0]) if len(quantiles) else constant & False
     if bool(flat.any()):
-        some = f"{int(flat.sum())} of {flat.numel()} features have no range between their quantiles"
-        _warn(f"{some} and get scale 1: {first_features(flat, names)}")
+        some = f"{int(flat.sum())} of {flat.numel()} features have equal quantiles and get scale 1"
+        _warn(f"{some}: {first_features(flat, names)}")
     _warn_of_small_scales(norm, ~(constant | flat))
 
 
 def _warn_of_small_scales(norm: InputNorm, varies: Tensor) -> None:
-    """Warn of scales that are small beside the feature's own values; in which units, does not matter."""
+    """Warn of features whose scale is tiny compared with their own values, in any units."""
     moments, names, scale = norm.moments, norm.record.names, norm.scale
     rounding = _rounding(norm.record.dtype) * torch.maximum(moments.min.abs(), moments.max.abs())
     noise = varies & (moments.count >= FEW) & (scale <= rounding)
     if bool(noise.any()):
         at = int(noise.reshape(-1).nonzero()[0])
         _warn(
-            f"{_some(noise)} constant but for rounding: {first_features(noise, names)}. The scale of the "
-            f"first, {float(scale.reshape(-1)[at]):.3g}, is within the rounding of "
-            f"{norm.record.dtype} at its values, which is all that would be seen of it. Leave it out, or "
-            "subtract what its values have in common before they are rounded",
+            f"{_some(noise)} constant except for rounding: {first_features(noise, names)}. The scale of the "
+            f"first, {float(scale.reshape(-1)[at]):.3g}, is within the rounding of {norm.record.dtype} at "
+            "its values, so that only rounding errors would be left of it. Leave it out, or subtract a "
+            "constant from its values before they are rounded",
             above=5,
         )
     far = torch.maximum((moments.max - norm.shift).abs(), (moments.min - norm.shift).abs()) / scale
@@ -69,10 +70,10 @@ def _warn_of_small_scales(norm: InputNorm, varies: Tensor) -> None:
         at = int(torch.where(small, far, 0).argmax())
         reached, own, name = float(far.reshape(-1)[at]), float(scale.reshape(-1)[at]), _name(names, at)
         _warn(
-            f"{_some(small)} near-constant but for a few values, which become large: "
+            f"{_some(small)} nearly constant except for a few values, which become large: "
             f"{first_features(small, names)}. The scale of {name} is {own:.3g}, so that its farthest "
-            f"value comes out as {reached:,.0f} in size. Leave it out (columns=, --column), take another "
-            f"scheme, or clip, as with slabnorm.{type(norm.scheme).__name__}(clip=(-10, 10))",
+            f"value becomes {reached:,.0f} in size. Leave it out (of a table with `columns`), use another "
+            f"scheme, or clip, in Python with slabnorm.{type(norm.scheme).__name__}(clip=(-10, 10))",
             above=5,
         )
 
@@ -87,7 +88,7 @@ def _name(names: tuple[str, ...], at: int) -> str:
 
 
 def _rounding(dtype: str) -> float:
-    """Return the relative rounding of a dtype; 0 of integers, and of tables in several."""
+    """Return the relative rounding error of a dtype; 0 for integers, and for tables of several dtypes."""
     known = getattr(torch, dtype, None)
     return torch.finfo(known).eps if isinstance(known, torch.dtype) and known.is_floating_point else 0.0
 

@@ -1,4 +1,4 @@
-"""`fit`: from a data set to an InputNorm, in one pass and in bounded memory."""
+"""`fit`: the statistics of a data set as an InputNorm, in one pass and in bounded memory."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ def fit(
     pattern: str | Pattern | None = None,
     *,
     split: str | None = None,
-    nan: str = "raise",
     leak: bool = False,
     key: str | None = None,
     columns: Sequence[str] | None = None,
     convert: str | None = None,
-    weights: Any = None,
     delimiter: str = ",",
+    weights: Any = None,
     skip_bad: bool = False,
     missing_chunks: str = "raise",
+    nan: str = "raise",
     workers: int | None = None,
     memory: int | None = None,
     engine: str = "local",
@@ -57,79 +57,90 @@ def fit(
     progress: Progress | None = None,
     **sizes: int,
 ) -> InputNorm:
-    """Fit input statistics on the training split, once, and return them as a frozen layer.
+    """Fit input statistics on the training split, and return them as a frozen layer.
 
-        y = (x - shift) / scale * span + low          shift and scale: one per feature, from the scheme
+        y = (x - shift) / scale * span + low          one shift and one scale per feature, from the scheme
 
-    The data are read once, in chunks of about 2^20 values; what shards of 16 chunks hold is merged in a tree
-    that only the data decide. The same samples in the same order give the same bits, whether they come
-    as one array, as a file or in batches of any size.
+    The data are read once, in chunks of about 2^20 values. Shards of 16 chunks are counted one by one and
+    merged in a tree that only the data determine: the same samples in the same order give the same bits, as
+    one array, as a file, or in batches of any size.
 
     Args:
-        source: where the samples come from, the first axis counting samples:
+        source: Which data. Where the samples come from; the first axis counts samples. One of:
             an array or tensor, or what can be sliced like one (a memory map, an HDF5 data set);
-            a path to a `.npy` or `.npz` file, read a few rows at a time;
-            a path or URL of a Zarr array, or of a group with `key`, or one that is opened;
+            the path of a `.npy` or `.npz` file;
+            the path or URL of a Zarr array, or of a group together with `key`, or one that is open already;
             the path, folder, glob or URL of a table: Parquet, Arrow IPC, CSV (`slabnorm[tables]`);
             a pandas or polars DataFrame, or a pyarrow Table or RecordBatch, whose columns keep their names;
-            a path to a folder of images, searched recursively, or to tars of images: "train.tar",
-            "shards/train-{000..009}.tar", "shards/*.tar.gz", or a folder of them;
+            a folder of images, searched recursively, or tars of images: "train.tar",
+            "shards/train-{000..009}.tar", "shards/*.tar.gz", or a folder of tars;
             a torch `Dataset`, whose items are single samples;
             a `DataLoader` or any other iterable, whose items are batches.
-            x is an item itself, the first of a tuple or list, or of a dict (and of an npz file) the
-            entry named by `key`, else "x", else the only one.
-        scheme: "zscore", "minmax", "robust", "fixed", or an object: ZScore(ddof=1), FixedScale(0, 16).
-        pattern: which axes keep statistics of their own, such as "n c h w -> c". If it is left out:
-            "n ->" for 1 axis (but not for batches of an iterable), "n c -> c" for 2; "n c h w -> c" for 4
-            where the last axis is longer than 4, so that it is hardly the channels; every other shape
-            wants it said. FixedScale, which is the same for all features, takes any shape.
-        split: the name of the split that the samples come from, such as "train". It must be said.
-        nan: "raise" refuses NaN; "omit" leaves it out, feature by feature, and counts it (`nan_count`);
-            so with null, what a table has no value for (`null_count`). Infinity is always refused.
-        leak: True takes statistics from held-out data all the same, with a warning.
-        key: the entry of dicts, or the array of an npz file or a Zarr group, that is x.
-        missing_chunks: "raise" refuses a Zarr array that lacks a chunk; "fill" takes its fill value, for
-            arrays written without the chunks that hold nothing else.
-        convert: the mode "RGB", "L" or "RGBA", to which images are converted; without it all images have one
-            mode: RGB, L, RGBA, or I;16, which is uint16.
-        weights: how often each sample counts: an array of numbers, one per sample in their order, or the name
-            of a table's column, which is no feature then. Weights 2 and 0 are as if the sample came twice, or
-            not at all; real ones make counts real.
-        delimiter: what stands between the values of CSV files, as ";" or a tab.
-        skip_bad: whether files that cannot be read are left out and listed (`skipped`); else they are errors.
-        workers: how many shards are counted at once; by default one for every core. A map-style Dataset is
-            read in this process unless told so: more workers are processes, to which it is pickled.
-        memory: bytes that the shards being read may take together, beside blocks of 16 MB a worker.
-        engine: "local", or "ray", a cluster (extra `slabnorm[ray]`).
-        address: of the Ray cluster; by default the one this process is part of, else one started here.
-        ledger: a file that keeps what is counted, shard by shard, so that a fit that was killed goes on. It
-            stays; delete it when the statistics are saved. The data must be files.
-        resume: whether to go on with a ledger that is there.
-        progress: called after every shard with the bytes it had and the bytes of all (0 if unknown).
-        columns: the names of a table's columns to count; by default all that hold numbers. A column of lists
-            of numbers, all of one length, is the features `name[0]`, `name[1]`, ...
-        **sizes: sizes of split axes, as in `g=32`.
+            If an item is a tuple or list, its first entry is x. If it is a dict, or the file an npz, x is the
+            entry named by `key`, or else "x", or else the only entry.
+        scheme: What is computed. "zscore", "minmax", "robust", "fixed", or an object such as ZScore(ddof=1)
+            or FixedScale(0, 16).
+        pattern: Which axes keep statistics of their own, such as "n c h w -> c". Without it, one axis is read
+            as "n ->" (but not in batches of an iterable), two as "n c -> c", and four as "n c h w -> c" if
+            the last axis is longer than 4, so that it is hardly the channels. Every other shape needs a
+            pattern, unless the scheme is FixedScale, which is the same for all features.
+
+        split: Which data, continued. The name of the split that the samples come from, such as "train".
+            Required.
+        leak: True takes statistics from held-out data on purpose, with a warning.
+        key: The name of x among the entries of a dict, or the arrays of an npz file or a Zarr group.
+        columns: The names of the columns of a table to fit; by default all that hold numbers. A column of
+            lists of numbers, all of one length, becomes the features `name[0]`, `name[1]`, ...
+        convert: The mode to which images are converted: "RGB", "L" or "RGBA". Without it, all images must
+            have one mode: RGB, L, RGBA, or I;16, which is uint16.
+        delimiter: The character between the values of CSV files, such as ";" or a tab.
+        weights: How often each sample counts: an array with one number per sample in their order, or the name
+            of a column of the table, which is then not a feature. Weights 2 and 0 are as if the sample came
+            twice or not at all; with real weights, counts are real.
+        skip_bad: True leaves out files that cannot be read, and lists them in `skipped`. Otherwise they are
+            errors.
+        missing_chunks: "raise" refuses a Zarr array that lacks a chunk. "fill" uses its fill value instead,
+            for arrays written without the chunks that hold nothing else.
+
+        nan: What is computed, continued. "raise" refuses NaN, and null, which is what a table has no value
+            for. "omit" leaves them out, feature by feature, and counts them in `nan_count` and `null_count`.
+            Infinity is always refused.
+        **sizes: The sizes of axes in brackets, as in `g=32`.
+
+        workers: How the work is done. How many shards are counted at once; by default one for every core. A
+            map-style Dataset is read in this process unless this is more than 1; then it is pickled to worker
+            processes.
+        memory: The number of bytes that the shards being read may take together, besides blocks of 16 MB for
+            each worker.
+        engine: "local", or "ray" for a cluster (extra `slabnorm[ray]`).
+        address: The address of the Ray cluster; by default the one that this process is part of, or else a
+            new one on this machine.
+        ledger: A file that keeps the result of every shard, so that a fit that was killed can continue. It is
+            not deleted; delete it when the statistics are saved. The data must be files.
+        resume: True continues with a ledger that is there.
+        progress: A function that is called after every shard with its size in bytes and that of all shards (0
+            if unknown).
 
     Returns:
         An InputNorm on the CPU.
 
     Raises:
-        LeakageError: no split is named; or the name, or what the source says of itself (a file called
+        LeakageError: no split is named; or the name, or what the source says about itself (a file called
             test.npy, a folder test/ or split=test/, a Dataset with `train=False` or `split="test"`, also
-            inside a Subset), is that of a held-out split: validation, val, dev, test, eval, holdout,
-            testset, trainval, ..., or all of the data.
+            inside a Subset), is that of a held-out split (validation, val, dev, test, eval, holdout, testset,
+            trainval, ...) or of all of the data.
         DataError: the data cannot be read, are empty, differ in shape or dtype, or hold what cannot be
             normalised: complex numbers, objects, infinity, NaN and null under "raise", integers beyond 2^53.
-        LedgerError: the ledger is damaged, in use, of other data or other arguments.
-        ExtraError: a package that reads this kind of data is not installed.
-        OptionError: an argument out of its range, or a pattern that must be given.
+        LedgerError: the ledger is damaged, in use, or of other data or arguments.
+        ExtraError: the package that reads this kind of data is not installed.
+        OptionError: an argument is out of its range, or a pattern is needed.
         PatternError, ShapeError: the pattern is wrong, keeps the sample axis, or does not fit the data.
-        StatisticsError: a feature's scale leaves the range of float64.
+        StatisticsError: the scale of a feature is out of the range of float64.
 
     Warns:
-        DataWarning: constant features, which get scale 1; features whose scale is tiny beside their own
-            values; values outside a FixedScale's range; data of bool, unless cast to uint8; a loader that
-            leaves samples out or repeats some; held-out data under `leak=True`.
+        DataWarning: features are constant, and get scale 1; a scale is tiny compared with the values of the
+            feature; values lie outside the range of a FixedScale; data are bool; a loader leaves out samples
+            or repeats some; or statistics come from held-out data under `leak=True`.
 
     >>> import torch
     >>> from slabnorm.inputs import fit
@@ -143,7 +154,7 @@ def fit(
     """
     check_policy(nan)
     if not isinstance(skip_bad, bool):
-        raise OptionError("skip_bad is True or False", repr(skip_bad))
+        raise OptionError("skip_bad must be True or False", repr(skip_bad))
     effort = Effort(engine, workers, memory, _path(ledger), resume, address, progress)
     column = weights if isinstance(weights, str) else None
     origin = tuple(map(os.path.abspath, chain(paths_of(source), paths_of(None if column else weights))))
@@ -162,7 +173,7 @@ def fit(
     split = guard(split, source.hints, leak)
     opened = Opened(source, skip_bad)
     schema = opened.schema
-    if schema.dtype == "bool" and not schema.names:  # the columns of a table are warned of by their names
+    if schema.dtype == "bool" and not schema.names:  # the columns of a table have a warning of their own
         warn_of_flags(source.name)
     scheme = resolve(scheme, schema.dtype)
     chosen = _choose(
@@ -170,27 +181,29 @@ def fit(
     )
     if None in schema.sample:
         schema = opened.schema = schema.pinned(kept_axes(chosen, len(schema.sample)))
-    record = Record(
-        scheme, chosen.text, schema.sample, schema.dtype, split, 0, nan, leak, _plain_sizes(sizes)
-    )
+    plain = _plain_sizes(sizes)
+    record = Record(scheme, chosen.text, schema.sample, schema.dtype, split, 0, nan, leak, plain)
     with plain_tensors():
-        record.features()  # which finds what is wrong with the pattern, before anything is read
-    counting = opened.counting(
-        chosen.text, record.sizes, nan=nan, skip_bad=skip_bad, positions=POSITIONS if scheme.ranks else 0,
-        weights=given,
-    )  # fmt: skip
+        record.features()  # raises if anything is wrong with the pattern, before the data are read
+    positions = POSITIONS if scheme.ranks else 0
+    options = {"nan": nan, "skip_bad": skip_bad, "positions": positions, "weights": given}
+    counting = opened.counting(chosen.text, record.sizes, **options)
     tally = opened.count(counting, effort)
     with plain_tensors():
         shape = tally.moments.shape
-        names = schema.names if shape == (len(schema.names),) else ()  # pooled, columns have no names
+        names = schema.names if shape == (len(schema.names),) else ()  # pooled columns have no names
         check_values_left(tally.moments, source.name, names)
         found = replace(
-            record, samples=tally.samples, names=names, reader=source.reader,
+            record,
+            samples=tally.samples,
+            names=names,
+            reader=source.reader,
             skipped=len(tally.skipped),
             order=counting.order,
-            positions=_positions(tally, counting), content=f"{tally.content:016x}",
+            positions=_positions(tally, counting),
+            content=f"{tally.content:016x}",
             weights=_kind_of_weights(tally, counting),
-        )  # fmt: skip
+        )
         check_quantile_sample(tally.quantile_sample, source.name, names)
         quantiles = _quantiles(scheme, tally, found.weights)
         norm = InputNorm(found, tally.moments, tally.nan, tally.null, quantiles)
@@ -200,7 +213,7 @@ def fit(
 
 
 def _quantiles(scheme: Scheme, tally: Tally, weights: str) -> Tensor:
-    """Return the quantiles that a scheme reads, a row per rank."""
+    """Return the quantiles that a scheme reads, one row for each rank."""
     rows = np.empty((0, 1))
     if scheme.ranks and weights:
         rows = tally.quantile_sample.weighted_quantiles(scheme.ranks, weights == "whole")
@@ -216,9 +229,7 @@ def _kind_of_weights(tally: Tally, counting: Counting) -> str:
 
 
 def _positions(tally: Tally, counting: Counting) -> int:
-    """Return what a sample of positions is worth: fewer than there are, of weights that differ, and where
-    values are missing.
-    """
+    """Return how many values the sampled positions are worth: fewer with weights or missing values."""
     drawn = len(tally.quantile_sample.keys)
     every = tally.samples * counting.schema.values // max(1, tally.moments.mean.numel())
     if not drawn or drawn >= every:
@@ -233,18 +244,18 @@ def _path(ledger: Any) -> Path | None:
     try:
         return Path(ledger) if ledger else None
     except TypeError:
-        raise OptionError("the ledger is a path", repr(ledger)) from None
+        raise OptionError("ledger must be a path", repr(ledger)) from None
 
 
 def _plain_sizes(sizes: dict[str, int]) -> dict[str, int]:
-    # NumPy's integers are no JSON; what is no size at all is left for the pattern to refuse.
+    # JSON cannot hold NumPy's integers. Anything that is not an integer is refused later, by the pattern.
     return {name: int(size) if isinstance(size, Integral) else size for name, size in sizes.items()}
 
 
 def _choose(
     pattern: str | Pattern | None, scheme: Scheme, sample: tuple[int | None, ...], unit: str, known: str
 ) -> Pattern:
-    """Return the pattern, by default the one reading that the number of axes leaves."""
+    """Return the given pattern, or the only one that fits the number of axes."""
     if pattern is not None:
         return pattern if isinstance(pattern, Pattern) else parse(pattern)
     if not scheme.per_feature:
@@ -259,9 +270,9 @@ def _choose(
     if rank == 1:
         if unit == "batch":
             raise OptionError(
-                "batches of one axis are read as numbers, one sample each; that wants the pattern said",
-                "batches of one axis, and no pattern",
-                'pattern="n ->"; if each is one sample of several features, stack them: numpy.stack(list)',
+                "Batches of one axis can be read in two ways, and there is no pattern",
+                "one sample per number, or one sample of several features",
+                'give pattern="n ->" for the first; for the second, stack the samples with numpy.stack(list)',
             )
         return parse("n ->")
     readings = {
@@ -270,7 +281,7 @@ def _choose(
         5: ("n c d h w -> c", "n d h w c -> c"),
     }.get(rank, ("n c ... -> c", "n ... c -> c"))
     raise OptionError(
-        "the pattern says which axes keep statistics of their own; this shape can be read in several ways",
-        f"samples of shape {sample}, and no pattern",
-        f'as pattern="{readings[0]}", or pattern="{readings[1]}"',
+        "The data can be read in several ways, and there is no pattern",
+        f"samples of shape {sample}",
+        f'say which axes keep statistics of their own: pattern="{readings[0]}", or pattern="{readings[1]}"',
     )

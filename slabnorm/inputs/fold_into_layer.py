@@ -1,4 +1,4 @@
-"""Input scaling put into the weights of the layer that follows it, so that a model takes raw data."""
+"""Input scaling folded into the weights of the first layer, so that a model takes raw data."""
 
 from __future__ import annotations
 
@@ -13,35 +13,28 @@ from slabnorm.errors import OptionError
 if TYPE_CHECKING:
     from slabnorm.inputs.normalizer import InputNorm
 
-# Raw data that lie r scales from 0 cost r times the dtype's eps. float32 takes 1000, which is 1e-4 of the
-# spread; bfloat16 and float16, which round to 1e-2 and 1e-3 of it anyway, take 4, as far as pixels lie.
+# Raw data r scales away from 0 lose r times the dtype's eps. In float32, 1000 scales lose 1e-4 of the spread.
+# bfloat16 and float16, which round to 1e-2 and 1e-3 of it anyway, are allowed 4 scales, enough for pixels.
 OFFSET = 1000
 _LOST = OFFSET * torch.finfo(torch.float32).eps
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def fold(norm: InputNorm, layer: nn.Module) -> Any:
-    """Return a copy of a layer that does what `layer(norm(x))` does, see `InputNorm.fold_into`."""
+    """Return a copy of a layer that computes `layer(norm(x))`, see `InputNorm.fold_into`."""
     if type(layer) not in (nn.Linear, *_CONVOLUTIONS) or not isinstance(layer.weight, nn.Parameter):
-        raise _refused("the layer after it is a Linear or a Conv1d to Conv3d", type(layer).__name__)
+        raise _refused("the layer is not a Linear or a Conv1d to Conv3d", type(layer).__name__)
     given: Any = layer
     if given.weight.is_meta or norm.scale.is_meta:
-        raise _refused(
-            "there are numbers to work with", "weights or statistics on the device meta", "load them"
-        )
+        raise _refused("weights or statistics are on the meta device, without values", "", "load them first")
     if set(given._parameters) != {"weight", "bias"} or "forward" in vars(given) or _hooked(given):
-        raise _refused("it is as torch makes it", "a layer with hooks, pruned, or with another forward")
+        raise _refused("the layer has hooks, is pruned, or has another forward")
     kept = norm.record.features()
     if isinstance(layer, _CONVOLUTIONS) and not kept.any_rank and len(kept.sample) != weight_rank(given) - 1:
-        raise _refused(
-            "batches have the axes that the layer takes", f'"{norm.pattern}" for {given}', "name every axis"
-        )
+        got = f'"{norm.pattern}" for {given}'
+        raise _refused("batches do not have the axes that the layer takes", got, "name every axis")
     if norm.scheme.clip is not None:
-        raise OptionError(
-            "a layer's weights cannot clip",
-            f"clip={norm.scheme.clip}",
-            "fit without it, or keep the InputNorm",
-        )
+        raise _refused("the weights of a layer cannot clip", f"clip={norm.scheme.clip}", "fit without clip")
     span, low = norm.scheme.target
     factor = span / norm.scale
     offset = low - (norm.shift + norm.shift_low) * factor
@@ -49,7 +42,7 @@ def fold(norm: InputNorm, layer: nn.Module) -> Any:
     factor, offset = (_per_input(t, norm, layer, inputs) for t in (factor, offset))
     if isinstance(layer, _CONVOLUTIONS) and bool((offset != 0).any()) and _pads_zeros(given):
         raise _refused(
-            "a convolution that pads with zeros pads the scaled data: raw data have another number there",
+            "the convolution pads scaled data with zeros, which are other values in raw data",
             f"padding={given.padding!r}, and 0 is not scaled to 0",
             "keep the InputNorm, or train with padding=0 or padding_mode='replicate'",
         )
@@ -68,11 +61,11 @@ def fold(norm: InputNorm, layer: nn.Module) -> Any:
 
 
 def take_integers(layer: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    """Turn a batch of integers into the dtype of a layer's weight; a forward pre-hook.
+    """Convert a batch of integers to the dtype of a layer's weight. This is a forward pre-hook.
 
-    A layer of torch refuses them, and raw pixels are integers. The batch is given by its position. A hook
-    leaves the layer's type and the keys of its state_dict as they are. bfloat16 holds integers to 256,
-    float16 to 2048: larger ones are rounded.
+    Layers of torch refuse integers, and raw pixels are integers. A hook changes neither the type of the layer
+    nor the keys of its state_dict. The batch must be a positional argument. bfloat16 holds integers up to 256
+    and float16 up to 2048; larger ones are rounded.
     """
     x = args[0] if args else None
     if not isinstance(x, Tensor) or x.is_floating_point() or x.is_complex():
@@ -81,7 +74,7 @@ def take_integers(layer: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
 
 
 def weight_rank(layer: Any) -> int:
-    """Return how many axes a layer's weight has, which is how many its batches have."""
+    """Return the number of axes of a layer's weight, which is also that of its batches."""
     return int(layer.weight.dim())
 
 
@@ -92,36 +85,36 @@ def _hooked(layer: nn.Module) -> bool:
 
 
 def _check(folded: Any, weight: Tensor, shifts: Tensor) -> None:
-    """Raise OptionError where the layer's dtype does not hold its weights, or the data's offset."""
+    """Raise OptionError if the layer's dtype cannot hold its new weights, or loses digits of the data."""
     new, bias = folded.weight.detach(), folded.bias.detach()
     if not bool(new.isfinite().all() & bias.isfinite().all()) or bool(((new == 0) & (weight != 0)).any()):
-        raise _refused("its weights hold the scale of the data", f"a scale that leaves {new.dtype}")
+        raise _refused(f"the scale of the data is out of the range of {new.dtype}")
     most = max(_LOST / torch.finfo(new.dtype).eps, 4.0)
     if new.dtype != torch.float64 and float(shifts.abs().max()) > most:
         raise _refused(
-            f"raw data lie within {most:.4g} of their scale from 0: farther away, {new.dtype} loses digits",
-            f"an offset of {float(shifts.abs().max()):.3g} times the scale",
+            f"the data lie so far from 0 that {new.dtype} loses digits",
+            f"{float(shifts.abs().max()):.3g} times their scale; up to {most:.4g} times is allowed",
             "keep the InputNorm, which subtracts exactly",
         )
 
 
 def _per_input(values: Tensor, norm: InputNorm, layer: nn.Module, inputs: int) -> Tensor:
-    """Return one number per input channel or feature of the layer."""
+    """Return one number for each input channel or feature of the layer."""
     pattern = norm.pattern
     if values.dim() == 0:
         return values.expand(inputs)
     axis = -1 if isinstance(layer, nn.Linear) else 1
     if pattern.right != (pattern.left[axis],) or len(pattern.right[0]) != 1 or values.shape != (inputs,):
         raise _refused(
-            f"statistics are one per input of the layer, or one in all: {inputs} of them along axis {axis}",
-            f'"{pattern}", statistics of shape {tuple(values.shape)}',
-            "keep the InputNorm in front of the layer",
+            "the statistics are neither one per input of the layer nor one for all",
+            f'"{pattern}" with statistics of shape {tuple(values.shape)}; the layer has {inputs} inputs '
+            f"along axis {axis}",
         )
     return values
 
 
 def _spread(weight: Tensor, values: Tensor, layer: Any) -> Tensor:
-    """Return the numbers that meet each weight: (outputs, inputs of its group, 1, ...)."""
+    """Return numbers in the shape in which they multiply the weight: (outputs, inputs of a group, 1, ...)."""
     groups = getattr(layer, "groups", 1)
     per_group = values.to(weight).reshape(groups, 1, -1).expand(groups, len(weight) // groups, -1)
     return per_group.reshape(*weight.shape[:2], *(1,) * (weight.dim() - 2))
@@ -135,5 +128,5 @@ def _pads_zeros(layer: Any) -> bool:
     return any(layer.padding)
 
 
-def _refused(rule: str, got: str, fix: str = "") -> OptionError:
-    return OptionError(f"to fold scaling into a layer, {rule}", got, fix)
+def _refused(why: str, got: str = "", fix: str = "keep the InputNorm in front of the layer") -> OptionError:
+    return OptionError(f"The scaling cannot be folded into the layer: {why}", got, fix)

@@ -1,4 +1,4 @@
-"""InputNorm: fitted statistics as a frozen layer, raw data in, normalised data out."""
+"""InputNorm: fitted statistics as a frozen layer that takes raw data and returns normalised data."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from slabnorm.inputs.quantile_sample import rank_error
 from slabnorm.inputs.record import Record
 from slabnorm.inputs.schemes import Scheme
 from slabnorm.inputs.sketch import Sketch
-from slabnorm.inputs.validation import AFFINE, MOMENTS, check_state
-from slabnorm.mergeable_moments import Moments
+from slabnorm.mergeable_moments import FIELDS, Moments
 from slabnorm.notation import Pattern, parse
 
-CLOSE = 1e-9  # relative
-# Integers that float32 holds without rounding, and floats that are worked on in it.
-_NARROW = frozenset({torch.float32, torch.float16, torch.bfloat16, torch.bool} | {
-    torch.uint8, torch.int8, torch.int16, torch.uint16
-})  # fmt: skip
-_KEPT = frozenset((torch.float32, torch.float64, torch.float16, torch.bfloat16))
+# The buffers of an InputNorm: its statistics, and what the scheme makes of them.
+AFFINE = ("shift", "shift_low", "scale")
+CLOSE = 1e-9  # the largest relative difference between shift and scale and what the moments give
+_KEPT = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
+# Floats that are computed in float32, and integers that float32 holds without rounding.
+_INTEGERS = frozenset({torch.bool, torch.uint8, torch.int8, torch.int16, torch.uint16})
+_NARROW = (_KEPT - {torch.float64}) | _INTEGERS
 
 Values = TypeVar("Values", Tensor, np.ndarray)
 
@@ -57,45 +57,46 @@ def denormalise(
 class InputNorm(nn.Module):
     """Normalise raw inputs with statistics fitted on the training split; make one with `slabnorm.fit`.
 
-        forward:  y = ((x - shift) - shift_low) / scale * span + low, ended at the scheme's `clip`
+        forward:  y = ((x - shift) - shift_low) / scale * span + low, cut off at the scheme's `clip`
         inverse:  x = (y - low) / span * scale + shift_low + shift
 
-    One shift and scale per feature, the right side of the pattern. Nothing here is trained, and train
-    and eval mode are the same.
+    There is one shift and one scale for each feature, which the right side of the pattern names. Nothing
+    here is trained, and train and eval mode are the same.
 
-    dtypes: floats come out as they went in, integers and bool in the dtype that the layer was cast to,
-    float32 at first: in a model after `.bfloat16()` or `.half()` the next layer takes them. float16 and
-    bfloat16 are worked on in float32 and rounded once; float64 and integers of 32 and 64 bits in float64.
+    dtypes: Floats keep their dtype. Integers and bool come out in the dtype that the layer was cast to, which
+    is float32 at first; after `model.bfloat16()` or `model.half()`, the next layer gets what it needs.
+    float16 and bfloat16 are computed in float32 and rounded once; float64 and integers of 32 and 64 bits in
+    float64.
 
-    Accuracy: float32 is within 1e-6 * max(1, abs(y)) of the float64 result however large the offset,
-    because the shift is subtracted as two float32 numbers. `inverse(forward(x))` is x within 4 units in
-    the last place of the largest of abs(x), abs(shift) and scale of its feature, for output ranges that
-    are not narrow beside their distance from 0.
+    Accuracy: In float32 the result is within 1e-6 * max(1, abs(y)) of the exact one, however far the data are
+    from 0, because the shift is subtracted as two float32 numbers. `inverse(forward(x))` is x within 4 units
+    in the last place of the largest of abs(x), abs(shift) and scale of its feature, unless the output range
+    is narrow compared with its distance from 0.
 
-    All statistics are float64 buffers. They travel in the `state_dict`, follow `.to(device)`, and stay
+    All statistics are float64 buffers. They are in the `state_dict`, move with `.to(device)`, and stay
     float64 under `.half()`, `.bfloat16()` and `.to(dtype)`.
 
     Args:
         record: how the statistics were fitted.
-        moments: the statistics, of the shape of the pattern's right side.
-        nan_count: NaN left out of them, per feature; None for none.
-        null_count: values that were missing altogether, as in a table, per feature; None for none.
-        quantiles: those that the scheme reads, a row per rank; None for none.
+        moments: the statistics, in the shape of the pattern's right side.
+        nan_count: how many NaN of each feature were left out; None for none.
+        null_count: how many values of each feature were missing, as in a table; None for none.
+        quantiles: the quantiles that the scheme reads, one row for each rank; None for none.
 
     Attributes:
-        record: scheme, pattern, split, dtype, samples and more; see Record.
-        shift, shift_low, scale: buffers of the formula above.
-        nan_count, null_count: buffers, what was left out when fitting, per feature.
-        quantiles: buffer, of the scheme's ranks.
-        sketch: hashes of the samples, by which `audit` finds them in other data; not in the state_dict.
-        out_dtype: what integers come out as; follows casts of the layer.
-        skipped: files that could not be read and were left out, and why; only after `fit`.
-        origin: paths and patterns of the data, only after `fit`: no output takes their place.
+        record: scheme, pattern, split, dtype, number of samples and more; see Record.
+        shift, shift_low, scale: the buffers of the formula above.
+        nan_count, null_count: buffers with the number of values of each feature that were left out.
+        quantiles: a buffer with the quantiles that the scheme reads.
+        sketch: hashes of samples, by which `audit` finds them in other data; not in the state_dict.
+        out_dtype: the dtype in which integers come out; it follows casts of the layer.
+        skipped: the files that could not be read and were left out, with the reason; only after `fit`.
+        origin: the paths and patterns of the data, which no output may overwrite; only after `fit`.
         loaded_from: the path of the artifact; only after `load`.
 
     Raises:
         ShapeError: the moments do not have the shape of the pattern's right side.
-        StatisticsError: a feature's scale is not a positive float64.
+        StatisticsError: the scale of a feature is not a positive float64.
 
     >>> from slabnorm.inputs import fit
     >>> norm = fit(torch.tensor([[1.0, 10.0], [3.0, 30.0]]), "zscore", split="train")
@@ -133,15 +134,15 @@ class InputNorm(nn.Module):
         self._describe(record)
         if moments.shape != self._features.shape:
             raise ShapeError(
-                f'moments for "{record.pattern}" have shape {self._features.shape}',
-                str(moments.shape),
-                "take them with the same pattern and sizes",
+                f'moments has shape {moments.shape}, but "{record.pattern}" needs {self._features.shape}',
+                "",
+                "compute them with the same pattern and sizes",
             )
         read = moments.mean.new_empty((0, *moments.shape)) if quantiles is None else quantiles.clone()
         affine = record.scheme.affine(moments, read)
         for name in AFFINE:
             self.register_buffer(name, getattr(affine, name))
-        for name in MOMENTS:
+        for name in FIELDS:
             # A copy: load_state_dict writes into it.
             self.register_buffer(f"moments_{name}", getattr(moments, name).clone())
         for name, missing in (("nan_count", nan_count), ("null_count", null_count)):
@@ -152,21 +153,24 @@ class InputNorm(nn.Module):
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any], prefix: str = "") -> InputNorm:
-        """Return the InputNorm whose `state_dict` this is, or is part of under a prefix such as "norm.".
+        """Return the InputNorm of a `state_dict`, which may be that of a whole model.
+
+        Args:
+            state: the state_dict.
+            prefix: what stands before the names of the InputNorm in it, such as "norm.".
 
         Raises:
             StatisticsError: an entry is missing or damaged.
         """
-        missing = [key for key in ("_extra_state", *(f"moments_{name}" for name in MOMENTS), *AFFINE)
-                   if not isinstance(state.get(prefix + key), Tensor)]  # fmt: skip
-        if missing:
-            raise StatisticsError(
-                "the state_dict of an InputNorm holds its record and its moments",
-                f"no {prefix + missing[0]!r}",
-                "give the prefix under which the InputNorm lies, such as 'norm.'",
-            )
+        for key in ("_extra_state", *(f"moments_{name}" for name in FIELDS), *AFFINE):
+            if not isinstance(state.get(prefix + key), Tensor):
+                raise StatisticsError(
+                    f"The state_dict has no tensor {prefix + key!r}, which an InputNorm needs",
+                    "",
+                    "give the prefix under which the InputNorm lies in it, such as prefix='norm.'",
+                )
         record = Record.from_tensor(state[prefix + "_extra_state"])
-        found = (state[f"{prefix}moments_{name}"].cpu().clone() for name in MOMENTS)
+        found = (state[f"{prefix}moments_{name}"].cpu().clone() for name in FIELDS)
         moments = Moments(*found, weighted=record.weights == "real")
         norm = cls(record, moments, quantiles=state.get(prefix + "quantiles"))
         inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
@@ -175,12 +179,12 @@ class InputNorm(nn.Module):
 
     @property
     def scheme(self) -> Scheme:
-        """The scheme that turned the moments into shift and scale."""
+        """The scheme that made shift and scale of the moments."""
         return self.record.scheme
 
     @property
     def pattern(self) -> Pattern:
-        """The pattern that says what a feature is."""
+        """The pattern that says which axes are features."""
         return parse(self.record.pattern)
 
     @property
@@ -190,7 +194,7 @@ class InputNorm(nn.Module):
 
     @property
     def samples(self) -> int:
-        """Number of samples that the statistics come from."""
+        """The number of samples that the statistics come from."""
         return self.record.samples
 
     @property
@@ -200,29 +204,29 @@ class InputNorm(nn.Module):
 
     @property
     def rank_error(self) -> float:
-        """By how much the ranks of `quantiles` may be off, with 99% probability."""
+        """The largest error of the ranks of `quantiles`, with 99% probability."""
         record, values = self.record, int((self.count + self.nan_count + self.null_count).max())
-        if record.weights:  # whose samples are all of one size
+        if record.weights:  # then all samples have one size
             values = record.samples * prod(size or 1 for size in record.sample) // self.scale.numel()
         return rank_error(record.positions, values)
 
     @property
     def moments(self) -> Moments:
         """The fitted statistics."""
-        found = (getattr(self, f"moments_{name}") for name in MOMENTS)
+        found = (getattr(self, f"moments_{name}") for name in FIELDS)
         return Moments(*found, weighted=self.record.weights == "real")
 
     @property
     def count(self) -> Tensor:
-        """Number of values behind each feature's statistics; where they have weights, their sum."""
+        """The number of values of each feature, or the sum of their weights."""
         return self.moments.count
 
-    if TYPE_CHECKING:  # Module's own returns Any
+    if TYPE_CHECKING:  # that of Module returns Any
 
         def __call__(self, x: Tensor) -> Tensor: ...
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the normalised batch, of x's shape and memory format.
+        """Return the normalised batch, in the shape and memory order of x.
 
         Raises:
             ShapeError: the batch does not have the fitted features.
@@ -236,7 +240,7 @@ class InputNorm(nn.Module):
         return y.to(out)
 
     def inverse(self, y: Tensor) -> Tensor:
-        """Return the batch that `forward` maps to y: in the units of the data, as floats.
+        """Return the batch that `forward` maps to y, in the units of the data, as floats.
 
         Raises:
             ShapeError: the batch does not have the fitted features.
@@ -247,16 +251,18 @@ class InputNorm(nn.Module):
         return denormalise(y.to(work) - self._target[1], shift, low, scale, self._target).to(out)
 
     def fold_into(self, layer: nn.Module) -> nn.Module:
-        """Return a layer that takes raw data: `layer(norm(x))` in one, at no cost.
+        """Return a layer that takes raw data and computes `layer(norm(x))` at no extra cost.
 
             weight' = weight * span / scale        bias' = bias + sum(weight * (low - shift * span / scale))
 
-        Worked out in float64 and rounded once. `layer` is a Linear or Conv1d to Conv3d, and stays as it is.
-        What is returned takes integers, such as uint8 pixels, too: a forward pre-hook converts them.
+        The weights are computed in float64 and rounded once. `layer` must be a Linear or a Conv1d to Conv3d;
+        it stays as it is. The new layer also takes integers such as uint8 pixels, which a forward pre-hook
+        converts.
 
         Raises:
-            OptionError: it cannot be done exactly: another layer; statistics that are not one per input
-                channel, or one in all; a convolution that pads with zeros where 0 is not scaled to 0.
+            OptionError: it cannot be done exactly. The layer is of another class; the statistics are neither
+                one per input channel nor one for all; or a convolution pads with zeros where 0 is not scaled
+                to 0.
 
         >>> from slabnorm.inputs import fit
         >>> norm = fit(torch.tensor([[1.0, 10.0], [3.0, 30.0]]), "zscore", split="train")
@@ -270,7 +276,7 @@ class InputNorm(nn.Module):
         return folded
 
     def extra_repr(self) -> str:
-        """Say in one line what was fitted, on what, and what came out."""
+        """Return in one line what was fitted, on which data, and the results."""
         m = self.moments
         if m.mean.is_meta:
             return f"{self.scheme}, {self.record.pattern!r}, split={self.split!r}, without values"
@@ -303,9 +309,9 @@ class InputNorm(nn.Module):
         self._target, self._clip = record.scheme.target, record.scheme.clip
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> InputNorm:
-        """Let statistics follow a device, but no cast: it says what integers come out as."""
+        """Move the statistics to a device, but never cast them: a cast sets the dtype for integers only."""
         before = dict(self._buffers)
-        self.out_dtype = fn(torch.empty(0, dtype=self.out_dtype)).dtype  # what a cast asks for
+        self.out_dtype = fn(torch.empty(0, dtype=self.out_dtype)).dtype  # the dtype of the cast
         super()._apply(fn, recurse)
         for name, old in before.items():
             new = self._buffers[name]
@@ -314,24 +320,26 @@ class InputNorm(nn.Module):
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """Check everything before anything changes."""
+        """Load statistics, after everything has been checked."""
         given = {name: state_dict[prefix + name] for name in self._buffers if prefix + name in state_dict}
         for name, value in given.items():
             old = self._buffers[name]
             if old is not None and (not isinstance(value, Tensor) or value.shape != old.shape):
+                found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
                 raise ShapeError(
-                    f'{prefix}{name} has shape {tuple(old.shape)} for "{self.record.pattern}"',
-                    str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__,
+                    f'{prefix}{name} must have shape {tuple(old.shape)} for "{self.record.pattern}"',
+                    found,
                     "load statistics of the same features, or use InputNorm.from_state_dict",
                 )
-        check_state(given, prefix)
+        _check_state(given, prefix)
         extra = state_dict.get(prefix + "_extra_state")
         record = self.record if extra is None else Record.from_tensor(extra)
         if record.pattern != self.record.pattern or record.sizes != self.record.sizes:
+            others, mine = ((r.pattern, r.sizes) if r.sizes else r.pattern for r in (record, self.record))
             raise StatisticsError(
-                f'these statistics are for "{self.record.pattern}"',
-                f'a state_dict for "{record.pattern}"',
-                "use InputNorm.from_state_dict, which takes the pattern from there",
+                "The state_dict was fitted with another pattern, or other sizes",
+                f"{others!r}, not {mine!r}",
+                "use InputNorm.from_state_dict, which takes the pattern from the state_dict",
             )
         self._check_affine(given, record, prefix)
         if "moments_count" in given:
@@ -341,31 +349,31 @@ class InputNorm(nn.Module):
             state_dict[prefix + name] = value.to(getattr(self, name).dtype)
         before = self.record.content
         super()._load_from_state_dict(state_dict, prefix, *rest)
-        if record.content != before:  # what was kept of other samples says nothing of these
+        if record.content != before:  # the sketch is that of other samples
             self.sketch, self.skipped = Sketch(), ()
         self._note_range()
 
     def _check_affine(self, given: dict[str, Tensor], record: Record, prefix: str) -> None:
-        """Raise StatisticsError unless shift and scale are those that the moments give."""
+        """Raise StatisticsError unless shift and scale follow from the moments."""
         both = {name: given.get(name, old) for name, old in self._buffers.items() if old is not None}
         exact = all(value.dtype in (torch.float64, torch.int64) for value in both.values())
         if not exact or any(value.is_meta for value in both.values()):
             return
         values = {name: value.cpu() for name, value in both.items()}
-        moments = Moments(*(values[f"moments_{name}"] for name in MOMENTS), weighted=record.weights == "real")
+        moments = Moments(*(values[f"moments_{name}"] for name in FIELDS), weighted=record.weights == "real")
         wanted = record.scheme.affine(moments, values["quantiles"])
-        # Another release may round them otherwise.
+        # Another release may round them differently.
         away = (values["shift"] - wanted.shift) + (values["shift_low"] - wanted.shift_low)
         wrong = (away.abs() > CLOSE * wanted.scale) | ((values["scale"] / wanted.scale - 1).abs() > CLOSE)
         if bool(wrong.any()):
             raise StatisticsError(
-                "shift and scale are what the scheme makes of the moments",
-                f"a state_dict in which {prefix}shift or {prefix}scale is of other statistics",
+                f"{prefix}shift and {prefix}scale do not follow from the moments",
+                "a state_dict with parts of several InputNorms",
                 "load the whole state_dict of one InputNorm",
             )
 
     def _note_range(self) -> None:
-        """Note whether float32 holds shift and scale with room to spare; known here, not per call."""
+        """Note once, not at every call, whether float32 holds shift and scale with room to spare."""
         if self.scale.is_meta:
             self._narrow = True
             return
@@ -373,26 +381,48 @@ class InputNorm(nn.Module):
         self._narrow = largest < 1e30 and float(self.scale.min()) > 1e-30
 
     def _dtypes(self, x: Tensor) -> tuple[torch.dtype, torch.dtype]:
-        """Check a batch; return the dtype to work in, and that to return."""
+        """Check a batch; return the dtype to compute in, and the dtype of the result."""
         if not isinstance(x, Tensor) or x.is_complex() or x.layout != torch.strided:
             got = f"{x.dtype}, {x.layout}" if isinstance(x, Tensor) else type(x).__name__
-            raise DtypeError(
-                "a batch is a dense tensor of real numbers", got, "convert it, as with torch.as_tensor"
-            )
+            problem = "The batch must be a dense tensor of real numbers"
+            raise DtypeError(problem, got, "convert it, for instance with torch.as_tensor")
         self._features.check(x.shape)
         out = x.dtype if x.dtype in _KEPT else self.out_dtype
         narrow = self._narrow and x.dtype in _NARROW and out != torch.float64
         return torch.float32 if narrow else torch.float64, out
 
     def _values(self, work: torch.dtype, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return shift, the rest of the shift, and scale, ready to meet a batch of this rank."""
+        """Return the two parts of the shift, and the scale, in shapes that broadcast with a batch."""
         shift = self.shift.to(work)
         low = (self.shift - shift.double() + self.shift_low).to(work)
         spread = self._features.spread
         return spread(shift, rank), spread(low, rank), spread(self.scale.to(work), rank)
 
 
+def _check_state(given: dict[str, Tensor], prefix: str) -> None:
+    """Raise StatisticsError unless shift, scale and moments are such as a fit can give.
+
+    Args:
+        given: entries of a state_dict by the names of the buffers; some may be missing.
+        prefix: what stands before these names in the state_dict, for messages.
+    """
+    for name in AFFINE:
+        if name in given and given[name].device.type != "meta":
+            wide = given[name].double()
+            bad = ~torch.isfinite(wide) | ((wide <= 0) & (name == "scale"))
+            if bool(bad.any()):
+                limits = "finite and above 0" if name == "scale" else "finite"
+                raise StatisticsError(
+                    f"{prefix}{name} must be {limits}",
+                    f"{wide[bad][0].item()}",
+                    "the file is damaged, or a training run diverged: fit again",
+                )
+    if all(f"moments_{name}" in given for name in FIELDS):
+        counts = given["moments_count"]
+        Moments(*(given[f"moments_{name}"] for name in FIELDS), weighted=counts.is_floating_point())
+
+
 def _ends(values: Tensor) -> str:
-    """Return the range of values as text: "0.1..2.5", or one number."""
+    """Return the range of values as text, such as "0.1..2.5", or the one value."""
     low, high = f"{float(values.min()):.6g}", f"{float(values.max()):.6g}"
     return low if low == high else f"{low}..{high}"

@@ -1,4 +1,4 @@
-"""What a fit was, beside its numbers: a plain record that travels in the state_dict as JSON."""
+"""How statistics were fitted: a plain record, which travels in the state_dict as JSON."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from slabnorm.inputs.features import Features
 from slabnorm.inputs.schemes import Scheme, from_plain, to_plain
 from slabnorm.notation import parse
 
-# JSON that all readers agree about: written in one form, and read without what the standard leaves open.
+# JSON as every program reads it alike: written in one form, and read without what the standard leaves open.
 
 
 def write(plain: Any) -> str:
-    """Return one line of ASCII: keys sorted, no spaces, every number with the digits that give it back.
+    """Return a value as one line of ASCII: sorted keys, no spaces, and enough digits to read numbers back.
 
     Raises:
-        ValueError: NaN or infinity, which JSON does not have.
-        TypeError: what is no JSON.
+        ValueError: the value holds NaN or infinity, which JSON does not have.
+        TypeError: the value cannot be written as JSON.
     """
     return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
 def read(text: str) -> Any:
-    """Return what JSON says.
+    """Return the value that a JSON text holds.
 
     Raises:
-        ValueError: no JSON, a key given twice, NaN, infinity, or a number beyond float64.
-        RecursionError: nested too deeply.
+        ValueError: the text is not JSON, or has a key twice, NaN, infinity, or a number beyond float64.
+        RecursionError: the text is nested too deeply.
     """
 
     def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in found]
         if len(set(keys)) < len(keys):
-            raise ValueError(f"a key twice in JSON: {', '.join(keys)[:200]}")
+            raise ValueError(f"the JSON has a key twice: {', '.join(keys)[:200]}")
         return dict(found)
 
     def constant(name: str) -> Any:
-        raise ValueError(f"{name} in JSON")
+        raise ValueError(f"the JSON holds {name}")
 
     def number(written: str) -> float:
         value = float(written)
@@ -52,33 +52,31 @@ def read(text: str) -> Any:
     return json.loads(text, object_pairs_hook=pairs, parse_constant=constant, parse_float=number)
 
 
-# What a fit was, beside its numbers: a plain record that travels in the state_dict as JSON.
-
 VERSION = 1
 
 
 @dataclass(frozen=True)
 class Record:
-    """How an InputNorm came to be.
+    """How an InputNorm was fitted.
 
     Attributes:
-        scheme: from Moments to shift and scale.
+        scheme: how shift and scale follow from the statistics.
         pattern: the text of the pattern.
-        sizes: the sizes of split axes.
-        sample: the shape of one sample; None for a size in which samples differ.
-        dtype: the data's dtype, such as "uint8".
-        split: the split's name as given to `fit`.
-        leak: whether `fit` was told to take held-out data.
-        nan: the NaN policy, "raise" or "omit".
-        samples: number of samples read.
-        names: of the features, where the data have names for them, as the columns of a table.
-        reader: what read the data, with its version, where that matters: images differ by their decoder.
-        skipped: how many files or parts of files could not be read and were left out.
-        order: the axes of a sample in the order in which it was hashed; () for their own.
-        positions: values of each feature that quantiles come from; 0 for a scheme without quantiles.
-        weights: "" if every sample counts 1, "whole" or "real" if each counts its weight; then `samples` are
-            those whose weight is not 0.
-        content: the sum of all samples' hashes modulo 2^64, in hexadecimal: other data, another sum.
+        sizes: the sizes of axes in brackets.
+        sample: the shape of one sample; None for an axis along which samples differ in size.
+        dtype: the dtype of the data, such as "uint8".
+        split: the name of the split, as given to `fit`.
+        leak: whether `fit` was given `leak=True`.
+        nan: what `fit` did with NaN, "raise" or "omit".
+        samples: the number of samples that were read.
+        names: the names of the features where the data have names for them, such as a table's columns.
+        reader: the library that decoded the data, with its version, where the values depend on it (images).
+        skipped: the number of files, or parts of files, that could not be read and were left out.
+        order: the order in which the axes of a sample were hashed; () for their own order.
+        positions: the number of values of each feature that the quantiles come from; 0 for a scheme without.
+        weights: "" if every sample counts once; "whole" or "real" if each counts by its weight; `samples`
+            then counts those whose weight is not 0.
+        content: the sum of the hashes of all samples modulo 2^64, in hexadecimal; other data have another.
     """
 
     scheme: Scheme
@@ -100,11 +98,11 @@ class Record:
 
     @property
     def count_dtype(self) -> torch.dtype:
-        """The dtype of counts: sums of real weights are float64."""
+        """The dtype of counts: int64, or float64 where they are sums of real weights."""
         return torch.float64 if self.weights == "real" else torch.int64
 
     def features(self) -> Features:
-        """Return where the fitted values lie in a batch."""
+        """Return where the features lie in a batch."""
         return Features.of(parse(self.pattern), self.sample, tuple(sorted(self.sizes.items())))
 
     def to_plain(self) -> dict[str, Any]:
@@ -123,30 +121,31 @@ class Record:
 
         Raises:
             ValueError: a field is missing, unknown, of another type or out of range.
-            SlabError: the scheme or the pattern cannot be.
+            SlabError: the scheme or the pattern is wrong.
         """
         if not isinstance(plain, dict) or plain.keys() != _TYPES.keys():
-            raise ValueError(f"a record has the fields {', '.join(_TYPES)}")
+            raise ValueError(f"the record does not have the fields {', '.join(_TYPES)}")
         for name, kind in _TYPES.items():
             if type(plain[name]) is not kind:
                 raise ValueError(f"{name} is {plain[name]!r:.80}, not of type {kind.__name__}")
         numbers = [plain["samples"], plain["skipped"], plain["positions"], *plain["sizes"].values()]
         numbers += [size for size in plain["sample"] if size is not None]
         if not all(type(number) is int and number >= 0 for number in numbers):
-            raise ValueError("samples, sample and sizes are integers, 0 or more")
+            raise ValueError("a number of samples, or a size, is not an integer of 0 or more")
         if len(plain["sample"]) > 64 or len(plain["pattern"]) > 4096:
-            raise ValueError(f"{len(plain['sample'])} axes, a pattern of {len(plain['pattern'])} characters")
+            axes, length = len(plain["sample"]), len(plain["pattern"])
+            raise ValueError(f"there are {axes} axes, or a pattern of {length} characters, which is too many")
         if not all(type(name) is str for name in plain["names"]):
-            raise ValueError("names are strings")
+            raise ValueError("a name is not a string")
         if plain["order"] and (
             not all(type(axis) is int for axis in plain["order"])
             or sorted(plain["order"]) != list(range(len(plain["sample"])))
         ):
-            raise ValueError("order has every axis of a sample once")
+            raise ValueError("order does not have every axis of a sample once")
         if plain["nan"] not in ("raise", "omit"):
             raise ValueError(f"nan is {plain['nan']!r:.80}, not raise or omit")
         if plain["weights"] not in ("", "whole", "real"):
-            raise ValueError(f"weights are {plain['weights']!r:.80}, not whole or real")
+            raise ValueError(f"weights is {plain['weights']!r:.80}, not whole or real")
         fields = {
             **plain,
             "scheme": from_plain(plain["scheme"]),
@@ -157,7 +156,7 @@ class Record:
         record = cls(**fields)
         shape = record.features().shape  # the pattern must fit the sample
         if record.names and len(record.names) != math.prod(shape):
-            raise ValueError(f"{len(record.names)} names for features of shape {shape}")
+            raise ValueError(f"there are {len(record.names)} names for features of shape {shape}")
         return record
 
     def to_tensor(self) -> Tensor:
@@ -171,18 +170,17 @@ class Record:
         """Return the record that `to_tensor` wrote.
 
         Raises:
-            StatisticsError: it is damaged, or of another version.
+            StatisticsError: the tensor is damaged, or of another version.
         """
         try:
             plain = json.loads(bytes(tensor.cpu().to(torch.uint8).tolist()).decode())
             version = plain.pop("version")
             if version != VERSION:
-                raise ValueError(f"version {version!r}, this slabnorm reads {VERSION}")
+                raise ValueError(f"it is of version {version!r}, and this slabnorm reads {VERSION}")
             return cls.from_plain(plain)
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError, SlabError) as error:
-            raise StatisticsError(
-                "the extra state of an InputNorm is the record that slabnorm wrote", f"{error}", "fit again"
-            ) from error
+            problem = "The extra state of the InputNorm is damaged"
+            raise StatisticsError(problem, f"{error}", "fit again") from error
 
 
 _TYPES = {

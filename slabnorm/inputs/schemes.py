@@ -1,11 +1,15 @@
-"""The schemes: from the statistics of a data set to a shift and a scale."""
+"""The schemes: how the statistics of a data set become a shift and a scale.
+
+    y = (x - shift) / scale * span + low
+
+A scheme is a small frozen object. It reads statistics, never data, and returns an Affine.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
-from difflib import get_close_matches
 from statistics import NormalDist
 from typing import Any, ClassVar
 
@@ -14,26 +18,20 @@ from torch import Tensor
 
 from slabnorm.errors import OptionError, StatisticsError
 from slabnorm.mergeable_moments import Moments
-
-# What a scheme is: from the statistics of a data set to a shift and a scale.
-#
-#     y = (x - shift) / scale * span + low
-#
-# A scheme is a small frozen object. It reads statistics and returns an Affine; it sees no data, and
-# the normaliser only its numbers.
+from slabnorm.text import did_you_mean, printable
 
 
 @dataclass(frozen=True, eq=False)
 class Affine:
-    """z = ((x - shift) - shift_low) / scale.
+    """Shift and scale of every feature: z = ((x - shift) - shift_low) / scale.
 
-    A divisor, and not a factor: x / 255 then has the bits of torchvision's ToTensor, and the largest
+    The scale is a divisor, not a factor: x / 255 then has the bits of torchvision's ToTensor, and the largest
     value of a min-max feature comes out as exactly 1.
 
     Attributes:
-        shift: float64, one per feature, in the units of the data.
-        shift_low: what `shift` lost to rounding.
-        scale: float64, positive and finite, one per feature, in the units of the data.
+        shift: in the units of the data, float64.
+        shift_low: what `shift` has lost to rounding.
+        scale: in the units of the data, float64, positive and finite.
     """
 
     shift: Tensor
@@ -43,13 +41,13 @@ class Affine:
 
 @dataclass(frozen=True)
 class Scheme:
-    """What all schemes share: a name, and `affine`, from statistics to shift and scale."""
+    """The base of all schemes: a name, and the method `affine`, which returns shift and scale."""
 
     name: ClassVar[str] = ""
-    per_feature: ClassVar[bool] = True  # whether it reads statistics at all
-    ranks: ClassVar[tuple[float, ...]] = ()  # of the quantiles it reads
+    per_feature: ClassVar[bool] = True  # whether the scheme reads statistics at all
+    ranks: ClassVar[tuple[float, ...]] = ()  # the ranks of the quantiles that it reads
 
-    # Where outputs end, in their own units; True for the output range.
+    # The ends at which outputs are cut off, in units of the output; True means the output range.
     clip: tuple[float, float] | None = field(default=None, kw_only=True, repr=False)
 
     def __post_init__(self) -> None:
@@ -63,26 +61,26 @@ class Scheme:
 
     @property
     def target(self) -> tuple[float, float]:
-        """Span and low: the width and the lower end of the output range; 1 and 0 for a scheme without."""
+        """The width and the lower end of the output range; 1 and 0 for a scheme that has none."""
         out = getattr(self, "out", (0.0, 1.0))
         return out[1] - out[0], out[0]
 
     @classmethod
     def named(cls, dtype: str) -> Scheme:
-        """Return the scheme that its bare name stands for, on data of this dtype."""
+        """Return the scheme that its name alone stands for, on data of a dtype."""
         return cls()
 
     def affine(self, moments: Moments, quantiles: Tensor) -> Affine:
-        """Return shift and scale, of the shape of the moments, from these and the quantiles of `ranks`.
+        """Return shift and scale of every feature, from its moments and its quantiles at `ranks`.
 
         Raises:
-            StatisticsError: a feature's scale is not a positive float64.
+            StatisticsError: the scale of a feature is not a positive float64.
         """
         raise NotImplementedError
 
 
 def first_features(which: Tensor, names: Sequence[str] = ()) -> str:
-    """Return the places where a mask is true, or their names, as text: the first few, and how many more."""
+    """Return the features at which a mask is true, as text: the first five, and how many more there are."""
     if which.dim() == 0:
         return "the only feature"
     places = which.nonzero().tolist()
@@ -95,33 +93,35 @@ def first_features(which: Tensor, names: Sequence[str] = ()) -> str:
 
 
 def positive(spread: Tensor, moments: Moments, what: str) -> Tensor:
-    """Return the scale of every feature: its spread, or 1; raise StatisticsError out of range."""
+    """Return the scale of every feature: its spread, or 1 if it is constant.
+
+    Raises:
+        StatisticsError: a spread is not a positive float64.
+    """
     scale = torch.where(moments.min == moments.max, torch.ones_like(spread), spread)
     bad = ~(torch.isfinite(scale) & (scale > 0))
     if bool(bad.any()):
         raise StatisticsError(
-            f"the {what} of a feature that varies is a positive float64",
-            f"{scale[bad][0].item()} for {first_features(bad)}: it leaves the range of float64",
-            "bring the data nearer to 1 first, as by a change of units",
+            f"The {what} of {first_features(bad)} is out of the range of float64",
+            f"{scale[bad][0].item()}",
+            "bring the data nearer to 1 first, for instance by a change of units",
         )
     return scale
 
 
 def as_range(name: str, ends: Any) -> tuple[float, float]:
-    """Return two ends as floats; raise OptionError unless they are finite and in order."""
+    """Return two ends as floats; raise OptionError unless they are finite and in ascending order."""
     if isinstance(ends, tuple | list) and len(ends) == 2 and all(map(is_number, ends)):
         low, high = float(ends[0]), float(ends[1])
         if low < high and math.isfinite(high - low):
             return low, high
-    raise OptionError(f"{name} are two finite numbers, the first below the second", repr(ends), "as (0, 1)")
+    problem = f"{name} must be two finite numbers, the first below the second"
+    raise OptionError(problem, repr(ends), "such as (0, 1)")
 
 
 def is_number(value: Any) -> bool:
-    """Return whether a value is a finite number, and no bool."""
+    """Return whether a value is a finite number and not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-# The schemes: fixed scaling, min-max, z-score, and robust.
 
 
 @dataclass(frozen=True)
@@ -129,14 +129,14 @@ class FixedScale(Scheme):
     """Map a known range onto another, whatever the data: y = (x - low) / (high - low), then `out`.
 
     Args:
-        low, high: the range that values of x can take, in the units of x; the same for all features.
-        out: the range they are mapped to.
+        low, high: the range that values of x can take, in the units of x, the same for all features.
+        out: the range that they are mapped to.
 
     Raises:
         OptionError: a range is not two finite numbers, the first below the second.
 
-    By name, "fixed" takes the range of the data's dtype where the dtype is one that says it: bool
-    (0..1) and integers of 8 or 16 bits. Wider integers and floats say nothing about the range.
+    The name "fixed" stands for the range of the dtype of the data, where that says the range: bool (0 to 1)
+    and integers of 8 or 16 bits. Wider integers and floats say nothing about the range.
 
     >>> import numpy as np
     >>> from slabnorm.inputs import fit
@@ -168,9 +168,9 @@ class FixedScale(Scheme):
             info = torch.iinfo(getattr(torch, dtype))
             return cls(float(info.min), float(info.max))
         raise OptionError(
-            'scheme "fixed" takes the range of bool and of 8- and 16-bit integers; other dtypes have none',
-            f"data of dtype {dtype}",
-            "say which values can occur, as scheme=slabnorm.FixedScale(low=0, high=16)",
+            'The range of the data is not known, which the scheme "fixed" needs',
+            f"data of dtype {dtype}; the range is known of bool and of 8- and 16-bit integers",
+            "say in Python which values can occur, as in scheme=slabnorm.FixedScale(low=0, high=16)",
         )
 
     def affine(self, moments: Moments, quantiles: Tensor) -> Affine:
@@ -183,7 +183,7 @@ class FixedScale(Scheme):
 class MinMax(Scheme):
     """Map each feature's fitted range onto `out`: y = (x - min) / (max - min), then `out`.
 
-    A constant feature gets scale 1. Values outside the fitted range come out outside `out`.
+    A constant feature gets scale 1. Values outside the fitted range are mapped to values outside `out`.
 
     Args:
         out: the range that the fitted minimum and maximum are mapped to.
@@ -216,16 +216,15 @@ class MinMax(Scheme):
 class ZScore(Scheme):
     """Centre each feature and divide by its spread: y = (x - mean) / sqrt(var + eps).
 
-    A feature is constant where its minimum is its maximum, and gets scale 1. The variance is exact
-    enough to need no tolerance: what scikit-learn calls constant, a spread within the rounding of
-    its own sums, is here measured.
+    A feature whose minimum is its maximum is constant, and gets scale 1. The variance is exact enough to need
+    no tolerance here: scikit-learn calls a feature constant whose spread is within the rounding of its sums.
 
     Args:
-        ddof: var = m2 / (count - ddof); 0 as in scikit-learn, 1 for the unbiased estimate.
-        eps: added to the variance, in squared units of the data: a floor under small spreads.
+        ddof: the variance is m2 / (count - ddof): 0 as in scikit-learn, 1 for the unbiased estimate.
+        eps: added to the variance, in squared units of the data, as a floor under small spreads.
 
     Raises:
-        OptionError: `ddof` is not an integer of 0 or more, or `eps` not a finite number of 0 or more.
+        OptionError: `ddof` is not an integer of 0 or more, or `eps` is not a finite number of 0 or more.
 
     >>> from slabnorm.inputs import fit
     >>> x = torch.tensor([[1.0, 10.0], [3.0, 30.0]])
@@ -241,17 +240,19 @@ class ZScore(Scheme):
 
     def __post_init__(self) -> None:
         if not isinstance(self.ddof, int) or isinstance(self.ddof, bool) or self.ddof < 0:
-            raise OptionError("ddof is an integer, 0 or more", repr(self.ddof), "0: population, 1: unbiased")
+            fix = "0 for the variance of these data, 1 for the unbiased estimate"
+            raise OptionError("ddof must be an integer, 0 or more", repr(self.ddof), fix)
         if not is_number(self.eps) or self.eps < 0:
-            raise OptionError("eps is a finite number, 0 or more", repr(self.eps), "0 is the usual one here")
+            raise OptionError("eps must be a finite number, 0 or more", repr(self.eps), "0 is usual here")
         object.__setattr__(self, "eps", float(self.eps))
         super().__post_init__()
 
     def affine(self, moments: Moments, quantiles: Tensor) -> Affine:
         if bool((moments.count <= self.ddof).any()):
+            few = moments.count <= self.ddof
             raise StatisticsError(
                 f"ddof={self.ddof} needs more than {self.ddof} values of every feature",
-                f"{int(moments.count.min())} of {first_features(moments.count <= self.ddof)}",
+                f"{first_features(few)} with {int(moments.count.min())} values",
                 "use ddof=0, or more samples",
             )
         scale = positive((moments.var(self.ddof) + self.eps).sqrt(), moments, "standard deviation")
@@ -260,20 +261,20 @@ class ZScore(Scheme):
 
 @dataclass(frozen=True)
 class Robust(Scheme):
-    """Centre each feature at its median and divide by a range of quantiles, which outliers do not move.
+    """Centre each feature at its median and divide by a range between quantiles, which outliers do not move.
 
         y = (x - median) / (quantile(high) - quantile(low))
 
-    Quantiles come from a uniform sample of 16384 values of a feature (quantile_sample.py). Their rank is off
-    by at most 0.013 with 99% probability, and not at all where the data have no more values.
-    A feature whose range of quantiles is 0 gets scale 1.
+    Quantiles come from a uniform sample of 16384 values of each feature (quantile_sample.py). Their ranks are
+    off by at most 0.013 with 99% probability; with no more values than that, they are exact.
+    A feature whose two quantiles are equal gets scale 1.
 
     Args:
-        low, high: ranks of the quantiles, between 0 and 1.
-        unit: divide further by what that range is for N(0, 1), so that normal data come out with spread 1.
+        low, high: the ranks of the quantiles, between 0 and 1.
+        unit: also divide by that range of N(0, 1), so that normal data come out with standard deviation 1.
 
     Raises:
-        OptionError: ranks that are not two numbers in [0, 1], the first below 0.5 and the second above.
+        OptionError: `low` and `high` are not numbers with 0 <= low < 0.5 < high <= 1.
 
     >>> from slabnorm.inputs import fit
     >>> x = torch.tensor([[1.0], [2.0], [3.0], [4.0], [1000.0]])
@@ -289,10 +290,8 @@ class Robust(Scheme):
 
     def __post_init__(self) -> None:
         if not (is_number(self.low) and is_number(self.high) and 0 <= self.low < 0.5 < self.high <= 1):
-            raise OptionError(
-                "low and high are ranks: 0 <= low < 0.5 < high <= 1", f"{self.low!r}, {self.high!r}",
-                "as Robust(low=0.25, high=0.75)",
-            )  # fmt: skip
+            problem = "low and high must be ranks with 0 <= low < 0.5 < high <= 1"
+            raise OptionError(problem, f"{self.low!r}, {self.high!r}", "such as Robust(low=0.25, high=0.75)")
         super().__post_init__()
 
     @property
@@ -313,24 +312,25 @@ SCHEMES: dict[str, type[Scheme]] = {scheme.name: scheme for scheme in (FixedScal
 
 
 def resolve(scheme: str | Scheme, dtype: str) -> Scheme:
-    """Return the scheme itself, or the one that a name stands for on data of this dtype.
+    """Return a scheme as it is, or the one that a name stands for on data of a dtype.
 
     Raises:
-        OptionError: no scheme has this name, or "fixed" for a dtype without a range.
+        OptionError: no scheme has this name, or it is "fixed" and the dtype has no range.
     """
     if isinstance(scheme, Scheme):
         return scheme
     if isinstance(scheme, str) and scheme in SCHEMES:
         return SCHEMES[scheme].named(dtype)
     known = ", ".join(repr(name) for name in SCHEMES)
-    fix = f"use one of {known}, or a scheme such as slabnorm.ZScore()"
+    fix = f"use one of {known}, or in Python a scheme such as slabnorm.ZScore()"
     if isinstance(scheme, str):
-        # "z-score", "Min_Max" and "zscor" are near misses alike.
-        close = get_close_matches("".join(filter(str.isalnum, scheme.lower())), SCHEMES, 1)
-        fix = f"did you mean {close[0]!r}? The schemes are {known}" if close else fix
-    elif isinstance(scheme, type) and issubclass(scheme, Scheme):
-        fix = f"make one: slabnorm.{scheme.__name__}()"
-    raise OptionError("a scheme is a name or a scheme object", repr(scheme), fix)
+        # Other ways to write a name, such as "z-score" and "Min_Max", are meant, too.
+        question = did_you_mean("".join(filter(str.isalnum, scheme)), SCHEMES)
+        fix = f"{question} The schemes are {known}" if question else fix
+        raise OptionError(f"There is no scheme {printable(repr(scheme))}", "", fix)
+    if isinstance(scheme, type) and issubclass(scheme, Scheme):
+        fix = f"make an object of it: slabnorm.{scheme.__name__}()"
+    raise OptionError("scheme must be a name or a scheme object", printable(repr(scheme)), fix)
 
 
 def to_plain(scheme: Scheme) -> dict[str, Any]:
@@ -342,13 +342,13 @@ def from_plain(plain: dict[str, Any]) -> Scheme:
     """Return the scheme that `to_plain` wrote down.
 
     Raises:
-        OptionError: an unknown name, unknown arguments, or arguments out of range.
+        OptionError: the name or an argument is unknown, or an argument is out of range.
     """
     arguments = dict(plain)
     kind = SCHEMES.get(arguments.pop("name", ""))
     known = {field.name for field in fields(kind)} if kind else set()
     if kind is None or not set(arguments) <= known:
-        raise OptionError("a scheme is written as its name and its arguments", repr(plain))
+        raise OptionError("Unknown scheme, or unknown arguments of a scheme", printable(repr(plain)))
     return kind(
         **{key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
     )

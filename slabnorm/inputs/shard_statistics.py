@@ -15,8 +15,7 @@ from torch import Tensor
 
 from slabnorm.inputs.quantile_sample import QuantileSample
 from slabnorm.inputs.sketch import Bounds, Sketch
-from slabnorm.inputs.validation import MOMENTS
-from slabnorm.mergeable_moments import Moments
+from slabnorm.mergeable_moments import FIELDS, Moments
 
 if TYPE_CHECKING:
     from slabnorm.inputs.audit.counts import AuditCounts
@@ -68,7 +67,7 @@ class Tally:
         """Return the tally as bytes; the same tally gives the same ones."""
         from safetensors.torch import save
 
-        tensors = {name: getattr(self.moments, name).contiguous() for name in MOMENTS}
+        tensors = {name: getattr(self.moments, name).contiguous() for name in FIELDS}
         hashes = torch.from_numpy(self.sketch.hashes.view(np.int64).copy())
         tensors |= {"nan": self.nan.contiguous(), "null": self.null.contiguous(), "sketch": hashes}
         tensors["keys"] = torch.from_numpy(self.quantile_sample.keys.view(np.int64).copy())
@@ -90,7 +89,7 @@ class Tally:
         length = int.from_bytes(content[:8], "little")
         plain = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["tally"])
         tensors = load(content)
-        moments = {name: tensors[name] for name in MOMENTS}
+        moments = {name: tensors[name] for name in FIELDS}
         hashes = tensors["sketch"].numpy().view(np.uint64)
         return cls(
             plain["samples"],

@@ -13,15 +13,14 @@ from slabnorm.errors import DataError, DtypeError, ExtraError, OptionError, Shap
 from slabnorm.inputs.accumulator import check_values_left
 from slabnorm.inputs.data_warnings import warn_of
 from slabnorm.inputs.exports.checks import check_numbers
-from slabnorm.inputs.normalizer import InputNorm, denormalise, normalise
+from slabnorm.inputs.normalizer import AFFINE, InputNorm, denormalise, normalise
 from slabnorm.inputs.plain_tensors import plain_tensors
 from slabnorm.inputs.record import Record
 from slabnorm.inputs.schemes import Scheme, first_features, resolve
 from slabnorm.inputs.split import Hint, guard
-from slabnorm.inputs.validation import AFFINE, MOMENTS
 from slabnorm.inputs.weighted_moments import check_weights, whole
 from slabnorm.inputs.weighted_moments import table_moments as weighted_table_moments
-from slabnorm.mergeable_moments import Moments
+from slabnorm.mergeable_moments import FIELDS, Moments
 
 try:
     from scipy import sparse
@@ -206,7 +205,7 @@ class SlabScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         scaler = cls(norm.scheme)
         with plain_tensors():
             spread = record.features().spread
-            moments = (spread(getattr(norm.moments, name).cpu(), 2)[0].clone() for name in MOMENTS)
+            moments = (spread(getattr(norm.moments, name).cpu(), 2)[0].clone() for name in FIELDS)
             found = Moments(*moments, weighted=norm.moments.weighted)
             missing = spread((norm.nan_count + norm.null_count).cpu(), 2)[0].clone()
             scaler._settle(scaler._scheme(), found, missing.numpy(), record.dtype, more=False)
@@ -307,7 +306,7 @@ def _affine(scheme: Scheme, found: Moments, more: bool) -> tuple[Array, Array, A
     # In the place of what is open, one constant value.
     known = found
     if not bool(enough.all()):
-        filled = {name: torch.where(enough, getattr(found, name), 0) for name in MOMENTS}
+        filled = {name: torch.where(enough, getattr(found, name), 0) for name in FIELDS}
         filled["count"] = torch.where(enough, found.count, least + 1)
         known = replace(found, **filled)
     affine = scheme.affine(known, known.mean.new_empty((0, *known.shape)))

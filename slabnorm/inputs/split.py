@@ -1,9 +1,9 @@
-"""The split guard: statistics belong to the training split, and `fit` wants to hear so.
+"""The split guard: `fit` takes statistics from the training split only, and asks which split it is given.
 
-Two things speak: the name the caller gives, and what the source says of itself (a file called
-test.npy, a torchvision data set with train=False). Names are read word by word: "x_test" and "valSet"
-hold the words test and val, "latest" and "contest" do not. Folders are read whole, and the nearest name that
-says anything decides: test/train/x.npy is train.
+Two things are looked at: the name that the caller gives, and what the source says about itself (a file called
+test.npy, a torchvision data set with train=False). The name of a file is read word by word: "x_test" and
+"valSet" hold the words test and val, "latest" and "contest" do not. The name of a folder counts as a whole.
+The nearest name that says anything decides: test/train/x.npy is training data.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ HELD_OUT = frozenset((
     "validation", "validate", "valid", "val", "dev", "devel", "development", "test", "tests", "testing",
     "eval", "evaluate", "evaluation", "holdout", "heldout", "unseen", "predict", "prediction",
 ))  # fmt: skip
-# A split that holds everything holds the test split too. As part of a file's name these say nothing.
+# A split that holds all samples holds the test split too. In the name of a file these words say nothing.
 EVERYTHING = frozenset(("all", "full", "whole", "everything"))
-# Where programs are written and tested: such folders say something only of data that lie right in them.
+# Programs are developed and tested in such folders: their names count only for data directly in them.
 WORKSHOPS = frozenset(("dev", "devel", "development", "tests", "testing"))
-NEAR = 3  # folders above a path that are read: what lies higher is a user's or a project's name
+NEAR = 3  # folders above a path that are read: higher ones are named after a user or a project
 
-_TRAIN, _END = "train(?:ing)?", "(?:sets?|data|splits?)?"  # as in "testset"; val2017 has its year, too
+_TRAIN, _END = "train(?:ing)?", "(?:sets?|data|splits?)?"  # as in "testset"; "val2017" also has a year
 _SAYS_TRAIN = re.compile(rf"{_TRAIN}{_END}(?:\d{{4}})?")
 
 
 def _reader(names: frozenset[str]) -> re.Pattern[str]:
-    # "trainval" is not train alone, "devtest" neither.
+    # "trainval" is not training data alone, and neither is "devtest".
     word = "|".join(sorted(names, key=len, reverse=True))
     return re.compile(rf"(?:{_TRAIN})?(?:{word})+(?:{_TRAIN})?{_END}(?:\d{{4}})?")
 
@@ -46,32 +46,32 @@ _IN_DATA, _IN_SPLIT = _reader(HELD_OUT), _reader(HELD_OUT | EVERYTHING)
 
 @dataclass(frozen=True)
 class Hint:
-    """What a source says about its split: where it says it, and that it is held out."""
+    """Something in a source that names a held-out split: where it stands, and by which word."""
 
     where: str
     word: str
 
 
 def guard(split: str | None, hints: Iterable[Hint], leak: bool) -> str:
-    """Return the split's name, if statistics may come from it.
+    """Return the name of the split if statistics may come from it.
 
     Raises:
         LeakageError: no split is named, or the name or a hint says that it is held out and `leak` is False.
-        OptionError: `split` is not a name, or `leak` not a bool.
+        OptionError: `split` is not a name, or `leak` is not a bool.
 
     Warns:
         DataWarning: statistics come from held-out data because `leak` is True.
     """
     if split is None:
         raise LeakageError(
-            "statistics belong to the training split: fit wants the split named",
-            "no split",
-            'give the training samples only, and say so: split="train"',
+            "The split is not named",
+            "",
+            'fit the training samples only, and say that they are: split="train"',
         )
     if not isinstance(split, str) or not _words(split):
-        raise OptionError("split is the name of a split", repr(split), 'as split="train"')
+        raise OptionError("split must be the name of a split", repr(split), 'as in split="train"')
     if not isinstance(leak, bool):
-        raise OptionError("leak is True or False", repr(leak))
+        raise OptionError("leak must be True or False", repr(leak))
     word = _first(_words(split), _IN_SPLIT)
     found = [f"split={split!r}"] if word else []
     found += [f"{hint.where} (the word {hint.word!r})" for hint in hints if hint.word]
@@ -79,16 +79,16 @@ def guard(split: str | None, hints: Iterable[Hint], leak: bool) -> str:
         return split
     if not leak:
         raise LeakageError(
-            "statistics belong to the training split; held-out data must not see itself in them",
-            "; ".join([*found, *([] if word else [f"named split={split!r}"])]),
-            "fit on the training split, and apply the result here; leak=True if you mean it",
+            "Statistics would be fitted on held-out data",
+            "; ".join([*found, *([] if word else [f"although split={split!r}"])]),
+            "fit the training split, and apply its statistics here; or give leak=True if you mean it",
         )
-    warnings.warn(f"statistics come from held-out data: {'; '.join(found)}", DataWarning, stacklevel=3)
+    warnings.warn(f"The statistics come from held-out data: {'; '.join(found)}", DataWarning, stacklevel=3)
     return split
 
 
 def held_out(text: str) -> str:
-    """Return the first word of a text that names a held-out split, or "".
+    """Return the first word of a text that names a held-out split; "" if there is none.
 
     >>> held_out("x_test"), held_out("HoldOut"), held_out("trainval"), held_out("latest")
     ('test', 'holdout', 'trainval', '')
@@ -99,16 +99,16 @@ def held_out(text: str) -> str:
 def path_hints(paths: Iterable[str | os.PathLike[str]], base: str = "") -> tuple[Hint, ...]:
     """Return what paths and URLs say about their split, one hint for each word.
 
-    Read are the name, word by word; folders key=value; and the names of folders as a whole: the nearest
-    three above, and all that lie within the folder `base`. Local paths are read as they are given and as they
-    resolve: a link, or a file in the working directory, says no less than where it leads.
+    The name of a file is read word by word. Folders key=value are read anywhere. Of other folders the names
+    count as a whole: those of the nearest three above, and of all within the folder `base`. Local paths are
+    read as they are given and as they resolve, because a link may be called other than its target.
 
     Args:
-        paths: of files; one that ends in "/" is a folder, whose name counts only as a whole.
-        base: the path in which these were found; by default each was given itself.
+        paths: the paths of files; one that ends in "/" is a folder, whose name counts only as a whole.
+        base: the folder in which these were found; by default each was given by the user itself.
     """
     found: dict[str, Hint] = {}
-    real: dict[str, str] = {}  # of folders: resolving every file of a large data set would take long
+    real: dict[str, str] = {}  # resolved folders: resolving every file of a large data set would take long
     bases = [_parts(place) for place in _places(base, {})] if base else []
     for path in (os.fspath(path) for path in paths):
         places = _places(path, real)
@@ -117,7 +117,7 @@ def path_hints(paths: Iterable[str | os.PathLike[str]], base: str = "") -> tuple
                 continue
             parts = _parts(place)
             top = bases[number] if bases else parts
-            # A link inside leads elsewhere: then the target's own folders count.
+            # A link inside may lead elsewhere; then the folders of its target count.
             inside = parts[: len(top) - 1] == top[:-1]
             first = (len(top) if inside else len(parts)) - 1 - NEAR
             part, word = _nearest(parts, max(first, _home(parts)))
@@ -130,7 +130,7 @@ def path_hints(paths: Iterable[str | os.PathLike[str]], base: str = "") -> tuple
 
 
 def inner_hints(names: Iterable[str]) -> tuple[Hint, ...]:
-    """Return what the folders of an archive's members say, which lie in no file system."""
+    """Return what the folders within an archive say about the split of its members."""
     found: dict[str, Hint] = {}
     for folder in sorted({name.replace("\\", "/").rpartition("/")[0] for name in names}):
         _, word = _nearest([*folder.split("/"), ""], 0)
@@ -140,16 +140,18 @@ def inner_hints(names: Iterable[str]) -> tuple[Hint, ...]:
 
 
 def _nearest(parts: Sequence[str], first: int) -> tuple[str, str]:
-    """Return the name nearest to a file that says it is held out, and by which word; "" twice if none does.
+    """Return the nearest name in a path that says it is held out, and by which word; "" twice if none does.
 
     Args:
-        parts: the names of a path; the last, the file's, is read word by word.
-        first: from where on folders are read that are no key=value.
+        parts: the names in the path; the last is that of the file, which is read word by word.
+        first: from which of these on the names of folders count, except for folders key=value.
     """
     for at in range(len(parts) - 1, -1, -1):
         part = parts[at]
         _, is_pair, value = part.partition("=")
-        if at == len(parts) - 1 or part.lower().endswith((".zarr", ".zip")):  # files that hold files
+        if at == len(parts) - 1 or part.lower().endswith(
+            (".zarr", ".zip")
+        ):  # archives: files that hold files
             words = _words(part)
         elif is_pair:
             words = _words(value)
@@ -166,11 +168,11 @@ def _nearest(parts: Sequence[str], first: int) -> tuple[str, str]:
 
 
 def _places(path: str, real: dict[str, str]) -> list[str]:
-    """Return a URL, or a local path in full and resolved; a "/" at the end stays.
+    """Return a URL as it is, or a local path in full and resolved; a "/" at the end stays.
 
     Args:
-        path: of any kind.
-        real: what folders resolve to, as far as it is known; is added to.
+        path: a path or a URL.
+        real: what folders resolve to, as far as it is known; new ones are added.
     """
     if path.lower().startswith("file://") and "::" not in path:
         path = url2pathname(urlsplit(path).path)
@@ -187,10 +189,10 @@ def _places(path: str, real: dict[str, str]) -> list[str]:
 
 
 def _parts(place: str) -> list[str]:
-    """Return the names in a path or URL, the file's last; "" for a path that ends in "/"."""
+    """Return the names in a path or URL, that of the file last; it is "" for a path that ends in "/"."""
     if "://" not in place:
         return [*Path(place).parts, *([""] if place.endswith(("/", os.sep)) else [])]
-    # zip://inner::s3://outer: what lies within comes first there, and is nearest.
+    # In zip://inner::s3://outer, the inner path comes first and is the nearest.
     pieces = [piece for piece in place.split("::") if "/" in piece]
     if place.lower().startswith(("http://", "https://")):
         pieces = [re.split("[?#]", piece)[0] for piece in pieces]
@@ -199,7 +201,7 @@ def _parts(place: str) -> list[str]:
 
 
 def _home(parts: Sequence[str]) -> int:
-    # /home/test/ is a user called test.
+    # In /home/test/, test is the name of a user.
     return 3 if parts[1:2] in (["home"], ["Users"]) and os.path.isabs(parts[0]) else 0
 
 
@@ -209,5 +211,5 @@ def _first(words: list[str], reader: re.Pattern[str]) -> str:
 
 
 def _words(text: str) -> list[str]:
-    """Split a name into lower-case words at anything that is no letter, and where camelCase does."""
+    """Return the words of a name in lower case, cut at everything but letters, and as in camelCase."""
     return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_a-zA-Z]+", text)]

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 
 from slabnorm.errors import DataError, ShapeError
-from slabnorm.inputs.validation import MOMENTS
-from slabnorm.mergeable_moments import Moments, two_sum
+from slabnorm.mergeable_moments import FIELDS, Moments, two_sum
 from slabnorm.slab import Slab
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -112,7 +111,7 @@ def weighted_moments(values: Array, weights: Array, slab: Slab) -> tuple[Moments
     found, _ = table_moments(table, np.repeat(whole(weights), len(table) // len(values)))
     nan = torch.from_numpy(np.isnan(table).sum(0)) if table.dtype.kind == "f" else torch.zeros(table.shape[1])
     shape = slab.kept.shape
-    fields = (getattr(found, name).reshape(shape) for name in MOMENTS)
+    fields = (getattr(found, name).reshape(shape) for name in FIELDS)
     return Moments(*fields, weighted=found.weighted), nan.to(torch.int64).reshape(shape)
 
 

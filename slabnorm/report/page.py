@@ -1,4 +1,4 @@
-"""The report: one HTML file with everything in it, that needs no network."""
+"""What all reports share: one HTML file with everything in it, and the style of its figures."""
 
 from __future__ import annotations
 
@@ -6,51 +6,34 @@ import json
 from typing import Any
 
 from slabnorm.extras import extra
-from slabnorm.report import numbers
-from slabnorm.report.figures import FIGURES
-from slabnorm.report.labels import norm_label, scheme_label
-from slabnorm.report.records import StudyRecord
 from slabnorm.text import printable
+
+# Okabe and Ito's hues, which colour-blind readers can tell apart, made darker or lighter so that they stand
+# out on white and on black. Each also has a marker of its own.
+HUES = ("#7a7f87", "#0a7fc2", "#d55e00", "#009e73", "#c2679e", "#c99a00", "#3fa7d6", "#8a63d2")
+MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "triangle-down", "hexagon")
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
+GRID = "rgba(128,136,150,0.25)"
+DASHED = {"width": 1, "dash": "dash", "color": "#8a8f98"}  # a line to compare with
 
 
 def check_packages() -> None:
-    """Ask for what pages are made with, before the work that a page is to show.
-
-    Raises:
-        ExtraError: it is not installed.
-    """
+    """Raise ExtraError unless the packages that make a page are installed. Called before the work."""
     for package in ("jinja2", "plotly"):
         extra(package, "a report", "'slabnorm[study]'")
 
 
-def render_page(study: StudyRecord) -> str:
-    """Return the report of a study as HTML.
+def render(template: str, figures: dict[str, Any], record: dict[str, Any], **words: Any) -> str:
+    """Return a page as HTML.
 
-    Every text of the study is escaped, and the page's own policy forbids it to load anything.
+    Every text is escaped, and the page's own policy forbids it to load anything.
 
     Args:
-        study: the record.
-
-    Raises:
-        ExtraError: extra `slabnorm[study]` is not installed.
+        template: the file of the page, which extends base.html.jinja.
+        figures: Plotly figures by the id of their place on the page.
+        record: everything that was found, to be kept in the page as JSON.
+        words: what else the template uses.
     """
-    check_packages()
-    drawn = [name for name in FIGURES if name != "inputs" or study.inputs]
-    return render(
-        "page.html.jinja",
-        {name: FIGURES[name](study) for name in drawn},
-        study.as_dict(),
-        study=study,
-        n=numbers,
-        norm_label=norm_label,
-        scheme_label=scheme_label,
-        norm_of=lambda cell: norm_label(cell.norm),
-        scheme_of=lambda cell: scheme_label(cell.scheme),
-    )
-
-
-def render(template: str, figures: dict[str, Any], record: dict[str, Any], **words: Any) -> str:
-    """Return a page over the base template: its figures by the id of their place, and its record as JSON."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -66,20 +49,20 @@ def render(template: str, figures: dict[str, Any], record: dict[str, Any], **wor
         **words,
         figures={name: plain(figure) for name, figure in figures.items()},
         record=record,
-        # Plotly's own script is ours to trust; nothing of the user's is in it.
+        # The script of Plotly is not escaped: nothing in it comes from the user.
         plotly=Markup(plotly()) if figures else "",
     )
 
 
 def plotly() -> str:
-    """Return Plotly's script."""
+    """Return the script of Plotly."""
     from plotly.offline import get_plotlyjs
 
     return str(get_plotlyjs())
 
 
 def readable(value: Any) -> Any:
-    """Return text as a page may show it, whatever it is of: controls and bidi marks as their escapes."""
+    """Return text without characters that a browser would act on; other values as they are."""
     from markupsafe import Markup
 
     if not isinstance(value, str) or isinstance(value, Markup):
@@ -88,6 +71,29 @@ def readable(value: Any) -> Any:
 
 
 def plain(figure: Any) -> dict[str, Any]:
-    """Return a figure as JSON's own types, for the template to escape."""
+    """Return a figure in JSON's own types, for the template to escape."""
     drawn: dict[str, Any] = json.loads(figure.to_json())
     return drawn
+
+
+def faint(colour: str, opacity: float = 0.13) -> str:
+    """Return a colour `#rrggbb` as a transparent one."""
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{opacity})"
+
+
+def finished(figure: Any, height: int) -> Any:
+    """Return a figure in the style of the page. The page itself sets the colour of its text."""
+    figure.update_layout(
+        template="none",
+        height=height,
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"family": FONT, "size": 14, "color": "#1c2430"},
+        margin={"l": 75, "r": 20, "t": 75, "b": 65},
+        legend={"orientation": "h", "x": 0, "y": 0.995, "yref": "container", "yanchor": "top"},
+        hoverlabel={"font": {"family": FONT}},
+    )
+    figure.update_xaxes(gridcolor=GRID, zeroline=False, ticks="outside", ticklen=4, tickcolor=GRID)
+    figure.update_yaxes(gridcolor=GRID, zeroline=False)
+    return figure

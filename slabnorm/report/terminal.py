@@ -1,4 +1,4 @@
-"""Text and tables for a terminal of any width, a pipe, or one that has ASCII only: no number is ever cut."""
+"""Tables for terminals of any width, pipes, and terminals with ASCII only. No number is ever cut."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console
+from rich.segment import Segment, SegmentLines
 from rich.table import Table
 from rich.text import Text
 
-NARROWEST, WIDEST = 20, 10_000  # what a width is taken as at least and at most
-FOLDED, NARROW = 20, 8  # what names are folded to at most, beside a picture and without one
-SENTENCE = 8  # what sentences get more than names
-STAND_INS = {
-    "─": "-", "├": "|", "┤": "|", "▒": "=", "█": "#", "…": "...", "±": "+-", "→": "->", "•": "*", "·": "|",
-    "“": '"', "”": '"', "\N{MINUS SIGN}": "-",
-}  # fmt: skip
+NARROWEST, WIDEST = 20, 10_000  # the smallest and largest width that is believed
+FOLDED, NARROW = 20, 8  # the width to which names may be folded, with pictures and without
+SENTENCE = 8  # how much wider than a name a sentence stays
+# What is printed on a terminal with ASCII only.
+ASCII = dict(zip("─├┤▒█•·“”", '-||=#*|""', strict=True))
+ASCII |= {"…": "...", "±": "+-", "→": "->", "\N{MINUS SIGN}": "-", "\N{EN DASH}": "-"}
 
 
 class Terminal(Console):
-    """A console that leaves a closed pipe to its caller, where Rich would exit with code 1.
+    """A console that raises an error for a closed pipe, where Rich would exit with code 1.
 
     Args:
-        edge: whether what is wider does not fit, as on a terminal; in a pipe it does.
+        edge: whether lines wider than the console do not fit: they do in a pipe.
     """
 
     def __init__(self, *, edge: bool = True, **options: Any) -> None:
@@ -37,14 +37,14 @@ class Terminal(Console):
         self.edge = edge
 
     def on_broken_pipe(self) -> None:
-        """Raise what Rich has caught."""
+        """Raise the error that Rich has caught."""
         raise
 
 
 def terminal(stderr: bool = False) -> Terminal:
-    """Return a console on stdout or stderr that takes text as it is.
+    """Return a console on stdout or stderr that reads no markup in text.
 
-    Its width is COLUMNS if that is a number above 0, else the terminal's, else 80.
+    Its width is COLUMNS if that is a number above 0, else that of the terminal, else 80.
     """
     stream = sys.stderr if stderr else sys.stdout
     if isinstance(stream, io.TextIOWrapper):
@@ -55,11 +55,11 @@ def terminal(stderr: bool = False) -> Terminal:
 
 
 def ascii_for(error: UnicodeError) -> tuple[str, int]:
-    """Return what stands for characters that an encoding lacks: a likeness of ours, the escape of others."""
+    """Return a replacement for characters that an encoding lacks: from ASCII, or else their escapes."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     lost = error.object[error.start : error.end]
-    shown = "".join(STAND_INS.get(c) or c.encode("unicode_escape").decode("ascii") for c in lost)
+    shown = "".join(ASCII.get(c) or c.encode("unicode_escape").decode("ascii") for c in lost)
     return shown, error.end
 
 
@@ -71,8 +71,8 @@ class Column:
     """A column of a table.
 
     Args:
-        head: what stands above it.
-        kind: a "number" is never folded, a "name" or a "sentence" may be; a "picture" may be left out.
+        head: the text above it.
+        kind: a "number" is never folded; a "name" or a "sentence" may be; a "picture" may be left out.
     """
 
     head: str
@@ -81,7 +81,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """A cell for each column; without any, an empty line."""
+    """A cell for each column; a row without cells is an empty line."""
 
     cells: Sequence[str | Text] = ()
     style: str = ""
@@ -90,36 +90,53 @@ class Row:
 def print_rows(console: Console, columns: Sequence[Column], rows: Sequence[Row]) -> bool:
     """Print a table, and return whether its pictures are in it.
 
-    Where there is too little room, heads are folded, then names, pictures are left out, and at last every
-    cell gets a line of its own.
+    If there is not enough room, heads are folded, then names; then pictures are left out; and at last every
+    cell gets a line of its own. Lines do not end in blanks.
     """
     wide = not getattr(console, "edge", True) and all(column.kind != "sentence" for column in columns)
     room = WIDEST if wide else console.width
-    for pictures, most, gap in ((True, WIDEST, 2), (True, WIDEST, 1), (True, FOLDED, 1), (False, WIDEST, 1),
-                                (False, NARROW, 1)):  # fmt: skip
+    layouts = [
+        (True, WIDEST, 2),
+        (True, WIDEST, 1),
+        (True, FOLDED, 1),
+        (False, WIDEST, 1),
+        (False, NARROW, 1),
+    ]
+    for pictures, most, gap in layouts:
         chosen = [i for i, column in enumerate(columns) if pictures or column.kind != "picture"]
         some = [columns[i] for i in chosen]
         cells = [[row.cells[i] for i in chosen] if row.cells else [] for row in rows]
         widths = _widths(some, cells, room - gap * (len(some) - 1), most, folded=gap == 1)
         if widths is not None:
-            before, console.width = console.width, room
-            console.print(_table(some, [Row(c, row.style) for c, row in zip(cells, rows, strict=True)],
-                                 widths, gap))  # fmt: skip
-            console.width = before
+            shown = [Row(row_cells, row.style) for row_cells, row in zip(cells, rows, strict=True)]
+            options = console.options.update(width=room)
+            lines = console.render_lines(_table(some, shown, widths, gap), options, pad=False)
+            console.print(
+                SegmentLines([_without_blanks(line) for line in lines], new_lines=True), end="", crop=False
+            )
             return pictures
     for row in rows:
         _stack(console, columns, row)
     return False
 
 
+def _without_blanks(line: list[Segment]) -> list[Segment]:
+    """Return a line without the blanks at its end."""
+    while line and not line[-1].text.strip():
+        line = line[:-1]
+    return [*line[:-1], Segment(line[-1].text.rstrip(), line[-1].style)] if line else []
+
+
 def _widths(
     columns: list[Column], cells: list[list[str | Text]], room: int, most: int, folded: bool
 ) -> list[int] | None:
-    """Return how wide each column is, or None where they need more room than there is.
+    """Return the width of each column, or None if they need more room than there is.
 
     Args:
-        room: of all columns, in characters.
-        most: what names are folded to where there is no room for more.
+        columns: the columns.
+        cells: the cells of each row; none for an empty line.
+        room: the width of all columns together, in characters.
+        most: the width to which names may be folded if there is too little room.
         folded: whether heads are folded between words.
     """
     least, full = [], []
@@ -151,7 +168,7 @@ def _table(columns: list[Column], rows: list[Row], widths: list[int], gap: int) 
 
 
 def _stack(console: Console, columns: Sequence[Column], row: Row) -> None:
-    """Print a row as a name and, below it, a line for each of its numbers."""
+    """Print a row as a name, and below it a line for each of its numbers."""
     title = True
     for column, cell in zip(columns, row.cells, strict=bool(row.cells)):
         text = cell if isinstance(cell, Text) else Text(cell)

@@ -13,17 +13,15 @@ from torch import nn
 
 from slabnorm.errors import ModelError, SlabError
 from slabnorm.extras import extra
-from slabnorm.report.labels import norm_label, scheme_label
-from slabnorm.report.records import DataRecord, RunRecord, SchemeRecord, StudyRecord
+from slabnorm.report.study import DataRecord, RunRecord, SchemeRecord, StudyRecord
+from slabnorm.report.wording import norm_label, scheme_label
 from slabnorm.study import method
 from slabnorm.study.data import Dataset
-from slabnorm.study.layers import NORMS
-from slabnorm.study.models import Build, find_build
+from slabnorm.study.models import NORMS, Build, find_build
 from slabnorm.study.options import BATCH_SIZES, SEEDS, Options, as_tuple
-from slabnorm.study.rates import best_rates, edge_notes
 from slabnorm.study.read import read_data
 from slabnorm.study.scaling import SCHEMES, describe, fit_inputs
-from slabnorm.study.statistics import cell, curve
+from slabnorm.study.statistics import best_rates, cell, curve, edge_notes
 from slabnorm.study.train import Bench, Rules, Run
 from slabnorm.study.trial import try_model
 from slabnorm.study.verdict import inputs_verdict, verdict
@@ -46,38 +44,40 @@ def compare(
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> StudyRecord:
-    """Train one network under each norm and batch size, over paired seeds, and return what was found.
+    """Train one network with each norm and batch size, over paired seeds, and return the results.
 
-    Runs of one seed have the same initial weights and see the samples in the same order, whatever
-    their norm. Input statistics come from the training split only; test accuracy is taken in eval mode.
+    Runs of one seed have the same initial weights and see the samples in the same order, under every norm.
+    Input statistics come from the training split only, and test accuracy is measured in eval mode.
 
     Args:
         build_model: "conv", "mlp", "package.module:build", or a function `build(norm)` that returns a
-            network, where `norm(channels)` makes a layer.
-        data: "digits", a pair (x, y), an `.npz` file, or a folder with one folder of images per class.
-        norms: of "none", "batch", "layer", "instance", "group", and patterns such as "n c ... -> n c".
-        batch_sizes: samples per step.
-        seeds: how many paired seeds.
-        epochs: passes over the training split, the same for every run.
-        scheme: "raw", "fixed", "minmax" or "zscore", for the comparison of norms.
-        schemes: what to compare for the inputs, with the first norm and the middle batch size; () for none.
-        target: the validation accuracy to count steps to, a share.
-        learning_rate: for batch size 128; scaled linearly with the batch size.
-        workers: processes. With more than 1 a script needs the usual `if __name__ == "__main__":`.
-        progress: called with steps done since the last call, and steps in all.
+            network, in which `norm(channels)` makes the norm layers.
+        data: "digits", a pair (x, y), an `.npz` file with the arrays x and y, or a folder with one folder of
+            images for each class.
+        norms: "none", "batch", "layer", "instance", "group", or patterns such as "n c ... -> n c".
+        batch_sizes: the numbers of samples per step. None may be larger than the training split, 60% of the
+            samples.
+        seeds: how many times to train with each norm and batch size.
+        epochs: the number of passes over the training split, the same for every run.
+        scheme: how inputs are scaled while norms are compared: "raw", "fixed", "minmax" or "zscore".
+        schemes: the input schemes to compare, without a norm and at the middle batch size; () for none.
+        target: the validation accuracy up to which steps are counted, as a share.
+        learning_rate: the learning rate at batch size 128; at other sizes in proportion.
+        workers: the number of processes. With more than 1, a script needs `if __name__ == "__main__":`.
+        progress: a function to call with the number of steps since its last call, and of all steps.
 
     Raises:
-        OptionError: an option out of range.
-        DataError: data that cannot be read or used.
-        ModelError: a model that cannot be imported, built or run.
-        PatternError: a norm that is a malformed pattern.
+        OptionError: an argument is out of range.
+        DataError: the data cannot be read or used.
+        ModelError: the model cannot be imported, built or run.
+        PatternError: a norm is a malformed pattern.
 
     >>> import slabnorm as sn
     >>> study = sn.compare("mlp", norms=["none"], batch_sizes=[128], seeds=2, epochs=1, schemes=())
     >>> [cell.runs for cell in study.cells]
     [2]
     """
-    for package in ("sklearn.model_selection", "scipy.stats"):  # now, not after hours of training
+    for package in ("sklearn.model_selection", "scipy.stats"):  # before hours of training
         extra(package, "compare", "'slabnorm[study]'")
     began = time.perf_counter()
     rules = Rules(epochs=epochs, target=target, learning_rate=learning_rate)
@@ -108,7 +108,7 @@ def compare(
 def prepare(
     build: Build, data: Dataset, options: Options
 ) -> tuple[Bench, tuple[SchemeRecord, ...], tuple[str, ...]]:
-    """Fit every input scheme on the training split; one that does not fit the data is left out, and said.
+    """Fit every input scheme on the training split. One that does not fit the data is left out, with a note.
 
     Raises:
         SlabError: the scheme for the comparison of norms does not fit the data.
@@ -122,28 +122,26 @@ def prepare(
             if scheme == options.scheme:
                 raise
             records.append(SchemeRecord(scheme, "left out", printable(error.problem)))
-            notes.append(f"inputs, {scheme_label(scheme)}: left out. {printable(error.problem)}")
+            notes.append(f"Inputs, {scheme_label(scheme)}: left out. {printable(error.problem)}.")
             continue
         records.append(SchemeRecord(scheme, describe(layers[scheme])))
-        notes.extend(f"inputs, {scheme_label(scheme)}: {printable(text)}" for text in said)
+        notes.extend(f"Inputs, {scheme_label(scheme)}: {printable(text)}." for text in said)
     bench = Bench(build, data, layers, options.rules)
     if {"fixed", "minmax"} <= set(layers) and torch.equal(bench.inputs("fixed"), bench.inputs("minmax")):
-        notes.append(
-            "inputs: fixed and min-max are the same map here: the training split fills the known range"
-        )
+        notes.append("Inputs: fixed and min-max are the same here: the training split fills the known range.")
     return bench, tuple(records), tuple(notes)
 
 
 def run_all(
     bench: Bench, runs: list[Run], workers: int, progress: Callable[[int, int], None] | None
 ) -> tuple[dict[Run, RunRecord], int]:
-    """Do every run once, and return the records and the number of processes they ran in."""
+    """Do every run once, and return the records and the number of processes."""
     samples = len(bench.data.split.train)
 
     def steps(run: Run) -> int:
         return -(-samples // run.batch_size) * bench.rules.epochs
 
-    # Longest first; the sort is stable and the records are looked up by run, so arrival does not matter.
+    # The longest first. Records are looked up by run, so that the order in which they arrive does not matter.
     every = sorted(dict.fromkeys(runs), key=steps, reverse=True)
     total = sum(steps(run) for run in every)
 
@@ -172,13 +170,13 @@ def assemble(
     processes: int,
     seconds: float,
 ) -> StudyRecord:
-    """Return the study's record of runs and what follows from them.
+    """Return the record of a study: its runs, and what follows from them.
 
     Raises:
         ModelError: every run failed.
     """
     if all(run.status == "failed" for run in norm_runs):
-        raise ModelError("at least one run succeeds", f"all {len(norm_runs)} failed: {norm_runs[0].reason}")
+        raise ModelError(f"All {len(norm_runs)} runs failed", norm_runs[0].reason, "mend the model")
     data, samples = bench.data, len(bench.data.split.test)
     words, differences = verdict(norm_runs, samples)
     rates = best_rates(input_tries)
@@ -213,7 +211,7 @@ def assemble(
 
 
 def describe_data(data: Dataset) -> DataRecord:
-    """Return what a report says of a data set."""
+    """Return what a report says about a data set."""
     split = data.split
     return DataRecord(
         name=data.name,
@@ -229,19 +227,20 @@ def describe_data(data: Dataset) -> DataRecord:
 
 
 def by_cell(runs: list[RunRecord]) -> list[list[RunRecord]]:
-    """Return runs, which come seed by seed, in lists that differ in the seed alone."""
+    """Return runs in lists that differ only in the seed."""
     return [list(group) for _, group in groupby(runs, lambda run: (run.scheme, run.norm, run.batch_size))]
 
 
 def run_notes(runs: list[RunRecord]) -> tuple[str, ...]:
-    """Return what a reader must know of the runs: pairing that did not hold, failures, warnings."""
+    """Return notes on the runs: initial weights that differ, failures and warnings."""
     notes: dict[str, None] = {}
     for seed in dict.fromkeys(run.seed for run in runs):
         weights = {run.weights for run in runs if run.seed == seed and run.weights}
         if len(weights) > 1:
-            notes["Initial weights differ between norms: build(norm) draws its weights otherwise."] = None
+            notes["Initial weights differ between norms: build(norm) draws other weights for each."] = None
     for run in runs:
         where = f"{norm_label(run.norm)}, batch size {run.batch_size}, {scheme_label(run.scheme)} inputs"
+        where = where[:1].upper() + where[1:]
         if run.status != "done":
             notes[f"{where}: {run.status}. {run.reason}"] = None
         for text in run.notes:

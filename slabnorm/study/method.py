@@ -1,4 +1,4 @@
-"""How a study was measured, in words; the report prints it as it is."""
+"""How a study was measured, in words that the report prints as they are."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ import platform
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 
-from slabnorm.report.labels import norm_label, scheme_label
-from slabnorm.report.numbers import level
+from slabnorm.report.wording import level, norm_label, scheme_label
 from slabnorm.study.data import SHARES, SPLIT_SEED, Dataset
-from slabnorm.study.layers import MOST_GROUPS
-from slabnorm.study.options import Options
-from slabnorm.study.rates import RATES
+from slabnorm.study.models import MOST_GROUPS
+from slabnorm.study.options import RATES, Options
 from slabnorm.study.train import LOOKS_PER_EPOCH, WARM_UP
 from slabnorm.text import listing
 
@@ -20,7 +18,7 @@ PACKAGES = ("torch", "numpy", "numba", "scikit-learn", "scipy")
 
 
 def describe(options: Options, data: Dataset, processes: int) -> tuple[tuple[str, str], ...]:
-    """Return the method as pairs of a heading and a sentence or two."""
+    """Return the method as pairs of a heading and a few sentences."""
     return (
         *training(options, data),
         *measures(options, data, processes),
@@ -31,7 +29,7 @@ def describe(options: Options, data: Dataset, processes: int) -> tuple[tuple[str
 
 
 def training(options: Options, data: Dataset) -> tuple[tuple[str, str], ...]:
-    """Return how the networks were trained, as pairs of a heading and a sentence or two."""
+    """Return how the networks were trained, as pairs of a heading and a few sentences."""
     rules, split = options.rules, data.split
     shares = " / ".join(level(share) for share in SHARES)
     return (
@@ -54,50 +52,50 @@ def training(options: Options, data: Dataset) -> tuple[tuple[str, str], ...]:
         ),
         (
             "Norms",
-            f"Layer norm is that of a whole sample (n c ... → n); group norm has the most groups up to "
-            f"{MOST_GROUPS} that divide the channels. All have weight and bias.",
+            f"Layer norm is that of a whole sample (n c ... → n). Group norm has as many groups, up to "
+            f"{MOST_GROUPS}, as divide the number of channels. All norms have weight and bias.",
         ),
     )
 
 
 def measures(options: Options, data: Dataset, processes: int) -> tuple[tuple[str, str], ...]:
-    """Return what each number means and how it was taken."""
+    """Return what each number means and how it was measured."""
     rules, split = options.rules, data.split
     return (
         (
             "Test accuracy",
-            "Of the weights at the end, in eval mode with frozen statistics. The 95% interval is Student's "
-            "t over seeds: it holds the luck of weights and order, not that of the test samples. It is never "
-            f"narrower than counting on {len(split.test)} samples allows, and is cut to 0 to 100%.",
+            "Measured at the end, in eval mode with frozen statistics. The 95% interval is Student's t over "
+            "seeds: it covers chance in weights and order, but not in the test samples. It is never narrower "
+            f"than counting on {len(split.test)} samples allows, and is cut off at 0 and 100%.",
         ),
         (
             "Clear difference",
-            "The 95% interval of the paired difference over seeds leaves out zero. Every pair is compared, "
-            "and each comparison stands alone: nothing is corrected for their number, so that where nothing "
-            "differs, one in twenty looks clear by luck.",
+            "A difference is clear if the 95% interval of the paired difference over seeds leaves out zero. "
+            "Every pair is compared by itself, and nothing is corrected for the number of pairs: if nothing "
+            "differs, one pair in twenty looks clear by chance.",
         ),
         (
             f"Steps to {level(rules.target)}",
-            f"Optimiser steps to the first look at or above {level(rules.target)} validation accuracy, "
-            f"with {LOOKS_PER_EPOCH} looks an epoch. The median over seeds; a run that never got there "
-            "counts as infinite.",
+            f"The number of optimiser steps until the validation accuracy is {level(rules.target)} or more. "
+            f"It is measured {LOOKS_PER_EPOCH} times an epoch. The table has the median over seeds, in which "
+            "a run that never got there counts as infinite.",
         ),
         (
             "Time per step",
-            f"Forward, backward and optimiser; the median of a run without its first {WARM_UP} steps, then "
-            f"the median over seeds. Processes at a time: {processes}, with one thread each.",
+            f"Forward, backward and optimiser: the median of a run without its first {WARM_UP} steps, then "
+            f"the median over seeds. {processes} processes ran at a time, each with one thread.",
         ),
         (
             "Train/eval gap",
-            "Accuracy of the finished network on the test samples in train mode, in batches of the training "
-            "batch size, minus eval mode; on a copy, so that running statistics stay as they are.",
+            "The accuracy of the finished network on the test samples in train mode, in batches of the "
+            "training batch size, minus that in eval mode. It is measured on a copy of the network.",
         ),
         (
             "Inputs",
             f"Compared with {norm_label(options.inputs_norm)} at batch size {options.inputs_batch_size}; "
-            f"norms are compared on {scheme_label(options.scheme)} inputs. Each scheme trains at "
-            f"{listing([f'{rate:g}' for rate in RATES])} times the learning rate; of these, the one with the "
-            "highest mean validation accuracy at the end stands for it.",
+            f"norms are compared on {scheme_label(options.scheme)} inputs. Each scheme is trained at "
+            f"{listing([f'{rate:g}' for rate in RATES])} times the learning rate, and the rate with the "
+            "highest mean validation accuracy at the end is taken.",
         ),
     )
 

@@ -1,4 +1,4 @@
-"""The networks of the study, and the user's own."""
+"""The networks of a study, with the norms that are compared in them; and networks of the user."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
-from slabnorm.errors import ModelError
+from slabnorm.errors import ModelError, OptionError
 from slabnorm.study.data import Dataset
-from slabnorm.text import printable
+from slabnorm.text import did_you_mean, listing, printable
+
+NORMS = ("none", "batch", "layer", "instance", "group")
+MOST_GROUPS = 8
 
 Norm = Callable[[int], nn.Module]
 Build = Callable[[Norm], nn.Module]
@@ -20,12 +24,12 @@ Build = Callable[[Norm], nn.Module]
 def conv(norm: Norm, channels: int, classes: int) -> nn.Module:
     """Return a small convolutional network: three 3x3 convolutions, each followed by `norm` and ReLU.
 
-    The convolutions keep their biases under every norm: the network without one needs them, and the
-    weights must be drawn alike.
+    The convolutions have biases under every norm: the network without a norm needs them, and all networks
+    must draw the same weights.
 
     Args:
-        norm: from a channel count to a layer.
-        channels: of the input, (n, channels, height, width).
+        norm: a function from a number of channels to a layer.
+        channels: the number of channels of the input, (n, channels, height, width).
         classes: the number of outputs.
     """
 
@@ -47,8 +51,8 @@ def mlp(norm: Norm, features: int, classes: int) -> nn.Module:
     """Return a perceptron with two hidden layers of 64, each followed by `norm` and ReLU.
 
     Args:
-        norm: from a channel count to a layer.
-        features: of the input, all axes of a sample together.
+        norm: a function from a number of channels to a layer.
+        features: the number of values of a sample.
         classes: the number of outputs.
     """
     return nn.Sequential(
@@ -60,24 +64,25 @@ def mlp(norm: Norm, features: int, classes: int) -> nn.Module:
 
 
 def find_build(model: str | Build, data: Dataset) -> tuple[str, Build]:
-    """Return a model's name and its `build(norm)`.
+    """Return the name of a model, and its function `build(norm)`.
 
     Args:
         model: "conv", "mlp", "package.module:build", or the function itself.
-        data: what the network is for; it gives the sizes of "conv" and "mlp".
+        data: the data set, which determines the sizes of "conv" and "mlp".
 
     Raises:
-        ModelError: an unknown name, a module or attribute that does not exist, "conv" for a table.
+        ModelError: there is no such name, module or function, or "conv" is given for a table.
     """
     classes = len(data.classes)
     if not isinstance(model, str):
         if not callable(model):
-            raise ModelError("a model is a name or a function build(norm)", f"a {type(model).__name__}")
+            problem = "build_model must be a name or a function build(norm)"
+            raise ModelError(problem, f"a {type(model).__name__}", 'such as build_model="mlp"')
         return printable(getattr(model, "__qualname__", type(model).__name__)), model
     if model == "conv":
         if data.x.ndim == 2:
             raise ModelError(
-                "the model 'conv' is for images", f"a table: {data.axes}", "--model mlp, or give images"
+                "The model conv is for images, and the data are a table", data.axes, 'use build_model="mlp"'
             )
         return "conv", partial(conv, channels=data.sample_shape[0], classes=classes)
     if model == "mlp":
@@ -89,42 +94,96 @@ def find_build(model: str | Build, data: Dataset) -> tuple[str, Build]:
 
 
 def import_build(path: str) -> Build:
-    """Return the function that `package.module:name` names.
+    """Return the function that a text `package.module:name` names.
 
     Raises:
-        ModelError: the text has no colon, or the module or the name in it does not exist or fails.
+        ModelError: the text has no colon, the module or the name in it does not exist, or importing it fails.
     """
     shown = printable(path)
     module_name, colon, name = path.partition(":")
     if not colon or not name or not all(part.isidentifier() for part in module_name.split(".")):
         raise ModelError(
-            "a model is conv, mlp or package.module:function",
-            shown,
-            "write the function build(norm) -> Module and name it as module:build",
+            f"There is no model {shown}",
+            "",
+            did_you_mean(path, ("conv", "mlp"))
+            or "use conv, mlp, or a function build(norm) of your own, as package.module:build",
         )
     try:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        raise ModelError(
-            "the model's module can be imported",
-            f"{shown}: {printable(error)}",
-            "run from the folder that holds it; the current folder is searched",
-        ) from error
-    # The user's module may raise anything at all while it is imported, SystemExit included.
+        fix = "run the command in the folder that holds it; the current folder is searched"
+        raise ModelError(f"Cannot import the model {shown}", printable(error), fix) from error
+    # Importing the user's module may raise anything at all, even SystemExit.
     except (Exception, SystemExit) as error:
-        raise ModelError(
-            "the model's module can be imported", f"{shown}: {type(error).__name__}: {printable(error)}"
-        ) from error
+        why = f"{type(error).__name__}: {printable(error)}"
+        raise ModelError(f"Cannot import the model {shown}", why, "mend the module") from error
     for part in name.split("."):
         if not hasattr(found, part):
             held = ", ".join(n for n in dir(found) if not n.startswith("_"))
             raise ModelError(
-                "the model's function exists",
-                f"{shown}: no {printable(part)!r} in {module_name}",
-                f"it has {printable(held, 120)}" if held else f"define {printable(part)}(norm) there",
+                f"There is no {printable(part)!r} in {module_name}",
+                f"it has {printable(held, 120)}" if held else "",
+                f"define {printable(part)}(norm) there, or name another function",
             )
         found = getattr(found, part)
     if not callable(found):
-        raise ModelError("a model is a function build(norm)", f"{shown} is of type {type(found).__name__}")
+        raise ModelError(f"{shown} is not a function", f"of type {type(found).__name__}", "name build(norm)")
     build: Build = found
     return build
+
+
+def check_norm(name: str) -> None:
+    """Raise OptionError unless `name` is one of the norms or a pattern; PatternError for a wrong pattern."""
+    if isinstance(name, str) and name in NORMS:
+        return
+    if isinstance(name, str) and "->" in name:
+        from slabnorm.notation import parse
+
+        parse(name)
+        return
+    known = f"a norm is {listing(list(NORMS), 'or')}, or a pattern such as 'n c ... -> n c'"
+    question = did_you_mean(name, NORMS)
+    raise OptionError(f"There is no norm {printable(name)}", "", f"{question} {known}".strip())
+
+
+def group_count(channels: int) -> int:
+    """Return the largest number of groups, at most 8, that divides the number of channels."""
+    return max(groups for groups in range(1, MOST_GROUPS + 1) if channels % groups == 0)
+
+
+class NormFactory:
+    """A function from a number of channels to a new norm layer, which `build(norm)` is given.
+
+    Making a layer does not change the state of torch's random numbers, so that the weights drawn after it are
+    the same under every norm. All layers made are in `made`.
+
+    Args:
+        name: one of NORMS, or a pattern that names its channels `c`.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.made: list[nn.Module] = []
+
+    def __call__(self, channels: int) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            layer = self._make(int(channels))
+        self.made.append(layer)
+        return layer
+
+    def _make(self, channels: int) -> nn.Module:
+        import slabnorm as sn
+
+        match self.name:
+            case "none":
+                return nn.Identity()
+            case "batch":
+                return sn.BatchNorm(channels)
+            case "layer":
+                return sn.SlabNorm("n c ... -> n", c=channels)
+            case "instance":
+                return sn.InstanceNorm(channels, affine=True)
+            case "group":
+                return sn.GroupNorm(group_count(channels), channels)
+            case pattern:
+                return sn.SlabNorm(pattern, c=channels)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 
 from slabnorm.errors import OptionError
 from slabnorm.study.data import Dataset
-from slabnorm.study.layers import NORMS, check_norm
-from slabnorm.study.rates import RATES
+from slabnorm.study.models import NORMS, check_norm
 from slabnorm.study.scaling import SCHEMES, check_scheme
 from slabnorm.study.train import Rules, Run
 from slabnorm.text import printable
 
 BATCH_SIZES = (2, 16, 128)
 SEEDS = 3
+# Multiples of the learning rate, of which every input scheme takes its best on the validation split. Scaling
+# the input by k also scales the gradient of the first layer by k, so that one rate for all schemes would rank
+# them by the size of their steps.
+RATES = (1 / 16, 1 / 4, 1.0, 4.0, 16.0)
 
 
 @dataclass(frozen=True)
@@ -23,17 +26,17 @@ class Options:
     """What to compare.
 
     Args:
-        norms: names of norms, or patterns.
-        batch_sizes: samples per optimiser step.
-        seeds: how many paired seeds; they are 0, 1, ...
-        scheme: how the inputs are scaled while norms are compared.
-        schemes: the schemes to put side by side; none for no such comparison.
-        rules: how every run trains.
-        workers: processes to spread the runs over; 1: this one.
+        norms: the names of norms, or patterns.
+        batch_sizes: numbers of samples per optimiser step.
+        seeds: the number of seeds, which are 0, 1, ...
+        scheme: how inputs are scaled while norms are compared.
+        schemes: the input schemes to compare; none for no such comparison.
+        rules: how every run is trained.
+        workers: the number of processes; 1 stands for this process.
 
     Raises:
-        OptionError: anything unknown, empty, out of range or given twice.
-        PatternError: a norm that is a pattern, and malformed.
+        OptionError: something is unknown, empty, out of range or given twice.
+        PatternError: a norm is a malformed pattern.
     """
 
     norms: tuple[str, ...] = NORMS
@@ -45,49 +48,41 @@ class Options:
     workers: int = 1
 
     def __post_init__(self) -> None:
-        for what, given in (("norm", self.norms), ("batch size", self.batch_sizes)):
-            if not given:
-                raise OptionError(f"a study needs a {what}", "none", f"give one {what} at least")
-        for what, choices in (
-            ("norm", self.norms),
-            ("batch size", self.batch_sizes),
-            ("scheme", self.schemes),
-        ):
-            check_unique(what, choices)
+        for name in ("norms", "batch_sizes", "schemes"):
+            choices = getattr(self, name)
+            if not choices and name != "schemes":
+                raise OptionError(f"{name} must not be empty", "", "give at least one")
+            for choice in choices:
+                if choices.count(choice) > 1:
+                    raise OptionError(f"{name} must not have {printable(choice)} twice", "", "leave one out")
         for norm in self.norms:
             check_norm(norm)
         for scheme in (self.scheme, *self.schemes):
             check_scheme(scheme)
-        for what, number in (
-            *(("a batch size", size) for size in self.batch_sizes),
-            ("the number of seeds", self.seeds),
-            ("the number of epochs", self.rules.epochs),
-            ("the number of workers", self.workers),
-        ):
-            check_count(what, number)
-        if not 0 < self.rules.target <= 1:
-            raise OptionError(
-                "the accuracy to count steps to lies above 0, and is 1 at most",
-                str(self.rules.target),
-                "0.9 is 90%",
-            )
-        rate = self.rules.learning_rate
+        for size in self.batch_sizes:
+            check_count("batch_sizes", size)
+        for name, number in (("seeds", self.seeds), ("epochs", self.rules.epochs), ("workers", self.workers)):
+            check_count(name, number)
+        target, rate = self.rules.target, self.rules.learning_rate
+        if not 0 < target <= 1:
+            raise OptionError("target must be above 0 and at most 1", str(target), "0.9 stands for 90%")
         if not isinstance(rate, Real) or not 0 < rate < float("inf"):
-            raise OptionError("the learning rate is positive", str(self.rules.learning_rate), "try 0.1")
+            raise OptionError("learning_rate must be a finite number above 0", str(rate), "0.1 is usual")
 
     def check_against(self, data: Dataset) -> None:
-        """Raise OptionError for a batch size that is larger than the training split."""
-        largest = max(self.batch_sizes)
-        if largest > len(data.split.train):
+        """Raise OptionError if a batch size is larger than the training split."""
+        train, largest = len(data.split.train), max(self.batch_sizes)
+        fits = [size for size in self.batch_sizes if size <= train]
+        if largest > train:
             raise OptionError(
-                "a batch is no larger than the training split",
-                f"batch size {largest}, {len(data.split.train)} training samples ({data.name})",
-                f"--batch-size {len(data.split.train)} or less",
+                f"The batch size {largest} is larger than the training split",
+                f"{train} training samples, 60% of the {len(data.y)} of {data.name}",
+                f"give smaller ones, such as batch_sizes={fits or [max(1, train // 4)]}",
             )
 
     @property
     def inputs_norm(self) -> str:
-        """The norm under which input schemes are compared: none, where the scaling matters most."""
+        """The norm under which input schemes are compared: none if possible, where scaling matters most."""
         return "none" if "none" in self.norms else self.norms[0]
 
     @property
@@ -96,7 +91,7 @@ class Options:
         return sorted(self.batch_sizes)[len(self.batch_sizes) // 2]
 
     def plan(self) -> tuple[list[Run], list[Run]]:
-        """Return the runs that compare norms, and those that compare input schemes; they may overlap."""
+        """Return the runs that compare norms, and those that compare input schemes; some may be in both."""
         seeds = range(self.seeds)
         norms = [Run(self.scheme, n, b, s) for n in self.norms for b in self.batch_sizes for s in seeds]
         norm, size = self.inputs_norm, self.inputs_batch_size
@@ -104,17 +99,11 @@ class Options:
         return norms, inputs
 
 
-def check_unique(what: str, choices: Sequence[object]) -> None:
-    """Raise OptionError for a choice given twice."""
-    for choice in choices:
-        if choices.count(choice) > 1:
-            raise OptionError(f"each {what} is given once", f"{printable(choice)} twice", "leave one out")
-
-
-def check_count(what: str, number: object) -> None:
-    """Raise OptionError unless `number` is an integer of 1 or more."""
+def check_count(name: str, number: object) -> None:
+    """Raise OptionError unless a number is an integer of 1 or more."""
     if not isinstance(number, Integral) or isinstance(number, bool) or number < 1:
-        raise OptionError(f"{what} is an integer, 1 or more", printable(repr(number)), "give 1 or more")
+        what = "integers" if name == "batch_sizes" else "an integer"
+        raise OptionError(f"{name} must be {what}, 1 or more", printable(repr(number)))
 
 
 def as_tuple(values: str | Iterable[str]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""From runs to cells: means, intervals, medians, and paired differences."""
+"""What runs say together: means, intervals, medians, paired differences, and the best learning rates."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import math
 from statistics import fmean, median, stdev
 
 from slabnorm.errors import OptionError
-from slabnorm.report.records import CellRecord, CurveRecord, Interval, RunRecord
+from slabnorm.report.study import CellRecord, CurveRecord, Interval, RunRecord
+from slabnorm.report.wording import scheme_label
+from slabnorm.study.options import RATES
 
 CONFIDENCE = 0.95
 
@@ -18,15 +20,15 @@ def interval(values: list[float], resolution: float = 0.0) -> Interval:
 
     Args:
         values: one measurement for each seed.
-        resolution: the step in which the values can differ, 1/n for shares counted on n samples.
-            The standard deviation is taken as no smaller than that of the rounding,
-            resolution / sqrt(12): three equal counts do not make an interval of no width.
+        resolution: the least difference that values can have, which is 1/n for shares counted on n samples.
+            The standard deviation is at least that of rounding, resolution / sqrt(12), so that three equal
+            counts do not give an interval without width.
 
     Raises:
-        OptionError: no values.
+        OptionError: there are no values.
     """
     if not values:
-        raise OptionError("an interval needs a value", "none")
+        raise OptionError("values must not be empty", "", "give at least one")
     mean = fmean(values)
     if len(values) == 1:
         return Interval(mean, None, None, 1)
@@ -43,14 +45,14 @@ def paired(first: list[float], second: list[float], resolution: float) -> Interv
 
     Args:
         first, second: one value for each seed, in the same order of seeds.
-        resolution: of each value; a difference of two rounded values has sqrt(2) of it.
+        resolution: that of each value; a difference of two rounded values has sqrt(2) times as much.
     """
     differences = [a - b for a, b in zip(first, second, strict=True)]
     return interval(differences, math.sqrt(2) * resolution)
 
 
 def is_clear(difference: Interval) -> bool:
-    """Return whether an interval leaves out zero; one value has none, and is never clear."""
+    """Return whether an interval leaves out zero. One value has no interval, and is never clear."""
     if difference.low is None or difference.high is None:
         return False
     return difference.low > 0 or difference.high < 0
@@ -66,8 +68,8 @@ def cell(runs: list[RunRecord], resolution: float) -> CellRecord:
     """Return what the runs of one scheme, norm and batch size say together.
 
     Args:
-        runs: one for each seed.
-        resolution: 1 over the number of test samples.
+        runs: one run for each seed.
+        resolution: 1 divided by the number of test samples.
     """
     first = runs[0]
     values = accuracies(runs)
@@ -92,16 +94,16 @@ def cell(runs: list[RunRecord], resolution: float) -> CellRecord:
 
 
 def clipped(accuracy: Interval) -> Interval:
-    """Return an accuracy's interval cut to what an accuracy can be, 0 to 1."""
+    """Return the interval of an accuracy, cut off at 0 and 1."""
     if accuracy.low is None or accuracy.high is None:
         return accuracy
     return Interval(accuracy.mean, max(accuracy.low, 0.0), min(accuracy.high, 1.0), accuracy.count)
 
 
 def curve(runs: list[RunRecord]) -> CurveRecord | None:
-    """Return the mean validation curve of a cell with its lowest and highest seed, or None without one.
+    """Return the mean validation curve of a cell with its lowest and highest seed; None if there is none.
 
-    A diverged run has a shorter curve; the mean ends where the shortest does.
+    A run that diverged has a shorter curve, and the mean ends with the shortest curve.
     """
     shortest = min(len(run.curve) for run in runs)
     if shortest == 0:
@@ -116,3 +118,38 @@ def curve(runs: list[RunRecord]) -> CurveRecord | None:
         low=tuple(min(values) for values in looks),
         high=tuple(max(values) for values in looks),
     )
+
+
+def best_rates(runs: list[RunRecord]) -> dict[str, float]:
+    """Return for every scheme the rate with the highest mean validation accuracy at the end.
+
+    A run that diverged or failed counts as 0; of equal rates the first is taken. The test split plays no
+    part.
+
+    Args:
+        runs: runs of every scheme at every rate, over all seeds.
+    """
+    found: dict[str, float] = {}
+    for scheme in dict.fromkeys(run.scheme for run in runs):
+        means: dict[float, float] = {}
+        for rate in dict.fromkeys(run.rate for run in runs):
+            ends = [last_accuracy(run) for run in runs if run.scheme == scheme and run.rate == rate]
+            means[rate] = fmean(ends)
+        found[scheme] = max(means, key=means.__getitem__)
+    return found
+
+
+def last_accuracy(run: RunRecord) -> float:
+    """Return the validation accuracy at the end of a run; 0 unless it was done."""
+    return run.curve[-1].accuracy if run.status == "done" and run.curve else 0.0
+
+
+def edge_notes(rates: dict[str, float]) -> list[str]:
+    """Return notes on schemes whose best rate is the lowest or highest that was tried."""
+    ends = {min(RATES): "lowest", max(RATES): "highest"}
+    return [
+        f"Inputs, {scheme_label(scheme)}: best at the {ends[rate]} learning rate tried; "
+        f"one that is still {ends[rate].removesuffix('est')}er may be better."
+        for scheme, rate in rates.items()
+        if rate in ends
+    ]

@@ -1,7 +1,8 @@
-"""One run: one network, trained once and measured."""
+"""A run: one network, trained once and measured."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import time
@@ -16,23 +17,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slabnorm.errors import SlabError, SlabWarning
-from slabnorm.report.records import CurvePoint, RunRecord
+from slabnorm.report.study import CurvePoint, RunRecord
 from slabnorm.study.data import Dataset
-from slabnorm.study.evaluate import accuracy, train_eval_gap
-from slabnorm.study.layers import NormFactory
-from slabnorm.study.models import Build
+from slabnorm.study.models import Build, NormFactory
 from slabnorm.study.scaling import apply
 from slabnorm.text import printable
 
-ORDER_SEED = 1_000_003  # keeps the order of samples apart from the initial weights of the same seed
+ORDER_SEED = 1_000_003  # makes the order of samples independent of the initial weights of the same seed
 NOISE_SEED = 2_000_003
 LOOKS_PER_EPOCH = 4
-WARM_UP = 10
+WARM_UP = 10  # steps that are not timed
+CHUNK = 1024  # samples that are evaluated at once
 
 
 @dataclass(frozen=True)
 class Run:
-    """Which run: the input scheme, the norm, the batch size, the seed, and the learning rate's multiple."""
+    """A run: its input scheme, norm, batch size and seed, and the factor of its learning rate."""
 
     scheme: str
     norm: str
@@ -43,7 +43,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Rules:
-    """How every run trains, whatever its norm.
+    """How every run is trained, under any norm.
 
     SGD with momentum, the linear scaling rule (Goyal et al. 2017), cosine to zero:
 
@@ -51,10 +51,10 @@ class Rules:
 
     Args:
         epochs: passes over the training split.
-        target: the validation accuracy that "steps to" counts to, 0 to 1.
-        learning_rate: at the reference batch size.
-        reference_batch: in samples.
-        momentum: of SGD.
+        target: the validation accuracy up to which steps are counted, from 0 to 1.
+        learning_rate: the learning rate at the reference batch size.
+        reference_batch: the reference batch size.
+        momentum: the momentum of SGD.
     """
 
     epochs: int = 3
@@ -71,7 +71,7 @@ class Rules:
 
 @dataclass
 class Bench:
-    """What all runs of a study share: the model, the data, the fitted inputs and the rules."""
+    """What all runs of a study share: the model, the data, the fitted input layers and the rules."""
 
     build: Build
     data: Dataset
@@ -80,7 +80,7 @@ class Bench:
     _scaled: dict[str, Tensor] = field(default_factory=dict)
 
     def inputs(self, scheme: str) -> Tensor:
-        """Return all samples under a scheme; the last scheme asked for is kept."""
+        """Return all samples under an input scheme; those of the last scheme are kept."""
         if scheme not in self._scaled:
             self._scaled = {scheme: apply(self.layers[scheme], self.data)}
         return self._scaled[scheme]
@@ -90,23 +90,23 @@ class Bench:
 
 
 def batches(order: Tensor, size: int) -> list[Tensor]:
-    """Return an order of samples in batches; a last batch of a single sample is left out.
+    """Return samples in batches of a size; a last batch of one sample is left out.
 
-    A single sample has no statistics of its own over a batch, and would end the run.
+    Batch norm cannot train on a batch of one sample.
     """
     parts = list(order.split(size))
     return parts[:-1] if len(parts) > 1 and size > 1 and len(parts[-1]) == 1 else parts
 
 
 def orders(seed: int, samples: Tensor, epochs: int) -> Iterator[Tensor]:
-    """Yield the order of the training samples of each epoch; it depends on the seed alone."""
+    """Yield the order of the training samples in each epoch, which depends on the seed alone."""
     generator = torch.Generator().manual_seed(seed + ORDER_SEED)
     for _ in range(epochs):
         yield samples[torch.randperm(len(samples), generator=generator)]
 
 
 def start(build: Build, norm: str, seed: int) -> tuple[nn.Module, NormFactory]:
-    """Return a fresh network whose weights outside the norm layers depend on the seed alone."""
+    """Return a new network whose weights outside the norm layers depend on the seed alone."""
     torch.manual_seed(seed)
     factory = NormFactory(norm)
     model = build(factory)
@@ -115,10 +115,10 @@ def start(build: Build, norm: str, seed: int) -> tuple[nn.Module, NormFactory]:
 
 
 def settle(model: nn.Module, x: Tensor) -> None:
-    """Give lazy layers the shapes of a batch, and weights from the random stream as it stands."""
+    """Give lazy layers their shapes, by running the network on a batch."""
     if any(isinstance(p, nn.UninitializedParameter) for p in model.parameters()):
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", SlabWarning)  # no statistics yet: that is what this is for
+            warnings.simplefilter("ignore", SlabWarning)  # about norms that have no statistics yet
             model.eval()(x)
 
 
@@ -134,9 +134,9 @@ def fingerprint(model: nn.Module, factory: NormFactory) -> str:
 
 @contextmanager
 def quiet_corner() -> Iterator[None]:
-    """Run on one thread with a random stream of its own, and leave both as they were.
+    """Run a block on one thread with random numbers of its own, and restore both.
 
-    One thread in every process, so that results do not depend on the number of workers.
+    Every process uses one thread, so that results do not depend on the number of workers.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -152,20 +152,20 @@ def run_once(bench: Bench, run: Run, tick: Callable[[], None]) -> RunRecord:
 
     Args:
         bench: what all runs share.
-        run: which one.
-        tick: called after every step; whatever it raises ends the run.
+        run: the run.
+        tick: a function to call after every step; anything that it raises ends the run.
 
     Returns:
-        The record; a run that slabnorm or the model refuses is "failed", with the reason.
+        The record. If slabnorm or the model raises an error, the run has "failed", and the record says why.
     """
     with quiet_corner(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", SlabWarning)
         try:
             record = Training(bench, run).measure(tick)
         except SlabError as error:
-            reason = error.problem + (f" (got {error.got})" if error.got else "")
+            reason = error.problem + (f" ({error.got})" if error.got else "")
             record = RunRecord(**vars(run), status="failed", reason=printable(reason, 300))
-        # A user's model may raise anything; it costs this run and not the study.
+        # The user's model may raise anything. That costs this run, but not the whole study.
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             record = RunRecord(**vars(run), status="failed", reason=printable(reason, 300))
@@ -188,7 +188,7 @@ class Training:
         self.curve: list[CurvePoint] = []
 
     def measure(self, tick: Callable[[], None]) -> RunRecord:
-        """Train to the end or to the first loss that is not finite, and return what was measured."""
+        """Train to the end, or to the first loss that is not finite, and return the measurements."""
         diverged = self.train(tick)
         test = torch.as_tensor(self.split.test)
         reached = (point.step for point in self.curve if point.accuracy >= self.rules.target)
@@ -207,7 +207,7 @@ class Training:
         )
 
     def train(self, tick: Callable[[], None]) -> bool:
-        """Train; return whether the loss stopped being finite."""
+        """Train, and return whether the loss became infinite or NaN."""
         samples = torch.as_tensor(self.split.train)
         for epoch, order in enumerate(orders(self.run.seed, samples, self.rules.epochs)):
             parts = batches(order, self.run.batch_size)
@@ -223,7 +223,7 @@ class Training:
         return False
 
     def step(self, part: Tensor, steps: int) -> float:
-        """Take one optimiser step, timed, and return the loss before it."""
+        """Take one optimiser step and time it; return the loss before it."""
         for group in self.optimiser.param_groups:
             group["lr"] = self.run.rate * self.rules.rate(len(self.times), steps, self.run.batch_size)
         x, y = self.x[part], self.y[part]
@@ -237,7 +237,7 @@ class Training:
         return self.losses[-1]
 
     def look(self, epoch: float) -> None:
-        """Measure the validation accuracy in eval mode and note it on the curve."""
+        """Measure the validation accuracy in eval mode, and add it to the curve."""
         seen = torch.as_tensor(self.split.validation)
         share = accuracy(self.model, self.x[seen], self.y[seen])
         self.curve.append(CurvePoint(len(self.times), epoch, share, sum(self.losses) / len(self.losses)))
@@ -247,3 +247,39 @@ class Training:
 def batches_of(test: Tensor, size: int) -> list[Tensor]:
     """Return positions within the test split in batches of the training batch size."""
     return batches(torch.arange(len(test)), size)
+
+
+def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Return the share of samples that are classified correctly in eval mode, with frozen statistics.
+
+    Args:
+        model: the network, which stays in eval mode.
+        x: normalised samples.
+        y: class numbers.
+    """
+    model.eval()
+    with torch.no_grad():
+        right = sum(
+            int((model(part).argmax(1) == truth).sum())
+            for part, truth in zip(x.split(CHUNK), y.split(CHUNK), strict=True)
+        )
+    return right / len(y)
+
+
+def train_eval_gap(model: nn.Module, x: Tensor, y: Tensor, parts: list[Tensor]) -> float:
+    """Return the accuracy in train mode minus that in eval mode, as a share, on the same samples.
+
+    In train mode the samples come in the batches `parts`. They go through a copy of the model, so that its
+    running statistics do not change.
+
+    Args:
+        model: the network, which stays in eval mode.
+        x, y: normalised samples and class numbers.
+        parts: the positions of the samples in each batch.
+    """
+    seen = torch.cat(parts)
+    evaluated = accuracy(model, x[seen], y[seen])
+    training = copy.deepcopy(model).train()
+    # With gradients: without them slabnorm would warn of train mode, as of a forgotten eval().
+    right = sum(int((training(x[part]).detach().argmax(1) == y[part]).sum()) for part in parts)
+    return right / len(seen) - evaluated

@@ -1,4 +1,4 @@
-"""The user's model, tried once before hours are spent on it."""
+"""A trial of the user's model before hours are spent on it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from slabnorm.errors import ModelError, SlabError, SlabWarning, StatisticsError
 from slabnorm.nn import SlabNorm
-from slabnorm.report.labels import norm_label
+from slabnorm.report.wording import norm_label
 from slabnorm.slab import plan
 from slabnorm.study.train import Bench, batches, quiet_corner, start
 from slabnorm.text import printable
@@ -21,28 +21,27 @@ from slabnorm.text import printable
 def try_model(
     bench: Bench, norms: tuple[str, ...], scheme: str, batch_sizes: tuple[int, ...]
 ) -> tuple[int, tuple[str, ...]]:
-    """Build, run forward and train one step of the network with every norm, and return its parameter count.
+    """Build the network with every norm, run it forward, and train it for one step of each batch size.
 
-    This also compiles the kernels that the runs will use, once, and leaves them in the disk cache for
-    the workers.
+    This also compiles the kernels that the runs will use, and leaves them in the disk cache for the workers.
 
     Args:
         bench: what all runs share.
-        norms, batch_sizes: all there are.
-        scheme: the input scheme to try it under.
+        norms, batch_sizes: all norms and batch sizes of the study.
+        scheme: the input scheme to try the network with.
 
     Returns:
-        The number of parameters with the first of the norms, and what a reader must know of the norms.
+        The number of parameters with the first norm, and notes on the norms for the reader.
 
     Raises:
-        ModelError: `build` raises, returns no Module, returns the same one twice, never calls `norm`, or
-            its network does not give one number for each class.
+        ModelError: `build` raises an error, does not return a Module, returns the same one twice, or never
+            calls `norm`; or the network does not return one number for each class.
         SlabError: a norm does not fit the network.
     """
     counts: list[int] = []
     notes: list[str] = []
     with quiet_corner(), warnings.catch_warnings():
-        # What layers say of one forward before any training is of no use to anybody.
+        # Warnings about one forward before any training are of no use to anybody.
         warnings.simplefilter("ignore", SlabWarning)
         x, y = bench.inputs(scheme), torch.as_tensor(bench.data.y)
         for norm in norms:
@@ -51,7 +50,8 @@ def try_model(
             with watched(model) as constant:
                 try_forward(model, few, len(bench.data.classes), norm)
             if constant:
-                notes.append(f"{norm_label(norm)}: a slab is a single value here, so the output is constant")
+                text = "every slab is a single value here, so that the output is constant"
+                notes.append(f"{norm_label(norm).capitalize()}: {text}.")
             counts.append(sum(p.numel() for p in model.parameters()))
             for size in batch_sizes:
                 part = batches(torch.as_tensor(bench.data.split.train), size)[0]
@@ -61,7 +61,7 @@ def try_model(
 
 @contextmanager
 def watched(model: nn.Module) -> Iterator[list[nn.Module]]:
-    """Collect the norm layers that keep statistics per sample and find one element in each slab."""
+    """Collect the norm layers with statistics per sample that find only one element in each slab."""
     found: list[nn.Module] = []
 
     def look(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -86,7 +86,7 @@ def shared(first: nn.Module, second: nn.Module) -> bool:
 
 
 def try_build(bench: Bench, norm: str) -> nn.Module:
-    """Return the network with a norm, built twice to see that it is a new one each time."""
+    """Return the network with a norm. It is built twice, to check that it is a new one each time."""
     label = norm_label(norm)
     try:
         model, factory = start(bench.build, norm, 0)
@@ -94,34 +94,33 @@ def try_build(bench: Bench, norm: str) -> nn.Module:
     except SlabError:
         raise
     except Exception as error:
-        raise ModelError(
-            "build(norm) returns a network", f"{type(error).__name__} with {label}: {printable(error)}"
-        ) from error
+        why = f"{type(error).__name__} with {label}: {printable(error)}"
+        raise ModelError("The function build(norm) raises an error", why, "mend the function") from error
     if not isinstance(model, nn.Module):
         raise ModelError(
-            "build(norm) returns a torch.nn.Module",
+            "The function build(norm) does not return a torch.nn.Module",
             f"an object of type {type(model).__name__}",
             "return the network",
         )
     if model is again or shared(model, again):
         raise ModelError(
-            "build(norm) makes a new network each time",
-            "the same one twice, or two that share weights",
-            "make the network and all its layers inside of build",
+            "The function build(norm) does not make a new network each time",
+            "the same network twice, or two that share weights",
+            "make the network and all its layers inside build",
         )
     if not any(layer is made for layer in model.modules() for made in factory.made):
         raise ModelError(
-            "build(norm) calls norm, which makes the layers to compare",
-            "it was never called, or its layers are not in the network",
+            "The network has no layer that norm(channels) has made",
+            "norm was never called, or its layers are not in the network",
             "use norm(channels) where a norm layer belongs",
         )
     if not any(p.requires_grad for p in model.parameters()):
-        raise ModelError("a network has parameters to train", "none", "return a network with weights")
+        raise ModelError("The network has no parameters to train", "", "return a network with weights")
     return model
 
 
 def try_forward(model: nn.Module, x: torch.Tensor, classes: int, norm: str) -> None:
-    """Raise ModelError unless the network gives one real number for each sample and class."""
+    """Raise ModelError unless the network returns one real number for each sample and class."""
     model.eval()
     try:
         with torch.no_grad():
@@ -130,22 +129,21 @@ def try_forward(model: nn.Module, x: torch.Tensor, classes: int, norm: str) -> N
         raise
     except Exception as error:
         raise ModelError(
-            "the network takes the data",
-            f"{type(error).__name__} on input of shape {tuple(x.shape)}, {norm_label(norm)}: "
-            f"{printable(error)}",
-            "compare the shape with the network's first layer",
+            f"The network raises an error on input of shape {tuple(x.shape)}",
+            f"{type(error).__name__}, with {norm_label(norm)}: {printable(error)}",
+            "compare the shape with the first layer of the network",
         ) from error
     got = tuple(output.shape) if isinstance(output, torch.Tensor) else f"a {type(output).__name__}"
     if got != (len(x), classes) or not output.is_floating_point():
         raise ModelError(
-            f"the network gives one number for each of the {classes} classes: shape ({len(x)}, {classes})",
-            str(got),
+            f"The network does not return one number for each of the {classes} classes",
+            f"{got}, not the shape ({len(x)}, {classes})",
             "set the size of its last layer",
         )
 
 
 def try_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor, norm: str) -> None:
-    """Run forward and backward in train mode; statistics that cannot be are left for the run to report."""
+    """Run forward and backward in train mode. A StatisticsError is left for the run to report."""
     model.train()
     try:
         F.cross_entropy(model(x), y).backward()
@@ -155,6 +153,7 @@ def try_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor, norm: str) -> N
         raise
     except Exception as error:
         raise ModelError(
-            "the network can be trained",
-            f"{type(error).__name__} on a batch of {len(x)}, {norm_label(norm)}: {printable(error)}",
+            f"The network cannot be trained on a batch of {len(x)}",
+            f"{type(error).__name__}, with {norm_label(norm)}: {printable(error)}",
+            "mend the network",
         ) from error

@@ -1,4 +1,4 @@
-"""The verdict: two short sentences that follow from all paired comparisons by rules.
+"""The verdict: two short sentences that follow by rules from all paired comparisons.
 
 1. At each batch size every norm is compared with every other. Of two, the one with the higher mean test
    accuracy is clearly ahead where the 95% interval of their paired difference over seeds leaves out zero;
@@ -24,9 +24,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import combinations
 
-from slabnorm.report.labels import norm_label, scheme_label
-from slabnorm.report.numbers import percent
-from slabnorm.report.records import DifferenceRecord, RunRecord
+from slabnorm.report.study import DifferenceRecord, RunRecord
+from slabnorm.report.wording import norm_label, percent, scheme_label
 from slabnorm.study.statistics import accuracies, is_clear, paired
 from slabnorm.text import listing
 
@@ -36,15 +35,15 @@ MOST_SIZES = 3  # batch sizes that have a clause of their own
 
 @dataclass(frozen=True)
 class Ranking:
-    """Choices by mean accuracy, and who is clearly ahead of whom.
+    """Choices in the order of their mean accuracy, and which are clearly ahead of which.
 
     Attributes:
-        order: the choices whose every run was done, the best first.
-        tied: those with the highest mean; `accuracy` is that mean.
-        ahead: for each of `order`, the choices that it is clearly ahead of.
+        order: the choices of which every run was done, the best first.
+        tied: the choices with the highest mean accuracy, which is `accuracy`.
+        ahead: for each choice in `order`, those that it is clearly ahead of.
         failed: choices with a run that failed or diverged.
-        seeds: of every choice.
-        differences: of every pair in `order`, the better one first.
+        seeds: the number of seeds of every choice.
+        differences: the differences of all pairs in `order`, the better one first.
     """
 
     order: list[str]
@@ -69,7 +68,7 @@ class Ranking:
         return last if all(last in self.ahead[name] for name in others) else ""
 
     def groups(self) -> list[tuple[list[str], list[str]]]:
-        """Return choices with those they are all clearly ahead of, `last` left out; the best first."""
+        """Return groups of choices that are clearly ahead of the same others; `last` does not count."""
         found: dict[tuple[str, ...], list[str]] = {}
         for name in self.order:
             behind = tuple(other for other in self.ahead[name] if other != self.last)
@@ -83,14 +82,14 @@ def rank(choices: dict[str, list[RunRecord]], samples: int, where: str) -> Ranki
 
     Args:
         choices: the runs of each choice, by its name in words.
-        samples: the number of test samples the accuracies were counted on.
-        where: what the choices share, for the records: "batch size 2".
+        samples: the number of test samples on which the accuracies were counted.
+        where: what the choices have in common, for the records, such as "batch size 2".
     """
-    # A network full of NaN still answers one class; that is no accuracy to rank.
+    # A network full of NaN still predicts a class, but its accuracy means nothing.
     trained = {name: all(run.status == "done" for run in runs) for name, runs in choices.items()}
     values = {name: accuracies(runs) if trained[name] else None for name, runs in choices.items()}
     known = {name: v for name, v in values.items() if v is not None}
-    # A sum of k/n over the seeds is compared as a count, so that equal counts tie exactly.
+    # Sums of k/n over the seeds are compared as counts, so that equal counts are tied exactly.
     counts = {name: round(sum(v) * samples) for name, v in known.items()}
     order = sorted(known, key=lambda name: -counts[name])
     ahead: dict[str, list[str]] = {name: [] for name in order}
@@ -114,11 +113,11 @@ def rank(choices: dict[str, list[RunRecord]], samples: int, where: str) -> Ranki
 
 
 def clause(ranking: Ranking, known: str = "") -> str:
-    """Return one ranking in words, without a full stop.
+    """Return a ranking in words, without a full stop.
 
     Args:
-        ranking: the choices and who is ahead of whom.
-        known: the choice of which it has been said that all others are clearly ahead of it.
+        ranking: the choices, and which are ahead of which.
+        known: the choice, if any, that another clause has called clearly behind all others.
     """
     failed = f"; {listing(ranking.failed)} failed or diverged there" if ranking.failed else ""
     if not ranking.order:
@@ -149,7 +148,7 @@ def clause(ranking: Ranking, known: str = "") -> str:
 
 
 def count_clause(rankings: list[Ranking]) -> str:
-    """Return how many pairs differ clearly, of how many, or why none can; empty for a single pair."""
+    """Return how many of the pairs differ clearly, or why none can; empty for a single pair."""
     pairs = sum(len(ranking.differences) for ranking in rankings)
     clear = sum(ranking.clear for ranking in rankings)
     if not pairs:
@@ -171,9 +170,9 @@ def counted(clear: int, pairs: int) -> str:
 def batch_clause(
     small: list[RunRecord], large: list[RunRecord], samples: int
 ) -> tuple[str, DifferenceRecord | None]:
-    """Return what happens to batch norm from the largest batch size to the smallest, and the difference.
+    """Return what batch norm gains or loses from the largest batch size to the smallest.
 
-    Nothing for one seed, or where a run failed or diverged, which the first sentence says.
+    It is empty with one seed, and if a run failed or diverged, which the first sentence says.
     """
     least, most = small[0].batch_size, large[0].batch_size
     at_least, at_most = accuracies(small), accuracies(large)
@@ -189,15 +188,15 @@ def batch_clause(
         return f"batch norm shows no clear difference between batch sizes {least} and {most}", record
     verb = "gains" if change.mean > 0 else "loses"
     points = f"{100 * abs(change.mean):.1f} points"
-    # The smaller batches are also more steps: the cause is not the batch size alone.
+    # Smaller batches also mean more steps, so that the batch size alone is not the cause.
     return f"batch norm {verb} {points} going from batch size {most} down to {least}, at equal epochs", record
 
 
 def verdict(runs: list[RunRecord], samples: int) -> tuple[str, tuple[DifferenceRecord, ...]]:
-    """Return the verdict on the norms, and every difference it rests on.
+    """Return the verdict on the norms, and all differences that it follows from.
 
     Args:
-        runs: of one input scheme; every norm, batch size and seed.
+        runs: the runs of every norm, batch size and seed under one input scheme.
         samples: the number of test samples.
     """
     norms = list(dict.fromkeys(run.norm for run in runs))
@@ -229,7 +228,7 @@ def verdict(runs: list[RunRecord], samples: int) -> tuple[str, tuple[DifferenceR
 
 
 def _named(norm: str) -> str:
-    # "No norm is clearly behind all others" says the opposite of what it is to say.
+    # "No norm is clearly behind all others" would say the opposite of what is meant.
     return "the network without a norm" if norm == "none" else norm_label(norm)
 
 
@@ -247,7 +246,7 @@ def between_clause(rankings: list[Ranking]) -> str:
 
 
 def inputs_verdict(runs: list[RunRecord], samples: int) -> tuple[str, tuple[DifferenceRecord, ...]]:
-    """Return the verdict on the input schemes, at one norm and batch size, and its differences."""
+    """Return the verdict on the input schemes, under one norm and batch size, and its differences."""
     if not runs:
         return "", ()
     where = f"{norm_label(runs[0].norm)}, batch size {runs[0].batch_size}, each at its own learning rate"
@@ -258,6 +257,6 @@ def inputs_verdict(runs: list[RunRecord], samples: int) -> tuple[str, tuple[Diff
 
 
 def sentences(parts: list[list[str]]) -> str:
-    """Return lists of clauses as sentences; a list without a clause is none."""
+    """Return each list of clauses as a sentence; an empty list gives none."""
     texts = ["; ".join(filter(None, clauses)) for clauses in parts]
     return " ".join(f"{text[:1].upper()}{text[1:]}." for text in texts if text)

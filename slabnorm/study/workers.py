@@ -1,4 +1,4 @@
-"""Runs in worker processes, or in this one; the records are the same."""
+"""Runs in worker processes or in this one, with the same records."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import torch
 
 from slabnorm import interrupt
 from slabnorm.errors import SlabError
-from slabnorm.report.records import RunRecord
+from slabnorm.report.study import RunRecord
 from slabnorm.study.train import Bench, Run, run_once
 
 REPORT_EVERY = 0.2  # seconds between a worker's reports of its steps
@@ -30,9 +30,9 @@ Progress = Callable[[int], None]
 
 
 def portable(bench: Bench) -> bytes | None:
-    """Return a bench as bytes for workers, or None where it cannot travel.
+    """Return a bench as bytes for workers; None if it cannot be pickled.
 
-    A function of `__main__` is not sent: a worker would have to run the user's script to find it.
+    A function of `__main__` is not sent, because a worker would have to run the user's script to find it.
     """
     build: Any = bench.build
     while isinstance(build, partial):
@@ -41,24 +41,24 @@ def portable(bench: Bench) -> bytes | None:
         return None
     try:
         return pickle.dumps(bench)
-    # pickle raises PicklingError, AttributeError, TypeError, ... for what it cannot take.
+    # For what it cannot pickle, pickle raises PicklingError, AttributeError, TypeError and others.
     except Exception:
         return None
 
 
 def run_here(bench: Bench, runs: list[Run], progress: Progress) -> dict[Run, RunRecord]:
-    """Do the runs one after the other in this process."""
+    """Do the runs in this process, one after another."""
     return {run: run_once(bench, run, partial(progress, 1)) for run in runs}
 
 
 def run_apart(payload: bytes, runs: list[Run], workers: int, progress: Progress) -> dict[Run, RunRecord]:
-    """Do the runs in worker processes, in the order given, and return them as they were asked for.
+    """Do the runs in worker processes, and return their records in the order of the runs.
 
     Args:
         payload: a bench, from `portable`.
-        runs: the longest first, so that no worker is left alone with it at the end.
-        workers: how many processes.
-        progress: called here with numbers of steps done.
+        runs: the runs, the longest first, so that no worker is left alone with a long one at the end.
+        workers: the number of processes.
+        progress: a function to call with the number of steps done since its last call.
 
     Raises:
         SlabError: a worker died.
@@ -94,13 +94,14 @@ def _run_from_file(bench: Path, runs: list[Run], workers: int, progress: Progres
         return {run: future.result() for future, run in futures.items()}
     except BrokenProcessPool as error:
         raise SlabError(
-            "every worker lives to the end of its runs",
-            "a worker process died, perhaps for lack of memory",
-            "--workers 1 runs all in one process",
+            "A worker process died",
+            "perhaps for lack of memory",
+            "run everything in one process with workers=1",
         ) from error
     finally:
         with interrupt.held():
-            # A worker that imports torch or compiles answers nothing for seconds; none has anything to lose.
+            # A worker that imports torch or compiles does not react for seconds. No worker has anything to
+            # lose.
             for process in started:
                 process.terminate()
             pool.shutdown(wait=True, cancel_futures=True)
@@ -108,9 +109,9 @@ def _run_from_file(bench: Path, runs: list[Run], workers: int, progress: Progres
 
 @contextmanager
 def starting() -> Iterator[None]:
-    """Start processes that no Ctrl-C reaches, and that import nothing from the current folder.
+    """Start processes that Ctrl-C does not reach, and that import nothing from the current folder.
 
-    A process inherits which signals are blocked; it is this process that stops it. A spawned interpreter
+    A process inherits the set of blocked signals, so that only this process ends it. A new interpreter
     searches the current folder first, unless PYTHONSAFEPATH is set.
     """
     safe = os.environ.get("PYTHONSAFEPATH")
@@ -133,7 +134,7 @@ _tick: Ticker
 
 
 def start_worker(bench: Path, steps: Any) -> None:
-    """Prepare a worker process: one thread, the bench, and an end when the parent ends."""
+    """Prepare a worker process: one thread, the bench, and a thread that ends it with its parent."""
     global _bench, _tick
     torch.set_num_threads(1)
     threading.Thread(target=end_with_parent, daemon=True).start()
@@ -145,7 +146,7 @@ def start_worker(bench: Path, steps: Any) -> None:
 
 
 def end_with_parent() -> None:
-    """Leave when the parent is gone, even if it was killed; otherwise a worker would wait for ever."""
+    """End this process when its parent has ended, even if it was killed."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -153,14 +154,14 @@ def end_with_parent() -> None:
 
 
 def run_in_worker(run: Run) -> RunRecord:
-    """Do one run in a worker."""
+    """Do a run in a worker."""
     record = run_once(_bench, run, _tick)
     _tick.flush()
     return record
 
 
 class Ticker:
-    """Counts steps in a worker, and reports them now and then."""
+    """Counts steps in a worker, and reports them every now and then."""
 
     def __init__(self, steps: Any) -> None:
         self.steps = steps

@@ -15,8 +15,7 @@ from typer.testing import CliRunner
 import slabnorm as sn
 from slabnorm.cli import app
 from slabnorm.inputs.audit.counts import MOST_PLACES
-from slabnorm.report.audit import LeakedSample
-from slabnorm.report.audit_page import render_audit
+from slabnorm.report.audit import LeakedSample, render_audit
 
 TRAIN = np.random.default_rng(0).normal(size=(600, 3))
 TEST = np.random.default_rng(1).normal(size=(400, 3))

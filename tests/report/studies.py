@@ -1,6 +1,6 @@
 """A study record made by hand, for reports to print."""
 
-from slabnorm.report.records import (
+from slabnorm.report.study import (
     CellRecord,
     CurveRecord,
     DataRecord,

@@ -8,9 +8,14 @@ import pytest
 from plotly.offline import get_plotlyjs
 from rich.console import Console
 
-from slabnorm.report.audit_figures import drifting, features_figure, overlap_figure, overview_figure
-from slabnorm.report.audit_page import render_audit
-from slabnorm.report.audit_table import print_audit
+from slabnorm.report.audit import (
+    drifting,
+    features_figure,
+    overlap_figure,
+    overview_figure,
+    print_audit,
+    render_audit,
+)
 from tests.report.audits import MOVED, NOTHING, audited, feature, finding
 from tests.report.studies import EVIL
 from tests.report.test_page import Reader
@@ -50,7 +55,7 @@ def test_it_opens_with_the_verdict_and_holds_everything(plain):
         "look at b",
         "+2.00 ± 0.20",
         "0% → 3.85%",
-        "2 of these it had, 5%",
+        "They had 2 of these, 5%",
         "0.6 to 17%",
     ):
         assert words in plain.text
@@ -99,7 +104,7 @@ def test_nothing_found():
     page = Reader(render_audit(audited(**CLEAN)))
     assert "Nothing found in test.npy" in page.text
     assert "Findings" not in page.text
-    assert "nothing found" in printed(audited(**CLEAN))
+    assert "Nothing found" in printed(audited(**CLEAN))
 
 
 def test_a_clean_audit_is_a_small_file_of_numbers():
@@ -116,9 +121,9 @@ def test_a_clean_audit_is_a_small_file_of_numbers():
 
 def test_without_a_sketch_there_is_no_overlap():
     page = Reader(render_audit(audited(overlap=None)))
-    assert "keep no sketch" in page.text
+    assert "keep no hashes" in page.text
     assert "overlap" not in json.loads(page.scripts[1])
-    assert "overlap: not looked for" in printed(audited(overlap=None))
+    assert "was not estimated" in printed(audited(overlap=None))
 
 
 def test_features_without_values_are_listed_and_not_drawn():

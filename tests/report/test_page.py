@@ -8,12 +8,18 @@ from html.parser import HTMLParser
 import pytest
 from plotly.offline import get_plotlyjs
 
-from slabnorm.report.axes import AccuracyAxis
-from slabnorm.report.colours import looks
-from slabnorm.report.figures import FIGURES, accuracy_figure, curves_figure, inputs_figure
-from slabnorm.report.page import render_page
-from slabnorm.report.records import DifferenceRecord, Interval
-from slabnorm.report.table import print_study
+from slabnorm.report.study import (
+    FIGURES,
+    AccuracyAxis,
+    DifferenceRecord,
+    Interval,
+    accuracy_figure,
+    curves_figure,
+    inputs_figure,
+    looks,
+    print_study,
+    render_study,
+)
 from slabnorm.report.terminal import Terminal
 from tests.report.studies import EVIL, cell, study
 
@@ -44,13 +50,13 @@ class Reader(HTMLParser):
 
 @pytest.fixture(scope="module")
 def plain():
-    return Reader(render_page(study()))
+    return Reader(render_study(study()))
 
 
 @pytest.fixture(scope="module")
 def evil():
     return Reader(
-        render_page(study(name=EVIL, model=EVIL, classes=(EVIL, "b"), norms=("none", f"n c -> n {EVIL}")))
+        render_study(study(name=EVIL, model=EVIL, classes=(EVIL, "b"), norms=("none", f"n c -> n {EVIL}")))
     )
 
 
@@ -87,7 +93,7 @@ def test_what_a_terminal_or_page_would_act_on_is_escaped(hostile):
     record = study(hostile, hostile, (hostile, ""), ("none", hostile), inputs_verdict=hostile)
     console = Terminal(file=io.StringIO(), width=200, highlight=False, markup=False)
     print_study(record, console)
-    for text in (render_page(record).replace(get_plotlyjs(), ""), console.file.getvalue()):
+    for text in (render_study(record).replace(get_plotlyjs(), ""), console.file.getvalue()):
         assert [c for c in text if not c.isprintable() and c != "\n"] == []
         assert "\\u202e" in text
         text.encode()
@@ -97,7 +103,7 @@ def test_every_comparison_is_in_the_page():
     clear = DifferenceRecord(
         "batch norm, batch size 2", "no norm, batch size 2", Interval(0.1, 0.05, 0.15, 3), True
     )
-    text = Reader(render_page(study(differences=(clear,)))).text
+    text = Reader(render_study(study(differences=(clear,)))).text
     assert "1 comparison, 1 of them clear" in text
     assert "+10.0 ± 5.0" in text
 
@@ -116,7 +122,7 @@ def test_names_from_outside_stay_text_in_pictures(evil):
 
 
 def test_no_line_of_the_page_can_end_a_script_early():
-    page = render_page(study(name="</script><script>alert(1)</script>"))
+    page = render_study(study(name="</script><script>alert(1)</script>"))
     ours = page.replace(get_plotlyjs(), "")
     assert "alert(1)</script>" not in ours
     assert ours.count("</script>") == 4
@@ -126,7 +132,7 @@ def test_it_loads_nothing_from_anywhere(plain):
     for tag, attributes in plain.tags:
         assert not {"src", "href", "srcset", "action", "data", "poster"} & set(attributes), tag
         assert tag not in ("link", "iframe", "img", "object", "embed", "base", "form")
-    ours = render_page(study()).replace(get_plotlyjs(), "")
+    ours = render_study(study()).replace(get_plotlyjs(), "")
     assert not re.findall(r"https?:|url\(|@import|//cdn", ours)
     policy = next(a["content"] for tag, a in plain.tags if tag == "meta" and "http-equiv" in a)
     assert policy.startswith("default-src 'none'")
@@ -138,14 +144,14 @@ def test_failed_and_diverged_cells_are_marked():
         "batch", 2, accuracy=None, gap=None, steps_to_target=None, seconds_per_step=None, reached=0, failed=3
     )
     diverged = cell("none", 2, diverged=1, reached=1, steps_to_target=None)
-    text = Reader(render_page(study(cells=(diverged, cell("none", 16), failed, cell("batch", 16))))).text
+    text = Reader(render_study(study(cells=(diverged, cell("none", 16), failed, cell("batch", 16))))).text
     assert "3 of 3 failed" in text
     assert "1 of 3 diverged" in text
     assert "never (1 of 3)" in text
 
 
 def test_without_inputs_there_is_no_such_section():
-    text = Reader(render_page(study(inputs=(), inputs_curves=(), inputs_verdict="", schemes=()))).text
+    text = Reader(render_study(study(inputs=(), inputs_curves=(), inputs_verdict="", schemes=()))).text
     assert "Inputs side by side" not in text
 
 
@@ -153,7 +159,7 @@ def test_a_study_in_which_everything_failed_still_renders():
     nothing = cell(
         "batch", 2, accuracy=None, gap=None, steps_to_target=None, seconds_per_step=None, reached=0, failed=3
     )
-    page = render_page(
+    page = render_study(
         study(norms=("batch",), cells=(nothing,), curves=(), inputs=(nothing,), inputs_curves=())
     )
     assert "3 of 3 failed" in page

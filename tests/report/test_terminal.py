@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 
 import slabnorm as sn
 from slabnorm.cli import app
-from slabnorm.report.audit_table import print_audit
+from slabnorm.report.audit import print_audit
 from slabnorm.report.statistics import FeatureRecord, StatisticsRecord, print_statistics
-from slabnorm.report.table import print_study
+from slabnorm.report.study import print_study
 from slabnorm.report.terminal import Terminal
 from tests.report.audits import audited, finding
 from tests.report.studies import cell, study

@@ -11,7 +11,7 @@ import torch
 from slabnorm.errors import DataError, ModelError, OptionError, PatternError, SlabError
 from slabnorm.study import compare
 from slabnorm.study.data import from_arrays
-from slabnorm.study.rates import RATES
+from slabnorm.study.options import RATES
 from slabnorm.study.scaling import fit_inputs
 from slabnorm.study.train import Rules
 from slabnorm.study.workers import portable

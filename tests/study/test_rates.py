@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import torch
 
-from slabnorm.report.records import CurvePoint, RunRecord
-from slabnorm.study.rates import RATES, best_rates, edge_notes
+from slabnorm.report.study import CurvePoint, RunRecord
+from slabnorm.study.options import RATES
+from slabnorm.study.statistics import best_rates, edge_notes
 from slabnorm.study.train import Bench, Rules, Run, Training, run_once
 from tests.study.small import few_digits
 

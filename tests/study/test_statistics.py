@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from slabnorm.errors import OptionError
-from slabnorm.report.records import CurvePoint, Interval, RunRecord
+from slabnorm.report.study import CurvePoint, Interval, RunRecord
 from slabnorm.study.statistics import cell, clipped, curve, interval, is_clear, paired
 
 

@@ -9,11 +9,20 @@ from torch import nn
 
 from slabnorm.errors import OptionError
 from slabnorm.study.data import from_arrays
-from slabnorm.study.evaluate import accuracy, train_eval_gap
-from slabnorm.study.layers import NORMS, NormFactory, check_norm, group_count
-from slabnorm.study.models import conv, mlp
+from slabnorm.study.models import NORMS, NormFactory, check_norm, conv, group_count, mlp
 from slabnorm.study.scaling import fit_inputs
-from slabnorm.study.train import Bench, Rules, Run, batches, fingerprint, orders, run_once, start
+from slabnorm.study.train import (
+    Bench,
+    Rules,
+    Run,
+    accuracy,
+    batches,
+    fingerprint,
+    orders,
+    run_once,
+    start,
+    train_eval_gap,
+)
 from tests.study.small import few_digits, greedy, table, tiny
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
-from slabnorm.report.records import RunRecord
+from slabnorm.report.study import RunRecord
 from slabnorm.study.verdict import inputs_verdict, verdict
 
 SAMPLES = 1000

@@ -1,4 +1,4 @@
-"""`audit`: another data set beside the statistics of the training split, and what is wrong with it."""
+"""`audit`: compare another data set with the statistics of the training split, and say what is wrong."""
 
 from __future__ import annotations
 
@@ -54,36 +54,36 @@ def audit(
 
         shift = (mean' - mean) / sd        spread = sd' / sd        overlap = seen / told
 
-    The data are read once. Overlap is the share of distinct samples that were in the training data: the fit
-    keeps the smallest hashes of its samples, a fair sample of them all, so that a share is estimated from
-    the artifact alone, with an exact binomial interval; without error where training had up to 16384
-    distinct samples. Hashes are of values: 1 is the same as uint8 and as float32, while 0.1 as float32 and as
-    float64 are two numbers.
+    The data are read once. The overlap is the share of distinct samples that were in the training data. The
+    fit keeps the smallest hashes of its samples, which are a fair sample of all, so that the artifact alone
+    is enough to estimate the share, with an exact binomial interval. With up to 16384 distinct training
+    samples the share is exact. Hashes are of values: 1 as uint8 and as float32 is the same, but 0.1 as
+    float32 and as float64 are two numbers.
 
-    Thresholds, and why, are named constants in findings.py. A difference is found only where it matters
-    and chance does not make it; where one cause explains all features (normalised twice, another scale,
-    another order of channels), their single drift is left out.
+    The thresholds are named constants in findings.py, with their reasons. A difference is a finding only if
+    it is large enough to matter and too large for chance. If one cause explains all features (normalised
+    twice, another scale, another order of channels), the drift of single features is left out.
 
     Args:
-        norm: from `slabnorm.fit` or `slabnorm.load`, or the path of an artifact.
-        against: the data, anything that `fit` takes; held-out data are what this is for.
-        train: the training split, to see whether the statistics are of it alone.
-        key: the entry of dicts, or the array of an npz file, that is x; of both data sets.
-        missing_chunks, convert, delimiter: as in `fit`, of both data sets: as the statistics were fitted.
-        skip_bad: leave out what cannot be read, and say so.
+        norm: the statistics, from `slabnorm.fit` or `slabnorm.load`, or the path of an artifact.
+        against: the data to check, anything that `fit` takes. Held-out data are allowed here.
+        train: the training split, to check whether the statistics come from it alone.
+        key: the name of x among the entries of a dict or the arrays of a file, in both data sets.
+        missing_chunks, convert, delimiter: as in `fit`, for both data sets. Give what the fit was given.
+        skip_bad: whether to leave out, and report, what cannot be read.
         workers, memory, progress: as in `fit`.
 
     Returns:
-        An AuditRecord: findings, the overlap, the leaked samples by file and row, and both statistics of
-        every feature. `record.clean` is True where nothing was found.
+        An AuditRecord with the findings, the overlap, the leaked samples by file and row, and the statistics
+        of every feature in both data sets. `record.clean` is True if nothing was found.
 
     Raises:
         DataError: the data cannot be read, are empty, or hold infinity.
-        ShapeError, PatternError: their samples do not have the fitted features.
+        ShapeError, PatternError: the samples do not have the fitted features.
         ArtifactError: there is no such artifact, or it is damaged.
-        OptionError: an argument out of its range.
-        StatisticsError: the statistics have no values.
-        ExtraError: extra `slabnorm[study]` is not installed.
+        OptionError: an argument is out of its range.
+        StatisticsError: the statistics have no values, because they are on the meta device.
+        ExtraError: the extra `slabnorm[study]` is not installed.
 
     Papers: Cohen and Kaplan, "Summarizing data using bottom-k sketches" (2007); Clopper and Pearson, "The use
     of confidence or fiducial limits illustrated in the case of the binomial" (1934).
@@ -94,9 +94,9 @@ def audit(
     >>> sn.audit(norm, x[2000:]).clean
     True
     >>> print(sn.audit(norm, x[1900:]).verdict)
-    1 error in array. Identical to training samples: 100 of 1,100 distinct samples (9.09%).
+    1 error in array. 100 of 1,100 distinct samples (9.09%) are identical to training samples.
     """
-    extra("scipy.stats", "audit", "'slabnorm[study]'")  # now, not after the data have been read
+    extra("scipy.stats", "audit", "'slabnorm[study]'")  # before the data are read
     norm = _at_hand(norm if isinstance(norm, InputNorm) else load(norm))
     effort = Effort(workers=workers, memory=memory)
     with plain_tensors():
@@ -109,11 +109,11 @@ def audit(
 
 
 def _open(norm: InputNorm, data: Any, key: str | None, options: dict[str, Any]) -> Source | Stream:
-    """Open a data set; of a table that has more columns, those that were fitted."""
+    """Open a data set; of a table, only the columns that were fitted."""
     fitted = norm.record.names
     try:
         source = open_source(data, key, **options)
-    except DataError as error:  # of a column that nobody can take, which the fit may have left out
+    except DataError as error:  # about a column that cannot be fitted, and was perhaps left out of the fit
         try:
             return open_source(data, key, columns=fitted or None, **options)
         except SlabError:
@@ -125,14 +125,15 @@ def _open(norm: InputNorm, data: Any, key: str | None, options: dict[str, Any]) 
 def _at_hand(norm: InputNorm) -> InputNorm:
     """Return statistics on the CPU."""
     if norm.scale.is_meta:
-        raise StatisticsError("an audit compares numbers", "an InputNorm on the device meta", "load it first")
+        problem = "The statistics have no values, because they are on the meta device"
+        raise StatisticsError(problem, "", "load them first")
     return norm if norm.scale.device.type == "cpu" else deepcopy(norm).cpu()
 
 
 def _count(norm: InputNorm, opened: Opened, effort: Effort, skip_bad: bool) -> Tally:
-    """Count a data set as its training data were counted, and beside it what an audit asks for."""
+    """Count a data set as the training data were counted, together with what only an audit needs."""
     record = norm.record
-    if None in opened.schema.sample:  # images: those of which a pattern keeps pixels have one size
+    if None in opened.schema.sample:  # images must have one size if the pattern keeps pixels apart
         axes = kept_axes(record.features().pattern, len(opened.schema.sample))
         opened.schema = opened.schema.pinned(axes)
     schema = opened.schema
@@ -142,7 +143,7 @@ def _count(norm: InputNorm, opened: Opened, effort: Effort, skip_bad: bool) -> T
     counting = opened.counting(
         record.pattern, record.sizes, nan="omit", skip_bad=skip_bad,
         reference=Reference(moments.min.cpu(), moments.max.cpu(), bound, seen=norm.sketch.hashes),
-        # Samples are hashed with their axes in the order of the training data's.
+        # Samples are hashed with their axes in the order of the training data.
         order=record.order or tuple(range(len(schema.sample))),
     )  # fmt: skip
     return opened.count(counting, effort)
@@ -158,9 +159,9 @@ def _record(norm: InputNorm, opened: Opened, tally: Tally, train: Tally | None) 
     findings += find_names(norm, schema) + _find_values(norm, names, old, new, counted, schema.dtype)
     findings.sort(key=lambda finding: finding.severity != "error")  # stable
     if overlap is None:
-        notes.append("overlap was not looked for: these statistics keep no sketch of their samples")
+        notes.append("The overlap was not estimated: these statistics keep no hashes of their samples.")
     if tally.skipped:
-        notes.append(f"{len(tally.skipped)} files could not be read and were left out")
+        notes.append(f"{len(tally.skipped)} files could not be read and were left out.")
     notes += _dtype_notes(norm.dtype, schema.dtype)
     outside = (counted.below + counted.above).reshape(-1).numpy()
     return AuditRecord(
@@ -173,7 +174,7 @@ def _record(norm: InputNorm, opened: Opened, tally: Tally, train: Tally | None) 
 def _find_values(
     norm: InputNorm, names: list[str], old: Side, new: Side, counted: AuditCounts, dtype: str
 ) -> list[Finding]:
-    """Return what the statistics of the features show: one cause for all, else each one's drift."""
+    """Return findings about the values: one cause for all features, or else the drift of each."""
     whole, moved = find_scale(norm, old, new, dtype)
     whole += find_order(names, moved, new)
     missing = find_missing(names, old, new)
@@ -183,33 +184,35 @@ def _find_values(
     rest = find_constant(names, old, new, below, above) + missing
     kinds = [text.startswith(("float", "bfloat")) for text in (norm.dtype, dtype)]
     if kinds[0] != kinds[1]:
-        text = f"these data are {dtype}, the training data were {norm.dtype}"
-        advice = "look whether they were decoded, scaled or resized otherwise than the training data"
+        text = f"these data are {dtype}, but the training data were {norm.dtype}"
+        advice = "check whether they were decoded, scaled or resized in another way than the training data"
         rest.append(Finding("dtype", "warning", text, advice))
     return find_drift(names, old, new, below, above) + rest
 
 
 def find_names(norm: InputNorm, schema: Schema) -> list[Finding]:
-    """Return columns that have other names than in training, or stand in another order."""
+    """Return a finding if columns have other names than in training, or another order."""
     fitted, given = norm.record.names, schema.names
     if not fitted or not given or fitted == given:
         return []
     moved = tuple(name for name, other in zip(fitted, given, strict=False) if name != other)
     if sorted(fitted) == sorted(given):
-        text, fix = f"{len(moved)} columns stand in another order than in training", "select them by name"
+        text, fix = f"{len(moved)} columns are in another order than in training", "select them by name"
     else:
-        text, fix = f"{len(moved)} columns have other names than in training", "give the columns of the fit"
-    return [Finding("names", "error", text, f"{fix}, in its order: columns are normalised by place", moved)]
+        text, fix = f"{len(moved)} columns have other names than in training", "give the fitted columns"
+    advice = f"{fix}, in the order of the fit: columns are normalised by their place"
+    return [Finding("names", "error", text, advice, moved)]
 
 
 def _dtype_notes(fitted: str, given: str) -> list[str]:
     if given == fitted or not {fitted, given} <= {"float16", "bfloat16", "float32", "float64"}:
         return []
-    return [f"{fitted} in training and {given} here round differently: samples that are alike may go unseen"]
+    alike = "so that samples that are alike may not be recognised"
+    return [f"The training data were {fitted} and these are {given}, which round differently, {alike}."]
 
 
 def _joint(opened: list[Opened], progress: Progress | None) -> Callable[[int, int], None] | None:
-    """Return a progress that counts towards the bytes of all data sets."""
+    """Return a progress function that counts towards the bytes of all data sets together."""
     if progress is None:
         return None
     sizes = [sum(shard.size for shard in each.shards) if each.shards is not None else 0 for each in opened]

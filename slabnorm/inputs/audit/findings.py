@@ -16,20 +16,19 @@ from slabnorm.inputs.shard_statistics import Tally
 from slabnorm.inputs.sketch import Sketch
 from slabnorm.mergeable_moments import Moments
 from slabnorm.report.audit import FeatureAudit, Finding, Leaked, LeakedSample, Overlap, Part
+from slabnorm.report.wording import MINUS, minus
 from slabnorm.text import printable
-
-# The two sides of an audit, training and new data, as flat arrays with a number per feature.
 
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """Statistics of a data set, float64 but for the counts; NaN for what a feature without values lacks.
+    """The statistics of one of the two data sets, training or new, as flat arrays with a number per feature.
 
     Attributes:
-        samples: how many.
-        count: values of each feature.
-        missing: NaN and null, which are not among them.
-        mean, std, min, max: of each feature.
+        samples: the number of samples.
+        count: the number of values of each feature.
+        missing: the number of NaN and null of each feature, which are not part of `count`.
+        mean, std, min, max: of each feature, in float64; NaN for a feature without values.
     """
 
     samples: int
@@ -42,7 +41,7 @@ class Side:
 
     @classmethod
     def of(cls, source: InputNorm | Tally) -> Side:
-        """Return the statistics of a fit, or of what was counted."""
+        """Return the statistics of a fit, or of a tally."""
         m: Moments = source.moments
         if isinstance(source, InputNorm):
             missing = source.nan_count + source.null_count
@@ -54,7 +53,7 @@ class Side:
 
     @property
     def independent(self) -> np.ndarray:
-        """Values that are taken as independent: one per sample, as the pixels of an image are alike."""
+        """The number of independent values: one for each sample, because the pixels of an image are alike."""
         return np.clip(np.minimum(self.count, self.samples), 1, None).astype(float)
 
     @property
@@ -64,7 +63,7 @@ class Side:
             return np.maximum(self.max - self.mean, self.mean - self.min) / self.std
 
     def moved(self, factor: np.ndarray, offset: np.ndarray) -> Side:
-        """Return the statistics of `x * factor + offset`, factors being positive."""
+        """Return the statistics of `x * factor + offset`; factors are positive."""
         ends = (self.mean, self.std, self.min, self.max)
         mean, _, low, high = (end * factor + offset for end in ends)
         return Side(self.samples, self.count, self.missing, mean, self.std * factor, low, high)
@@ -81,46 +80,45 @@ def _flat(values: Tensor) -> np.ndarray:
     return flat
 
 
-# Drift: what of each feature differs between training and new data, and by how much more than chance.
+# Drift: how each feature differs between training and new data, and whether by more than chance.
 #
 #     shift = (mean' - mean) / sd           error = sqrt(1/N + max(1, spread)^2 / n)
 #     spread = sd' / sd                     error of its logarithm <= sqrt((z^2 - 1)/4 * (1/N + 1/n))
 #
-# N and n: samples, as values within a sample are alike; z: the farthest value in standard deviations,
-# because kurtosis <= z^2. A few samples of a feature with outliers are far off by chance, says Bernstein's
-# inequality:
+# N and n are numbers of samples, because values within a sample are alike. z is the distance of the farthest
+# value in standard deviations, and kurtosis <= z^2. By Bernstein's inequality, the mean of a few samples of a
+# feature with outliers can be far off by chance:
 #
 #     P(abs(shift) >= t) <= 2 exp(-n t^2 / (2 + 2 t z / 3))
 #
-# A finding wants both a difference that matters and one that chance does not make, so that
-# neither large nor small data sets alarm for nothing.
+# A difference is a finding only if it is large enough to matter and too large for chance, so that neither
+# large nor small data sets raise false alarms.
 
-SHIFT = 0.25  # standard deviations: half the width of a class boundary's usual slack, and easily seen
-SHIFT_ERRORS = 6.0  # of a normal: 1e-9, so that a million features are silent
-SPREAD = 1.5  # a ratio; inputs then have variance 2.25, not 1
-SPREAD_LEAST = 20  # samples: the logarithm of the spread of fewer is too far from a normal
-SPREAD_ERRORS = 5.0  # of an upper bound of the error; rare values make the logarithm no normal
-OUTSIDE = 0.01  # the share of values out of the training range
-MISSING = 0.01  # difference of the shares of missing values
-CHANCE = 1e-9  # how likely a finding may be without a cause
-TINY = 1e-6  # of a standard deviation: a feature that varies by less has not varied
+SHIFT = 0.25  # standard deviations: enough to move samples over the boundary between classes
+SHIFT_ERRORS = 6.0  # of a normal distribution: a chance of 1e-9, so that a million features give no alarm
+SPREAD = 1.5  # a ratio: inputs then have variance 2.25, not 1
+SPREAD_LEAST = 20  # samples: of fewer, the logarithm of the spread is too far from normal
+SPREAD_ERRORS = 5.0  # of an upper bound of the error, because with rare values the logarithm is not normal
+OUTSIDE = 0.01  # the share of values outside the training range
+MISSING = 0.01  # the difference between the shares of missing values
+CHANCE = 1e-9  # how likely a finding without a cause may be
+TINY = 1e-6  # of a standard deviation: a feature that varies by less counts as constant
 
 
 def compare(names: list[str], train: Side, new: Side, outside: np.ndarray) -> tuple[FeatureAudit, ...]:
-    """Return every feature on both sides."""
+    """Return the comparison of every feature."""
     shift, error, spread, _ = differences(train, new)
     share = outside / np.maximum(new.count, 1)
-    sides = [
-        [Part(*row) for row in zip(*(column.tolist() for column in (
-            side.count, side.missing, side.mean, side.std, side.min, side.max)), strict=True)]
-        for side in (train, new)
-    ]  # fmt: skip
+    sides = []
+    for side in (train, new):
+        parts = (side.count, side.missing, side.mean, side.std, side.min, side.max)
+        sides.append([Part(*row) for row in zip(*(part.tolist() for part in parts), strict=True)])
     columns = (shift.tolist(), error.tolist(), spread.tolist(), share.tolist())
     return tuple(FeatureAudit(*row) for row in zip(names, *sides, *columns, strict=True))
 
 
 def differences(train: Side, new: Side) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return shift, its error, spread, and a bound of the error of the spread's logarithm."""
+    """Return the shift, its error, the spread, and a bound on the error of the logarithm of the spread."""
     many, some = train.independent, new.independent
     with np.errstate(divide="ignore", invalid="ignore"):
         sd = np.where(train.std > 0, train.std, np.nan)
@@ -134,7 +132,7 @@ def differences(train: Side, new: Side) -> tuple[np.ndarray, np.ndarray, np.ndar
 def find_drift(
     names: list[str], train: Side, new: Side, below: np.ndarray, above: np.ndarray
 ) -> list[Finding]:
-    """Return features whose mean moved, whose spread changed, and whose values leave the training range."""
+    """Return findings about features with another mean or spread, or values outside the training range."""
     found = [*_find_shift(names, train, new), *_find_spread(names, train, new)]
     return found + _find_range(names, train, new, below, above)
 
@@ -147,10 +145,9 @@ def _find_shift(names: list[str], train: Side, new: Side) -> list[Finding]:
     if not moved.any():
         return []
     first, which = _worst(moved, far)
-    text = f"the mean of {_features(names, which)} moved, by {shift[first]:+.3g} standard deviations"
-    advice = (
-        "look at how these data were collected and prepared; if the world has changed, train and fit again"
-    )
+    by = minus(f"{shift[first]:+.3g}")
+    text = f"the mean of {_features(names, which)} moved by {by} standard deviations"
+    advice = "check how these data were collected and prepared; if the world has changed, fit and train again"
     return [_finding("shift", text, advice, names, which, shift=shift[first], error=error[first])]
 
 
@@ -164,7 +161,7 @@ def _find_spread(names: list[str], train: Side, new: Side) -> list[Finding]:
         return []
     first, which = _worst(changed, log)
     text = f"the spread of {_features(names, which)} is {spread[first]:.3g} times that of training"
-    advice = "look for other units, clipping, or smoothing"
+    advice = "check for other units, clipping or smoothing"
     return [_finding("spread", text, advice, names, which, ratio=spread[first], error=wide[first])]
 
 
@@ -172,15 +169,15 @@ def _find_range(
     names: list[str], train: Side, new: Side, below: np.ndarray, above: np.ndarray
 ) -> list[Finding]:
     share = (below + above) / np.maximum(new.count, 1)
-    varied = train.min < train.max  # what was constant is a finding of its own
+    varied = train.min < train.max  # a feature that was constant is another kind of finding
     chance = _chance(np.maximum(below, above), train, new)
     out = varied & (share > OUTSIDE) & (chance < math.log(CHANCE))
     if not out.any():
         return []
     first, which = _worst(out, share)
     where = _features(names, which)
-    text = f"{100 * share[first]:.3g}% of the values of {where} lie out of the training range"
-    advice = "look for outliers, other units or other codes"
+    text = f"{100 * share[first]:.3g}% of the values of {where} lie outside the training range"
+    advice = "check for outliers, other units or other codes"
     numbers = {"share": share[first], "below": below[first], "above": above[first]}
     return [_finding("range", text, advice, names, which, **numbers)]
 
@@ -188,30 +185,31 @@ def _find_range(
 def find_constant(
     names: list[str], train: Side, new: Side, below: np.ndarray, above: np.ndarray
 ) -> list[Finding]:
-    """Return features that were constant and are not so now, and the reverse."""
+    """Return findings about features that were constant and now vary, and the reverse."""
     findings = []
-    # Of a feature that was constant, every value out of its range is another value.
+    # In a feature that was constant, every other value lies outside its range.
     varies = (train.min == train.max) & (_chance(below + above, train, new) < math.log(CHANCE))
     if varies.any():
         first, which = _worst(varies, np.nan_to_num(new.max - new.min))
         text = (
-            f"{_features(names, which)} had one value in training, {train.min[first]:.6g}, and now has "
-            f"others: {new.min[first]:.6g} to {new.max[first]:.6g}"
+            f"{_features(names, which)} had one value in training, {minus(f'{train.min[first]:.6g}')}, and "
+            f"now has others: {minus(f'{new.min[first]:.6g}')} to {minus(f'{new.max[first]:.6g}')}"
         )
-        findings.append(_finding("constant", text, "a constant has scale 1 and no weight was "
-            "trained for it: leave it out, or train on data in which it varies", names, which,
-            low=new.min[first], high=new.max[first]))  # fmt: skip
+        advice = "leave it out, or train on data in which it varies: no weight was trained for it"
+        ends = {"low": new.min[first], "high": new.max[first]}
+        findings.append(_finding("constant", text, advice, names, which, **ends))
     stuck = (train.min < train.max) & (new.max - new.min <= TINY * train.std) & _too_still(train, new)
     if stuck.any():
         first, which = _worst(stuck, train.std)
-        text = f"{_features(names, which)} varied in training and now has one value, {new.mean[first]:.6g}"
-        findings.append(_finding("constant", text, "look for a dead sensor, a column filled "
-            "with a default, or data of one kind only", names, which, value=new.mean[first]))  # fmt: skip
+        value = minus(f"{new.mean[first]:.6g}")
+        text = f"{_features(names, which)} varied in training and now has one value, {value}"
+        advice = "check for a dead sensor, a column filled with a default, or data of one kind only"
+        findings.append(_finding("constant", text, advice, names, which, value=new.mean[first]))
     return findings
 
 
 def find_missing(names: list[str], train: Side, new: Side) -> list[Finding]:
-    """Return features of which more, or fewer, values are missing."""
+    """Return a finding about features with another share of missing values."""
     seen = [side.count + side.missing for side in (train, new)]
     before, now = (side.missing / np.maximum(n, 1) for side, n in zip((train, new), seen, strict=True))
     pooled = (train.missing + new.missing) / np.maximum(seen[0] + seen[1], 1)
@@ -220,24 +218,23 @@ def find_missing(names: list[str], train: Side, new: Side) -> list[Finding]:
     ]
     error = np.sqrt(pooled * (1 - pooled) * (1 / units[0] + 1 / units[1]))
     differs = (np.abs(now - before) > MISSING) & (np.abs(now - before) > SHIFT_ERRORS * error)
-    differs |= (before == 0) & (now > 0)  # what came out as NaN in training would have been seen there
+    differs |= (before == 0) & (now > 0)  # nobody has trained on what comes out as NaN
     if not differs.any():
         return []
     first, which = _worst(differs, np.abs(now - before))
     text = (
-        f"{100 * now[first]:.3g}% of the values of {_features(names, which)} are missing, "
+        f"{100 * now[first]:.3g}% of the values of {_features(names, which)} are missing, but "
         f"{100 * before[first]:.3g}% in training"
     )
-    advice = "normalised NaN is NaN: fill these values as in training, or mend where they come from"
-    return [_finding("missing", text, advice, names, which,
-                     before=before[first], now=now[first])]  # fmt: skip
+    advice = "fill these values as in training, or mend their source: normalised NaN stays NaN"
+    return [_finding("missing", text, advice, names, which, before=before[first], now=now[first])]
 
 
 def _chance(beyond: np.ndarray, train: Side, new: Side) -> np.ndarray:
-    """Return the logarithm of how likely so many values lie beyond one end, were both sides alike.
+    """Return the logarithm of the probability that so many values lie beyond one end, were both sides alike.
 
-    Of N + n values in random order the k farthest are all new with probability (n / (N + n))^k at most.
-    Samples are counted here, too, not values.
+    The k farthest of N + n values are all new with a probability of at most (n / (N + n))^k. N and n are
+    numbers of samples, not of values.
     """
     some, many = new.independent, train.independent
     k = np.floor(beyond * some / np.maximum(new.count, 1))
@@ -246,9 +243,9 @@ def _chance(beyond: np.ndarray, train: Side, new: Side) -> np.ndarray:
 
 
 def _too_still(train: Side, new: Side) -> np.ndarray:
-    """Whether chance would not give this one value so often, however training values are distributed.
+    """Return whether one value comes too often for chance, whatever the distribution of training values.
 
-    P(x != c) >= E(x - c)^2 / max (x - c)^2, of which training knows both.
+    P(x != c) >= E(x - c)^2 / max (x - c)^2, and both are known of the training data.
     """
     c = new.mean
     farthest = np.maximum(np.abs(train.max - c), np.abs(train.min - c))
@@ -259,14 +256,14 @@ def _too_still(train: Side, new: Side) -> np.ndarray:
 
 
 def _worst(chosen: np.ndarray, size: np.ndarray) -> tuple[int, list[int]]:
-    """Return the chosen features, the worst first, and that one."""
+    """Return the worst of the chosen features, and all of them with the worst first."""
     which = np.flatnonzero(chosen)
     ordered = which[np.argsort(-size[which], kind="stable")].tolist()
     return ordered[0], ordered
 
 
 def _features(names: list[str], which: list[int]) -> str:
-    more = f" (and {len(which) - 1:,} more, less so)" if len(which) > 1 else ""
+    more = f" (and {len(which) - 1:,} more, by less)" if len(which) > 1 else ""
     name = printable(names[which[0]], 60)
     return f"feature {name}{more}" if name[:1] in "(0123456789" else f"feature “{name}”{more}"
 
@@ -278,25 +275,26 @@ def _finding(
     return Finding(kind, "warning", text, advice, tuple(names[i] for i in which), plain)
 
 
-# One cause for all features: data normalised already, on another scale, or with channels in another order.
+# One cause for all features: the data are normalised already, on another scale, or have channels in another
+# order.
 #
-# Each cause says what the new data's means and spreads would be if it held. How far a feature is from that:
+# Each cause predicts the means and spreads of the new data. A feature has this distance from the prediction:
 #
 #     distance = abs(mean' - mean) / max(sd', sd) + abs(log(sd' / sd))
 #
-# A cause is found where the data are near what it says and far from the training data as they are.
+# A cause is found if the new data are near its prediction and far from the training data.
 
-NEAR = 0.5  # the distance of all but a quarter of the features, such as a mean off by half a spread
-FAR = 1.5  # ... such as a mean off by one spread, and a spread off by a factor of 1.6
-ORDER_NEAR = 0.25  # channels are alike already, so that only a close fit says something
-ORDER_GAIN = 50.0  # by which chi^2 must fall, of which chance takes 2 per feature
-ORDER_PART = 0.25  # of chi^2 that may be left
-ORDERS = (3, 4)  # features among which an order is looked for: images, with and without transparency
+NEAR = 0.5  # the largest distance of three quarters of the features, such as a mean off by half a spread
+FAR = 1.5  # the same from the training data, such as a mean off by one spread and a spread by a factor of 1.6
+ORDER_NEAR = 0.25  # smaller, because channels resemble each other anyway
+ORDER_GAIN = 50.0  # the least decrease of chi^2, of which chance alone explains 2 per feature
+ORDER_PART = 0.25  # the largest part of chi^2 that may be left
+ORDERS = (3, 4)  # numbers of features for which other orders are tried: images with and without transparency
 
 
 @dataclass(frozen=True)
 class Cause:
-    """`x * factor + offset` of what training saw, and what to say of it."""
+    """A change of the training data to `x * factor + offset`, and what to say if it is found."""
 
     factor: np.ndarray | float
     offset: np.ndarray | float
@@ -304,15 +302,11 @@ class Cause:
     advice: str
 
 
-# The range of training and of the new data, that which one divides by the other gives.
-_SCALES = (
-    (0, 255, 0, 1), (0, 255, -1, 1), (0, 1, 0, 255), (-1, 1, 0, 255), (0, 255, 0, 65535), (0, 65535, 0, 255),
-    (0, 65535, 0, 1), (0, 1, 0, 65535), (0, 1, -1, 1), (-1, 1, 0, 1),
-)  # fmt: skip
+_RANGES = ((0, 255), (0, 65535), (0, 1), (-1, 1))  # in which images and the like are stored
 
 
 def find_scale(norm: InputNorm, train: Side, new: Side, dtype: str) -> tuple[list[Finding], Side]:
-    """Return a finding if one change of scale explains the new data, and what training says after it."""
+    """Return a finding if a change of scale explains the new data, and the training statistics after it."""
     apart = distance(train, new)
     if not apart > FAR:
         return [], train
@@ -329,7 +323,7 @@ def find_scale(norm: InputNorm, train: Side, new: Side, dtype: str) -> tuple[lis
 
 
 def find_order(names: list[str], train: Side, new: Side) -> list[Finding]:
-    """Return a finding if another order of 3 or 4 features explains the new data far better."""
+    """Return a finding if another order of 3 or 4 features explains the new data much better."""
     if len(names) not in ORDERS:
         return []
     identity = tuple(range(len(names)))
@@ -342,23 +336,20 @@ def find_order(names: list[str], train: Side, new: Side) -> list[Finding]:
         return []
     order = ", ".join(names[i] for i in best)
     swapped = ", as BGR for RGB" if best[:3] == (2, 1, 0) else ""
-    return [Finding(
-        "order", "error",
-        f"the features look as if they came in the order {order}{swapped}",
-        "bring them into the order of the training data before they are normalised",
-        tuple(names[i] for i in identity if best[i] != i),
-        (("misfit", now), ("misfit_left", left)),
-    )]  # fmt: skip
+    text = f"the features look as if they came in the order {order}{swapped}"
+    advice = "bring them into the order of the training data before they are normalised"
+    moved = tuple(names[i] for i in identity if best[i] != i)
+    return [Finding("order", "error", text, advice, moved, (("misfit", now), ("misfit_left", left)))]
 
 
 def _orders(features: int) -> list[tuple[int, ...]]:
-    """Return the orders that are thought of: all of few features, else their own."""
+    """Return the orders of features that are tried: all of 3 or 4, else only their own."""
     own = tuple(range(features))
     return list(permutations(own)) if features in ORDERS else [own]
 
 
 def distance(said: Side, new: Side) -> float:
-    """Return how far all but a quarter of the features are from what is said; NaN where nothing varies."""
+    """Return the largest distance of three quarters of the features; NaN if no feature varies."""
     varies = (said.std > 0) & (new.std > 0) & np.isfinite(said.std) & np.isfinite(new.std)
     if not varies.any():
         return math.nan
@@ -370,54 +361,55 @@ def distance(said: Side, new: Side) -> float:
 def _causes(norm: InputNorm, train: Side, dtype: str) -> list[Cause]:
     scale, shift = (values.reshape(-1).numpy() for values in (norm.scale.cpu(), norm.shift.cpu()))
     low, span = norm.scheme.target[1], norm.scheme.target[0]
-    causes = [Cause(
-        span / scale, low - shift * span / scale,
-        "the data look as if they were normalised already, as by these very statistics",
-        "give the raw data, or leave the second normalisation out",
-    )]  # fmt: skip
-    for a, b, c, d in _SCALES:
-        # Half of the range at least is in use: a table whose values run from 0 to 1 is no image of 255.
+    causes = [
+        Cause(
+            span / scale,
+            low - shift * span / scale,
+            "the data look as if they had been normalised already, with these statistics",
+            "give the raw data, or leave out the second normalisation",
+        )
+    ]
+    for (a, b), (c, d) in permutations(_RANGES, 2):
+        # At least half of the range is in use: a table with values from 0 to 1 is not an image of 0 to 255.
         used = (np.nanmin(train.min) >= a) and (b / 2 < np.nanmax(train.max) <= b)
         factor = (d - c) / (b - a)
-        types = f" ({norm.dtype} then, {dtype} now)" if norm.dtype != dtype else ""
+        types = f" ({norm.dtype} in training, {dtype} now)" if norm.dtype != dtype else ""
         if used:
-            causes.append(Cause(
-                factor, c - a * factor,
-                f"the data look scaled to {c}..{d}, where training had {a}..{b}{types}",
-                "scale them as the training data were, before they are normalised",
-            ))  # fmt: skip
+            text = f"the data look scaled to {c}..{d}, but in training they had {a}..{b}".replace("-", MINUS)
+            advice = "scale them like the training data before they are normalised"
+            causes.append(Cause(factor, c - a * factor, text + types, advice))
     return causes
 
 
 def _misfit(said: Side, new: Side) -> float:
-    """Return chi^2: squared differences of means and spreads in standard errors."""
+    """Return chi^2: the sum of squared differences of means and spreads in standard errors."""
     shift, error, spread, wide = differences(said, new)
     with np.errstate(divide="ignore", invalid="ignore"):
         terms = (shift / error) ** 2 + (np.log(spread) / wide) ** 2
     return float(np.where(np.isfinite(terms), terms, 0.0).sum())
 
 
-# How many samples of a data set were in the training data, from the training sketch alone.
+# How many samples of a data set were in the training data, estimated from the training sketch alone.
 #
-# The sketch says of every hash below its bound whether it was seen. Hashes are uniform, so that the distinct
-# samples of the new data below the bound are a fair sample of all, and
+# For every hash below its bound, the sketch tells whether training had it. Hashes are uniform, so that the
+# distinct new samples below the bound are a fair sample of all distinct new samples:
 #
-#     share = seen / told        interval: Clopper and Pearson, 95%
+#     share = found / told        95% interval by Clopper and Pearson
 #
 # ("The use of confidence or fiducial limits illustrated in the case of the binomial", Biometrika, 1934).
-# Sampling is without replacement: where most samples are told, the interval is wider than it need be.
+# Sampling is without replacement, so that the interval is wider than necessary if most samples are told.
 
 LEVEL = 0.95
 ALL = 1 << 64
 
 
 def overlap_of(sketch: Sketch, counted: AuditCounts, samples: int) -> Overlap | None:
-    """Return the estimate; None where the statistics keep no sketch.
+    """Return the estimated overlap; None if the statistics keep no sketch.
 
     Args:
-        sketch: of the training data.
-        counted: what was counted of the new data.
-        samples: of the new data.
+        sketch: that of the training data.
+        counted: what was counted in the new data.
+        samples: the number of new samples.
     """
     if not len(sketch.hashes):
         return None
@@ -435,10 +427,10 @@ def overlap_of(sketch: Sketch, counted: AuditCounts, samples: int) -> Overlap | 
 
 
 def leaked_of(sketch: Sketch, counted: AuditCounts) -> Leaked | None:
-    """Return which samples were in the training data, as far as the sketch can tell; None if none was."""
+    """Return the new samples that the sketch finds in the training data; None if there are none."""
     if not counted.leaked:
         return None
-    # Every hash below the bound can be told, and hashes are uniform.
+    # Only samples with a hash below the bound can be told, and hashes are uniform.
     about = counted.leaked if sketch.bound == ALL else round(counted.leaked * (ALL / sketch.bound))
     samples = tuple(LeakedSample(name, row) for name, row in counted.places)
     return Leaked(samples, counted.leaked, about, sketch.bound == ALL)
@@ -463,37 +455,34 @@ def interval(found: int, told: int) -> tuple[float, float]:
 def find_overlap(
     overlap: Overlap | None, sketch: Sketch, counted: AuditCounts, train_samples: int, samples: int
 ) -> list[Finding]:
-    """Return what to say of it: leaked samples, or rows that are alike by nature."""
+    """Return a finding about the overlap: leaked samples, or data that repeat themselves."""
     if overlap is None or not overlap.found:
         return []
     repeats = 1 - overlap.told / max(counted.comparable, overlap.told)
     natural = natural_share(sketch, repeats, train_samples, samples)
-    numbers = (
-        ("share", overlap.share), ("low", overlap.low), ("high", overlap.high), ("told", overlap.told),
-        ("found", overlap.found), ("distinct", overlap.distinct), ("natural", natural),
-    )  # fmt: skip
+    names = ("share", "low", "high", "told", "found", "distinct")
+    numbers = (*((name, getattr(overlap, name)) for name in names), ("natural", natural))
     if overlap.low <= natural:
         text = (
-            f"identical to training samples: {amount(overlap)}; these data repeat themselves, so that "
-            "about as many would be alike in any two parts of them"
+            f"{amount(overlap)} are identical to training samples; these data repeat themselves, and any two "
+            "parts of them would have about as many samples in common"
         )
-        advice = "deduplicate before splitting, or evaluate on samples that training has not seen"
+        advice = "remove duplicates before splitting, or evaluate on samples that training has not seen"
         return [Finding("duplicates", "warning", text, advice, numbers=numbers)]
-    text = f"identical to training samples: {amount(overlap)}"
+    text = f"{amount(overlap)} are identical to training samples"
     advice = (
-        "take these samples, which are listed, out of one of the two, as what is measured on them says "
-        "nothing of new ones; "
-        "where samples are alike by nature, deduplicate before splitting"
+        "remove these samples, which are listed, from one of the two: results on them say nothing about new "
+        "samples. If samples are naturally alike, remove duplicates before splitting"
     )
     return [Finding("overlap", "error", text, advice, numbers=numbers)]
 
 
 def natural_share(sketch: Sketch, repeats: float, train_samples: int, samples: int) -> float:
-    """Return what share of new samples has a twin among `train_samples` because data repeat themselves.
+    """Return the share of new samples that is expected in the training data because data repeat themselves.
 
-    A new sample has a twin in training as often as a training sample has another one there: up to twice the
-    share of samples that are repeats. Repeats within the new data say the same of fewer samples, and become
-    more with their number.
+    A new sample has a twin in the training data as often as a training sample has one there: up to twice the
+    share of samples that are repeats. Repeats within the new data show the same with fewer samples, in
+    proportion to their number.
     """
     kept = len(sketch.hashes)
     whole = sketch.bound == ALL
@@ -503,7 +492,7 @@ def natural_share(sketch: Sketch, repeats: float, train_samples: int, samples: i
 
 
 def amount(overlap: Overlap) -> str:
-    """Return how many samples, as text."""
+    """Return the number of overlapping samples as text."""
     total = f"{overlap.distinct:,} distinct samples"
     if overlap.exact:
         return f"{overlap.found:,} of {total} ({100 * overlap.share:.3g}%)"
@@ -512,39 +501,37 @@ def amount(overlap: Overlap) -> str:
     return f"about {about:,} of {total} ({100 * overlap.share:.2g}%, {ends})"
 
 
-# Which data fitted statistics come from: the training split, the new data too, or others.
+# Which data the fitted statistics come from: the training split, also the new data, or others.
 #
-# Statistics match data by count, mean and squared deviations, each within 1e-9: another order of the samples
-# rounds otherwise. The sum of the samples' hashes says the same of every single value.
+# Statistics belong to data if count, mean and squared deviations agree within 1e-9, since another order of
+# the samples rounds differently; or if the sum of the hashes of all samples is the same.
 
-CLOSE = 1e-9  # relative; Moments of the same samples in another order differ by 1e-13 at most
+CLOSE = 1e-9  # relative; Moments of the same samples in another order differ by at most 1e-13
 
 
 def find_leak(norm: InputNorm, new: Tally, train: Tally | None, name: str) -> tuple[list[Finding], list[str]]:
-    """Return statistics that have seen the new data, or not the training split; and notes."""
-    advice = "fit again on the training split alone, and train again: what was measured saw the answers"
+    """Return findings and notes on whether the statistics include the new data, or are of other data."""
+    advice = "fit on the training split alone and train again: these results are of data seen before"
     if comes_from(norm, new):
         text = f"the statistics are those of {name} itself"
         return [Finding("leak", "error", text, advice)], []
     if train is None:
         return [], []
     if comes_from(norm, train):
-        return [], ["the statistics are those of the training split alone"]
+        return [], ["The statistics are those of the training split alone."]
     if comes_from(norm, train.merge(new)):
         text = f"the statistics are those of the training split and {name} together"
         return [Finding("leak", "error", text, advice)], []
     counts = (("fitted", norm.samples), ("train", train.samples), ("both", train.samples + new.samples))
     text = (
-        f"the statistics, of {norm.samples:,} samples, are neither those of the training split given, of "
-        f"{train.samples:,}, nor those of both"
+        f"the statistics, of {norm.samples:,} samples, are neither those of the given training split, of "
+        f"{train.samples:,}, nor those of both data sets together"
     )
-    return [
-        Finding("source", "warning", text, "give the split that was fitted, as it was then", (), counts)
-    ], []
+    return [Finding("source", "warning", text, "give the split that was fitted, unchanged", (), counts)], []
 
 
 def comes_from(norm: InputNorm, tally: Tally) -> bool:
-    """Whether statistics are those of what was counted."""
+    """Return whether statistics are those of a tally."""
     if norm.samples != tally.samples:
         return False
     content = norm.record.content
@@ -554,7 +541,7 @@ def comes_from(norm: InputNorm, tally: Tally) -> bool:
 
 
 def match(a: Moments, b: Moments) -> bool:
-    """Whether two Moments are those of the same values."""
+    """Return whether two Moments are those of the same values."""
     if a.shape != b.shape or not torch.equal(a.count, b.count):
         return False
     size = torch.maximum(a.mean.abs(), a.std())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 from slabnorm.errors import OptionError
@@ -24,7 +23,7 @@ from slabnorm.inputs.exports.onnx import onnx_bytes, to_onnx
 from slabnorm.inputs.exports.sklearn import to_sklearn
 from slabnorm.inputs.normalizer import InputNorm
 from slabnorm.inputs.outputs import check_outputs
-from slabnorm.text import printable
+from slabnorm.text import did_you_mean, printable
 
 __all__ = [
     "ImageStatistics",
@@ -43,12 +42,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Target:
-    """A system to export to: the object it works with, a file of it, and the options of both."""
+    """A system to export to: how to make its object and its file, and which options these take."""
 
     make: Callable[..., Any]
     write: Callable[..., str | bytes] | None
     options: tuple[str, ...]
-    merges: bool = False  # whether a file that is there is added to, not replaced
+    merges: bool = False  # whether an existing file keeps its other content
 
 
 TARGETS = {
@@ -61,7 +60,7 @@ TARGETS = {
 
 
 def export(norm: InputNorm, to: str, path: str | os.PathLike[str] | None = None, **options: Any) -> Any:
-    """Return fitted input statistics as what another system works with, or write them to a file for it.
+    """Return fitted input statistics as an object of another system, or write them to a file for it.
 
     | to            | without `path`                     | with `path`                         | options   |
     |---------------|------------------------------------|-------------------------------------|-----------|
@@ -71,25 +70,25 @@ def export(norm: InputNorm, to: str, path: str | os.PathLike[str] | None = None,
     | `sklearn`     | StandardScaler or MinMaxScaler     | refused: the file would be a pickle | names     |
     | `json`        | a str                              | JSON                                | names     |
 
-    All compute y = ((x - shift) - shift_low) / scale * span + low, see `InputNorm`; how exactly, say
-    `to_onnx`, `to_torchvision`, `to_huggingface`, `to_sklearn` and `to_json`. A file is written beside its
-    place and moved there, so that on any failure the old one stays.
+    All of them compute y = ((x - shift) - shift_low) / scale * span + low, see `InputNorm`. How exact they
+    are is described at `to_onnx`, `to_torchvision`, `to_huggingface`, `to_sklearn` and `to_json`. If a file
+    cannot be written whole, an older one stays as it was.
 
     Args:
-        norm: from `slabnorm.fit` or `slabnorm.load`.
-        to: the system.
-        path: a file to write.
-        options: of the system, see the table; None is the default.
+        norm: the statistics, from `slabnorm.fit` or `slabnorm.load`.
+        to: the system, as in the table.
+        path: the file to write; None to return the object.
+        options: the options of the system, as in the table; None stands for the default.
 
     Returns:
         The object, or None if a file was written.
 
     Raises:
-        OptionError: another system or option, statistics that the system cannot express, or a file that
+        OptionError: there is no such system or option, the system cannot express the statistics, or the file
             cannot be written.
-        DataError: a Hugging Face configuration to merge into that is no JSON object.
+        DataError: the Hugging Face configuration to merge into is not a JSON object.
         ExtraError: the package that makes the export is not installed.
-        StatisticsError: statistics without values, on the meta device.
+        StatisticsError: the statistics have no values, because they are on the meta device.
 
     >>> import torch, slabnorm as sn
     >>> norm = sn.fit(torch.tensor([[1.0, 10.0], [3.0, 30.0]]), "zscore", split="train")
@@ -113,7 +112,7 @@ def content(
 
     Args:
         norm, to, options: as in `export`.
-        path: a Hugging Face configuration to merge into, if there is one.
+        path: a Hugging Face configuration to merge into, if it exists.
 
     Raises:
         SlabError: as in `export`.
@@ -126,25 +125,22 @@ def content(
     target, given = _target(to, options)
     if target.write is None:
         raise OptionError(
-            f"an export to {to} is an object, not a file",
-            "a file, which would be a pickle: code that runs when it is loaded",
-            f"in Python: slabnorm.inputs.exports.to_{to}(norm)",
+            f"An export to {to} cannot be a file",
+            "the file would be a pickle, which runs code when it is loaded",
+            f"make the object in Python, with slabnorm.inputs.exports.to_{to}(norm)",
         )
     return target.write(norm, path=path, **given) if target.merges else target.write(norm, **given)
 
 
 def _target(to: Any, options: dict[str, Any]) -> tuple[Target, dict[str, Any]]:
-    """Return a system, and the options that are given."""
-    known = ", ".join(TARGETS)
+    """Return a system, and those of the options that are given."""
     target = TARGETS.get(to) if isinstance(to, str) else None
     if target is None:
-        close = get_close_matches(to.lower(), TARGETS, 1) if isinstance(to, str) else []
-        fix = f"did you mean {close[0]!r}?" if close else ""
-        raise OptionError(f"statistics are exported to one of {known}", printable(repr(to)), fix)
+        problem = f"to must be one of {', '.join(TARGETS)}"
+        raise OptionError(problem, printable(repr(to)), did_you_mean(to, TARGETS))
     given = {name: value for name, value in options.items() if value is not None}
     for name in given:
         if name not in target.options:
-            raise OptionError(
-                f"an export to {to} has the option {target.options[0]}", printable(name), "leave it out"
-            )
+            fix = f"leave it out; the only option is `{target.options[0]}`"
+            raise OptionError(f"An export to {to} does not take `{printable(name)}`", "", fix)
     return target, given

@@ -1,4 +1,4 @@
-"""What all exports ask first: real numbers, names for them, and the package that they are for."""
+"""Checks that several exports share: of the numbers, the names of features, and JSON."""
 
 from __future__ import annotations
 
@@ -14,33 +14,31 @@ from slabnorm.notation import ELLIPSIS, Item
 def check_numbers(norm: InputNorm) -> None:
     """Raise StatisticsError for statistics without values."""
     if norm.scale.is_meta:
-        raise StatisticsError(
-            "an export writes numbers", "statistics on the meta device", "load their state_dict first"
-        )
+        problem = "The statistics have no values, because they are on the meta device"
+        raise StatisticsError(problem, "", "load their state_dict first")
 
 
 def batch_axes(norm: InputNorm) -> list[Item]:
-    """Return the names in every axis of a batch of samples like the fitted ones, `...` opened."""
+    """Return the names in every axis of a batch, with `...` replaced by as many axes as it stands for."""
     left = norm.pattern.left
     dots = 1 + len(norm.record.sample) - len(left) + 1
     return [item for item in left for _ in range(dots if item == (ELLIPSIS,) else 1)]
 
 
 def feature_names(names: Any, places: list[str]) -> list[str]:
-    """Return one name per feature: those given, or else their places.
+    """Return one name for each feature: the given names, or else the places of the features.
 
     Raises:
-        OptionError: not one text per feature, or one twice.
+        OptionError: there is not one text for each feature, or a name is given twice.
     """
     if names is None:
         return places
     given = list(names) if isinstance(names, Iterable) and not isinstance(names, str) else [names]
     if len(given) != len(places) or not all(isinstance(name, str) for name in given):
-        raise OptionError(
-            f"names are one text per feature, here {len(places)}", f"{len(given)}: {given!r:.200}"
-        )
+        problem = f"names must be one text for each of the {len(places)} features"
+        raise OptionError(problem, f"{len(given)}: {given!r:.200}", "give a list with a name for each")
     if len(set(given)) < len(given):
-        raise OptionError("every feature has a name of its own", f"{given!r:.200}")
+        raise OptionError("names must all be different", f"{given!r:.200}", "give each feature another name")
     return given
 
 
@@ -48,11 +46,10 @@ def plain_json(plain: Any) -> str:
     """Return canonical JSON.
 
     Raises:
-        OptionError: a scheme of one's own has arguments that JSON does not have.
+        OptionError: a scheme of your own has arguments that JSON cannot hold.
     """
     try:
         return record.write(plain)
     except (TypeError, ValueError) as error:
-        raise OptionError(
-            "a scheme's arguments are numbers, text, lists and None", f"{error}", "change the scheme's fields"
-        ) from error
+        problem = "The arguments of the scheme cannot be written as JSON"
+        raise OptionError(problem, f"{error}", "use numbers, text, lists and None in its fields") from error

@@ -1,4 +1,8 @@
-"""Statistics of images as mean and std: torchvision's Normalize, Hugging Face's preprocessor_config.json."""
+"""Statistics of images as mean and std, for torchvision's Normalize and for Hugging Face's processors.
+
+y = (x / scaled_by - mean) / std        mean = (shift - low * scale / span) / scaled_by
+                                        std  = scale / span / scaled_by
+"""
 
 from __future__ import annotations
 
@@ -20,19 +24,14 @@ from slabnorm.inputs.outputs import check_outputs
 from slabnorm.notation import ELLIPSIS
 from slabnorm.text import printable
 
-# Statistics of images as mean and std, and torchvision's Normalize of them.
-#
-# y = (x / scaled_by - mean) / std        mean = (shift - low * scale / span) / scaled_by
-#                                         std  = scale / span / scaled_by
-
 
 @dataclass(frozen=True)
 class ImageStatistics:
-    """Mean and std of images, in the way that image libraries want them.
+    """Mean and std of images, as image libraries take them.
 
     Attributes:
-        mean, std: one number per channel, or a single one for all of them.
-        scaled_by: what images are divided by before.
+        mean, std: one number per channel, or a single number for all channels.
+        scaled_by: what images are divided by first.
         per_channel: whether there is one number per channel.
     """
 
@@ -43,20 +42,20 @@ class ImageStatistics:
 
 
 def image_statistics(norm: InputNorm, scaled_by: float | None = None) -> ImageStatistics:
-    """Return mean and std of images; what a scheme maps to is folded into them.
+    """Return mean and std of images. The output range of the scheme is part of them.
+
+    The channels are the axis called c, or else the third from last. They may also be the last axis, because
+    both libraries reorder such images.
 
     Args:
-        norm: fitted on images: samples of two or more axes.
-        scaled_by: what images are divided by before: by default 255 for uint8, as torchvision's ToTensor
-            and Hugging Face's processors do, and 1 for other dtypes.
+        norm: statistics of images, which are samples of two or more axes.
+        scaled_by: what images are divided by first. By default 255 for uint8, as torchvision's ToTensor and
+            Hugging Face's processors do, and 1 for other dtypes.
 
     Raises:
-        OptionError: statistics that are neither one per channel nor one for all; data so far from 0 that
-            float32 loses digits; or `scaled_by` is not a positive number.
-        StatisticsError: statistics without values, on the meta device.
-
-    The channels are the axis called c, or else the third from last; images may also have them last, since
-    both libraries reorder such images.
+        OptionError: the statistics are neither one per channel nor one for all, the data lie so far from 0
+            that float32 loses digits, or `scaled_by` is not a positive number.
+        StatisticsError: the statistics have no values, because they are on the meta device.
 
     >>> import torch, slabnorm as sn
     >>> pixels = torch.tensor([0, 255], dtype=torch.uint8).reshape(2, 1, 1, 1)
@@ -65,27 +64,27 @@ def image_statistics(norm: InputNorm, scaled_by: float | None = None) -> ImageSt
     """
     check_numbers(norm)
     if norm.scheme.clip is not None:
-        raise _refused("mean and std cannot clip", f"clip={norm.scheme.clip}")
+        raise _refused("they cannot clip", f"clip={norm.scheme.clip}")
     divisor = _divisor(norm, scaled_by)
     per_channel = _is_per_channel(norm)
     shift, low, scale = (t.reshape(-1).cpu() for t in (norm.shift, norm.shift_low, norm.scale))
     if not per_channel:
         if bool((shift != shift[0]).any() | (low != low[0]).any() | (scale != scale[0]).any()):
-            raise _refused("statistics are one per channel, or one for all", _what(norm))
+            raise _refused("the statistics are neither one per channel nor one for all", _what(norm))
         shift, low, scale = shift[:1], low[:1], scale[:1]
     if len(norm.record.sample) < 2:
-        raise _refused("a sample is an image, of two axes or more", _what(norm))
+        raise _refused("samples are not images, which have two axes or more", _what(norm))
     span, base = norm.scheme.target
     std = scale / span
     offset = float((shift.abs() / std).max())
     mean = (shift - (base * std - low)) / divisor
     std = std / divisor
     if not bool(mean.isfinite().all() & std.isfinite().all() & (std > 0).all()):
-        raise _refused("mean and std are finite float64, and std positive", f"scaled_by={divisor:g}")
+        raise _refused("they are out of the range of float64", f"scaled_by={divisor:g}")
     if offset > OFFSET:
         raise OptionError(
-            f"images lie within {OFFSET} of their scale from 0: image libraries subtract in float32",
-            f"an offset of {offset:.3g} times the scale",
+            "The images lie so far from 0 that image libraries, which compute in float32, lose digits",
+            f"{offset:.3g} times their scale; up to {OFFSET} times is allowed",
             "keep the InputNorm, or export to ONNX: both subtract exactly",
         )
     return ImageStatistics(mean.tolist(), std.tolist(), divisor, per_channel)
@@ -94,12 +93,12 @@ def image_statistics(norm: InputNorm, scaled_by: float | None = None) -> ImageSt
 def to_torchvision(norm: InputNorm, scaled_by: float | None = None) -> Any:
     """Return `torchvision.transforms.Normalize(mean, std)`, see `image_statistics`.
 
-    It takes what ToTensor returns: float images of channels, rows and columns, where uint8 has been divided
-    by 255. In float32 it is within 1e-6 * max(1, abs(y), abs(mean / std)) of the InputNorm.
+    It takes what ToTensor returns: images of floats with channels, rows and columns, where uint8 has been
+    divided by 255. In float32 it is within 1e-6 * max(1, abs(y), abs(mean / std)) of the InputNorm.
 
     Raises:
-        ExtraError: torchvision is not installed; `torchvision_text` and `image_statistics` do without.
-        OptionError: it cannot be said as mean and std of channels.
+        ExtraError: torchvision is not installed. `torchvision_text` and `image_statistics` do not need it.
+        OptionError: mean and std of channels cannot express the statistics.
 
     >>> import torch, slabnorm as sn
     >>> norm = sn.fit(torch.zeros(1, 3, 2, 2, dtype=torch.uint8), "fixed", split="train")
@@ -116,10 +115,10 @@ def to_torchvision(norm: InputNorm, scaled_by: float | None = None) -> Any:
 
 
 def torchvision_text(norm: InputNorm, scaled_by: float | None = None) -> str:
-    """Return the line of code that makes `to_torchvision`'s transform; torchvision is not needed.
+    """Return a line of code that makes the transform of `to_torchvision`. It does not need torchvision.
 
     Raises:
-        OptionError: it cannot be said as mean and std of channels.
+        OptionError: mean and std of channels cannot express the statistics.
 
     >>> import torch, slabnorm as sn
     >>> pixels = torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
@@ -142,12 +141,12 @@ def _divisor(norm: InputNorm, scaled_by: Any) -> float:
         return 255.0 if norm.dtype == "uint8" else 1.0
     number = isinstance(scaled_by, int | float) and not isinstance(scaled_by, bool)
     if not number or not 0 < scaled_by <= sys.float_info.max:
-        raise OptionError("scaled_by is a positive number", repr(scaled_by), "255 for images of uint8")
+        raise OptionError("scaled_by must be a positive number", repr(scaled_by), "255 for images of uint8")
     return float(scaled_by)
 
 
 def _is_per_channel(norm: InputNorm) -> bool:
-    """Whether statistics are one per channel of images, channels first or last."""
+    """Return whether there is one statistic per channel of the images, with channels first or last."""
     pattern, rank = norm.pattern, 1 + len(norm.record.sample)
     axes = batch_axes(norm)
     if len(pattern.right) != 1 or pattern.right[0] not in axes or pattern.right == ((ELLIPSIS,),):
@@ -162,16 +161,13 @@ def _what(norm: InputNorm) -> str:
     return f'"{norm.pattern}" for samples of shape {norm.record.sample}'
 
 
-def _refused(rule: str, got: str) -> OptionError:
-    return OptionError(
-        f"as mean and std of images, {rule}", got, 'fit with the pattern "n c h w -> c", or export to ONNX'
-    )
+def _refused(why: str, got: str) -> OptionError:
+    problem = f"Mean and std of images cannot express these statistics: {why}"
+    return OptionError(problem, got, 'fit with pattern="n c h w -> c", or export to ONNX')
 
 
-# Statistics of images as Hugging Face's image processors read them: preprocessor_config.json.
-
-_LARGEST = 1 << 24  # bytes that a configuration may have
-# EfficientNet's and ViViT's processors do these after rescaling or normalising.
+_LARGEST = 1 << 24  # the largest configuration, in bytes
+# The processors of EfficientNet and ViViT take these steps after rescaling or normalising.
 _CHANGE_VALUES = ("rescale_offset", "include_top", "offset")
 
 
@@ -181,12 +177,12 @@ def to_huggingface(norm: InputNorm, scaled_by: float | None = None) -> dict[str,
         y = (x * rescale_factor - image_mean) / image_std        rescale_factor = 1 / scaled_by
 
     Args:
-        norm: fitted on images, with one statistic per channel or one for all.
-        scaled_by: what pixels are divided by before; by default 255 for uint8, 1 for other dtypes, which
+        norm: statistics of images, one per channel or one for all.
+        scaled_by: what pixels are divided by first: by default 255 for uint8, and 1 for other dtypes, which
             turns rescaling off.
 
     Raises:
-        OptionError: it cannot be said as mean and std of channels, see `image_statistics`.
+        OptionError: mean and std of channels cannot express the statistics, see `image_statistics`.
 
     >>> import torch, slabnorm as sn
     >>> pixels = torch.tensor([0, 255], dtype=torch.uint8).reshape(2, 1, 1, 1)
@@ -200,7 +196,7 @@ def to_huggingface(norm: InputNorm, scaled_by: float | None = None) -> dict[str,
     image_std [0.5]
     """
     found = image_statistics(norm, scaled_by)
-    # One for all is a plain number there: a list has one for each channel.
+    # There, a list has one number for each channel, and a plain number is for all of them.
     mean, std = (found.mean, found.std) if found.per_channel else (found.mean[0], found.std[0])
     return {
         "do_rescale": found.scaled_by != 1,
@@ -214,17 +210,17 @@ def to_huggingface(norm: InputNorm, scaled_by: float | None = None) -> dict[str,
 def merge_huggingface(
     norm: InputNorm, path: str | os.PathLike[str], scaled_by: float | None = None
 ) -> dict[str, Any]:
-    """Put `to_huggingface`'s keys into a preprocessor_config.json, made if there is none; keep all others.
+    """Write the keys of `to_huggingface` into a preprocessor_config.json, and keep all other keys.
 
-    The file is written beside its place and moved there, so that on any failure the old one stays.
+    The file is made if there is none. If it cannot be written whole, an older one stays as it was.
 
     Returns:
-        All that is now in the file.
+        All keys that are now in the file.
 
     Raises:
-        DataError: the file is no JSON object, or has keys twice or numbers that JSON does not have.
-        OptionError: its processor changes values in a further step; the file cannot be written; or the
-            statistics cannot be said as mean and std of channels.
+        DataError: the file is not a JSON object, or has a key twice, or a number that JSON does not have.
+        OptionError: its processor changes values in a further step, the file cannot be written, or mean and
+            std of channels cannot express the statistics.
 
     >>> import pathlib, tempfile, torch, slabnorm as sn
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "preprocessor_config.json"
@@ -245,39 +241,39 @@ def merge_huggingface(
 def huggingface_text(
     norm: InputNorm, path: str | os.PathLike[str] | None = None, scaled_by: float | None = None
 ) -> str:
-    """Return the content of the file: the keys alone, or with those that are at `path` now."""
+    """Return the content of the file: the keys, together with those of the file at `path` if there is one."""
     keys = to_huggingface(norm, scaled_by)
     present = {} if path is None or not os.path.lexists(path) else _present(Path(path))
     return json.dumps({**present, **keys}, indent=2, allow_nan=False) + "\n"
 
 
 def _present(path: Path) -> dict[str, Any]:
-    """Return what a configuration holds, if the keys mean there what they mean here."""
+    """Return the keys of a configuration, if rescaling and normalising mean in it what they mean here."""
     try:
-        size = path.stat().st_size if path.is_file() else None  # a pipe would be waited for
+        size = path.stat().st_size if path.is_file() else None  # reading a pipe would wait for ever
         if size is None or size > _LARGEST:
-            raise ValueError("no regular file" if size is None else f"{size:,} bytes")
+            raise ValueError("not a regular file" if size is None else f"{size:,} bytes are too many")
         plain = record.read(path.read_bytes().decode())
         if not isinstance(plain, dict):
-            raise ValueError("JSON that is no object")
+            raise ValueError("it is not a JSON object")
     except (OSError, ValueError, RecursionError) as error:
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise DataError(
-            "a preprocessor_config.json to merge into is a JSON object",
-            f"{printable(path)}: {printable(why)}",
+            f"Cannot merge into {printable(path)}",
+            printable(why),
             "mend it, or name a file that does not exist",
         ) from error
     if "image_processor" in plain:
         raise OptionError(
-            "the keys of an image processor stand in the outermost object",
-            f'{printable(path)}: the configuration of a whole processor, with "image_processor" in it',
-            "merge into preprocessor_config.json, or put the keys there by hand",
+            f"Cannot merge into {printable(path)}",
+            'the configuration of a whole processor, with "image_processor" in it',
+            "merge into preprocessor_config.json, or write the keys into that part by hand",
         )
     further = [key for key in _CHANGE_VALUES if plain.get(key)]
     if further:
         raise OptionError(
-            "the values of an image are changed by rescaling and normalising alone",
-            f'{printable(path)}: "{further[0]}" is {printable(plain[further[0]], 40)}',
+            f"The processor of {printable(path)} changes values in a further step",
+            f'"{further[0]}" is {printable(plain[further[0]], 40)}',
             f'set "{further[0]}" to false first',
         )
     return plain

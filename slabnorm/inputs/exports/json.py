@@ -1,4 +1,4 @@
-"""All that is known of fitted statistics, as JSON for programs that know neither slabnorm nor PyTorch."""
+"""Fitted statistics as JSON, for programs without slabnorm and PyTorch."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ FORMAT, VERSION = "slabnorm.inputs.json", 1
 
 
 def to_json(norm: InputNorm, names: Sequence[str] | None = None) -> str:
-    """Return one line of JSON with everything: how the statistics were fitted, and those of every feature.
+    """Return one line of JSON that says how the statistics were fitted, with the numbers of every feature.
 
         y = ((x - shift) - shift_low) / scale * span + low, between the ends of clip
 
-    `features` are in the order of the pattern's right side, the last axis fastest; each has name, count,
-    nan, mean, std (ddof 0), min, max, shift, shift_low and scale. The same statistics give the same text:
-    ASCII, keys sorted, every number with the digits that give it back. A standard deviation that leaves
+    `features` are in the order of the pattern's right side, the last axis fastest. Each has name, count, nan,
+    mean, std (ddof 0), min, max, shift, shift_low and scale. The same statistics give the same text: ASCII,
+    sorted keys, and enough digits to read every number back. A standard deviation that is too large for
     float64 is null.
 
     Args:
-        norm: from `slabnorm.fit`.
-        names: of the features; by default their places, such as "2, 1".
+        norm: the statistics, from `slabnorm.fit`.
+        names: the names of the features; by default their places, such as "2, 1".
 
     Raises:
-        OptionError: not one name per feature, or one twice.
-        StatisticsError: statistics without values, on the meta device.
+        OptionError: there is not one name for each feature, or a name is given twice.
+        StatisticsError: the statistics have no values, because they are on the meta device.
 
     >>> import json, torch, slabnorm as sn
     >>> norm = sn.fit(torch.tensor([[1.0, 10.0], [3.0, 30.0]]), "zscore", split="train")
@@ -58,5 +58,5 @@ def to_json(norm: InputNorm, names: Sequence[str] | None = None) -> str:
 
 
 def _finite(std: float) -> float | None:
-    # The only number here that can be infinite: where squares leave float64.
+    # Only a standard deviation can be infinite, where squares are too large for float64.
     return std if math.isfinite(std) else None

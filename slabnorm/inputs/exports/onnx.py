@@ -1,4 +1,4 @@
-"""An InputNorm as an ONNX graph: what `forward` does, step by step, on the same numbers."""
+"""An InputNorm as an ONNX graph, which takes the steps of `forward` with the same numbers."""
 
 from __future__ import annotations
 
@@ -13,41 +13,37 @@ from slabnorm.extras import extra
 from slabnorm.inputs.exports.checks import batch_axes, check_numbers, plain_json
 from slabnorm.inputs.normalizer import InputNorm
 from slabnorm.notation import ELLIPSIS
-from slabnorm.text import printable
+from slabnorm.text import did_you_mean, printable
 
-_OPSET, _IR = 13, 7  # of 2020; nothing newer is needed, and old runtimes read it, too
-_DTYPES = {
-    name: getattr(torch, name)
-    for name in (
-        "bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64",
-        "float16", "bfloat16", "float32", "float64",
-    )
-}  # fmt: skip
-_Call = tuple[str, list[str], dict[str, int]]  # operator, inputs beside the first, attributes
+_OPSET, _IR = 13, 7  # versions of 2020: nothing newer is needed, and old runtimes read them
+_INTEGERS = ["bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"]
+_FLOATS = ["float16", "bfloat16", "float32", "float64"]
+_DTYPES = {name: getattr(torch, name) for name in (*_INTEGERS, *_FLOATS)}  # those of both ONNX and PyTorch
+_Call = tuple[str, list[str], dict[str, int]]  # an operator, its inputs after the first, its attributes
 _IDENTITY = {"Sub": 0.0, "Add": 0.0, "Mul": 1.0, "Div": 1.0, "Max": -torch.inf, "Min": torch.inf}
 
 
 def to_onnx(norm: InputNorm, dtype: str | None = None) -> Any:
-    """Return an ONNX model, raw data `x` in, normalised data `y` out.
+    """Return an ONNX model that takes raw data `x` and returns normalised data `y`.
 
-        y = ((x - shift) - shift_low) / scale * span + low, between the scheme's `clip`
+        y = ((x - shift) - shift_low) / scale * span + low, between the ends of `clip`
 
-    The graph has the dtypes and the two-part shift of `InputNorm.forward`, so that float32 is within
-    1e-6 * max(1, abs(y)) of the float64 result however large the offset. Integers are cast inside it.
-    The sample axis is dynamic, and so is every axis along which statistics are pooled; dynamic axes have
-    the pattern's names. The number of axes is that of the fitted samples.
+    The graph has the dtypes and the two-part shift of `InputNorm.forward`, so that in float32 it is within
+    1e-6 * max(1, abs(y)) of the exact result, however far the data are from 0. It casts integers itself. The
+    sample axis is dynamic, and so is every axis along which statistics are pooled; dynamic axes have the
+    names of the pattern. There are as many axes as in the fitted data.
 
     Args:
-        norm: from `slabnorm.fit`.
-        dtype: of `x`, such as "float32"; by default that of the fitted data.
+        norm: the statistics, from `slabnorm.fit`.
+        dtype: the dtype of `x`, such as "float32"; by default that of the fitted data.
 
     Returns:
-        An `onnx.ModelProto` of opset 13; its metadata `slabnorm.inputs` says how the statistics were fitted.
+        An `onnx.ModelProto` of opset 13. Its metadata `slabnorm.inputs` say how the statistics were fitted.
 
     Raises:
         ExtraError: the package onnx is not installed.
-        OptionError: `dtype` is no dtype of ONNX and PyTorch.
-        StatisticsError: statistics without values, on the meta device.
+        OptionError: `dtype` is not a dtype of both ONNX and PyTorch.
+        StatisticsError: the statistics have no values, because they are on the meta device.
 
     >>> import slabnorm as sn
     >>> norm = sn.fit(torch.tensor([[1, 10], [3, 30]], dtype=torch.uint8), "zscore", split="train")
@@ -61,7 +57,8 @@ def to_onnx(norm: InputNorm, dtype: str | None = None) -> Any:
     check_numbers(norm)
     given = _DTYPES.get(name := str(norm.dtype if dtype is None else dtype).removeprefix("torch."))
     if given is None:
-        raise OptionError("dtype is one of " + ", ".join(_DTYPES), printable(name), 'as dtype="float32"')
+        fix = did_you_mean(name, _DTYPES) or 'as in dtype="float32"'
+        raise OptionError(f"dtype must be one of {', '.join(_DTYPES)}", printable(name), fix)
     rank = 1 + len(norm.record.sample)
     work, out = norm._dtypes(
         torch.empty((0, *(size or 1 for size in norm.record.sample)), dtype=given, device="cpu")
@@ -87,14 +84,14 @@ def to_onnx(norm: InputNorm, dtype: str | None = None) -> Any:
 
 
 def onnx_bytes(norm: InputNorm, dtype: str | None = None) -> bytes:
-    """Return the content of the .onnx file; the same statistics give the same bytes."""
+    """Return the content of an .onnx file. The same statistics give the same bytes."""
     content: bytes = to_onnx(norm, dtype).SerializeToString(deterministic=True)
     return content
 
 
 def _formula(norm: InputNorm, work: torch.dtype, rank: int) -> list[tuple[str, str, Tensor]]:
-    """Return operator, name and value of every step that changes something."""
-    # The very numbers that `forward` uses, in its order.
+    """Return the operator, name and value of every step that changes something."""
+    # These are the numbers that `forward` uses, in its order.
     values = zip(("shift", "shift_low", "scale"), norm._values(work, rank), strict=True)
     span, low = (torch.tensor(number, dtype=work, device="cpu") for number in norm.scheme.target)
     steps = zip(("Sub", "Sub", "Div"), values, strict=True)
@@ -111,7 +108,7 @@ def _cast(kind: int) -> _Call:
 
 
 def _nodes(onnx: Any, calls: list[_Call]) -> list[Any]:
-    """Return the nodes of calls in a row, from x to y."""
+    """Return the nodes of calls that follow one another, from x to y."""
     nodes, last = [], "x"
     calls = calls or [("Identity", [], {})]
     for number, (op, names, attributes) in enumerate(calls, 1):
@@ -122,14 +119,14 @@ def _nodes(onnx: Any, calls: list[_Call]) -> list[Any]:
 
 
 def _axes(norm: InputNorm, rank: int) -> list[int | str]:
-    """Return the size of every axis of a batch, or the name of one of any size."""
+    """Return the size of every axis of a batch, or its name if it is dynamic."""
     features = norm.record.features()
     free = rank - len(features.before) - len(features.after)
     sizes = [*features.before, *[None] * free, *features.after]
     axes: list[int | str] = []
     for position, (size, item) in enumerate(zip(sizes, batch_axes(norm), strict=True)):
         name = f"axis{position}" if item == (ELLIPSIS,) else "_".join(item)
-        while name in axes:  # "a b" of one axis and "a_b" of another
+        while name in axes:  # the axes "(a b)" and "a_b" would have the same name
             name += "_"
         axes.append(name if size is None else size)
     return axes

@@ -17,25 +17,25 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def to_sklearn(norm: InputNorm, names: Sequence[str] | None = None) -> Any:
-    """Return a fitted StandardScaler, MinMaxScaler for `minmax` and `fixed`, or RobustScaler for `robust`.
+    """Return a fitted StandardScaler; for `minmax` and `fixed` a MinMaxScaler, for `robust` a RobustScaler.
 
         StandardScaler:  y = (x - mean_) / scale_                 RobustScaler: center_ for mean_
         MinMaxScaler:    y = x * scale_ + min_        scale_ = span / scale,  min_ = low - shift * scale_
 
-    In float64 it is within 1e-12 * max(1, abs(y)) of the InputNorm for data within 1000 times their scale of
-    0. Farther away its own arithmetic, which subtracts one float64 number, loses digits: 1e-10 at 1e6 +- 1.
+    In float64 it is within 1e-12 * max(1, abs(y)) of the InputNorm, for data that lie within 1000 times their
+    scale of 0. Farther away it loses digits, because it subtracts one float64 number: 1e-10 at 1e6 +- 1.
 
-    `var_` is the population variance, which `partial_fit` goes on from; `scale_` has the scheme's ddof and
-    eps. For `fixed`, `data_min_` and `data_max_` are the range that was given.
+    `var_` is the population variance, from which `partial_fit` continues; `scale_` includes the scheme's ddof
+    and eps. For `fixed`, `data_min_` and `data_max_` are the given range.
 
     Args:
-        norm: fitted on a table: pattern "n c -> c".
-        names: of the columns: `feature_names_in_`. By default those of the fitted table, if it had any.
+        norm: the statistics of a table, with the pattern "n c -> c".
+        names: the names of the columns, for `feature_names_in_`; by default those of the fitted table.
 
     Raises:
-        OptionError: not one statistic per column of a table; not one name per column; a scale that leaves
-            float64; or a clip that is not the output range of `minmax` or `fixed`.
-        StatisticsError: statistics without values, on the meta device.
+        OptionError: there is not one statistic, or not one name, for each column of a table; a scale is out
+            of the range of float64; or the scheme clips, but not at the output range of `minmax` or `fixed`.
+        StatisticsError: the statistics have no values, because they are on the meta device.
         ExtraError: scikit-learn is not installed.
 
     >>> import torch, slabnorm as sn
@@ -50,17 +50,15 @@ def to_sklearn(norm: InputNorm, names: Sequence[str] | None = None) -> Any:
     check_numbers(norm)
     if len(norm.record.sample) != 1 or norm.scale.numel() != norm.record.sample[0] or norm.scale.dim() == 0:
         raise OptionError(
-            "a scaler of scikit-learn has one statistic per column of a table",
+            "A scaler of scikit-learn needs one statistic for each column of a table",
             f'"{norm.pattern}" for samples of shape {norm.record.sample}',
             'fit a table with "n c -> c", or export to JSON or ONNX',
         )
     scheme = norm.scheme
     if scheme.clip not in (None, getattr(scheme, "out", None)):
-        raise OptionError(
-            "of scikit-learn's scalers MinMaxScaler clips, at its feature_range", f"clip={scheme.clip}",
-            "fit without it, or export to ONNX",
-        )  # fmt: skip
-    with np.errstate(all="ignore"):  # what leaves float64 is refused
+        problem = "A scaler of scikit-learn cannot clip, except a MinMaxScaler at its feature_range"
+        raise OptionError(problem, f"clip={scheme.clip}", "fit without clip, or export to ONNX")
+    with np.errstate(all="ignore"):  # what is out of the range of float64 is refused below
         if isinstance(scheme, MinMax | FixedScale):
             scaler = _minmax(norm, scheme)
         else:
@@ -83,7 +81,7 @@ def _standard(norm: InputNorm) -> Any:
     scaler.scale_ = _finite(_column(norm, norm.scale) / span)
     scaler.mean_ = _finite(_column(norm, norm.shift) - (low * scaler.scale_ - _column(norm, norm.shift_low)))
     scaler.var_ = _column(norm, m.var())
-    # As scikit-learn has it: one number, unless columns differ because of NaN.
+    # As in scikit-learn, this is one number unless columns have different numbers of NaN.
     scaler.n_samples_seen_ = counts[0] if (counts == counts[0]).all() else counts
     return scaler
 
@@ -121,6 +119,6 @@ def _column(norm: InputNorm, values: Any) -> Array:
 def _finite(values: Array) -> Array:
     if not np.isfinite(values).all():
         raise OptionError(
-            "a scaler's numbers are finite float64", "a scale that leaves it", "bring the data nearer to 1"
+            "The scale of the data is out of the range of float64", "", "bring the data nearer to 1"
         )
     return values
