@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from slabnorm.autograd import run
 from slabnorm.errors import PatternError
-from slabnorm.functional import check_eps
+from slabnorm.functional import check_eps, run
 from slabnorm.kernels.activations import check_activation
 from slabnorm.kernels.strides import dense, suggested
 from slabnorm.nn.running_stats import RunningStatistics, held
 from slabnorm.notation import Pattern, parse
-from slabnorm.prepare import prepare
+from slabnorm.prepare import bind
 
 # What torch's layers return, on any input: instance and layer norm; batch, group and RMS norm.
 CONTIGUOUS = (torch.contiguous_format,)
@@ -127,7 +126,7 @@ class SlabNorm(RunningStatistics):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Return the normalised input; with a residual, added before the activation."""
         weight, bias = held(self, "weight"), held(self, "bias")
-        call = prepare(self.pattern, self.affine_axes, self._sizes, x, weight, bias, residual)
+        call = bind(self.pattern, self.affine_axes, self._sizes, x, weight, bias, residual)
         formats = self.formats
         if formats and call.order not in formats:
             # torch's layer computes on such a copy, too: it is nothing that a namesake reads or writes more.

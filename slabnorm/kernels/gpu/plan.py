@@ -13,7 +13,7 @@ The thresholds below follow from sizes of registers and caches; no GPU has measu
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from slabnorm.kernels.cpu.layout import Layout
 from slabnorm.kernels.gpu import digits
@@ -190,15 +190,6 @@ def _cut_of(layout: Layout) -> int:
         return 0
     least = -(-run // LONG)
     return next((n for n in range(least, 64 * least) if run % n == 0), 0)
-
-
-def geometry(slab: Slab, layout: Layout) -> Geometry:
-    """Return what kernels are told of a layout, kept with it."""
-    kept: dict[str, Any] = layout.__dict__
-    if "_geometry" not in kept:
-        kept["_geometry"] = Geometry(slab, layout)
-    found: Geometry = kept["_geometry"]
-    return found
 
 
 def _above(n: int) -> int:
