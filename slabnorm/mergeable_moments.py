@@ -88,11 +88,11 @@ class Moments:
         shapes = {name: tuple(getattr(self, name).shape) for name in ("count", "mean", "m2", "min", "max")}
         if len(set(shapes.values())) > 1:
             raise ShapeError(
-                "the fields of Moments have one shape", str(shapes), "give one count, mean, ... per slab"
+                "The fields of Moments differ in shape", str(shapes), "give one count, mean, ... per slab"
             )
         if readable(self.count) and bool((~(self.count >= 0) | (self.m2 < 0)).any()):
             raise StatisticsError(
-                "a count and a sum of squares are never negative",
+                "Moments have a negative count or sum of squares",
                 f"count {self.count.min().item()}, m2 {self.m2.min().item()}",
             )
 
@@ -132,9 +132,8 @@ class Moments:
             shape = self.mean.shape if same else torch.broadcast_shapes(self.shape, other.shape)
         except RuntimeError:
             raise ShapeError(
-                "moments merge slab by slab",
-                f"shapes {self.shape} and {other.shape}",
-                "take both with the same pattern and sizes",
+                f"Moments of shapes {self.shape} and {other.shape} cannot be merged",
+                fix="take both with the same pattern and sizes",
             ) from None
         a, b = self._expand(shape, other), other._expand(shape, self)
         count = a.count + b.count
@@ -174,7 +173,7 @@ class Moments:
             OptionError: `ddof` is negative.
         """
         if ddof < 0:
-            raise OptionError("ddof is 0 or more", str(ddof), "0: population, 1: unbiased")
+            raise OptionError("ddof must be 0 or more", str(ddof), "0: population, 1: unbiased")
         freedom = (self.count - ddof).double()
         return torch.where(freedom > 0, self.m2 / freedom, torch.full_like(freedom, float("nan")))
 

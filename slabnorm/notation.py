@@ -1,7 +1,4 @@
-"""The notation: "n c h w -> c" in, an immutable Pattern out. Text only, no tensors.
-
-`parser` reads the text; this is what it means. On the right `(g c)` makes one axis of the two again.
-"""
+"""The notation: "n c h w -> c" in, an immutable Pattern out. Text only, no tensors."""
 
 from __future__ import annotations
 
@@ -42,16 +39,32 @@ def read_pattern(text: str) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
     tokens = _tokenize(text)
     arrows = [at for kind, _, at in tokens if kind == "arrow"]
     if not arrows:
-        _fail(text, len(text), "a pattern has an arrow", 'write "axes -> kept axes", as "n c h w -> c"')
+        _fail(text, len(text), "The pattern has no arrow", 'write "axes -> kept axes", as "n c h w -> c"')
     if len(arrows) > 1:
-        _fail(text, arrows[1], "a pattern has one arrow", "leave one '->'", 2)
+        _fail(text, arrows[1], "The pattern has two arrows", "leave one '->'", 2)
     left = _items(text, [token for token in tokens if token[2] < arrows[0]])
     right = _items(text, [token for token in tokens if token[2] > arrows[0]])
     if not left:
-        _fail(text, arrows[0], "the left of '->' names every axis", 'name them, as "n c h w"', 2)
+        _fail(
+            text,
+            arrows[0],
+            "The pattern names no axes left of '->'",
+            'name every axis of the tensor, as "n c h w"',
+            2,
+        )
     known = [name for item, _ in left for name in item]
+    if len(known) == 1 and any(name not in known for item, _ in right for name in item):
+        spaced = _spaced(text)
+        if set(spaced.partition("->")[2].split()) <= set(spaced.partition("->")[0].split()):
+            fix = f'put spaces between them: "{spaced}"'
+            _fail(text, left[0][1], "The axes are not apart", fix, len(known[0]))
     _check_known(text, right, known, "on the right of '->'")
     return tuple(item for item, _ in left), tuple(item for item, _ in right)
+
+
+def _spaced(text: str) -> str:
+    """Return a pattern with every letter as an axis: "n c h w -> c" of "nchw->c"."""
+    return " -> ".join(" ".join("".join(side.split())) for side in text.split("->")).strip()
 
 
 def read_axes(text: str, known: Sequence[str], pattern: str) -> tuple[Item, ...]:
@@ -61,11 +74,13 @@ def read_axes(text: str, known: Sequence[str], pattern: str) -> tuple[Item, ...]
         PatternError: the text breaks the notation, or names an axis that the pattern has not.
     """
     if not isinstance(text, str):
-        raise PatternError("affine is text", repr(text), 'name the axes as in "c h w"; "" for none')
+        raise PatternError("affine must be text", repr(text), 'name the axes as in "c h w"; "" for none')
     tokens = _tokenize(text)
     for kind, value, at in tokens:
         if kind in ("arrow", "dots"):
-            _fail(text, at, "affine names axes of a fixed size", "name them one by one", len(value))
+            _fail(
+                text, at, f"affine must name axes, and {value!r} is none", "name them one by one", len(value)
+            )
     items = _items(text, tokens)
     _check_known(text, items, known, f'of affine in "{pattern}"')
     return tuple(item for item, _ in items)
@@ -80,7 +95,12 @@ def _tokenize(text: str) -> list[tuple[str, str, int]]:
             bad = at + len(text[at:]) - len(text[at:].lstrip())
             fixes = {".": "write '...', three dots", "…": "write '...', three dots", "-": "write '->'"}
             if text[bad].isdigit():
-                _fail(text, bad, "a name does not begin with a digit", "name the axis; sizes are keywords")
+                _fail(
+                    text,
+                    bad,
+                    "A name cannot begin with a digit",
+                    "name the axis, and give its size as a keyword",
+                )
             fix = fixes.get(text[bad], "use names, '(', ')', '...' and '->'")
             _fail(text, bad, f"{text[bad]!r} has no meaning in a pattern", fix)
         kind = str(match.lastgroup)
@@ -98,27 +118,30 @@ def _items(text: str, tokens: list[tuple[str, str, int]]) -> list[tuple[Item, in
     for kind, value, at in tokens:
         if value == "(":
             if group is not None:
-                _fail(text, at, "brackets do not nest", "close the first bracket before the next")
+                _fail(text, at, "A bracket opens within a bracket", "close the first bracket before the next")
             group, opened = [], at
         elif value == ")":
             if group is None:
-                _fail(text, at, "this bracket was never opened", "remove it, or open it with '('")
+                _fail(text, at, "A bracket closes that was never opened", "remove it, or open it with '('")
             if not group:
-                _fail(text, opened, "a bracket holds at least one name", "remove it, or name axes in it", 2)
+                _fail(text, opened, "A bracket is empty", "remove it, or name axes in it", 2)
             items.append((tuple(group), opened))
             group = None
         else:
             if value in seen:
-                _fail(text, at, f"{value!r} is named twice", "give every axis a name of its own", len(value))
+                fix = "give every axis a name of its own"
+                if kind == "dots":
+                    fix = "leave one '...', which stands for any number of axes, and name the others"
+                _fail(text, at, f"{value!r} is named twice", fix, len(value))
             if kind == "dots" and group is not None:
-                _fail(text, at, "'...' stands alone, not in a bracket", "take it out of the bracket", 3)
+                _fail(text, at, "'...' cannot stand in a bracket", "take it out of the bracket", 3)
             seen.add(value)
             if group is None:
                 items.append(((value,), at))
             else:
                 group.append(value)
     if group is not None:
-        _fail(text, opened, "this bracket is never closed", "close it with ')'")
+        _fail(text, opened, "A bracket is never closed", "close it with ')'")
     return items
 
 
@@ -129,8 +152,8 @@ def _check_known(text: str, items: list[tuple[Item, int]], known: Sequence[str],
                 # In a bracket the place of the name is found again, whole words only.
                 found = re.compile(rf"(?<!\w){re.escape(name)}(?!\w)").search(text, at)
                 place = found.start() if found else at
-                rule = f"axis {name!r} {where} is not on the left"
-                _fail(text, place, rule, suggest(name, known), len(name))
+                problem = f"Axis {name!r} {where} is not on the left"
+                _fail(text, place, problem, suggest(name, known), len(name))
 
 
 def suggest(name: str, known: Sequence[str]) -> str:
@@ -143,9 +166,9 @@ def suggest(name: str, known: Sequence[str]) -> str:
     return f"name one of {', '.join(known)}" if known else "this pattern has no named axis"
 
 
-def _fail(text: str, at: int, rule: str, fix: str, length: int = 1) -> NoReturn:
+def _fail(text: str, at: int, problem: str, fix: str, length: int = 1) -> NoReturn:
     # The marks stand under the quoted text, whose line begins with "  got: ".
-    raise PatternError(rule, f"{text}\n       {' ' * at}{'^' * length}", fix)
+    raise PatternError(problem, f"{text}\n       {' ' * at}{'^' * length}", fix)
 
 
 # What a pattern means. On the right `(g c)` makes one axis of the two again.
@@ -211,11 +234,8 @@ class Pattern:
         self.check_sizes(sizes)
         for name in (name for item in items for name in item):
             if name not in sizes:
-                raise PatternError(
-                    f"the size of every axis of {what} is given when the layer is made",
-                    f'"{self.text}" without the size of {name!r}',
-                    f"add {name}=<size>",
-                )
+                problem = f"The size of {name!r} is missing, which {what} need"
+                raise PatternError(problem, f'"{self.text}"', f"add {name}=<size>")
         return tuple(product([sizes[name] for name in item]) for item in items)
 
     def check_sizes(self, sizes: dict[str, int]) -> None:
@@ -223,17 +243,11 @@ class Pattern:
         for name, size in sizes.items():
             if name not in self.names or name == ELLIPSIS:
                 known = [known for known in self.names if known != ELLIPSIS]
-                raise PatternError(
-                    "a size belongs to an axis of the pattern",
-                    f'{name}={size!r} for "{self.text}"',
-                    suggest(name, known),
-                )
+                problem = f'{name}={size!r} names no axis of "{self.text}"'
+                raise PatternError(problem, fix=suggest(name, known))
             if not isinstance(size, Integral) or isinstance(size, bool) or size < 1:
-                raise PatternError(
-                    "a size is a positive integer",
-                    f'{name}={size!r} for "{self.text}"',
-                    f"give {name} a size of 1 or more",
-                )
+                problem = f"{name} must be a positive integer, and is {size!r}"
+                raise PatternError(problem, f'"{self.text}"', f"give {name} a size of 1 or more")
 
     def bind(self, shape: tuple[int, ...], sizes: dict[str, int]) -> tuple[tuple[str, int], ...]:
         """Return name and size of every axis of a tensor of this shape, brackets opened.
@@ -255,12 +269,14 @@ class Pattern:
         fixed = len(self.left) - (ELLIPSIS in self.names)
         spare = len(shape) - fixed
         if spare < 0 or (spare > 0 and ELLIPSIS not in self.names):
-            at_least = "at least " if ELLIPSIS in self.names else ""
-            raise ShapeError(
-                f"the pattern names {at_least}{fixed} axes, the tensor has {len(shape)}",
-                f'shape {shape} for "{self.text}"',
-                "name every axis of the tensor on the left, or use `...` for any number of them",
+            named = (
+                f"{'at least ' if ELLIPSIS in self.names else ''}{fixed} {'axis' if fixed == 1 else 'axes'}"
             )
+            problem = f'"{self.text}" names {named}, but the tensor has {len(shape)}'
+            fix = "name every axis of the tensor on the left, or use `...` for any number of them"
+            if len(self.left) == 1 and len(self.names[0]) == len(shape):
+                fix = f'put spaces between the axes: "{_spaced(self.text)}"'
+            raise ShapeError(problem, f"shape {shape}", fix)
         axes: list[Item] = []
         for item in self.left:
             axes.extend([(f"...{i}",) for i in range(spare)] if item == (ELLIPSIS,) else [item])
@@ -273,19 +289,18 @@ class Pattern:
         known = product([sizes[name] for name in item if name in sizes])
         bracket = item[0] if len(item) == 1 else f"({' '.join(item)})"
         if len(unknown) > 1:
-            raise PatternError(
-                f"all sizes but one of {bracket} must be given",
-                f'"{self.text}" without the sizes of {" and ".join(unknown)}',
-                f"add {unknown[0]}=<size>",
-            )
+            problem = f"Of {bracket}, all sizes but one must be given"
+            got = f'"{self.text}" without the sizes of {" and ".join(unknown)}'
+            raise PatternError(problem, got, f"add {unknown[0]}=<size>")
         if size % known if unknown else size != known:
             given = ", ".join(f"{name}={sizes[name]}" for name in item if name in sizes)
-            rule = f"axis {position}, {bracket}, has size {size}, which is not "
-            rule += f"divisible by {known}" if unknown else str(known)
+            wrong = f"which cannot be split with {given}" if unknown else f"but {given} was given"
+            if len(item) > 1 and not unknown:
+                wrong += f", which makes {known}"
             raise ShapeError(
-                rule,
-                f'shape {shape} for "{self.text}" with {given}',
-                "give sizes whose product is the size of the axis",
+                f"Axis {position} (`{bracket}`) has size {size}, {wrong}",
+                f'shape {shape} for "{self.text}"',
+                f"choose sizes that divide {size}" if unknown else f"give an input with {known} there",
             )
         return [sizes.get(name, size // known) for name in item]
 
@@ -308,7 +323,7 @@ def parse(text: str) -> Pattern:
     True
     """
     if not isinstance(text, str):
-        raise PatternError("a pattern is text", repr(text), 'write it as "n c h w -> c"')
+        raise PatternError("A pattern must be text", repr(text), 'write it as "n c h w -> c"')
     return _parse(text)
 
 

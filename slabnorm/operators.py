@@ -10,27 +10,26 @@ factors are the kernels' own, float32 [4, slabs]. A gradient that is not asked f
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from functools import lru_cache
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from slabnorm import kernels
 from slabnorm.kernels import eager
+from slabnorm.kernels.backend import on_gpu, plain
 from slabnorm.kernels.call import Call, Given, Statistics, check_shapes
-from slabnorm.notation import parse, product
-from slabnorm.slab import Slab, plan
+from slabnorm.notation import Item, Pattern, parse, product
+from slabnorm.prepare import Bound, find
+from slabnorm.slab import plan
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def takes(x: Tensor) -> bool:
     """Return whether a traced call is to be one operator: on a GPU, and not for ONNX."""
-    if not (kernels.TRITON and x.device.type == "cuda" and x.dtype in _DTYPES):
+    if x.dtype not in _DTYPES or not on_gpu(x):
         return False
     own = torch.compiler.is_compiling() and not torch.onnx.is_in_onnx_export()
     return own and type(x).__name__ != "DTensor"
@@ -57,9 +56,11 @@ def _norm(
     var: Tensor | None, kept: Sequence[int], affine: Sequence[int], eps: float, center: bool, activation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     given = None if mean is None or var is None else Given(mean, var)
-    call = _call(x, kept, affine, eps, center, activation, given)
-    gpu = _gpu(x, weight, bias, residual, call)
-    if gpu is not None:
+    bound = _bound(x, weight, bias, residual, kept, affine)
+    call = Call(bound.slab, eps, center, given, activation or None, bound.plans)
+    if _is_gpu(bound):
+        from slabnorm.kernels import gpu
+
         y, measured, _ = gpu.forward(x, weight, bias, residual, call)
         return y, measured.values, measured.coefficients
     y, _, found = eager.forward(x, weight, bias, residual, call)
@@ -85,10 +86,12 @@ def _norm_backward(
     factors: Tensor, kept: Sequence[int], affine: Sequence[int], eps: float, center: bool, activation: str,
     own: bool, needed: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    call = _call(x, kept, affine, eps, center, activation, None if own else Given(stats[0], stats[1]))
-    gpu = _gpu(x, weight, bias, residual, call)
+    bound, given = _bound(x, weight, bias, residual, kept, affine), None if own else Given(stats[0], stats[1])
+    call = Call(bound.slab, eps, center, given, activation or None, bound.plans)
     tensors, asked = (dy, x, weight, bias, residual), tuple(needed)
-    if gpu is not None and kernels.backward_backend(dy, gpu) is gpu:
+    if _is_gpu(bound) and plain(dy):
+        from slabnorm.kernels import gpu
+
         grads = gpu.backward(*tensors, gpu.Measured(stats, factors, call), call, asked)
     else:
         grads = eager.backward(*tensors, _used(stats, call), call, asked)
@@ -135,9 +138,10 @@ def _differentiate(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...
     grads: tuple[Tensor | None, ...]
     if torch.is_grad_enabled():  # create_graph: the gradient itself is to be differentiated
         x, weight, bias, residual = tensors
-        call = _call(x, *ctx.call)
-        if not ctx.own:
-            call = call._replace(given=Given(stats[0], stats[1]))
+        kept, affine, eps, center, activation = ctx.call
+        given = None if ctx.own else Given(stats[0], stats[1])
+        slab = plan(*_pattern(x.dim(), tuple(kept), tuple(affine)), tuple(x.shape), ())
+        call = Call(slab, eps, center, given, activation or None)
         used = _used(stats, call)
         grads = eager.differentiable_backward(dy, x, weight, bias, residual, used, call, needed)
     else:
@@ -149,27 +153,26 @@ def _differentiate(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...
 _norm.register_autograd(_differentiate, setup_context=_keep)
 
 
-def _call(
-    x: Tensor, kept: Sequence[int], affine: Sequence[int], eps: float, center: bool, activation: str,
-    given: Given | None = None,
-) -> Call:  # fmt: skip
-    slab = _slab(tuple(x.shape), tuple(kept), tuple(affine))
-    return Call(slab, eps, center, given, activation or None)
+def _bound(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    kept: Sequence[int],
+    affine: Sequence[int],
+) -> Bound:
+    return find(*_pattern(x.dim(), tuple(kept), tuple(affine)), (), x, weight, bias, residual)
 
 
 @lru_cache(maxsize=256)
-def _slab(shape: tuple[int, ...], kept: tuple[int, ...], affine: tuple[int, ...]) -> Slab:
-    names = [f"d{dim}" for dim in range(len(shape))]
+def _pattern(dims: int, kept: tuple[int, ...], affine: tuple[int, ...]) -> tuple[Pattern, tuple[Item, ...]]:
+    names = [f"d{dim}" for dim in range(dims)]
     pattern = parse(f"{' '.join(names)} -> {' '.join(names[dim] for dim in kept)}")
-    return plan(pattern, tuple((names[dim],) for dim in affine), shape, ())
+    return pattern, tuple((names[dim],) for dim in affine)
 
 
-def _gpu(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, call: Call
-) -> ModuleType | None:
-    """Return the GPU backend if it runs a call."""
-    backend = kernels.backend(x, call.slab, weight, bias, residual)
-    return backend if backend is sys.modules.get("slabnorm.kernels.gpu") else None
+def _is_gpu(bound: Bound) -> bool:
+    return bound.backend is not None and bound.backend.NAME == "gpu"
 
 
 def _used(stats: Tensor, call: Call) -> Statistics:

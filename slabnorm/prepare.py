@@ -1,16 +1,16 @@
-"""A call checked and planned: once for all calls on tensors of the same kinds."""
+"""A call checked and bound to what runs it: once for all calls on tensors of the same kinds."""
 
 from __future__ import annotations
 
 import os
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from slabnorm import kernels
 from slabnorm.errors import DeviceError, DtypeError, ShapeError
+from slabnorm.kernels import backend as backends
+from slabnorm.kernels.backend import Backend, choose, plain
 from slabnorm.kernels.call import Kind
 from slabnorm.kernels.strides import order_of
 from slabnorm.notation import Item, Pattern
@@ -18,31 +18,40 @@ from slabnorm.slab import Slab, plan
 from slabnorm.tracing import traced
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_KEPT = 512  # calls of different kinds that are remembered
+_KEPT = 512  # bound calls of different kinds that are remembered
+# Of one shape. Windows into tensors of any length have one shape and, each time, other strides.
+_KEPT_OF_ONE_SHAPE = 32
 _OTHER = ()
 
 
-class Prepared(NamedTuple):
-    """A pattern bound to a shape, and what runs it.
+class Bound(NamedTuple):
+    """A pattern bound to tensors, and what runs it.
 
     Attributes:
-        slab: the plan.
+        slab: the pattern bound to the shape of x.
         backend: what runs it; None: plain operations, to be traced.
+        plans: what the backend keeps for it.
         order: the memory format of a result like x; `torch.preserve_format` if it is none of the three.
         kinds: those of x, weight, bias and residual.
     """
 
     slab: Slab
-    backend: ModuleType | None
+    backend: Backend | None
+    plans: Any
     order: torch.memory_format
     kinds: tuple[Kind | None, ...]
 
 
-def prepare(
-    pattern: Pattern, affine: tuple[Item, ...], sizes: tuple[tuple[str, int], ...], x: Tensor,
-    weight: Tensor | None, bias: Tensor | None, residual: Tensor | None,
-) -> Prepared:  # fmt: skip
-    """Check the tensors of a call and plan it.
+def bind(
+    pattern: Pattern,
+    affine: tuple[Item, ...],
+    sizes: tuple[tuple[str, int], ...],
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> Bound:
+    """Check the tensors of a call, and find what runs it.
 
     Args:
         pattern: the pattern.
@@ -56,34 +65,60 @@ def prepare(
     """
     if traced():
         slab = _checked(pattern, affine, sizes, x, weight, bias, residual)
-        return Prepared(slab, None, order_of(x, x), ())
+        return Bound(slab, None, None, order_of(x, x), ())
+    return find(pattern, affine, sizes, x, weight, bias, residual)
+
+
+def find(
+    pattern: Pattern,
+    affine: tuple[Item, ...],
+    sizes: tuple[tuple[str, int], ...],
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+) -> Bound:
+    """Do what `bind` does for a call that runs, whatever is traced around it."""
     kinds = _kind(x), _kind(weight), _kind(bias), _kind(residual)
-    key = (pattern, affine, sizes, *kinds)
-    known = _prepared.get(key)
+    key = (pattern, affine, sizes, backends.forced, *kinds)
+    known = _bound.get(key)
     if known is not None:
         return known
     slab = _checked(pattern, affine, sizes, x, weight, bias, residual)
-    backend = kernels.backend(x, slab, weight, bias, residual)
+    backend, plans = choose(x, slab, weight, bias, residual)
     order = order_of(x, torch.empty_like(x, device="meta"))
-    prepared = Prepared(slab, backend, order, tuple(Kind.of(t) for t in (x, weight, bias, residual)))
+    bound = Bound(slab, backend, plans, order, tuple(Kind.of(t) for t in (x, weight, bias, residual)))
     if _OTHER not in kinds:
-        if len(_prepared) >= _KEPT:
-            _prepared.clear()
-        _prepared[key] = prepared
-    return prepared
+        _keep(key, bound)
+    return bound
 
 
 def _kind(t: Tensor | None) -> tuple[Any, ...] | None:
     """Return all that checks and plans look at; `_OTHER` for what is not remembered."""
     if t is None:
         return None
-    return (t.shape, t.stride(), t.dtype, t.device) if kernels.plain(t) else _OTHER
+    return (t.shape, t.stride(), t.dtype, t.device) if plain(t) else _OTHER
+
+
+def _keep(key: tuple[Any, ...], bound: Bound) -> None:
+    if len(_bound) >= _KEPT:
+        _bound.clear()
+    alike = [other for other in list(_bound) if other[:4] == key[:4] and other[4][0] == key[4][0]]
+    if len(alike) >= _KEPT_OF_ONE_SHAPE:
+        for other in alike:
+            _bound.pop(other, None)
+    _bound[key] = bound
 
 
 def _checked(
-    pattern: Pattern, affine: tuple[Item, ...], sizes: tuple[tuple[str, int], ...], x: Tensor,
-    weight: Tensor | None, bias: Tensor | None, residual: Tensor | None,
-) -> Slab:  # fmt: skip
+    pattern: Pattern,
+    affine: tuple[Item, ...],
+    sizes: tuple[tuple[str, int], ...],
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+) -> Slab:
     check_input(x, "x")
     slab = plan(pattern, affine, tuple(x.shape), sizes)
     for name, tensor in (("weight", weight), ("bias", bias)):
@@ -99,33 +134,43 @@ def check_fits(name: str, tensor: Tensor, shape: tuple[int, ...], x: Tensor, pat
     check_input(tensor, name)
     if tensor.device != x.device:
         raise DeviceError(
-            "all tensors of a call are on one device",
-            f"{name} on {tensor.device}, x on {x.device}",
-            f"move {name} with .to({str(x.device)!r})",
+            f"{name} is on {tensor.device}, but x is on {x.device}",
+            fix=f"move {name} with .to({str(x.device)!r})",
         )
     if tuple(tensor.shape) != shape:
-        raise ShapeError(
-            f'{name} has shape {shape} for "{pattern}" and x of shape {tuple(x.shape)}',
-            str(tuple(tensor.shape)),
-            "weight and bias vary along the axis with `c`, or along affine=; statistics along the right side"
-            if name != "residual"
-            else "give a residual of x's shape",
-        )
+        found = f'{name} has shape {tuple(tensor.shape)}, but "{pattern}" needs {shape}'
+        raise ShapeError(f"{found} for x of shape {tuple(x.shape)}", fix=_FITS[name])
+
+
+_VARY = "weight and bias vary along the axis with `c`, or along affine=: give them its size"
+_FITS = {
+    "weight": _VARY,
+    "bias": _VARY,
+    "residual": "give a residual of x's shape",
+    "mean": "give one mean for each slab: the shape of the pattern's right side",
+    "var": "give one variance for each slab: the shape of the pattern's right side",
+}
 
 
 def check_input(x: Tensor, name: str) -> None:
     """Raise DtypeError unless x is a dense tensor of a floating-point dtype that slabnorm computes in."""
     if not isinstance(x, Tensor):
-        raise DtypeError(f"{name} is a torch tensor", type(x).__name__, "convert it with torch.as_tensor")
+        raise DtypeError(f"{name} must be a tensor", type(x).__name__, "convert it with torch.as_tensor")
     if x.layout != torch.strided or x.is_nested:
         got = "a nested tensor" if x.is_nested else str(x.layout)
-        raise DtypeError(f"{name} is a strided tensor", got, "convert it, as with .to_dense()")
+        raise DtypeError(f"{name} must be a strided tensor", got, "convert it, as with .to_dense()")
     if x.dtype not in _FLOATS:
-        raise DtypeError(
-            f"{name} is float32, float64, bfloat16 or float16", str(x.dtype), "convert it, as with .float()"
-        )
+        wanted = f"{name} must be float32, float64, bfloat16 or float16"
+        raise DtypeError(wanted, str(x.dtype), "convert it, as with .float()")
 
 
-_prepared: dict[Any, Prepared] = {}
+_bound: dict[tuple[Any, ...], Bound] = {}
+
+
+def forget() -> None:
+    """Forget all bound calls: the next ones are checked and planned anew."""
+    _bound.clear()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_prepared.clear)  # a forked child has other backends
+    os.register_at_fork(after_in_child=forget)  # a forked child has other backends

@@ -1,4 +1,4 @@
-"""A slab: a pattern meets a shape. Counts and axes, worked out once, cached.
+"""A slab: a pattern meets a shape. Counts and axes, worked out once.
 
 A *slab* is a set of elements that share statistics. A *cell* is a maximal set of elements that share
 both their slab and their weight and bias. Small tensors (statistics, weight, bias) travel in two
@@ -8,9 +8,7 @@ forms: *gathered*, the shape a user sees, and *spread*, which broadcasts against
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
-import torch
 from torch import Tensor
 
 from slabnorm.notation import ELLIPSIS, Item, Pattern, product
@@ -92,18 +90,6 @@ def plan(
     >>> slab.split, slab.kept.shape, slab.affine.shape, slab.count
     ((2, 3, 2, 4, 4), (2, 3), (6,), 32)
     """
-    # torch.compile runs this once, while it compiles, perhaps with sizes that it does not know.
-    if torch.compiler.is_compiling():
-        return _plan(pattern, affine, shape, sizes)
-    try:
-        return _cached_plan(pattern, affine, shape, sizes)
-    except TypeError:  # a size that make_fx or a fake tensor does not know has no hash
-        return _plan(pattern, affine, shape, sizes)
-
-
-def _plan(
-    pattern: Pattern, affine: tuple[Item, ...], shape: tuple[int, ...], sizes: tuple[tuple[str, int], ...]
-) -> Slab:
     bound = pattern.bind(shape, dict(sizes))
     dims: dict[str, list[int]] = {}
     for dim, (name, _) in enumerate(bound):
@@ -127,6 +113,3 @@ def _plan(
     count = product([split[dim] for dim in pooled])
     slabs = product(kept.shape)
     return Slab(pattern, split, kept, varying, running, pooled, not_affine, count, slabs, product(split))
-
-
-_cached_plan = lru_cache(maxsize=256)(_plan)

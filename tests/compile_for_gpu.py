@@ -13,8 +13,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 import slabnorm as sn
-from slabnorm import kernels
-from slabnorm.kernels import eager, gpu
+from slabnorm.kernels import backend
 
 
 class Driver:
@@ -59,7 +58,7 @@ def main() -> None:
         return compile_only
 
     JITFunction.__getitem__ = instead
-    kernels.backend = lambda x, slab, *_: gpu if gpu.takes(x, slab) else eager
+    backend.forced, backend.on_gpu = "gpu", lambda x: True
     for name, shape, dtype, last, activation, residual in CALLS:
         x = torch.empty(shape, dtype=dtype)
         x = x.contiguous(memory_format=torch.channels_last) if last else x

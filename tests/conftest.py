@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from zlib import crc32
 
@@ -14,8 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from slabnorm import kernels, prepare
-from slabnorm.kernels import eager
+from slabnorm.kernels import using
 
 
 def _quicken_the_interpreter() -> None:
@@ -47,10 +47,10 @@ if not torch.cuda.is_available():
 
 
 @pytest.fixture
-def in_plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+def in_plain_torch() -> Iterator[None]:
     """Run norms in plain torch, where kernels would be compiled for nothing that a test is about."""
-    monkeypatch.setattr(prepare, "_prepared", {})
-    monkeypatch.setattr(kernels, "backend", lambda *_: eager)
+    with using("eager"):
+        yield
 
 
 @pytest.fixture(autouse=True)

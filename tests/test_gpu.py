@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
 
 import pytest
 import torch
 
 import slabnorm as sn
-from slabnorm import kernels, prepare
 from slabnorm import slab as slabs
-from slabnorm.kernels import eager
+from slabnorm.kernels import eager, using
 from slabnorm.kernels.activations import ACTIVATIONS
+from slabnorm.kernels.backend import choose
 from slabnorm.notation import parse
+from slabnorm.prepare import forget
 from tests import laws
 from tests.cases import CONSTANTS, DISTRIBUTIONS, LAYOUTS, NORMS, Case, draw
 
 pytest.importorskip("triton", reason="the GPU kernels need Triton")
-from slabnorm.kernels import gpu
 from slabnorm.kernels.gpu import tiling
 
 # The interpreter computes with NumPy, which warns of what a GPU takes silently.
@@ -46,10 +45,11 @@ modes = pytest.mark.parametrize("mode", MODES, indirect=True)
 
 
 @pytest.fixture(autouse=True)
-def _through_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare, "_prepared", {})
-    monkeypatch.setattr(slabs, "_cached_plan", lru_cache(slabs._plan))
-    monkeypatch.setattr(kernels, "backend", lambda x, slab, *_: gpu if gpu.takes(x, slab) else eager)
+def _through_triton() -> Iterator[None]:
+    forget()  # what other tests have planned with other constants
+    with using("gpu"):
+        yield
+    forget()
 
 
 @pytest.fixture
@@ -251,7 +251,7 @@ def test_runs_that_32_bits_cannot_number(mode: str, monkeypatch: pytest.MonkeyPa
         laws.gradients_are_exact(case, done, exact(case, done))
     for shape, why in (((2, 211), "a prime"), ((101, 2), "blocks"), ((101, 3), "slabs")):
         x = draw(shape, seed=1).to(DEVICE)
-        assert kernels.backend(x, slabs.plan(parse("n c -> n"), (), shape, ())) is eager, why
+        assert choose(x, slabs.plan(parse("n c -> n"), (), shape, ()))[0] is eager, why
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

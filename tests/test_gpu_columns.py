@@ -39,7 +39,7 @@ def test_columns_by_digits(pattern: str, shape: tuple[int, ...], sizes: dict[str
     order = torch.contiguous_format if pattern == "n c h w -> n h w" else torch.channels_last
     layout = strides.memory(torch.empty(shape).contiguous(memory_format=order), slab).layout
     assert not layout.rows
-    g = tiling.tiling_of(slab, layout)
+    g = tiling.Tiling(slab, layout)
     columns = range(g.run)
     slab_of, affine_of = places.py_func(layout.axes, 0, layout.run).tolist()
     assert slab_of == [at(g.slab_of, c) if g.slab_of else c for c in columns]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from slabnorm import kernels
 from slabnorm.errors import KernelWarning
+from slabnorm.kernels import backend
 
 pytest.importorskip("triton", reason="the GPU kernels need Triton")
 from slabnorm.kernels import gpu
@@ -28,14 +28,14 @@ def test_kernels_that_do_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(device: torch.device) -> None:
         raise RuntimeError("no C compiler")
 
-    kernels._starts.cache_clear()
-    assert kernels._starts(DEVICE)
-    kernels._starts.cache_clear()
+    backend._starts.cache_clear()
+    assert backend._starts(DEVICE)
+    backend._starts.cache_clear()
     monkeypatch.setattr(gpu, "start", fail)
     with pytest.warns(KernelWarning, match="no C compiler"):
-        assert not kernels._starts(DEVICE)
-    assert not kernels._starts(DEVICE)
-    kernels._starts.cache_clear()
+        assert not backend._starts(DEVICE)
+    assert not backend._starts(DEVICE)
+    backend._starts.cache_clear()
 
 
 def test_compiles_for_a_gpu(tmp_path: Path) -> None:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from functools import lru_cache
 
 import pytest
 import torch
 
 import slabnorm as sn
-from slabnorm import kernels, prepare
-from slabnorm import slab as slabs
-from slabnorm.kernels import eager
+from slabnorm.kernels import using
 from slabnorm.kernels.activations import ACTIVATIONS
-from slabnorm.kernels.cpu import bridge, plans
+from slabnorm.kernels.backend import Name, choose
+from slabnorm.kernels.cpu import plans
 from slabnorm.kernels.cpu.layout import Layout
 from slabnorm.notation import parse
+from slabnorm.prepare import forget
 from slabnorm.slab import Slab, plan
 from tests import laws
 from tests.cases import CONSTANTS, DISTRIBUTIONS, LAYOUTS, NORMS, Case, draw
@@ -27,30 +26,20 @@ norms = pytest.mark.parametrize("case", NORMS, ids=str)
 centring = pytest.mark.parametrize("case", [case for case in NORMS if case.center], ids=str)
 
 
-def forget(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no call of this test find what was kept of others, nor others what is kept of its calls."""
-    monkeypatch.setattr(prepare, "_prepared", {})
-    monkeypatch.setattr(slabs, "_cached_plan", lru_cache(slabs._plan))
-
-
 small = pytest.mark.parametrize("case", [case for case in NORMS if not case.name.endswith("large")], ids=str)
 
 
 @pytest.mark.parametrize(
     ("dtype", "backend"),
-    [(torch.float32, "fast"), (torch.float64, "fast"), (torch.float32, "eager"), (torch.float64, "eager")],
-    ids=["float32-fast", "float64-fast", "float32-eager", "float64-eager"],
+    [(torch.float32, "cpu"), (torch.float64, "cpu"), (torch.float32, "eager"), (torch.float64, "eager")],
+    ids=["float32-cpu", "float64-cpu", "float32-eager", "float64-eager"],
 )
 @norms
-def test_gates_on_every_distribution(
-    case: Case, dtype: torch.dtype, backend: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if backend == "eager":
-        forget(monkeypatch)
-        monkeypatch.setattr(kernels, "backend", lambda *_: eager)
+def test_gates_on_every_distribution(case: Case, dtype: torch.dtype, backend: Name) -> None:
     for name in GATED:
         x = draw(case.shape, name, dtype)
-        done = laws.run(case, x)
+        with using(backend):
+            done = laws.run(case, x)
         exact = laws.oracle(case, x, done.weight, done.bias, done.dy)
         limit = 1e6 if dtype == torch.float32 else 1e12
         if exact.kappa <= 2 * limit:
@@ -259,8 +248,8 @@ def test_empty_batch(case: Case) -> None:
 def test_the_fast_kernel_takes(case: Case, layout: str) -> None:
     """Every norm and layout but the few whose axes alternate too often, or lie askew."""
     x = LAYOUTS[layout](draw(case.shape))
-    done = kernels.backend(x, _slab(case, x))
-    assert done is (eager if (case.name, layout) in EAGER else bridge)
+    name = choose(x, _slab(case, x))[0].NAME
+    assert name == ("eager" if (case.name, layout) in EAGER else "cpu")
 
 
 # Case and layout that no Layout describes.
@@ -279,12 +268,13 @@ def test_threads_change_no_bit(case: Case, layout: str, how: str, monkeypatch: p
     """However the work is shared out, also where it is too small to be."""
     x = LAYOUTS[layout](draw(case.shape))
     serial = laws.run(case, x)
-    forget(monkeypatch)
+    forget()
     monkeypatch.setattr(plans, "_GRAIN", 0)
     monkeypatch.setattr(
         Layout, "shared", lambda self, threads: how == "shared" and not (self.rows and self.mixed)
     )
     laws.same_bits(case, serial, laws.run(case, x))
+    forget()
 
 
 ROWS, COLUMNS = ("batch-4d", "contiguous"), ("batch-4d", "channels_last")

@@ -140,7 +140,7 @@ def test_what_cannot_be() -> None:
         Moments(torch.tensor(1), torch.tensor(0.0), torch.tensor(-1.0), torch.tensor(0.0), torch.tensor(0.0))
     with pytest.raises(ShapeError):
         Moments(torch.tensor([1]), torch.tensor(0.0), torch.tensor(0.0), torch.tensor(0.0), torch.tensor(0.0))
-    with pytest.raises(ShapeError, match="slab by slab"):
+    with pytest.raises(ShapeError, match="cannot be merged"):
         Moments.empty((2,)) + Moments.empty((3,))
     with pytest.raises(DtypeError):
         sn.moments(torch.tensor([[1, 2]]), "n c -> c")
@@ -180,5 +180,5 @@ def test_elements_with_real_weights() -> None:
     assert close(m.count, total, 1e-15)
     assert close(m.mean, mean, 1e-15)
     assert close(m.var(), sum(w * (x - mean) ** 2 for x, w in pairs) / total, 1e-13)
-    with pytest.raises(StatisticsError, match="never negative"):
+    with pytest.raises(StatisticsError, match="negative count or sum"):
         one(1.0, float("nan"))

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Callable
-from functools import lru_cache
-from types import ModuleType
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -14,13 +12,12 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import slabnorm as sn
-from slabnorm import kernels, operators, prepare
-from slabnorm import slab as slabs
-from slabnorm.kernels import eager
+from slabnorm import operators
+from slabnorm.kernels import using
+from slabnorm.prepare import forget
 from tests.cases import draw
 
 pytest.importorskip("triton", reason="the GPU kernels need Triton")
-from slabnorm.kernels import gpu
 from slabnorm.kernels.gpu import tiling
 
 pytestmark = pytest.mark.filterwarnings(
@@ -40,46 +37,36 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
 layers = pytest.mark.parametrize("name", LAYERS)
 
 
-def backend(x: torch.Tensor, slab: slabs.Slab, *others: torch.Tensor | None) -> ModuleType:
-    """As on a GPU, where a residual of another dtype is left to torch."""
-    residual = others[2] if len(others) > 2 else None
-    same = residual is None or residual.dtype == x.dtype
-    return gpu if same and gpu.takes(x, slab) else eager
-
-
 @pytest.fixture(autouse=True)
-def _through_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+def _through_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch._dynamo.reset()
-    monkeypatch.setattr(prepare, "_prepared", {})
-    monkeypatch.setattr(slabs, "_cached_plan", lru_cache(slabs._plan))
-    operators._slab.cache_clear()
     monkeypatch.setattr(tiling, "FILL", 1)  # fewer and larger programs
-    monkeypatch.setattr(kernels, "backend", backend)
-    monkeypatch.setattr(operators, "takes", lambda x: x.dtype != torch.float64)
+    forget()
+    with using("gpu"):
+        yield
+    forget()
 
 
-def check(backend_is: object, x: torch.Tensor, kept: list[int], **changes: object) -> None:
+def check(x: torch.Tensor, kept: list[int], **changes: object) -> None:
     arguments = {
         "weight": W.clone().requires_grad_(), "bias": -W, "residual": None, "mean": None, "var": None,
         "kept": kept, "affine": [1], "eps": 1e-5, "center": True, "activation": "",
     } | changes  # fmt: skip
-    slab = operators._slab(tuple(x.shape), tuple(kept), (1,))
-    assert kernels.backend(x, slab) is backend_is
     torch.library.opcheck(operators._norm, (x.clone().requires_grad_(),), arguments, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["plain", "last", "fused", "given", "bare"])
 def test_opcheck(kind: str) -> None:
     if kind == "plain":
-        check(gpu, X, [0])
+        check(X, [0])
     elif kind == "last":
-        check(gpu, LAST, [1])
+        check(LAST, [1])
     elif kind == "fused":
-        check(gpu, LAST, [0], residual=X.clone().requires_grad_(), activation="silu")
+        check(LAST, [0], residual=X.clone().requires_grad_(), activation="silu")
     elif kind == "given":
-        check(gpu, X, [1], mean=W, var=W.square(), activation="relu")
+        check(X, [1], mean=W, var=W.square(), activation="relu")
     else:
-        check(gpu, X, [0, 1], weight=None, bias=None, center=False)
+        check(X, [0, 1], weight=None, bias=None, center=False)
 
 
 @pytest.mark.parametrize("activation", ["", "silu"])
@@ -105,7 +92,7 @@ def test_backward_is_as_promised(kind: str, activation: str) -> None:
 
 
 def test_opcheck_through_torch() -> None:
-    check(eager, X.double(), [0], weight=W.double(), bias=None, residual=X.double(), activation="relu")
+    check(X.double(), [0], weight=W.double(), bias=None, residual=X.double(), activation="relu")
 
 
 @layers

@@ -8,13 +8,27 @@ import tracemalloc
 import torch
 
 import slabnorm as sn
+from slabnorm.kernels import using
 from slabnorm.kernels.cpu.plans import Plan
+from slabnorm.notation import parse
+from slabnorm.prepare import bind, forget
 
 
 def of_float64(x: torch.Tensor, dim: int) -> torch.Tensor:
     wide = x.double()
     var, mean = torch.var_mean(wide, dim, correction=0, keepdim=True)
     return ((wide - mean) * (var + 1e-5).rsqrt()).float()
+
+
+def test_bound_once() -> None:
+    x, y, pattern = torch.randn(4, 3), torch.randn(4, 3), parse("n c -> n")
+    bound = bind(pattern, (), (), x)
+    assert bind(pattern, (), (), y) is bound
+    assert bind(pattern, (), (), y.double()) is not bound
+    with using("eager"):
+        assert bind(pattern, (), (), x).backend is not bound.backend
+    forget()
+    assert bind(pattern, (), (), x) is not bound
 
 
 def test_plans_do_not_grow_with_the_tensor() -> None:

@@ -15,10 +15,6 @@ def bind(pattern: str, shape: tuple[int, ...], affine: str | None = None, **size
     return plan(parsed, parsed.affine(affine), shape, tuple(sorted(sizes.items())))
 
 
-def test_planned_once() -> None:
-    assert bind("n c h w -> c", (2, 3, 4, 5)) is bind("n c h w -> c", (2, 3, 4, 5))
-
-
 @pytest.mark.parametrize("case", NORMS, ids=str)
 def test_spread_and_gather_undo_each_other(case: Case) -> None:
     slab = bind(case.pattern, case.shape, case.affine, **case.sizes)

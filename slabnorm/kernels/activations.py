@@ -39,4 +39,4 @@ PASSED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 def check_activation(name: str | None) -> None:
     """Raise OptionError unless `name` is None or names an activation."""
     if name is not None and not (isinstance(name, str) and name in ACTIVATIONS):
-        raise OptionError("activation is the name of one", repr(name), f"use one of {', '.join(ACTIVATIONS)}")
+        raise OptionError(f"There is no activation {name!r}", fix=f"use one of {', '.join(ACTIVATIONS)}")

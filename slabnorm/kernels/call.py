@@ -39,16 +39,15 @@ def memory_of(given: Given, slabs: int, device: torch.device) -> Given:
     mean, var = given
     if mean.numel() != slabs or var.numel() != slabs:
         raise ShapeError(
-            f"there is one mean and one variance for each of the {slabs} slabs",
-            f"{tuple(mean.shape)} and {tuple(var.shape)}",
+            f"mean and var must have one value for each of the {slabs} slabs",
+            f"shapes {tuple(mean.shape)} and {tuple(var.shape)}",
             "give statistics of the shape of the pattern's right side",
         )
     for t in given:
         if t.device != device:
             raise DeviceError(
-                "statistics lie on the device of x",
-                f"statistics on {t.device}, x on {device}",
-                "move the layer",
+                f"The statistics are on {t.device}, but x is on {device}",
+                fix="move the layer to the device of x",
             )
     return Given(mean.resolve_neg().contiguous(), var.resolve_neg().contiguous())
 
@@ -68,7 +67,7 @@ class Kind(NamedTuple):
 
 
 _NAMES = ("x", "weight", "bias", "residual")
-_SAVED = "a backward gets the tensors that the forward has saved"
+_SAVED = "The backward got other tensors than the forward has saved"
 _HOOK = "return from an unpack hook what its pack hook was given; leave .data alone until the backward"
 
 
@@ -141,7 +140,7 @@ class Measured(Protocol):
         self, count: int, mean: Tensor, var: Tensor, momentum: float, batches: Tensor | None,
         elements: Tensor | None, skipped: Tensor | None,
     ) -> bool:  # fmt: skip
-        """Let a batch enter running statistics and counters: `kernels.enter`, which has checked them."""
+        """Let a batch enter running statistics and counters: `backend.enter`, which has checked them."""
 
 
 class FoundTensors(NamedTuple):
@@ -163,12 +162,14 @@ class Call(NamedTuple):
         center: whether the mean is subtracted.
         given: statistics to use instead of the slab's own; None: its own, and gradient flows through them.
         activation: applied last, by name.
+        plans: what the backend keeps for calls like this, from its `bind`.
         inplace: whether the output may take the memory of x.
     """
 
     slab: Slab
-    eps: float
-    center: bool
-    given: Given | None
-    activation: str | None
+    eps: float = 0.0
+    center: bool = True
+    given: Given | None = None
+    activation: str | None = None
+    plans: Any = None
     inplace: bool = False

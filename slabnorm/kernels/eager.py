@@ -15,14 +15,17 @@ from slabnorm.kernels.activations import ACTIVATIONS, PASSED
 from slabnorm.kernels.call import Call, Found, FoundTensors, Statistics
 from slabnorm.slab import Slab
 
-
-def takes(x: Tensor, slab: Slab) -> bool:
-    """Take everything."""
-    return True
+NAME = "eager"
 
 
-def statistics(x: Tensor, slab: Slab) -> tuple[Tensor, Tensor | None, Tensor]:
+def bind(x: Tensor, slab: Slab) -> tuple[()]:
+    """Take everything, and keep nothing."""
+    return ()
+
+
+def statistics(x: Tensor, call: Call) -> tuple[Tensor, Tensor, Tensor]:
     """Return mean, what the mean lost to rounding, and the sum of squared deviations of every slab."""
+    slab = call.slab
     mean, low, m2 = _spread_statistics(_wide(x, slab), slab)
     gather = slab.kept.gather
     return gather(mean), gather(low), gather(m2)
@@ -50,16 +53,15 @@ def forward(
 ) -> tuple[Tensor, Statistics, Found | None]:
     """Return y, the statistics it was normalised with, and those found unless they were given."""
     if call.given is None:
-        mean, low, m2 = statistics(x, call.slab)
-        found, var = FoundTensors(mean, m2), m2 / call.slab.count
-        if not call.center:
-            # mean(x^2) = var + mean^2; both terms are positive, so nothing cancels.
-            var, mean, low = var + mean.square(), torch.zeros_like(mean), None
+        mean, low, m2 = statistics(x, call)
+        found = FoundTensors(mean, m2)
+        stats = used_of(mean, m2 / call.slab.count, call)
+        if call.center:
+            stats = stats._replace(low=low)
     else:
         # A copy: running statistics may move on before the backward.
-        mean, low = call.given.mean.to(torch.float64, copy=True), None
-        var, found = call.given.var.double(), None
-    stats = Statistics(mean, low, (var + call.eps).rsqrt())
+        mean, found = call.given.mean.to(torch.float64, copy=True), None
+        stats = Statistics(mean, None, (call.given.var.double() + call.eps).rsqrt())
     return apply(x, weight, bias, residual, stats, call), stats, found
 
 

@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from slabnorm.autograd import run
 from slabnorm.errors import PatternError, ShapeError, SlabError
-from slabnorm.functional import check_eps
+from slabnorm.functional import check_eps, run
 from slabnorm.kernels.activations import check_activation
 from slabnorm.kernels.strides import dense, suggested
 from slabnorm.nn.diagnostics import name_of, root_of, user_line
 from slabnorm.nn.running_stats import RunningStatistics, held
 from slabnorm.notation import Pattern, parse
-from slabnorm.prepare import prepare
+from slabnorm.prepare import bind
 
 # What torch's layers return, on any input: instance and layer norm; batch, group and RMS norm.
 CONTIGUOUS = (torch.contiguous_format,)
@@ -130,7 +129,7 @@ class SlabNorm(RunningStatistics):
         """Return the normalised input; with a residual, added before the activation."""
         weight, bias = held(self, "weight"), held(self, "bias")
         try:
-            call = prepare(self.pattern, self.affine_axes, self._sizes, x, weight, bias, residual)
+            call = bind(self.pattern, self.affine_axes, self._sizes, x, weight, bias, residual)
         except SlabError as error:
             raise self._misfit(error) from None
         formats = self.formats

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
-from slabnorm import kernels
 from slabnorm.errors import ModeWarning, OptionError, StatisticsError, StatisticsWarning
+from slabnorm.kernels.backend import enter
 from slabnorm.kernels.call import Found, Given
 from slabnorm.nn.diagnostics import name_of, recomputing, root_of, training_without_gradients, user_level
 from slabnorm.slab import Slab
@@ -97,7 +97,7 @@ class RunningStatistics(nn.Module):
                 held(self, "num_batches_tracked"), held(self, "num_elements_tracked"),
                 held(self, "num_batches_skipped"),
             )  # fmt: skip
-            entered = kernels.enter(found, slab.count, *written, float(self.momentum), *counters)
+            entered = enter(found, slab.count, *written, float(self.momentum), *counters)
             if entered:
                 increment_version([t for t in (*written, *counters) if t is not None])  # past autograd's eyes
                 return

@@ -33,7 +33,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from slabnorm.kernels import triton_runs_on
+from slabnorm.kernels.backend import triton_runs_on
 
 _NEVER = 1 << 62
 _WIDE = 384  # elements of a row; layer norm of rows of 256 is at 0.86 with 4 million elements

@@ -114,5 +114,5 @@ def test_statistics_of_a_wrong_shape_are_refused_not_written_past() -> None:
     with pytest.raises((RuntimeError, sn.SlabError)):
         layer(torch.randn(8, 64))
     layer.running_var = torch.ones(3)
-    with pytest.raises(sn.SlabError, match="one mean and one variance"):
+    with pytest.raises(sn.SlabError, match="one value for each of the 64 slabs"):
         layer.eval()(torch.randn(8, 64))

@@ -10,12 +10,15 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from slabnorm.kernels.call import Call, Found, Given, Statistics, memory_of
-from slabnorm.kernels.cpu import compiled, plans
+from slabnorm.kernels.cpu import compiled
 from slabnorm.kernels.cpu.activations import PIECEWISE
+from slabnorm.kernels.cpu.addressing import LOW, M2, MEAN, RSTD, SHIFT
 from slabnorm.kernels.cpu.elements import HAS_FLOAT16
+from slabnorm.kernels.cpu.plans import Plan, Plans, constant
 from slabnorm.kernels.strides import memory
 from slabnorm.slab import Axes, Slab
 
+NAME = "cpu"
 _WIDE = (torch.float32, torch.float64)
 _NOTHING = np.zeros(1)
 
@@ -32,12 +35,12 @@ class Measured:
     @property
     def mean(self) -> Tensor:
         """The means, gathered."""
-        return _gathered(self.stats[0], self.slab.kept)
+        return _gathered(self.stats[MEAN], self.slab.kept)
 
     @property
     def m2(self) -> Tensor:
         """The sums of squared deviations, gathered."""
-        return _gathered(self.stats[1], self.slab.kept)
+        return _gathered(self.stats[M2], self.slab.kept)
 
     def enter(
         self, count: int, mean: Tensor, var: Tensor, momentum: float, batches: Tensor | None,
@@ -48,11 +51,12 @@ class Measured:
         return bool(compiled.enter(mean.dtype)(self.stats, count, *addresses))
 
 
-def takes(x: Tensor, slab: Slab) -> bool:
+def bind(x: Tensor, slab: Slab) -> Plans | None:
     """Take tensors whose slabs lie in a Layout; strided ones that do not through a dense copy."""
     if slab.numel == 0 or (x.dtype == torch.float16 and not HAS_FLOAT16):
-        return False
-    return memory(x, slab) is not None
+        return None
+    found = memory(x, slab)
+    return None if found is None else Plans(slab, found)
 
 
 def fuses(activation: str | None, dtype: torch.dtype) -> bool:
@@ -60,12 +64,12 @@ def fuses(activation: str | None, dtype: torch.dtype) -> bool:
     return activation is None or dtype != torch.float64 or activation in PIECEWISE
 
 
-def statistics(x: Tensor, slab: Slab) -> tuple[Tensor, Tensor | None, Tensor]:
+def statistics(x: Tensor, call: Call) -> tuple[Tensor, Tensor, Tensor]:
     """Return mean, what the mean lost to rounding, and the sum of squared deviations of every slab."""
-    call = Call(slab, 0.0, True, None, None)
     stats = _forward(x, None, None, None, call, write=False)[1]
-    low = (stats[2] - stats[0]) + stats[4]
-    return _gathered(stats[0], slab.kept), _gathered(low, slab.kept), _gathered(stats[1], slab.kept)
+    low = (stats[SHIFT] - stats[MEAN]) + stats[LOW]
+    mean, low, m2 = (_gathered(values, call.slab.kept) for values in (stats[MEAN], low, stats[M2]))
+    return mean, low, m2
 
 
 def forward(
@@ -79,7 +83,7 @@ def forward(
 def _forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, call: Call, write: bool
 ) -> tuple[Tensor, np.ndarray]:
-    plan = plans.forward(x, weight, bias, residual, call, write)
+    plan = call.plans.find(x, weight, bias, residual, call, back=False, write=write)
     y = x if not write or _taken(x, weight, bias, residual, call, plan) else torch.empty_like(x)
     if plan.copied:
         x = x.clone(memory_format=torch.preserve_format)
@@ -94,10 +98,10 @@ def _forward(
     )  # fmt: skip
     if (x_at | residual_at) % x.itemsize or (weight_at | bias_at) % plan.affine.itemsize:
         x, weight, bias, residual = _aligned(x, weight, bias, residual)
-        return _forward(x, weight, bias, residual, call, write)
+        return _forward(x, weight, bias, residual, call._replace(plans=bind(x, call.slab)), write)
     drive, team = compiled.drive()
     drive(
-        plan.kernel, plan.phases, plan.arguments, plan.threads, stats,
+        plan.kernel, plan.phases, plan.record, plan.threads, stats,
         np.zeros(plan.work) if plan.work else _NOTHING, _NOTHING, team, call.eps,
         x_at, residual_at, y.data_ptr(), weight_at, bias_at, 0, 0, 0, 0, 0,
     )  # fmt: skip
@@ -112,14 +116,15 @@ def backward(
     need_x, need_weight, need_bias, need_residual = needed
     # Without an activation the residual's gradient is dy itself.
     inner = need_residual and call.activation is not None
-    plan = plans.backward(x, weight, bias, residual, call, need_x or inner, inner)
+    write = need_x or inner
+    plan = call.plans.find(x, weight, bias, residual, call, back=True, write=write, inner=inner)
     if dy.stride() != plan.strides or dy.dtype != x.dtype:
         dy = _like(dy, x)
     if plan.copied:
         x = x.clone(memory_format=torch.preserve_format)
     if residual is not None and residual.stride() != plan.strides:
         residual = _like(residual, x)
-    dx = torch.empty_like(x) if need_x or inner else None
+    dx = torch.empty_like(x) if write else None
     dresidual = torch.empty_like(x) if inner else None
     wide_weight, wide_bias = _cast(weight, plan.weight, 1, plan), _cast(bias, plan.bias, 0, plan)
     x_at, residual_at, weight_at, bias_at, dy_at = (
@@ -127,12 +132,13 @@ def backward(
     )  # fmt: skip
     if (x_at | residual_at | dy_at) % x.itemsize or (weight_at | bias_at) % plan.affine.itemsize:
         dy, x, weight, bias, residual = _aligned(dy, x, weight, bias, residual)
+        call = call._replace(plans=bind(x, call.slab))
         return backward(dy, x, weight, bias, residual, stats, call, needed)
     dweight = torch.empty_like(wide_weight) if weight is not None and need_weight else None
     dbias = torch.empty_like(wide_bias) if bias is not None and need_bias else None
     drive, team = compiled.drive()
     drive(
-        plan.kernel, plan.phases, plan.arguments, plan.threads, stats,
+        plan.kernel, plan.phases, plan.record, plan.threads, stats,
         np.zeros(plan.work) if plan.work else _NOTHING, np.zeros(plan.cells), team, call.eps,
         x_at, residual_at, 0, weight_at, bias_at, dy_at,
         _address(dx), _address(dresidual), _address(dweight), _address(dbias),
@@ -146,7 +152,7 @@ def backward(
 
 def used(stats: np.ndarray, slab: Slab) -> Statistics:
     """Return what a forward has normalised with, as tensors."""
-    mean, rstd, low = (_gathered(stats[row], slab.kept) for row in (2, 3, 4))
+    mean, rstd, low = (_gathered(stats[row], slab.kept) for row in (SHIFT, RSTD, LOW))
     return Statistics(mean, low, rstd)
 
 
@@ -156,7 +162,7 @@ def _taken(
     bias: Tensor | None,
     residual: Tensor | None,
     call: Call,
-    plan: plans.Plan,
+    plan: Plan,
 ) -> bool:
     """Return whether the output takes the memory of x; kernels read each element before they write it."""
     if not call.inplace or x.stride() != plan.strides or x.requires_grad:
@@ -195,10 +201,10 @@ def _aligned(*tensors: Tensor | None) -> list[Any]:
     return [t if t is None or t.data_ptr() % t.itemsize == 0 else t.clone() for t in tensors]
 
 
-def _cast(given: Tensor | None, kept: Tensor | None, value: int, plan: plans.Plan) -> Tensor:
+def _cast(given: Tensor | None, kept: Tensor | None, value: int, plan: Plan) -> Tensor:
     """Return weight or bias in the dtype that a kernel takes; 1 or 0 where there is none."""
     if given is None:
-        return plans.constant(plan.elements, value, plan.affine) if kept is None else kept
+        return constant(plan.layout.parameters, value, plan.affine) if kept is None else kept
     return given if given.dtype == plan.affine else given.to(plan.affine)
 
 

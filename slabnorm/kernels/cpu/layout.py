@@ -124,13 +124,25 @@ class Layout:
         """How many tasks the blocks make."""
         return -(-self.blocks // self.lanes) if self.rows else self.blocks * -(-self.run // self.tile)
 
+    @property
+    def chunks(self) -> int:
+        """How many chunks a run of rows is summed in."""
+        return -(-self.run // CHUNK)
+
+    @property
+    def units(self) -> int:
+        """What threads that share every task share: chunks of rows, pieces of columns."""
+        if self.rows:
+            return self.blocks * self.runs * self.chunks
+        return self.tasks * -(-self.runs // self.piece)
+
     def shared(self, threads: int) -> bool:
         """Return whether all threads share every task: where the last round would leave many of them idle.
 
         Where weight and bias vary along the runs of a rows layout, each task adds up gradients of its own,
         and the number of threads has no say.
         """
-        parts = self.runs * -(-self.run // CHUNK) if self.rows else -(-self.runs // self.piece)
+        parts = self.runs * self.chunks if self.rows else -(-self.runs // self.piece)
         if self.rows and self.mixed:
             return self.tasks == 1 and parts > 1
         rounds = -(-self.tasks // threads)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numba import carray
 
+from slabnorm.kernels.cpu.addressing import LOW, M2, MEAN, RSTD, SHIFT
 from slabnorm.kernels.cpu.elements import load, store
 from slabnorm.kernels.cpu.llvm import pointer
 
@@ -19,9 +20,9 @@ def use_kernel(dtype):
         """Normalise with given means and variances, as they are now."""
         mean, var = pointer(mean_at, dtype), pointer(var_at, dtype)
         for slab in range(stats.shape[1]):
-            stats[2, slab] = load(mean, slab, 0.0)
-            stats[3, slab] = 1.0 / np.sqrt(load(var, slab, 0.0) + eps)
-            stats[4, slab] = 0.0
+            stats[SHIFT, slab] = load(mean, slab, 0.0)
+            stats[RSTD, slab] = 1.0 / np.sqrt(load(var, slab, 0.0) + eps)
+            stats[LOW, slab] = 0.0
 
     return use
 
@@ -39,13 +40,13 @@ def enter_kernel(dtype):
         """
         slabs, less = stats.shape[1], max(count - 1, 1)
         for slab in range(slabs):
-            if not (np.isfinite(dtype(stats[0, slab])) and np.isfinite(dtype(stats[1, slab] / less))):
+            if not (np.isfinite(dtype(stats[MEAN, slab])) and np.isfinite(dtype(stats[M2, slab] / less))):
                 return 0
         mean, var = pointer(mean_at, dtype), pointer(var_at, dtype)
         for slab in range(slabs):
-            old, new = load(mean, slab, 0.0), np.float64(dtype(stats[0, slab]))
+            old, new = load(mean, slab, 0.0), np.float64(dtype(stats[MEAN, slab]))
             store(mean, slab, old + momentum * (new - old))
-            old, new = load(var, slab, 0.0), np.float64(dtype(stats[1, slab] / less))
+            old, new = load(var, slab, 0.0), np.float64(dtype(stats[M2, slab] / less))
             store(var, slab, old + momentum * (new - old))
         for by, address in ((1, batches_at), (count, elements_at)):
             if address != 0:

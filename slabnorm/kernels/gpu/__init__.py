@@ -7,7 +7,7 @@ TRITON_INTERPRET=1 the same kernels run on the CPU, slowly: so they are tested.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,12 +18,13 @@ from slabnorm.kernels.gpu import backward as backwards
 from slabnorm.kernels.gpu import forward as forwards
 from slabnorm.kernels.gpu import merge
 from slabnorm.kernels.gpu.merge import Places, affine_gradients
-from slabnorm.kernels.gpu.tiling import FUSED, Tile, Tiling, fits, tiling_of
+from slabnorm.kernels.gpu.tiling import FUSED, Tile, Tiling, fits
 from slabnorm.kernels.strides import memory
 from slabnorm.notation import parse
 from slabnorm.slab import Slab
 from slabnorm.slab import plan as plan_slab
 
+NAME = "gpu"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _ENTERED = 1024  # running statistics that are updated at once
 
@@ -69,14 +70,24 @@ class Measured:
 
 def start(device: torch.device) -> None:
     """Run a small kernel; raises what the compiler or the driver does if that cannot be."""
-    slab = plan_slab(parse("n c -> n"), (), (1, 8), ())
-    forward(torch.ones((1, 8), device=device), None, None, None, Call(slab, 1.0, True, None, None))
+    x, slab = torch.ones((1, 8), device=device), plan_slab(parse("n c -> n"), (), (1, 8), ())
+    forward(x, None, None, None, Call(slab, 1.0, plans=bind(x, slab)))
 
 
-def takes(x: Tensor, slab: Slab) -> bool:
+class Plans(NamedTuple):
+    """What calls on tensors of some kinds share: how x is read, and the strides of what is written."""
+
+    tiling: Tiling
+    copied: bool
+    strides: tuple[int, ...]
+
+
+def bind(x: Tensor, slab: Slab) -> Plans | None:
     """Take tensors but float64 whose slabs lie in a Layout; strided ones that do not through a dense copy."""
     found = memory(x, slab) if x.dtype in _DTYPES and slab.numel > 0 else None
-    return found is not None and fits(slab, found.layout)
+    if found is None or not fits(slab, found.layout):
+        return None
+    return Plans(Tiling(slab, found.layout), found.copied, found.strides)
 
 
 def fuses(activation: str | None, dtype: torch.dtype) -> bool:
@@ -93,7 +104,7 @@ def forward(
 ) -> tuple[Tensor, Measured, Found | None]:
     """Return y, the statistics it was normalised with, and those found unless they were given."""
     slab = call.slab
-    x, tiling, strides = _taken(x, slab)
+    x, tiling, strides = _taken(x, call.plans)
     y = torch.empty_like(x)
     residual = _like(residual, y, strides)
     stats = torch.empty((2, slab.slabs), dtype=torch.float64, device=x.device)
@@ -149,8 +160,7 @@ def backward(
     """Return the gradients of x, weight, bias and residual, each None unless it is needed."""
     need_x, need_weight, need_bias, need_residual = needed
     need_weight, need_bias = need_weight and weight is not None, need_bias and bias is not None
-    slab = call.slab
-    x, tiling, strides = _taken(x, slab)
+    x, tiling, strides = _taken(x, call.plans)
     # Without an activation the residual's gradient is dy itself.
     inner = need_residual and call.activation is not None
     dx = torch.empty_like(x) if need_x else None
@@ -253,13 +263,11 @@ def used(stats: Measured, slab: Slab) -> Statistics:
     return eager.used_of(stats.mean, stats.m2 / (slab.count if stats.call.given is None else 1), stats.call)
 
 
-def _taken(x: Tensor, slab: Slab) -> tuple[Tensor, Tiling, tuple[int, ...]]:
+def _taken(x: Tensor, plans: Plans) -> tuple[Tensor, Tiling, tuple[int, ...]]:
     """Return x as it is read, its tiling, and the strides of what is written."""
-    found = memory(x, slab)
-    assert found is not None, "`takes` was not asked"
-    if found.copied:
+    if plans.copied:
         x = x.clone(memory_format=torch.preserve_format)
-    return x, tiling_of(slab, found.layout), found.strides
+    return x, plans.tiling, plans.strides
 
 
 def _programs(tiling: Tiling, tile: Tile) -> int:

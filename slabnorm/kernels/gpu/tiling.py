@@ -211,15 +211,6 @@ def _cut_of(layout: Layout) -> int:
     return next((n for n in range(least, 64 * least) if run % n == 0), 0)
 
 
-def tiling_of(slab: Slab, layout: Layout) -> Tiling:
-    """Return what kernels are told of a layout, kept with it."""
-    kept: dict[str, Any] = layout.__dict__
-    if "_tiling" not in kept:
-        kept["_tiling"] = Tiling(slab, layout)
-    found: Tiling = kept["_tiling"]
-    return found
-
-
 def _above(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
