@@ -80,7 +80,7 @@ class ArraySource(Source):
         size = math.prod(shape[1:]) * self._array.dtype.itemsize
         return [
             ArrayShard(number, self.name, "", size * (last - first), 0, first, last - first, self._array)
-            for number, (first, last) in enumerate(bounds(shape))
+            for number, (first, last) in enumerate(bounds(shape, self.chunk_values))
         ]
 
 
@@ -156,7 +156,7 @@ class DatasetSource(Source):
         shape = check_shape((count, *first.shape), self.name)
         return [
             DatasetShard(number, self.name, "", 0, 0, start, last - start, dataset, self._key)
-            for number, (start, last) in enumerate(bounds(shape))
+            for number, (start, last) in enumerate(bounds(shape, self.chunk_values))
         ]
 
 

@@ -114,7 +114,7 @@ class NpySource(Source):
                 number, self.name, mark, row * (last - first), 2 * max(BLOCK_BYTES, row), first,
                 last - first, self._path, start, header,
             )
-            for number, (first, last) in enumerate(bounds(header.shape))
+            for number, (first, last) in enumerate(bounds(header.shape, self.chunk_values))
         ]  # fmt: skip
 
     def _look(self) -> tuple[_Header, int, str]:

@@ -515,7 +515,7 @@ class ZarrSource(Source):
             memory = 2 * _step(array, BLOCK_BYTES) * row
             shards: list[Shard] = []
             absent = 0
-            for number, (first, last) in enumerate(_bounds(array)):
+            for number, (first, last) in enumerate(_bounds(array, self.chunk_values)):
                 mark, absent = self._mark(marks, array, (first, last), plan, absent)
                 shards.append(ZarrShard(
                     number, self.name, mark, row * (last - first), memory, first, last - first, self.place,
@@ -570,9 +570,9 @@ def _plain(text: str) -> str:
     return text.removeprefix("file://") if text.startswith("file:///") else text
 
 
-def _bounds(array: Any) -> list[tuple[int, int]]:
+def _bounds(array: Any, chunk_values: int) -> list[tuple[int, int]]:
     """Return the rows of each shard: those of an array in memory, or the next that no chunk lies across."""
-    found = bounds(array.shape)
+    found = bounds(array.shape, chunk_values)
     if len(found) == 1:
         return found
     rows, size, count = found[0][1], array.chunks[0], array.shape[0]
