@@ -126,7 +126,7 @@ class Opened:
 
     def counting(self, pattern: str, sizes: dict[str, int], **options: Any) -> Counting:
         """Return how to count this source, by this pattern."""
-        rows = TABLE_ROWS if self.schema.names else chunk_rows(self.schema.values)
+        rows = TABLE_ROWS if self.schema.names else chunk_rows(self.schema.values, self.source.chunk_values)
         every = tuple(sorted(sizes.items()))
         found = Counting(pattern, every, self.schema, unit=self.source.unit, rows=rows)
         if self.shards is not None:

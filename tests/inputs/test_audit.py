@@ -18,6 +18,7 @@ from slabnorm.inputs.audit.counts import AuditCounts
 from slabnorm.inputs.audit.findings import interval, overlap_of
 from slabnorm.inputs.sketch import SIZE, Sketch
 from slabnorm.inputs.sources.base import Schema
+from tests.inputs.chunking import small
 
 ALL = 1 << 64
 pytestmark = pytest.mark.filterwarnings("ignore::slabnorm.errors.DataWarning")  # of constant features
@@ -108,19 +109,17 @@ def test_more_hashes_than_are_kept_are_a_fair_sample_still():
 
 
 @pytest.mark.parametrize("kind", ["array", "npy", "batches", "dataset", "shards", "float64", "Fortran"])
-def test_overlap_is_of_values_however_they_come(kind, tmp_path, monkeypatch):
+def test_overlap_is_of_values_however_they_come(kind, tmp_path):
     train, test = normal(5000), normal(800, seed=1)
     test[100:150] = train[:50]
     test[700:] = test[0]
     given = {"array": test, "float64": test.astype(np.float64), "Fortran": np.asfortranarray(test),
-             "batches": [test[i : i + 64] for i in range(0, 800, 64)], "shards": test,
+             "batches": [test[i : i + 64] for i in range(0, 800, 64)], "shards": small(test, 64),
              "dataset": TensorDataset(torch.from_numpy(test))}.get(kind)  # fmt: skip
     if kind == "npy":
         given = tmp_path / "test.npy"
         np.save(given, test)
     norm = sn.fit(train, split="train")
-    if kind == "shards":
-        monkeypatch.setattr("slabnorm.inputs.sources.base.CHUNK", 64)
     overlap = audit(norm, given, workers=2 if kind == "shards" else None).overlap
     assert (overlap.found, overlap.told, overlap.exact) == (50, 700, True)
 

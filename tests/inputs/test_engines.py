@@ -21,19 +21,24 @@ from slabnorm.inputs.engines import cluster, local
 from slabnorm.inputs.fitting import Opened
 from slabnorm.inputs.shard_statistics import TallyTree
 from slabnorm.inputs.sketch import Bounds
-from slabnorm.inputs.sources import base, open_source
+from slabnorm.inputs.sources import Source, open_source
 from slabnorm.inputs.sources.memory import ArrayShard
 from slabnorm.inputs.sources.npy import NpyShard, NpySource
+from tests.inputs.chunking import small
 
 DATA = (np.random.default_rng(6).standard_normal((4000, 6)) + 1e4).astype(np.float32)
 
 
 @pytest.fixture
-def table(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setattr(base, "CHUNK", 240)  # 40 rows: 7 shards of 640
+def table(tmp_path) -> Path:
     path = tmp_path / "train.npy"
     np.save(path, DATA)
     return path
+
+
+def shards_of(path: Path) -> Source:
+    """Open the table as 7 shards of 640 rows, each of 16 chunks of 40."""
+    return small(path, 240)
 
 
 def artifact(norm, path: Path) -> bytes:
@@ -52,8 +57,11 @@ class Rows(Dataset):
 @pytest.mark.parametrize("workers", [1, 2, 5])
 @pytest.mark.parametrize("memory", [None, 1, 40_000_000])
 def test_threads(table, tmp_path, workers, memory):
-    one = artifact(fit(table, split="train", workers=1), tmp_path / "one")
-    assert artifact(fit(table, split="train", workers=workers, memory=memory), tmp_path / "many") == one
+    one = artifact(fit(shards_of(table), split="train", workers=1), tmp_path / "one")
+    assert (
+        artifact(fit(shards_of(table), split="train", workers=workers, memory=memory), tmp_path / "many")
+        == one
+    )
 
 
 def test_processes_for_a_data_set(tmp_path):
@@ -88,7 +96,7 @@ def test_the_first_error_is_the_one_that_is_told(monkeypatch, table):
     monkeypatch.setattr(NpySource, "shards", lambda self: shards)
     for workers in (1, 2, 4):
         with pytest.raises(DataError, match="shard 2"):
-            fit(table, split="train", workers=workers)
+            fit(shards_of(table), split="train", workers=workers)
 
 
 def test_no_more_shards_at_once_than_memory_allows(monkeypatch, table):
@@ -108,10 +116,10 @@ def test_no_more_shards_at_once_than_memory_allows(monkeypatch, table):
     real = NpySource.shards
     watched = lambda self: [Watched(**vars(shard) | {"memory": 100}) for shard in real(self)]  # noqa: E731
     monkeypatch.setattr(NpySource, "shards", watched)
-    fit(table, split="train", workers=4, memory=250)
+    fit(shards_of(table), split="train", workers=4, memory=250)
     assert max(most) == 2
     most.clear()
-    fit(table, split="train", workers=4)
+    fit(shards_of(table), split="train", workers=4)
     assert max(most) == 4
 
 
@@ -129,7 +137,7 @@ def test_options():
 def test_ray_is_an_extra(monkeypatch, table):
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(ExtraError, match=r"slabnorm\[ray\]"):
-        fit(table, split="train", engine="ray")
+        fit(shards_of(table), split="train", engine="ray")
 
 
 def deadly(shard, counting, bounds):
@@ -145,19 +153,18 @@ def deadly(shard, counting, bounds):
 def test_ray_and_a_worker_that_is_killed(table, tmp_path, monkeypatch):
     import ray
 
-    one = artifact(fit(table, "robust", split="train", workers=1), tmp_path / "one")
+    one = artifact(fit(shards_of(table), "robust", split="train", workers=1), tmp_path / "one")
     # Pickled by value: the workers do not know this module.
     ray.cloudpickle.register_pickle_by_value(__import__(__name__, fromlist=["deadly"]))
     monkeypatch.setattr(cluster, "_count", deadly)
-    assert artifact(fit(table, "robust", split="train", engine="ray"), tmp_path / "ray") == one
+    assert artifact(fit(shards_of(table), "robust", split="train", engine="ray"), tmp_path / "ray") == one
     assert (tmp_path / "died").exists()
     monkeypatch.undo()
-    monkeypatch.setattr(base, "CHUNK", 240)
     DATA[3999, 1] = np.nan
     np.save(table, DATA)
     DATA[3999, 1] = 1e4
     with pytest.raises(DataError, match="nan at row 3999, c=1"):
-        fit(table, split="train", engine="ray")
+        fit(shards_of(table), split="train", engine="ray")
     assert not ray.is_initialized()
 
 
@@ -192,14 +199,14 @@ def test_a_shard_that_breaks_pushes_nothing_out(monkeypatch, table, tmp_path):
         real = local.count_shard
         with monkeypatch.context() as patch:
             patch.setattr(local, "count_shard", lambda *a, real=real: seen.append(a[2].live) or real(*a))
-            fit(table, split="train", workers=1, **options)
+            fit(shards_of(table), split="train", workers=1, **options)
     assert sorted({*seen[:7]}) == [True]
     assert not any(seen[7:])
 
 
 @pytest.mark.parametrize("tasks", [1, 2, 3, 5, 6, 7])
 def test_groups_of_shards_give_the_same_bytes(table, tasks):
-    opened = Opened(open_source(table))
+    opened = Opened(shards_of(table))
     counting = opened.counting("n c -> c", {}, positions=64)
     tallies = []
     for shards in (opened.shards, group_shards(opened.shards, tasks)):

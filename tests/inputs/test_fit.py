@@ -23,7 +23,7 @@ from slabnorm.inputs import FixedScale, ZScore, fit
 from slabnorm.inputs.quantile_sample import QuantileSample
 from slabnorm.inputs.shard_statistics import Tally, TallyTree
 from slabnorm.inputs.sketch import Sketch
-from slabnorm.inputs.sources import base
+from tests.inputs.chunking import small
 from tests.inputs.oracle import mean_var, relative
 
 RNG = np.random.default_rng(7)
@@ -45,23 +45,21 @@ HARD = {
 
 @pytest.mark.parametrize("name", HARD)
 @pytest.mark.parametrize("chunk", [13, 64, 1000, 1 << 20])
-def test_variance_is_exact_for_every_chunking(name, chunk, monkeypatch):
-    monkeypatch.setattr(base, "CHUNK", chunk)
+def test_variance_is_exact_for_every_chunking(name, chunk):
     data = HARD[name]
     mean, var = mean_var(data)
-    found = fit(data, split="train").moments
+    found = fit(small(data, chunk), split="train").moments
     assert relative(found.var().item(), var) <= 1e-13
     assert relative(found.mean.item(), mean) <= 1e-13 * max(1.0, abs(float(var) ** 0.5 / float(mean)))
     assert (found.min.item(), found.max.item(), found.count.item()) == (data.min(), data.max(), 3000)
 
 
 @pytest.mark.parametrize("chunk", [5, 64, 1 << 20])
-def test_integers_upon_1e15_have_variance_exactly_4(chunk, monkeypatch):
-    monkeypatch.setattr(base, "CHUNK", chunk)
+def test_integers_upon_1e15_have_variance_exactly_4(chunk):
     data = np.tile(1e15 + np.arange(7), 300).reshape(-1, 1)
-    assert fit(data, split="train").moments.var().tolist() == [4.0]
+    assert fit(small(data, chunk), split="train").moments.var().tolist() == [4.0]
     batches = (data[start : start + 64] for start in range(0, len(data), 64))
-    assert fit(batches, split="train").moments.var().tolist() == [4.0]
+    assert fit(small(batches, chunk), split="train").moments.var().tolist() == [4.0]
 
 
 @settings(max_examples=40, deadline=None)
@@ -108,13 +106,9 @@ def test_the_same_samples_give_the_same_bits_in_any_batches(cuts):
     whole = fit(data, split="train").state_dict()
     edges = [0, *sorted(cuts), len(data)]
     batches = [data[a:b] for a, b in pairwise(edges)]
-    old, base.CHUNK = base.CHUNK, 100
-    try:
-        small = fit(data, split="train").state_dict()
-        pieces = fit(iter(batches), split="train").state_dict()
-    finally:
-        base.CHUNK = old
-    assert all(torch.equal(small[key], pieces[key]) for key in small)
+    chunked = fit(small(data, 100), split="train").state_dict()
+    pieces = fit(small(iter(batches), 100), split="train").state_dict()
+    assert all(torch.equal(chunked[key], pieces[key]) for key in chunked)
     assert whole["moments_count"].tolist() == [500] * 3
 
 

@@ -16,19 +16,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from slabnorm import inputs
 from slabnorm.errors import DataError, LedgerError, OptionError
-from slabnorm.inputs import ZScore, fit, save
-from slabnorm.inputs.sources import base
+from slabnorm.inputs import ZScore, save
+from tests.inputs.chunking import small
 
 DATA = (np.random.default_rng(5).standard_normal((4000, 6)) * [1, 10, 0.1, 1, 3, 2] + 1e4).astype(np.float32)
 
 
 @pytest.fixture
-def table(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setattr(base, "CHUNK", 60)  # 10 rows: shards of 160, 25 of them
+def table(tmp_path) -> Path:
     path = tmp_path / "train.npy"
     np.save(path, DATA)
     return path
+
+
+def fit(path, *arguments, **options):
+    """Fit a table in 25 shards of 160 rows, which are 16 chunks of 10."""
+    return inputs.fit(small(path, 60), *arguments, **options)
 
 
 class StopHereError(Exception):
@@ -301,8 +306,7 @@ KILLED = """
 import os, sys, time
 import numpy as np
 from slabnorm.inputs import fit, save
-from slabnorm.inputs.sources import base
-base.CHUNK = 60
+from slabnorm.inputs.sources import open_source
 fit(np.arange(2400.0, dtype=np.float32).reshape(400, 6), split="train", workers=1)
 for line in sys.stdin:
     table, ledger, out, pause = line.split()
@@ -313,7 +317,9 @@ for line in sys.stdin:
         print("over", flush=True)
     else:
         progress = lambda *_: time.sleep(float(pause))
-        save(fit(table, split="train", ledger=ledger, resume=True, workers=2, progress=progress), out)
+        source = open_source(table)
+        source.chunk_values = 60
+        save(fit(source, split="train", ledger=ledger, resume=True, workers=2, progress=progress), out)
         os._exit(0)
 """
 

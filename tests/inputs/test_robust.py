@@ -13,7 +13,7 @@ import slabnorm as sn
 from slabnorm.errors import ArtifactError, DataError, DataWarning, OptionError
 from slabnorm.inputs.quantile_sample import QuantileSample, QuantileSampler
 from slabnorm.inputs.sketch import Bounds
-from slabnorm.inputs.sources import base
+from tests.inputs.chunking import small
 
 TABLE = load_breast_cancer().data
 
@@ -50,14 +50,12 @@ def test_any_pattern(pattern):
     np.testing.assert_allclose(norm.shift, medians, atol=1e-15)
 
 
-def test_the_sample_does_not_depend_on_workers_or_batches(monkeypatch):
-    monkeypatch.setattr(base, "CHUNK", 600)
+def test_the_sample_does_not_depend_on_workers_or_batches():
     data = np.random.default_rng(2).standard_normal((60_000, 3))
-    whole = sn.fit(data, "robust", split="train", workers=1)
-    for other in (
-        sn.fit(data, "robust", split="train", workers=4),
-        sn.fit((data[i : i + 777] for i in range(0, 60_000, 777)), "robust", split="train"),
-    ):
+    batches = (data[i : i + 777] for i in range(0, 60_000, 777))
+    whole = sn.fit(small(data, 600), "robust", split="train", workers=1)
+    for source in (data, batches):
+        other = sn.fit(small(source, 600), "robust", split="train", workers=4 if source is data else None)
         assert torch.equal(whole.quantiles, other.quantiles)
 
 

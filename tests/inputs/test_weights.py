@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import slabnorm as sn
 from slabnorm.cli import app
 from slabnorm.errors import DataError, LedgerError, OptionError, ShapeError
-from slabnorm.inputs.sources import base
+from tests.inputs.chunking import small
 
 WINE = load_wine(as_frame=True).data
 X = np.array(WINE)
@@ -70,15 +70,14 @@ def test_whole_weights_are_samples_that_come_again(tmp_path, kind, scheme):
     assert norm.sketch.hashes.tolist() == again.sketch.hashes.tolist()
 
 
-def test_the_same_bits_from_any_source_by_any_workers(tmp_path, monkeypatch):
-    monkeypatch.setattr(base, "CHUNK", 13)
-    one = fitted(X, "robust", weights=REAL, workers=1)
+def test_the_same_bits_from_any_source_by_any_workers():
+    one = fitted(small(X, 13), "robust", weights=REAL, workers=1)
     for source, options in (
         (X, {"workers": 4}),
         (TensorDataset(torch.from_numpy(X)), {"workers": 2}),
         ((X[i : i + 30] for i in range(0, len(X), 30)), {}),
     ):
-        other = fitted(source, "robust", weights=REAL, **options)
+        other = fitted(small(source, 13), "robust", weights=REAL, **options)
         check_same(one, other, exact=True)
         assert torch.equal(one.quantiles, other.quantiles)
 

@@ -27,6 +27,7 @@ from slabnorm.errors import (
 )
 from slabnorm.inputs import fit, save
 from slabnorm.inputs.sources import open_source
+from tests.inputs.chunking import small
 
 DIGITS = load_digits().data.astype(np.float32)  # (1797, 64)
 PHOTOS = np.stack(load_sample_images().images)[:, :64].reshape(16, 8, 640, 3)
@@ -62,10 +63,11 @@ def same(norm, other):
     return all(torch.equal(value, state[name]) for name, value in norm.state_dict().items())
 
 
+CHUNK = 1024  # values: shards are 16 of them, so that the digits have 8 of 256 rows
+
+
 @pytest.fixture
-def small_shards(monkeypatch):
-    """Shards of 16 * 1024 values, so that the digits have 8 of 256 rows."""
-    monkeypatch.setattr("slabnorm.inputs.sources.base.CHUNK", 1024)
+def small_blocks(monkeypatch):
     monkeypatch.setattr("slabnorm.inputs.sources.zarr.BLOCK_BYTES", 20_000)
 
 
@@ -84,21 +86,21 @@ def test_images(zarr_format, tmp_path):
     assert same(found, fit(PHOTOS, "zscore", "n h w c -> c", split="train"))
 
 
-def test_shards_share_no_chunk(tmp_path, small_shards):
+def test_shards_share_no_chunk(tmp_path, small_blocks):
     write(tmp_path / "a.zarr", chunks=(100, 64))
-    shards = open_source(tmp_path / "a.zarr").shards()
+    shards = small(tmp_path / "a.zarr", CHUNK).shards()
     assert [(shard.first, shard.last) for shard in shards][:2] == [(0, 200), (200, 400)]
     assert shards[-1].last == 1797
     assert pickle.loads(pickle.dumps(shards)) == shards
-    found = fit(tmp_path / "a.zarr", split="train")
-    expected = fit(DIGITS, split="train")
+    found = fit(small(tmp_path / "a.zarr", CHUNK), split="train")
+    expected = fit(small(DIGITS, CHUNK), split="train")
     assert torch.equal(found.moments.count, expected.moments.count)
     assert torch.allclose(found.moments.var(), expected.moments.var(), rtol=1e-13, atol=0)
     assert torch.allclose(found.moments.mean, expected.moments.mean, rtol=1e-13, atol=0)
     assert found.record.content == expected.record.content
     # Where chunks end where shards of an array in memory do, the bits are the same.
     write(tmp_path / "b.zarr", chunks=(64, 64))
-    assert same(fit(tmp_path / "b.zarr", split="train"), expected)
+    assert same(fit(small(tmp_path / "b.zarr", CHUNK), split="train"), expected)
 
 
 def test_where_arrays_are_found(tmp_path, monkeypatch):
@@ -148,11 +150,11 @@ def test_groups(tmp_path):
         fit(tmp_path / "empty.zarr", split="train")
 
 
-def test_workers_and_a_resumed_ledger(tmp_path, small_shards):
+def test_workers_and_a_resumed_ledger(tmp_path, small_blocks):
     write(tmp_path / "a.zarr", chunks=(100, 20), shards=(200, 80))
 
     def artifact(name, **options):
-        save(fit(tmp_path / "a.zarr", split="train", **options), tmp_path / name)
+        save(fit(small(tmp_path / "a.zarr", CHUNK), split="train", **options), tmp_path / name)
         return (tmp_path / name).read_bytes()
 
     one = artifact("1.safetensors", workers=1)

@@ -67,19 +67,19 @@ def empty(name: str) -> DataError:
     return DataError(f"No samples: {name} is empty", fix="check what was selected or filtered")
 
 
-def chunk_rows(values: int) -> int:
+def chunk_rows(values: int, chunk_values: int = CHUNK) -> int:
     """Return how many samples of so many values are a chunk."""
-    return max(1, CHUNK // max(1, values))
+    return max(1, chunk_values // max(1, values))
 
 
-def shard_rows(shape: Sequence[int]) -> list[tuple[int, int]]:
+def shard_rows(shape: Sequence[int], chunk_values: int = CHUNK) -> list[tuple[int, int]]:
     """Return the first and the last row of each shard, of data of this shape; at least one shard.
 
     >>> shard_rows((1_000_000, 64))
     [(0, 262144), (262144, 524288), (524288, 786432), (786432, 1000000)]
     """
     count = shape[0] if shape else 0
-    rows = chunk_rows(math.prod(shape[1:])) * SHARD
+    rows = chunk_rows(math.prod(shape[1:]), chunk_values) * SHARD
     return [(first, min(first + rows, count)) for first in range(0, max(1, count), rows)]
 
 
@@ -228,6 +228,8 @@ class Source:
         whole: whether every block is counted by itself, as images are, whose sizes differ.
         parallel: whether threads may read shards at the same time, and gain by it.
         reader: what decodes the data, with its version, where that decides values, as of images.
+        chunk_values: values of a chunk; 16 chunks are a shard, where data can be cut anywhere. Moments are
+            merged chunk by chunk, so that it decides their last bits.
     """
 
     name: str
@@ -238,6 +240,7 @@ class Source:
     whole: bool = False
     parallel: bool = True
     reader: str = ""
+    chunk_values: int = CHUNK
 
     def shards(self) -> Sequence[Shard]:
         """Return all shards in order.
@@ -255,6 +258,7 @@ class Stream:
     unit: str = "batch"
     hints: tuple[Hint, ...] = ()
     reader: str = ""
+    chunk_values: int = CHUNK
 
     def blocks(self) -> Iterator[Block]:
         """Yield the samples in order, in blocks of any length."""

@@ -82,7 +82,7 @@ class ArraySource(Source):
             ArrayShard(
                 number, self.name, "", size * (last - first), 0, first, last - first, array=self._array
             )
-            for number, (first, last) in enumerate(shard_rows(shape))
+            for number, (first, last) in enumerate(shard_rows(shape, self.chunk_values))
         ]
 
 
@@ -167,7 +167,7 @@ class DatasetSource(Source):
         shape = check_shape((count, *first.shape), self.name)
         return [
             DatasetShard(number, self.name, "", 0, 0, start, last - start, dataset=dataset, key=self._key)
-            for number, (start, last) in enumerate(shard_rows(shape))
+            for number, (start, last) in enumerate(shard_rows(shape, self.chunk_values))
         ]
 
 

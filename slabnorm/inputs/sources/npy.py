@@ -129,7 +129,7 @@ class NpySource(Source):
                 start=start,
                 header=header,
             )
-            for number, (first, last) in enumerate(shard_rows(header.shape))
+            for number, (first, last) in enumerate(shard_rows(header.shape, self.chunk_values))
         ]
 
     def _read_start(self) -> tuple[_Header, int, str]:

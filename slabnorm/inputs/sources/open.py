@@ -81,7 +81,7 @@ def open_source(
     Args:
         source: a path or URL, an opened npz, Zarr array or group, an array or tensor, a frame
             (pandas, polars, pyarrow), a torch Dataset (items are samples), or any other iterable, such as a
-            DataLoader (items are batches).
+            DataLoader (items are batches); or a Source, which is returned.
         key: the array of an npz or a Zarr group, or the entry of dict items, that is x.
         columns: of a table, the names of those that are counted.
         missing_chunks: "raise", or "fill": a chunk that a Zarr array does not have is its fill value.
@@ -94,6 +94,8 @@ def open_source(
         OptionError: an option that this kind of data does not have.
         ExtraError: it is read by a package that is not installed.
     """
+    if isinstance(source, Source | Stream):
+        return source
     options = {
         "key": key,
         "columns": check_names(columns),

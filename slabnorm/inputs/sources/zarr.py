@@ -519,7 +519,7 @@ class ZarrSource(Source):
             memory = 2 * _step(array, BLOCK_BYTES) * row
             shards: list[Shard] = []
             absent = 0
-            for number, (first, last) in enumerate(_rows_of_shards(array)):
+            for number, (first, last) in enumerate(_rows_of_shards(array, self.chunk_values)):
                 mark, absent = self._fingerprint(marks, array, (first, last), plan, absent)
                 shards.append(
                     ZarrShard(
@@ -576,9 +576,9 @@ def _why(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"[:300]
 
 
-def _rows_of_shards(array: Any) -> list[tuple[int, int]]:
+def _rows_of_shards(array: Any, chunk_values: int) -> list[tuple[int, int]]:
     """Return the rows of each shard: those of an array in memory, or the next that no chunk lies across."""
-    found = shard_rows(array.shape)
+    found = shard_rows(array.shape, chunk_values)
     if len(found) == 1:
         return found
     rows, size, count = found[0][1], array.chunks[0], array.shape[0]
