@@ -38,13 +38,12 @@ from slabnorm.inputs.sources.files import file_mark
 from slabnorm.inputs.split import Hint, held_out, path_hints
 from slabnorm.text import printable
 
-# What numpy lets through from its reading of a header as Python text.
+# The errors that NumPy lets through when it parses a header, which is Python text.
 _BROKEN = (ValueError, SyntaxError, EOFError, RecursionError, MemoryError, TypeError, TokenError)
 _HEADER = 10_000  # bytes; NumPy's own limit, which it applies to what it has read
 _WHOLE = 1 << 30  # bytes that an array may have which is loaded whole
-_SAMPLE = (
-    1 << 32
-)  # bytes that a sample may have, one of which is read at once: a sparse file can claim any size
+# Bytes of a sample, which is read at once: the header of a sparse file can claim any number.
+_SAMPLE = 1 << 32
 
 
 CheckDtype = Callable[[np.dtype, str], None]  # raises DataError for a dtype that is not taken
@@ -205,7 +204,7 @@ def open_npz(archive: np.lib.npyio.NpzFile, key: str | None) -> tuple[str, np.nd
         DataError: there is no such array, or the file is damaged.
     """
     name = "the npz file"
-    file: Any = archive.zip  # None of one that is closed, which is an error like others
+    file: Any = archive.zip  # None if it is closed, which is handled like any other error
     with _zip_errors(name):
         chosen = pick(check_members(file, name), key, name)
         array = _read_member(file, chosen, f"npz[{chosen!r}]", check_dtype)
@@ -269,7 +268,7 @@ def check_members(archive: zipfile.ZipFile, name: str) -> list[str]:
             f"Two arrays of one name in {name}: {twice!r:.200}", fix="write it again with numpy.savez"
         )
     for member in archive.infolist():
-        archive.open(member).close()  # which compares the name beside the data with that in the table
+        archive.open(member).close()  # compares the member's two names
     return [member.removesuffix(".npy") for member in names]
 
 
@@ -304,7 +303,7 @@ def _zip_errors(name: str) -> Iterator[None]:
 
 def _read_header(file: IO[bytes], name: str, check: CheckDtype = check_dtype) -> _Header:
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    # Exactly the header, and not more than NumPy takes: a member of an archive is read once, from its start.
+    # Read exactly the header, as a member of an archive is read once, from its start.
     start = file.read(8)
     size = file.read(2 if start[6:7] == b"\x01" else 4)
     try:
@@ -332,7 +331,7 @@ def _member_header(
 
 
 def _check_size(header: _Header, held: int, name: str) -> None:
-    """Raise DataError unless the shape is one, and as much data there as it says."""
+    """Raise DataError unless the shape is valid and the file has as many bytes as it says."""
     said = math.prod(header.shape) * header.dtype.itemsize
     if said != held and not any(size < 0 for size in header.shape):
         raise DataError(
@@ -350,7 +349,7 @@ def _check_size(header: _Header, held: int, name: str) -> None:
 
 
 def _read_whole(file: IO[bytes], header: _Header, name: str) -> np.ndarray:
-    """Return an array in Fortran order from an archive, whose rows are scattered over all of it."""
+    """Return a whole array in Fortran order, as each of its rows is scattered over all of it."""
     size = header.sample_bytes * header.shape[0]
     if size > _WHOLE:
         raise DataError(
