@@ -159,7 +159,7 @@ class NamedBlock(NamedTuple):
 
 
 class MismatchError(DataError):
-    """Data of another kind than the rest of the data set: an error even under skip_bad, as it is no damage."""
+    """Data of another kind than the rest of a data set: an error also under skip_bad, as it is no damage."""
 
 
 @dataclass(frozen=True)

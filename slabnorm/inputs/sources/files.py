@@ -174,6 +174,11 @@ class FoundFile(NamedTuple):
     problem: str
     is_link: bool
 
+    @property
+    def mark(self) -> str:
+        """What changes when the file does, as `file_mark` returns it."""
+        return f"{self.size}:{self.changed}"
+
 
 def walk(
     folder: str, hidden: tuple[str, ...], left_out: list[str], pattern: Sequence[str] = ("**",)
@@ -396,7 +401,7 @@ def _list_local(source: str, is_table: Callable[[str], bool], listing: Listing) 
         if problem:
             listing.left_out.append(f"{path} ({problem})")
         else:
-            listing.files.append(DataFile("", path, file.size, f"{file.size}:{file.changed}"))
+            listing.files.append(DataFile("", path, file.size, file.mark))
     return source if os.path.isdir(source) else base
 
 

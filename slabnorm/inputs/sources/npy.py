@@ -373,7 +373,11 @@ def _read_rows(file: IO[bytes], header: _Header, name: str, first: int, last: in
 
 
 def _read_exactly(file: IO[bytes], size: int, name: str, row: int) -> bytes:
-    data = file.read(size)
+    try:
+        data = file.read(size)
+    except MemoryError as error:
+        problem = f"Not enough memory to read {name}"
+        raise DataError(problem, f"{size:,} bytes at once", "cut the samples to pieces") from error
     if len(data) < size:
         raise DataError(
             f"Truncated while it was read: {name}", f"row {row} and after are missing", "write the file again"
