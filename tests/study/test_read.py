@@ -136,7 +136,7 @@ def small_class(tmp_path):
 
 BAD = {
     no_file: "No such file or folder",
-    no_y: r"No entry 'y' in .*d\.npz",
+    no_y: r"No array 'y' in .*d\.npz",
     no_archive: "Damaged npz file",
     cut_off: "Damaged npz file",
     objects: "dtype object",

@@ -228,8 +228,11 @@ def read_labelled(path: Path, most: int) -> tuple[np.ndarray, np.ndarray]:
                 f"{size / 2**30:.1f} GiB unpacked, at most {most >> 30} GiB",
                 "give a subset",
             )
-        keys = [pick(members, key, name) for key in ("x", "y")]
-        x, y = (_read_member(archive, key, f"{name}[{key!r}]", _check_labels) for key in keys)
+        missing = [key for key in ("x", "y") if key not in members]
+        if missing:
+            held = f"it holds {', '.join(map(repr, members[:10])) or 'nothing'}"
+            raise DataError(f"No array {missing[0]!r} in {name}", held, "numpy.savez(path, x=x, y=y)")
+        x, y = (_read_member(archive, key, f"{name}[{key!r}]", _check_labels) for key in ("x", "y"))
     return x, y
 
 
