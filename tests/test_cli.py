@@ -153,16 +153,16 @@ def module(text):
 
 
 BAD_DATA = {
-    "no such file": (lambda: "nosuch.npz", "no such file or folder: nosuch.npz"),
+    "no such file": (lambda: "nosuch.npz", "No such file or folder: nosuch.npz"),
     "no y": (lambda: save(x=np.ones((9, 2))), "array 'y'"),
     "lengths": (lambda: save(x=np.ones((9, 2)), y=np.arange(8)), "(9, 2), y (8,)"),
-    "one class": (lambda: save(x=np.ones((9, 2)), y=np.ones(9)), "one class only"),
+    "one class": (lambda: save(x=np.ones((9, 2)), y=np.ones(9)), "One class only"),
     "nan": (nan_data, "x[3, 1]"),
-    "objects": (lambda: save(x=np.array([{}] * 9), y=np.arange(9)), "never unpickled"),
+    "objects": (lambda: save(x=np.array([{}] * 9), y=np.arange(9)), "dtype object"),
     "sizes": (lambda: folder(second=(5, 4)), "b/0.png"),
     "truncated": (truncated, "b/3.png"),
     "empty folder": (empty, "no image"),
-    "small class": (lambda: save(x=np.ones((9, 2)), y=np.arange(9) // 8), "class '1' has 1"),
+    "small class": (lambda: save(x=np.ones((9, 2)), y=np.arange(9) // 8), "Too few samples of class '1'"),
 }
 BAD_MODELS = {
     "no module": (lambda: "nosuch_net:build", "No module named 'nosuch_net'"),

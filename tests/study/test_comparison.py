@@ -190,7 +190,7 @@ def test_a_pattern_is_a_norm():
         ({"seeds": 0}, "number of seeds"),
         ({"epochs": 0}, "number of epochs"),
         ({"workers": 0}, "number of workers"),
-        ({"scheme": "z"}, "an input scheme is raw"),
+        ({"scheme": "z"}, "scheme must be raw"),
         ({"schemes": ["raw", "raw"]}, "given once"),
         ({"target": 0.0}, "lies above 0"),
         ({"target": float("nan")}, "lies above 0"),

@@ -59,13 +59,13 @@ def write_zarr(batches: Iterator[np.ndarray], out: Path, like: ArrayLocation | N
     size = layout["shards"] or layout["chunks"]
     row = max(1, first[:1].nbytes)
     step = max(1, CHUNK_BYTES // (row * size[0])) * size[0]
-    # In a thread, which is waited for: what is interrupted must not go on writing while it is cleared away.
+    # Written in a thread that is waited for, so that nothing is written while an interrupt clears the folder.
     with new_folder(out) as folder, ThreadPoolExecutor(1) as hand:
         array = zarr.create_array(
             zarr.storage.LocalStore(folder),
             shape=(layout.pop("rows", size[0]), *first.shape[1:]),
             dtype=first.dtype,
-            config={"write_empty_chunks": True},  # a chunk that is missing later on has been lost
+            config={"write_empty_chunks": True},  # so that a missing chunk is always a lost one
             **layout,
         )
         rows = 0

@@ -20,17 +20,17 @@ from slabnorm.errors import DataError
 from slabnorm.inputs.split import Hint
 from slabnorm.text import did_you_mean
 
-# How data that can be read from any row on are cut into shards.
+# Data that can be read from any row on are cut into shards of whole chunks.
 
 CHUNK = 1 << 20  # values: 4 MB of float32, which hashing finds in the cache where counting left them
 SHARD = 16  # chunks of a shard; a power of two, so that the tree above shards is that above chunks
 
-AXES = 64  # the most that NumPy and PyTorch work on
+AXES = 64  # the largest number that NumPy and PyTorch take
 VALUES = 1 << 44  # of a data set: to list its 2^20 shards takes 0.4 GB
 
 
 def check_shape(shape: Sequence[int], name: str) -> tuple[int, ...]:
-    """Return a shape that a header, metadata or an object claims, before anything is made of it.
+    """Check a shape that a header, metadata or an object claims, before anything is allocated for it.
 
     Raises:
         DataError: it is none, has no axis or too many, samples without values, or more values than can be.
@@ -68,12 +68,12 @@ def empty(name: str) -> DataError:
 
 
 def chunk_rows(values: int, chunk_values: int = CHUNK) -> int:
-    """Return how many samples of so many values are a chunk."""
+    """Return how many samples make a chunk, if each has this many values."""
     return max(1, chunk_values // max(1, values))
 
 
 def shard_rows(shape: Sequence[int], chunk_values: int = CHUNK) -> list[tuple[int, int]]:
-    """Return the first and the last row of each shard, of data of this shape; at least one shard.
+    """Return the rows of each shard, as first and last, for data of this shape; there is one shard at least.
 
     >>> shard_rows((1_000_000, 64))
     [(0, 262144), (262144, 524288), (524288, 786432), (786432, 1000000)]
@@ -85,14 +85,14 @@ def shard_rows(shape: Sequence[int], chunk_values: int = CHUNK) -> list[tuple[in
 
 # What a source yields, and what it is.
 
-Block = np.ndarray | Tensor  # dense: samples along the first axis; any strides, byte order or device
+Block = np.ndarray | Tensor  # samples along the first axis; any strides, byte order and device, but dense
 
-BLOCK_BYTES = 8 << 20  # what a source reads at once where it can choose
+BLOCK_BYTES = 8 << 20  # how much a source reads at once, where it can choose
 
 
 @dataclass(frozen=True, eq=False)
 class Columns:
-    """Samples column by column, as tables hold them.
+    """Some rows of a table, column by column.
 
     Attributes:
         names: of the columns.
@@ -116,7 +116,7 @@ class Columns:
         return names.pop() if len(names) == 1 else MIXED
 
     def rows(self, first: int, last: int) -> Columns:
-        """Return some rows, which are views."""
+        """Return some of the rows, as views."""
         if first == 0 and last >= len(self):
             return self
         missing = tuple(None if mask is None else mask[first:last] for mask in self.missing)
@@ -152,14 +152,14 @@ class Unreadable(NamedTuple):
 
 
 class NamedBlock(NamedTuple):
-    """A block that messages call by a name of its own, as that of the file that it is."""
+    """A block with a name for messages, such as the name of the file that it comes from."""
 
     name: str
     block: Block
 
 
 class MismatchError(DataError):
-    """What can be read, and is of another kind than the rest: never left out as damaged."""
+    """Data of another kind than the rest of a data set: an error also under skip_bad, as it is no damage."""
 
 
 @dataclass(frozen=True)
@@ -186,12 +186,12 @@ class Shard:
 
     @property
     def last(self) -> int:
-        """The number after its last sample's."""
+        """The number of the first sample behind this shard."""
         return self.first + self.samples
 
     @property
     def numbered_in(self) -> str:
-        """What its samples are numbered in: the whole data set, or a file of it."""
+        """The name of what its samples are numbered within: the whole data set, or one file."""
         return self.name
 
     def blocks(self) -> Iterator[Block | Columns | Unreadable | NamedBlock]:
@@ -205,12 +205,12 @@ class Shard:
 
 @dataclass(frozen=True)
 class BrokenShard(Shard):
-    """A part that could not even be listed: what was wrong with it."""
+    """A shard whose file could not be opened when the data set was listed."""
 
     error: DataError = field(kw_only=True)
 
     def blocks(self) -> Iterator[Block | Columns | Unreadable | NamedBlock]:
-        """Raise the error, when the first block is asked for."""
+        """Raise the error that opening the file gave."""
         raise self.error
         yield
 
@@ -324,7 +324,7 @@ def dtype_name(block: Block) -> str:
     return _name(block.dtype)
 
 
-@cache  # NumPy makes up the name anew each time, for 4 us
+@cache  # NumPy builds the name on each call, which takes 4 us
 def _name(dtype: np.dtype) -> str:
     return dtype.newbyteorder("=").name
 
@@ -351,7 +351,7 @@ def _with_article(value: Any) -> str:
     return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
 
 
-# What of an item or batch is x: the rule that data sets and loaders share.
+# Which part of an item or batch is x; data sets and loaders share the rule.
 
 WHICH_IS_X = (
     "x is an item itself, the first of a tuple or list, or of a dict the entry named by key=,"
@@ -437,7 +437,7 @@ class Schema:
         return f"samples of shape ({sizes}{',' if len(self.sample) == 1 else ''}) and dtype {self.dtype}"
 
     def includes(self, other: Schema) -> bool:
-        """Whether samples of another schema are of this one, too."""
+        """Whether samples of another schema fit this one."""
         return (
             self.dtype == other.dtype
             and self.names == other.names
@@ -446,13 +446,13 @@ class Schema:
         )
 
     def pinned(self, axes: frozenset[int]) -> Schema:
-        """Return the schema of samples that are as long as the first along these axes of theirs."""
+        """Return the schema that also fixes the sizes of these axes, to those of the first sample."""
         pairs = enumerate(zip(self.sample, self.seen or self.sample, strict=True))
         return replace(self, sample=tuple(seen if axis in axes else size for axis, (size, seen) in pairs))
 
     @property
     def values(self) -> int:
-        """Values in a sample; one for every size that is not known."""
+        """How many values a sample has; an unknown size counts as 1."""
         total = 1
         for size in self.sample:
             total *= size or 1
@@ -460,7 +460,7 @@ class Schema:
 
 
 def schema_of(block: Block | Columns, name: str) -> Schema:
-    """Return what a block says of its samples.
+    """Return the schema of a block's samples.
 
     Raises:
         DataError: it has no samples, or samples without values.
@@ -471,7 +471,7 @@ def schema_of(block: Block | Columns, name: str) -> Schema:
 
 
 def check_schema(schema: Schema, block: Block | Columns, name: str, where: str) -> None:
-    """Raise DataError unless a block's samples are of the schema."""
+    """Raise DataError unless a block's samples fit the schema."""
     given = schema_of(block, name)
     if not schema.includes(given):
         raise DataError(

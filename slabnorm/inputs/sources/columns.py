@@ -1,4 +1,4 @@
-"""Columns of numbers: which ones of a table are, and their values as arrays."""
+"""Which columns of a table are read, and their values as arrays."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ELEMENT = re.compile(r"(.*)\[(0|[1-9][0-9]*)\]", re.DOTALL)
 _LISTS = ("is_list", "is_large_list", "is_fixed_size_list", "is_list_view", "is_large_list_view")
 _IS_LIST = [getattr(types, name) for name in _LISTS if hasattr(types, name)]
 
-Length = Callable[[str], int]  # how many values every row of a column of lists has
+Length = Callable[[str], int]  # returns how many values each row of a column of lists has
 
 
 class FeaturePlace(NamedTuple):
@@ -66,7 +66,7 @@ class ColumnChoice:
 
     @property
     def features(self) -> int:
-        """How many places are those of features."""
+        """How many of the places belong to features."""
         return len(self.places) - self.weighted
 
     @cached_property
@@ -82,7 +82,7 @@ class ColumnChoice:
 
 @lru_cache(1024)
 def is_list(kind: Any) -> bool:
-    """Whether a column's type is lists of any kind, all of one length or not."""
+    """Whether a column's type is one of lists, of fixed or of any length."""
     return any(check(kind) for check in _IS_LIST)
 
 
@@ -103,13 +103,13 @@ def dtype_of(kind: Any, text: bool = False) -> str:
 
 
 def element_of(name: str) -> tuple[str, int] | None:
-    """Return the column of lists and the place in them that a feature's name says, if it says one."""
+    """Return the column and the position that a name such as "state[2]" says; None for other names."""
     match = _ELEMENT.fullmatch(name)
     return (match[1], int(match[2])) if match else None
 
 
 def first_length(arrays: Iterable[Any]) -> int | None:
-    """Return how many values the first list that is not null has; None if there is none."""
+    """Return the length of the first list that is not null; None if all are."""
     for array in arrays:
         lengths = compute.list_value_length(array).drop_null()
         if len(lengths):
@@ -118,7 +118,7 @@ def first_length(arrays: Iterable[Any]) -> int | None:
 
 
 def no_lists(column: str, name: str) -> DataError:
-    """Return the error of a column without any list, so that nobody knows how many features it has."""
+    """Return the error for a column whose lists are all null, which leaves its number of features unknown."""
     return DataError(
         f"No list in column {column!r} of {name}",
         "the first list says how many features the column has",
@@ -174,7 +174,7 @@ def _choose_columns(
             nothing.append(f"{name} (nothing in its first rows; columns= takes it)")
         else:
             left_out.append(f"{name} ({kind})")
-    left_out = nothing[::-1] + left_out  # those first, as of many only some are shown
+    left_out = nothing[::-1] + left_out  # these first, as messages show only some of many
     if not found:
         raise DataError(
             f"No columns of numbers: {file}",
@@ -206,7 +206,7 @@ def _named_columns(
             fix = did_you_mean(name, kinds) or f"give the names of columns as {option}="
             raise DataError(f"No column {name!r} in {file}", f"it has {has or 'no columns'}", fix)
         kind = kinds[column]
-        # Of text only the first lines were read: a column that holds nothing there is named as numbers.
+        # Only the first lines of text were read. A column that is empty there is taken for numbers.
         dtypes[column] = "float64" if text and types.is_null(kind) else dtype_of(kind, text)
         if not dtypes[column] or (is_list(kind) and option == "weights"):
             raise _refused(column, kind, file, f"leave it out of {option}=")
@@ -227,7 +227,7 @@ def _named_columns(
 
 
 def _column_of(name: str, kinds: _ColumnTypes) -> str:
-    """Return the column that a caller's name means: the one of that name, or the lists it is a value of."""
+    """Return the column that a name means: the one so called, or the column of lists it is a value of."""
     element = element_of(name)
     if name in kinds or element is None or element[0] not in kinds or not is_list(kinds[element[0]]):
         return name
@@ -241,7 +241,7 @@ def _at(name: str) -> int:
 
 
 def _places(column: str, kinds: _ColumnTypes, file: str, length: Length) -> list[FeaturePlace]:
-    """Return the places of a column's features: one of plain numbers, one for each value of lists."""
+    """Return the places of a column's features: one for plain numbers, one for each position in lists."""
     kind = kinds[column]
     if not is_list(kind):
         return [FeaturePlace(column)]
@@ -256,7 +256,7 @@ def _places(column: str, kinds: _ColumnTypes, file: str, length: Length) -> list
 
 
 def _check_apart(places: Iterable[FeaturePlace], kinds: _ColumnTypes, file: str) -> None:
-    """Raise DataError where a column has the name that a value of a column of lists has."""
+    """Raise DataError if a column and a position of a column of lists have the same name."""
     for place in places:
         element = None if place.of else element_of(place.name)
         lists = element and element[0] in kinds and is_list(kinds[element[0]])
@@ -279,7 +279,7 @@ def check_same(choice: ColumnChoice, schema: Any, file: str, text: bool) -> None
         if name not in kinds:
             raise DataError(f"No column {name!r} in {file}", "the first file has it", fix)
         kind = kinds[name]
-        # Of a text file only the first lines were read, and these may have nothing there.
+        # Only the first lines of a text file were read, and the column may be empty there.
         same = dtype_of(kind, text) == dtype or (text and types.is_null(kind))
         if not same or is_list(kind) != bool(many):
             first = f"lists of {dtype}" if many else dtype
@@ -372,8 +372,8 @@ def check_lengths(array: Any, column: str, many: int, name: str, first: int) -> 
 
 
 def in_rows(array: Any, dtype: np.dtype, many: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return lists of one length as rows of an array, and what of it is null; None where nothing is."""
-    values, mask = _numbers(array.flatten(), dtype)  # which minds the offset, and leaves null lists out
+    """Return lists of one length as the rows of an array, and a mask of what is null, or None."""
+    values, mask = _numbers(array.flatten(), dtype)  # from the offset on, without null lists
     values = values.reshape(-1, many)
     mask = None if mask is None else mask.reshape(-1, many)
     if not array.null_count:
@@ -390,7 +390,7 @@ def _numbers(array: Any, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray | None
     mask = array.is_null().to_numpy(zero_copy_only=False) if array.null_count else None
     if types.is_boolean(array.type):  # bits
         return (array.fill_null(False) if array.null_count else array).to_numpy(zero_copy_only=False), mask
-    # Not to_numpy, which makes float64 of integers with nulls.
+    # to_numpy would convert integers with nulls to float64.
     values = array.buffers()[1]
     whole = (
         np.frombuffer(values, dtype, array.offset + len(array))
@@ -401,7 +401,7 @@ def _numbers(array: Any, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray | None
 
 
 class _ColumnTypes:
-    """The types of a schema's columns by name: looked up in pyarrow's schema, each costs as much as all."""
+    """The types of a schema's columns by name: pyarrow takes as long for one of them as for all."""
 
     def __init__(self, schema: Any, file: str) -> None:
         self._file, names = file, schema.names
@@ -435,7 +435,7 @@ def _refused(name: str, kind: Any, file: str, fix: str) -> DataError:
 
 
 def _holds_numbers(kind: Any) -> bool:
-    """Whether a type has numbers that are not plain ones: decimals, structs, lists of lists, tensors."""
+    """Whether a type holds numbers in a form that is not read: decimals, structs, lists of lists, tensors."""
     if isinstance(kind, pa.BaseExtensionType):
         return _holds_numbers(kind.storage_type)
     if types.is_nested(kind):

@@ -1,4 +1,4 @@
-"""Text of tables: CSV through pyarrow, and quotes that are not closed, which pyarrow passes over."""
+"""CSV files, read by pyarrow; and a check for quotes that are not closed, which pyarrow does not report."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from slabnorm.errors import DataError, DataWarning
 from slabnorm.inputs.sources.columns import ColumnChoice
 from slabnorm.inputs.sources.files import DataFile, filesystem
 
-PEEK_BYTES = 1 << 20  # of text, from which types are guessed
-CSV_BYTES = 4 << 20  # of text, parsed at once
-# What stands for a missing number. "nan" does not: it is a number's text, and counted as NaN.
+PEEK_BYTES = 1 << 20  # of text from which the types of columns are guessed
+CSV_BYTES = 4 << 20  # of text that is parsed at once
+# The texts of a missing number. "nan" is not one: it is a number, and counts as NaN.
 NULLS = ("", "NA", "N/A", "n/a", "#N/A", "NULL", "null", "None", "<NA>")
 _PIECE_BYTES = 1 << 16  # bytes that are counted at once: they stay in cache, 0.25 ns a byte, with 4 MiB 0.9
 
@@ -55,7 +55,7 @@ def read(file: DataFile, choice: ColumnChoice, with_others: bool) -> Iterator[An
                 rows += len(batch)
                 yield batch
                 if with_others:
-                    counted.read(CSV_BYTES)  # now, while the system still holds it in memory
+                    counted.read(CSV_BYTES)  # now, while it is still in the system's file cache
         if with_others:
             while counted.read(CSV_BYTES):
                 pass
@@ -63,7 +63,7 @@ def read(file: DataFile, choice: ColumnChoice, with_others: bool) -> Iterator[An
 
 
 class LineCounter:
-    """What tells whether the lines of a text are rows, counted as it is read.
+    """Counts the lines and quotes of a text as it is read, to tell whether each line is a row.
 
     Attributes:
         quotes: how many quote characters there are.
@@ -75,7 +75,7 @@ class LineCounter:
         self.quotes = self.lines = 0
         self._stream, self._buffer = stream, np.empty(_PIECE_BYTES, np.uint8)
         self._ended = True  # whether the next byte begins a line
-        self._held: deque[bytes] = deque(maxlen=2)  # what was read last, in which the last line lies
+        self._held: deque[bytes] = deque(maxlen=2)  # what was read last; it holds the last line
 
     def read(self, size: int) -> bool:
         """Read some bytes; return whether there may be more."""
@@ -90,18 +90,18 @@ class LineCounter:
         text = piece.tobytes()
         self._held.append(text)
         ends = piece == ord("\n")
-        if b"\r" in text:  # in few files, and found in no time
+        if b"\r" in text:  # rare, and quick to find
             ends |= piece == ord("\r")
-        # Where a byte that ends no line follows one that does, a line begins: empty ones do not count.
+        # A line begins where a byte that ends no line follows one that does; empty lines do not count.
         self.lines += int(np.count_nonzero(ends[:-1] > ends[1:])) + int(self._ended and not ends[0])
         self._ended = bool(ends[-1])
         if b'"' in text:
             self.quotes += int(np.count_nonzero(piece == ord('"')))
 
     def check(self, rows: int, name: str) -> None:
-        """Raise, or warn, if a quote has swallowed lines: `rows` were read, and the names."""
+        """Raise or warn if a quote has swallowed lines: there are fewer `rows` than lines below the names."""
         lines = self.lines - 1
-        # A quote inside of a value, as in 5" pipe, opens nothing: then each line is a row all the same.
+        # A quote inside a value, as in 5" pipe, opens nothing, and each line is still a row.
         if self.quotes % 2 and (rows < lines or self._open_at_end()):
             raise DataError(
                 f"A quote is open at the end of {name}",
@@ -117,7 +117,7 @@ class LineCounter:
             )
 
     def _open_at_end(self) -> bool:
-        """Whether a quote of the last line is open, and so takes in the line's end."""
+        """Whether a quote is open at the end of the last line."""
         lines = b"".join(self._held).rstrip(b"\r\n").splitlines() or [b""]
         last = lines[-1].decode("latin-1")
         return next(reader([last + "\n"], delimiter=self._delimiter))[-1].endswith("\n")
@@ -133,7 +133,7 @@ def _stream(file: DataFile) -> Iterator[Any]:
 
 @contextmanager
 def _short_lines(file: DataFile) -> Iterator[None]:
-    """Name the file whose line is longer than a block: pyarrow advises a setting out of a caller's reach."""
+    """Raise DataError for a line longer than a block; pyarrow advises a setting callers cannot change."""
     try:
         yield
     except pa.ArrowInvalid as error:
@@ -147,7 +147,7 @@ def _short_lines(file: DataFile) -> Iterator[None]:
 
 
 def _reader(stream: Any, block: int, choice: ColumnChoice | None, delimiter: str) -> Any:
-    """Open text; without a choice the types are guessed from the first block."""
+    """Return a reader of record batches; without a choice it guesses the types from the first block."""
     yes, no = ["true", "True", "TRUE"], ["false", "False", "FALSE"]
     convert = csv.ConvertOptions(null_values=list(NULLS), true_values=yes, false_values=no)
     if choice:

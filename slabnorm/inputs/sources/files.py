@@ -22,11 +22,11 @@ from slabnorm.errors import DataError, ExtraError
 from slabnorm.inputs.split import Hint, path_hints
 from slabnorm.text import printable
 
-# What names of files and folders that are not read begin with. Who writes folders of tables marks with "_"
-# what is no data: _SUCCESS, _metadata.
+# The first characters of names that are not read. In folders of tables "_" marks what is not data, such as
+# _SUCCESS and _metadata.
 HIDDEN, HIDDEN_FROM_TABLES = (".",), (".", "_")
 
-# Marks: what changes when a file does. They are the fingerprints in ledgers.
+# A mark is a text that changes when a file does. Marks are the fingerprints in ledgers.
 
 
 def file_mark(path: str | os.PathLike[str]) -> str:
@@ -35,7 +35,7 @@ def file_mark(path: str | os.PathLike[str]) -> str:
     return f"{status.st_size}:{status.st_mtime_ns}"
 
 
-# What filesystems of fsspec call what changes with a file's content, the best first.
+# Keys of fsspec's file information that change with a file's content, the best first.
 _CHANGES = (
     "ETag",
     "etag",
@@ -50,7 +50,7 @@ _CHANGES = (
 
 
 def remote_mark(info: Mapping[str, Any]) -> str:
-    """Return the mark of a file by what its filesystem of fsspec says; it ends in ":" if that is nothing."""
+    """Return the mark of a file from fsspec's information; it ends in ":" if that has no such key."""
     return f"{info.get('size')}:{next((info[name] for name in _CHANGES if info.get(name)), '')}"
 
 
@@ -70,7 +70,7 @@ def local_path(source: str) -> str:
     """
     if not source.lower().startswith("file://"):
         return source
-    # Not by urlsplit, which cuts names at # and ?.
+    # Not with urlsplit, which cuts names at # and ?.
     host, slash, path = source[len("file://") :].partition("/")
     if host.lower() not in ("", "localhost") or not slash:
         raise DataError(
@@ -146,7 +146,7 @@ class DataFile:
 
 
 def _mark_in(system: Any, info: Any) -> str:
-    """Return the mark of a file by what its pyarrow filesystem says of it."""
+    """Return the mark of a file from the information of its pyarrow filesystem."""
     if not info.is_file:
         raise FileNotFoundError("no such file")
     if info.mtime_ns is not None or not hasattr(system, "handler"):
@@ -158,7 +158,7 @@ def _mark_in(system: Any, info: Any) -> str:
 
 
 class FoundFile(NamedTuple):
-    """A file that a walk through a folder has come to.
+    """A file found below a folder.
 
     Attributes:
         name: its path from that folder on.
@@ -173,6 +173,11 @@ class FoundFile(NamedTuple):
     changed: int
     problem: str
     is_link: bool
+
+    @property
+    def mark(self) -> str:
+        """What changes when the file does, as `file_mark` returns it."""
+        return f"{self.size}:{self.changed}"
 
 
 def walk(
@@ -396,7 +401,7 @@ def _list_local(source: str, is_table: Callable[[str], bool], listing: Listing) 
         if problem:
             listing.left_out.append(f"{path} ({problem})")
         else:
-            listing.files.append(DataFile("", path, file.size, f"{file.size}:{file.changed}"))
+            listing.files.append(DataFile("", path, file.size, file.mark))
     return source if os.path.isdir(source) else base
 
 

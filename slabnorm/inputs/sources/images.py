@@ -37,15 +37,15 @@ if TYPE_CHECKING:
 
 # An image from its bytes, by Pillow: decoded whole, or not at all.
 #
-# Pixels count as they are stored: an orientation in EXIF turns none, as statistics per channel do not depend
-# on it, and colour profiles are not applied.
+# Pixels count as they are stored: images are not turned by their EXIF orientation, on which statistics per
+# channel do not depend, and colour profiles are not applied.
 
-# Fixed, so that neither Pillow's limit nor whoever lifts it decides what is read: Pillow's own default.
+# Pillow's default. It is fixed here, so that changing Pillow's limit does not change what is read.
 PIXELS = 89_478_485
-# TIFF's numbers for them.
+# Numbers of TIFF tags.
 _BITS_PER_SAMPLE, _COMPRESSION, _PLANAR = 258, 259, 284
 _DEFLATE = (8, 32946)
-_STRIPS, _TILES = (273, 279), (324, 325)  # where they begin, and their sizes
+_STRIPS, _TILES = (273, 279), (324, 325)  # offsets and sizes
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
 
 
@@ -54,7 +54,7 @@ class DamageError(Exception):
 
 
 class DepthError(Exception):
-    """An image in colour of more than 8 bits a channel, of which Pillow drops all but 8."""
+    """A colour image of more than 8 bits a channel, of which Pillow keeps 8."""
 
 
 def decode(data: bytes) -> Image:
@@ -85,7 +85,7 @@ def decode(data: bytes) -> Image:
         raise
     except UnidentifiedImageError:
         raise DamageError(f"no image of the kinds {', '.join(_FORMATS)}, or its header is damaged") from None
-    # Pillow's decoders raise whatever their format makes of damage: OSError, SyntaxError, struct.error, ...
+    # Pillow's decoders raise many types for damage: OSError, SyntaxError, struct.error, ...
     except Exception as error:
         raise DamageError(printable(f"{error}" or type(error).__name__)) from error
     if image.format == "PNG":
@@ -96,7 +96,7 @@ def decode(data: bytes) -> Image:
 
 
 def reader() -> str:
-    """Return what decodes, with versions: decoders of JPEG and WebP differ in pixels."""
+    """Return the decoders and their versions, as pixels of JPEG and WebP depend on them."""
     from PIL import __version__, features
 
     zlib = "zlib-ng" if features.check("zlib_ng") else "zlib"
@@ -135,10 +135,10 @@ def _loses_bits(image: Any) -> bool:
 
 def _check_strips(image: Any) -> None:
     """Raise DamageError unless the strips or tiles of a TIFF that is not loaded yet cover it."""
-    # What none covers Pillow leaves black: one changed bit in the height made 5 MB of zeros of 1.5 kB.
+    # Pillow leaves the rest black: one changed bit in the height made 5 MB of zeros from 1.5 kB.
     planes = len(image.getbands()) if image.tag_v2.get(_PLANAR) == 2 else 1
     covered = sum((right - left) * (low - top) for _, (left, top, right, low), *_ in image.tile)
-    compressed = any(tile[0] == "libtiff" for tile in image.tile)  # which knows of the planes itself
+    compressed = any(tile[0] == "libtiff" for tile in image.tile)  # libtiff's tiles cover all planes
     width, height = image.size
     if covered < width * height * (1 if compressed else planes):
         raise DamageError(f"the file is truncated: its parts do not cover {width} x {height} pixels")
@@ -146,7 +146,7 @@ def _check_strips(image: Any) -> None:
 
 def _check_png(data: bytes) -> None:
     """Raise DamageError unless a PNG's critical chunks are as they were written, up to the last, IEND."""
-    # Pillow stops at the last row and checks no sum of IDAT: a changed bit gives other pixels, not an error.
+    # Pillow does not check the checksums of IDAT: a changed bit would give other pixels instead of an error.
     at, view = 8, memoryview(data)
     while at + 12 <= len(data):
         end = at + 8 + int.from_bytes(data[at : at + 4])
@@ -163,7 +163,7 @@ def _check_png(data: bytes) -> None:
 
 def _check_deflate(image: Any, data: bytes) -> None:
     """Raise DamageError unless the checksums of a TIFF that is compressed by deflate are right."""
-    # libtiff compares some: of 300 changed bits it let 18 pass into the pixels.
+    # libtiff checks only some: of 300 changed bits, 18 reached the pixels.
     tags = image.tag_v2
     if tags.get(_COMPRESSION) not in _DEFLATE:
         return
@@ -181,7 +181,7 @@ def _check_deflate(image: Any, data: bytes) -> None:
 
 
 class _Unpadded:
-    """Has Pillow pad no truncated image while a thread decodes, whatever it was told."""
+    """Keeps Pillow from padding truncated images while any thread decodes, whatever the process has set."""
 
     def __init__(self) -> None:
         self._lock, self._threads, self._padded = Lock(), 0, False
@@ -214,7 +214,7 @@ MOST_BYTES = 1 << 30  # the largest file that is read for one image
 
 CONVERT = ("L", "RGB", "RGBA")
 _MODES = {**dict.fromkeys(CONVERT), "I;16": None, "I;16B": "I;16", "I;16L": "I;16"}
-_WIDE = frozenset(("I", "F", "I;16", "I;16B", "I;16L", "I;16N"))  # which 8 bits do not hold
+_WIDE = frozenset(("I", "F", "I;16", "I;16B", "I;16L", "I;16N"))  # with more than 8 bits
 _CONVERT_ALL = 'convert all images, as with convert="RGB"'
 
 
@@ -225,7 +225,7 @@ def is_image(path: str) -> bool:
 
 
 def label_of(path: object) -> str:
-    """Return a file's name for messages and ledgers: unique, and nothing in it that a terminal acts on."""
+    """Return a file's name for messages and ledgers, whole but without characters that terminals act on."""
     return printable(path, 4096)
 
 
@@ -485,7 +485,7 @@ def read_image_file(path: str, label: str, size: int) -> bytes | Unreadable:
     if size > MOST_BYTES:
         return Unreadable(label, f"{size:,} bytes, and the most for one image is {MOST_BYTES:,}")
     try:
-        # Read, not mapped: a map of a file that shrinks meanwhile ends the process.
+        # Not mapped into memory: if the file shrank meanwhile, that would end the process.
         with open(path, "rb", buffering=0) as file:
             data = file.read()
     except OSError as error:

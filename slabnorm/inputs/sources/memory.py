@@ -32,7 +32,7 @@ from slabnorm.inputs.sources.base import (
 )
 from slabnorm.inputs.split import Hint, held_out, path_hints
 
-# Arrays and tensors in memory, memory maps, and whatever can be sliced like one (HDF5).
+# Arrays, tensors, memory maps, and objects that can be sliced like an array, such as HDF5 data sets.
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class ArrayShard(Shard):
     array: Any = None
 
     def blocks(self) -> Iterator[Block]:
-        """Yield the rows: those of an array are a view, and a memory map reads what it is asked for."""
+        """Yield the rows: a view of an array; of a memory map, only these rows are read."""
         if isinstance(self.array, np.ndarray | Tensor):
             yield self.array[self.first : self.last]
             return
-        # What only behaves like an array may have to fetch or decompress: a few rows at a time.
+        # An object that only acts like an array may have to fetch or decompress: take a few rows at a time.
         row = math.prod(self.array.shape[1:]) * np.dtype(self.array.dtype).itemsize
         rows = max(1, BLOCK_BYTES // max(1, row))
         for start in range(self.first, max(self.last, 1), rows):
@@ -87,11 +87,11 @@ class ArraySource(Source):
 
 
 def is_array(value: Any) -> bool:
-    """Whether a value is one array, and no container of several."""
+    """Whether a value is an array, and not a container of arrays."""
     return isinstance(value, np.ndarray | np.generic | Tensor) or hasattr(value, "__array__")
 
 
-# Frames in memory by the modules and names of their classes: none of these packages is imported for it.
+# Frames are known by the module and name of their class, so that none of these packages is imported.
 _FRAMES = {("pandas", "DataFrame"), ("polars", "DataFrame"), ("pyarrow", "Table"), ("pyarrow", "RecordBatch")}
 
 
@@ -106,9 +106,16 @@ def _is_sliceable(value: Any) -> bool:
     return isinstance(shape, tuple) and len(shape) > 0 and isinstance(dtype, np.dtype)
 
 
-# torch data sets, of both styles: their items are single samples.
+# torch data sets, map-style and iterable-style; their items are single samples.
 
-_NAMES_SPLIT = ("split", "_split", "image_set", "subset", "mode", "phase")  # as common data sets call it
+_NAMES_SPLIT = (
+    "split",
+    "_split",
+    "image_set",
+    "subset",
+    "mode",
+    "phase",
+)  # attributes of common data sets
 _IS_TRAIN = ("train", "is_train", "is_training")
 
 
@@ -137,7 +144,7 @@ class DatasetShard(Shard):
 
     def blocks(self) -> Iterator[Block]:
         """Yield one sample at a time."""
-        # By number and length: many map-style data sets never raise the IndexError that ends a for.
+        # Not by iteration: many map-style data sets never raise the IndexError that would end it.
         for number in range(self.first, self.last):
             yield x_of(self.dataset[number], self.key, f"item {number} of {self.name}")[None]
 
@@ -145,7 +152,7 @@ class DatasetShard(Shard):
 class DatasetSource(Source):
     """A map-style torch Dataset, whose items are single samples."""
 
-    unit, parallel = "item", False  # its code may share anything
+    unit, parallel = "item", False  # items are made by user code, which may not be thread-safe
 
     def __init__(self, dataset: Dataset, key: str | None) -> None:
         self.name = type(dataset).__name__
@@ -193,7 +200,7 @@ def dataset_hints(dataset: Any) -> tuple[Hint, ...]:
         attributes = getattr(part, "__dict__", {})
         inside += [attributes.get("dataset"), attributes.get("_dataset")]  # the latter of a loader's iterator
         several = attributes.get("datasets")
-        if isinstance(several, list | tuple):  # and no iterator, which looking would use up
+        if isinstance(several, list | tuple):  # an iterator would be used up
             inside.extend(several)
     return tuple(hints)
 
@@ -202,7 +209,7 @@ def _attribute(part: Any, attribute: str) -> Any:
     """Return an attribute or property; None if there is none, or asking for it fails."""
     try:
         return getattr(part, attribute, None)
-    except Exception:  # a property is anyone's code
+    except Exception:  # a property can run any code
         return None
 
 
@@ -238,7 +245,7 @@ class BatchSource(Stream):
 
     def __init__(self, batches: Iterable[Any], key: str | None) -> None:
         self.name = type(batches).__name__
-        self.hints = dataset_hints(batches)  # also of what wraps a data set: a loader, and its iterator
+        self.hints = dataset_hints(batches)  # a loader and its iterator wrap a data set
         self._batches, self._key = batches, key
 
     def blocks(self) -> Iterator[Block]:
@@ -262,7 +269,7 @@ class BatchSource(Stream):
 
 
 def _warn_of_sampling(loader: DataLoader) -> None:
-    """Say so when a loader leaves samples out, or draws some of them twice."""
+    """Warn if a loader leaves samples out, or draws some of them twice."""
     sampler = loader.sampler
     again = isinstance(sampler, WeightedRandomSampler | RandomSampler) and sampler.replacement
     if again:

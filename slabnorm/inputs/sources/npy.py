@@ -38,13 +38,12 @@ from slabnorm.inputs.sources.files import file_mark
 from slabnorm.inputs.split import Hint, held_out, path_hints
 from slabnorm.text import printable
 
-# What numpy lets through from its reading of a header as Python text.
+# The errors that NumPy lets through when it parses a header, which is Python text.
 _BROKEN = (ValueError, SyntaxError, EOFError, RecursionError, MemoryError, TypeError, TokenError)
 _HEADER = 10_000  # bytes; NumPy's own limit, which it applies to what it has read
 _WHOLE = 1 << 30  # bytes that an array may have which is loaded whole
-_SAMPLE = (
-    1 << 32
-)  # bytes that a sample may have, one of which is read at once: a sparse file can claim any size
+# Bytes of a sample, which is read at once: the header of a sparse file can claim any number.
+_SAMPLE = 1 << 32
 
 
 CheckDtype = Callable[[np.dtype, str], None]  # raises DataError for a dtype that is not taken
@@ -205,7 +204,7 @@ def open_npz(archive: np.lib.npyio.NpzFile, key: str | None) -> tuple[str, np.nd
         DataError: there is no such array, or the file is damaged.
     """
     name = "the npz file"
-    file: Any = archive.zip  # None of one that is closed, which is an error like others
+    file: Any = archive.zip  # None if it is closed, which is handled like any other error
     with _zip_errors(name):
         chosen = pick(check_members(file, name), key, name)
         array = _read_member(file, chosen, f"npz[{chosen!r}]", check_dtype)
@@ -229,8 +228,11 @@ def read_labelled(path: Path, most: int) -> tuple[np.ndarray, np.ndarray]:
                 f"{size / 2**30:.1f} GiB unpacked, at most {most >> 30} GiB",
                 "give a subset",
             )
-        keys = [pick(members, key, name) for key in ("x", "y")]
-        x, y = (_read_member(archive, key, f"{name}[{key!r}]", _check_labels) for key in keys)
+        missing = [key for key in ("x", "y") if key not in members]
+        if missing:
+            held = f"it holds {', '.join(map(repr, members[:10])) or 'nothing'}"
+            raise DataError(f"No array {missing[0]!r} in {name}", held, "numpy.savez(path, x=x, y=y)")
+        x, y = (_read_member(archive, key, f"{name}[{key!r}]", _check_labels) for key in ("x", "y"))
     return x, y
 
 
@@ -269,7 +271,7 @@ def check_members(archive: zipfile.ZipFile, name: str) -> list[str]:
             f"Two arrays of one name in {name}: {twice!r:.200}", fix="write it again with numpy.savez"
         )
     for member in archive.infolist():
-        archive.open(member).close()  # which compares the name beside the data with that in the table
+        archive.open(member).close()  # compares the member's two names
     return [member.removesuffix(".npy") for member in names]
 
 
@@ -304,7 +306,7 @@ def _zip_errors(name: str) -> Iterator[None]:
 
 def _read_header(file: IO[bytes], name: str, check: CheckDtype = check_dtype) -> _Header:
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    # Exactly the header, and not more than NumPy takes: a member of an archive is read once, from its start.
+    # Read exactly the header, as a member of an archive is read once, from its start.
     start = file.read(8)
     size = file.read(2 if start[6:7] == b"\x01" else 4)
     try:
@@ -332,7 +334,7 @@ def _member_header(
 
 
 def _check_size(header: _Header, held: int, name: str) -> None:
-    """Raise DataError unless the shape is one, and as much data there as it says."""
+    """Raise DataError unless the shape is valid and the file has as many bytes as it says."""
     said = math.prod(header.shape) * header.dtype.itemsize
     if said != held and not any(size < 0 for size in header.shape):
         raise DataError(
@@ -350,7 +352,7 @@ def _check_size(header: _Header, held: int, name: str) -> None:
 
 
 def _read_whole(file: IO[bytes], header: _Header, name: str) -> np.ndarray:
-    """Return an array in Fortran order from an archive, whose rows are scattered over all of it."""
+    """Return a whole array in Fortran order, as each of its rows is scattered over all of it."""
     size = header.sample_bytes * header.shape[0]
     if size > _WHOLE:
         raise DataError(
@@ -374,7 +376,11 @@ def _read_rows(file: IO[bytes], header: _Header, name: str, first: int, last: in
 
 
 def _read_exactly(file: IO[bytes], size: int, name: str, row: int) -> bytes:
-    data = file.read(size)
+    try:
+        data = file.read(size)
+    except MemoryError as error:
+        problem = f"Not enough memory to read {name}"
+        raise DataError(problem, f"{size:,} bytes at once", "cut the samples to pieces") from error
     if len(data) < size:
         raise DataError(
             f"Truncated while it was read: {name}", f"row {row} and after are missing", "write the file again"

@@ -1,4 +1,4 @@
-"""Tables by pyarrow: columns of numbers from Parquet, Arrow IPC (Feather) and CSV files, and from frames."""
+"""Columns of numbers from Parquet, Arrow IPC (Feather) and CSV files, and from frames, read by pyarrow."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from slabnorm.inputs.sources.columns import (
 from slabnorm.inputs.sources.files import DataFile, filesystem, list_tables, listed
 from slabnorm.inputs.sources.open import ARROW, CSV, PARQUET, format_of_name, is_table
 
-# Shards of tables: which parts of a file they are, and their columns read a few rows at a time.
+# Shards of tables: runs of row groups or record batches of a file, read a few rows at a time.
 
-SHARD_BYTES = 64 << 20  # of a run of row groups or record batches, in memory
+SHARD_BYTES = 64 << 20  # of a run, in memory
 BATCH_ROWS = 1 << 17  # read at once; a fit of 64 float32 columns takes 1.20 s of CPU, with 2^16 1.40
-BATCH_BYTES = 32 << 20  # ... at most
-PEEK_ROWS = 1 << 10  # of a column of lists, to see how long these are
+BATCH_BYTES = 32 << 20  # the most that is read at once
+PEEK_ROWS = 1 << 10  # read of a column of lists, to find their length
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class RowRun:
     with_others: bool = False
 
 
-# What reads a file's schema, and says its runs of rows once the columns are chosen.
+# Returns the runs of rows of a file, once the columns are chosen.
 Runs = Callable[[ColumnChoice], list[RowRun]]
 
 
@@ -74,7 +74,7 @@ class TableShard(Shard):
 
     @property
     def numbered_in(self) -> str:
-        """The file: a part of one is numbered from the file's first row."""
+        """The file's name, as rows are numbered from the first of their file."""
         return self.file.name
 
     def blocks(self) -> Iterator[Columns]:
@@ -105,7 +105,7 @@ class TableShard(Shard):
 
 @contextmanager
 def table_errors(name: str) -> Iterator[None]:
-    """Turn what pyarrow, and filesystems, raise of a file into a DataError that names it."""
+    """Turn the errors of pyarrow and of filesystems into a DataError that names the file."""
     try:
         yield
     except (SlabError, SlabWarning):  # a warning is raised where warnings are errors
@@ -121,7 +121,7 @@ def table_errors(name: str) -> Iterator[None]:
 
 
 def read_schema(file: DataFile, delimiter: str = ",") -> tuple[Any, Runs]:
-    """Return a file's schema, and what says its runs of rows; of a text file the first lines are read.
+    """Return a file's schema, and a function that returns its runs of rows.
 
     Raises:
         DataError: it cannot be read.
@@ -129,7 +129,7 @@ def read_schema(file: DataFile, delimiter: str = ",") -> tuple[Any, Runs]:
     with table_errors(file.name):
         schema, runs = _SCHEMAS[_format_name(file)](file, delimiter)
         try:
-            _ = schema.names  # pyarrow decodes them only when asked
+            _ = schema.names  # pyarrow decodes the names when they are first asked for
         except UnicodeDecodeError as error:
             raise DataError(
                 f"A name of a column is not UTF-8: {file.name}",
@@ -249,7 +249,7 @@ _SCHEMAS = {PARQUET.name: _schema_of_parquet, ARROW.name: _schema_of_ipc, CSV.na
 
 def _format_name(file: DataFile) -> str:
     found = format_of_name(file.path)
-    assert found is not None  # as only files of tables are listed
+    assert found is not None  # only files of tables are listed
     return found.name
 
 
@@ -272,7 +272,7 @@ def _is_ipc_file(handle: Any) -> bool:
 
 
 def _check_end(handle: Any, file: DataFile) -> None:
-    """Raise unless a stream has its end mark: one without may have been cut off between two batches."""
+    """Raise ValueError unless a stream ends with its mark: it may have been cut off between two batches."""
     handle.seek(max(0, file.size - 8))
     end = handle.read(8)
     handle.seek(0)
@@ -289,10 +289,10 @@ def _column_numbers(schema: Any, choice: ColumnChoice) -> list[int]:
 
 
 def _validated(batch: Any) -> Any:
-    batch.validate()  # that lengths do not lead out of buffers
+    batch.validate()  # so that no length leads out of a buffer
     for column in batch.columns:
         if is_list(column.type):
-            column.validate(full=True)  # nor where a single list begins and ends
+            column.validate(full=True)  # nor any bound of a single list
     return batch
 
 
@@ -302,12 +302,12 @@ def batch_rows(choice: ColumnChoice) -> int:
 
 
 def row_bytes(choice: ColumnChoice) -> int:
-    """Return the bytes of the chosen columns of a row."""
+    """Return how many bytes a row of the chosen columns has."""
     return sum(np.dtype(dtype).itemsize for dtype in choice.dtypes)
 
 
 def _join_batches(batches: Iterator[Any], choice: ColumnChoice) -> Iterator[Any]:
-    """Yield batches of some length: small ones are joined, as a call for each of their columns costs more."""
+    """Yield batches that are long enough: small ones are joined, as each costs a call per column."""
     enough = batch_rows(choice) // 2
     held: list[Any] = []
     for batch in batches:
@@ -332,7 +332,7 @@ def _check_unchanged(file: DataFile) -> None:
 
 # Tables: columns of numbers from Parquet, Arrow IPC (Feather) and CSV files, read by pyarrow.
 
-FOOTER_THREADS = 16  # threads that read footers, which is mostly waiting
+FOOTER_THREADS = 16  # threads that read footers, and mostly wait
 
 
 class TableSource(Source):
@@ -446,14 +446,14 @@ class TableSource(Source):
         raise broken or no_lists(column, self.name)
 
     def _schemas(self) -> Iterator[tuple[DataFile, Any]]:
-        """Yield the schema of each file, or why it has none; of a text file once it shows all types."""
+        """Yield the schema of each file, or the error of reading it; skip text files with unknown types."""
         for file in self._files:
             try:
                 schema = read_schema(file, self._delimiter)[0]
             except DataError as error:
                 yield file, error
                 continue
-            # Columns of a text file that begin with nothing, and files without rows, say no type.
+            # A column of a text file that is empty at first has no type yet; without rows none has.
             if _is_text(file) and file is not self._files[-1] and any(map(types.is_null, schema.types)):
                 continue
             yield file, schema
@@ -517,7 +517,7 @@ class FrameSource(Source):
     ) -> None:
         self.name = name or type(frame).__name__
         names = None if columns is None else {*columns, *([weights] if weights else ())}
-        # A name may also be that of a value of a column of lists.
+        # A name may also mean a position in a column of lists.
         names = names and names | {element[0] for element in map(element_of, names) if element}
         table = _as_table(frame, names, self.name)
         self._table = table

@@ -85,7 +85,7 @@ def expand(pattern: str) -> list[Path]:
 
 
 def open_tars(paths: Sequence[Path], name: str, convert: str | None) -> ImageSource:
-    """Return the source of some tars. One that cannot be read is known as a whole, when it is counted.
+    """Return the source of some tars. A tar that cannot be read becomes a broken shard.
 
     Raises:
         DataError: a tar that is not there.
@@ -160,19 +160,19 @@ class BrokenTar(BrokenShard, ImageShard):
     """A tar whose headers cannot be read."""
 
     def files(self) -> Iterator[tuple[str, bytes | Unreadable]]:
-        """Raise what is wrong with it."""
+        """Raise the error that reading the headers gave."""
         raise self.error
 
 
 def _members(path: Path, links: list[str]) -> Iterator[Member]:
-    """Yield the images of an uncompressed tar; note those called like images that are links and such."""
+    """Yield the images of an uncompressed tar, and add members that are links to `links`."""
     with _tar_errors(path), open(path, "rb") as file:
         yield from _image_members(_TarFile(file), path, links)
 
 
 def _image_members(blocks: _TarFile, path: Path, links: list[str]) -> Iterator[Member]:
     try:
-        # Not closed: the file is the caller's.
+        # Not closed here, as the caller closes the file.
         tar = tarfile.TarFile(fileobj=blocks, errors="surrogateescape")  # type: ignore[arg-type]
     except tarfile.ReadError as error:
         if blocks.ended:  # no member at all
@@ -192,7 +192,7 @@ def _image_members(blocks: _TarFile, path: Path, links: list[str]) -> Iterator[M
 
 
 class _TarFile:
-    """A tar as a file that knows how it ended: tarfile takes a damaged header for the end."""
+    """A tar as a file that keeps what was read last, as tarfile takes a damaged header for the end."""
 
     def __init__(self, file: IO[bytes] | gzip.GzipFile) -> None:
         self._file, self._last = file, b""
@@ -204,11 +204,11 @@ class _TarFile:
 
     @property
     def ended(self) -> bool:
-        """Whether what was read last is what a tar ends with."""
+        """Whether the block read last is the one that ends a tar."""
         return self._last == bytes(512)
 
     def finish(self, path: Path) -> None:
-        """Raise DataError unless the tar has ended, and nothing comes after it; read on to a checksum."""
+        """Raise DataError unless the tar has ended and nothing follows; reading on compares checksums."""
         if not self.ended:
             why = "a damaged header" if self._last else "it does not end as a tar does"
             raise _damaged(path, f"{why} at byte {self.tell() - len(self._last):,}")

@@ -34,15 +34,15 @@ from slabnorm.inputs.sources.base import (
 from slabnorm.inputs.sources.files import file_mark, remote_mark
 from slabnorm.inputs.split import Hint, held_out, path_hints
 
-# Zarr stores: opening an array by plain data, and which of its chunks are there.
+# Zarr stores: opening an array, and finding which of its chunks are there.
 
-CHUNKS = 1 << 24  # files of a store: to look at each takes 4 minutes
-ROWS_BYTES = 1 << 32  # decoded: a chunk of zeros is 30 kB for each GB
+CHUNKS = 1 << 24  # to ask for the status of this many files takes 4 minutes
+ROWS_BYTES = 1 << 32  # of decoded rows: 1 GB of zeros compresses to 30 kB
 
 
 @dataclass(frozen=True)
 class ArrayLocation:
-    """Where an array is; it can be pickled.
+    """Where an array is stored; it can be pickled.
 
     Attributes:
         name: how messages call it.
@@ -63,7 +63,7 @@ class ArrayLocation:
     def where(self) -> str:
         """The path or URL of the store."""
         path = getattr(self.store, "path", self.store)
-        # A store that is no file of this machine has a path all the same.
+        # Also a store that is no file of this machine may have a path.
         return f"{path}" if isinstance(path, Path) or path is self.store else f"store://{path}"
 
 
@@ -114,7 +114,7 @@ def open_array(location: ArrayLocation, strict: bool = False) -> Iterator[Any]:
 
 
 def find_array(location: ArrayLocation, key: str | None) -> ArrayLocation:
-    """Return the place of the array that `key` names in a group, else "x", else the only one.
+    """Return the location of the array that `key` names in a group, else "x", else the only one.
 
     Raises:
         DataError: there is none, or none can be told to be x; lists the arrays of a group.
@@ -139,7 +139,7 @@ def find_array(location: ArrayLocation, key: str | None) -> ArrayLocation:
 
 
 def location_of(node: Any) -> ArrayLocation:
-    """Return the place of an opened array or group."""
+    """Return the location of an opened array or group."""
     zarr = import_zarr()
     store = node.store
     inside = f"[{node.path!r}]" if node.path else ""
@@ -149,20 +149,20 @@ def location_of(node: Any) -> ArrayLocation:
 
 
 def metadata_digest(array: Any) -> str:
-    """Return a hash of the metadata that decide values."""
+    """Return a hash of the metadata, without the attributes, which do not change values."""
     plain = array.metadata.to_dict()
     text = json.dumps({k: v for k, v in plain.items() if k != "attributes"}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def stored_shape(array: Any) -> tuple[int, ...]:
-    """Return the shape of what the store holds as one file: a chunk, or a shard of chunks."""
+    """Return the shape of what is stored as one file: a chunk, or a shard of chunks."""
     shape: tuple[int, ...] = array.shards or array.chunks
     return shape
 
 
 def chunk_keys(array: Any, first: int, last: int) -> Iterator[str]:
-    """Yield the keys in the store of all that rows `first` to `last` lie in."""
+    """Yield the keys of all chunks or shards that rows `first` to `last` lie in."""
     size = stored_shape(array)
     rows = range(first // size[0], -(-last // size[0]))
     others = (range(-(-n // step)) for n, step in zip(array.shape[1:], size[1:], strict=True))
@@ -176,7 +176,7 @@ def chunk_key(array: Any, index: tuple[int, ...]) -> str:
 
 
 class ChunkMarks:
-    """What a store tells of its chunks without reading them.
+    """The marks of a store's chunks, without reading them.
 
     Attributes:
         lasting: whether it changes when the data do, so that it is good for a fingerprint.
@@ -189,7 +189,7 @@ class ChunkMarks:
         self.lasting = self._root is not None or bool(self._listed and all(self._listed.values()))
 
     def of(self, wanted: Sequence[str]) -> list[str | None]:
-        """Return what marks each chunk; None for one that is not there, "" if the store does not say."""
+        """Return the mark of each chunk: None if it is not there, "" if the store does not say."""
         if self._root is not None:
             return [_mark_or_none(self._root / key) for key in wanted]
         if self._listed is None:
@@ -216,7 +216,7 @@ def _open(zarr: Any, location: ArrayLocation, store: Any) -> Any:
             _check(node, location)
     except SlabError:
         raise
-    except Exception as error:  # whatever a reader of JSON makes of JSON that is no metadata
+    except Exception as error:  # Zarr raises anything for JSON that is not metadata
         raise _unreadable(location, error) from error
     return node
 
@@ -224,7 +224,7 @@ def _open(zarr: Any, location: ArrayLocation, store: Any) -> Any:
 def _check(array: Any, location: ArrayLocation) -> None:
     """Raise DataError unless an array's metadata are those of numbers that can be read."""
     name, plain = location.name, array.metadata.to_dict()
-    # numcodecs has a codec that runs what the data say; old versions of it do so without being asked.
+    # numcodecs has a codec that unpickles, and so runs code from the data.
     codecs = [plain.get(part) for part in ("codecs", "compressor", "filters")]
     if any("pickle" in codec for codec in _names(codecs)):
         raise DataError(f"Pickled data: {name} has a codec that unpickles", fix="write it with another codec")
@@ -273,9 +273,9 @@ def _unreadable(location: ArrayLocation, error: Exception) -> DataError:
 
 @cache
 def _strict() -> type:
-    """Return a store around another that raises where Zarr would take the fill value."""
+    """Return the class of a store that raises MissingChunkError where Zarr would use the fill value."""
 
-    # The read itself tells: no second request, and nothing can happen between a check and a read.
+    # Found by the read itself: no second request, and no time between a check and a read.
     class Strict(import_zarr().storage.WrapperStore):  # type: ignore[misc]
         async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
             found = await super().get(key, prototype, byte_range)
@@ -297,8 +297,8 @@ def _mark_or_none(path: Path) -> str | None:
 
 
 def _listing(zarr: Any, array: Any, location: ArrayLocation) -> dict[str, str] | None:
-    """Return the keys below an array, with what changes when their content does; None if it cannot be had."""
-    from zarr.core.sync import sync  # there is no public way to wait for a store
+    """Return the marks of all files of an array by their keys; None if the store cannot be listed."""
+    from zarr.core.sync import sync  # Zarr has no public function to wait for a store
 
     store = array.store
 
@@ -311,7 +311,7 @@ def _listing(zarr: Any, array: Any, location: ArrayLocation) -> dict[str, str] |
 
     try:
         found = sync(listed())
-    except Exception:  # a server without listings, as most of HTTP
+    except Exception:  # such as an HTTP server, most of which do not list
         return None
     known = any(f"{array.path}/{name}".strip("/") in found for name in ("zarr.json", ".zarray"))
     return found if known else None
@@ -345,11 +345,11 @@ class ShardIndex:
         checked = any(codec["name"] == "crc32c" for codec in layout["index_codecs"])
         self._bytes = 16 * int(np.prod(self._grid)) + 4 * checked
         self._end = layout.get("index_location", "end") == "end"
-        self._table = lru_cache(64)(self._read)  # a shard is longer than a block
+        self._table = lru_cache(64)(self._read)  # blocks are shorter than shards, and so need an index again
 
     @classmethod
     def of(cls, array: Any) -> ShardIndex | None:
-        """Return it for an array with shards whose index can be read; else None."""
+        """Return the index of an array, or None if it has no shards or an index of another kind."""
         if not array.shards:
             return None
         layout = array.metadata.to_dict()["codecs"][0]["configuration"]
@@ -391,8 +391,8 @@ class ShardIndex:
 # statistics, so that here it is an error, unless `missing_chunks="fill"` says that chunks were left out on
 # purpose, as Zarr does with those that hold the fill value only.
 
-FILES = ("zarr.json", ".zarray", ".zgroup")  # by which a folder is known
-_ABSENT = 1 << 17  # chunks: a store that lacks more is not damaged but another, and to list them takes 4 s
+FILES = ("zarr.json", ".zarray", ".zgroup")  # one of which a Zarr folder has
+_ABSENT = 1 << 17  # missing chunks; with more the store is another one, and listing them would take over 4 s
 
 
 @dataclass(frozen=True)
@@ -422,12 +422,12 @@ class ZarrShard(Shard):
     def _read(
         self, array: Any, present: ShardIndex | None, first: int, last: int
     ) -> Iterator[Block | Unreadable]:
-        """Yield rows; if they cannot be read, chunk by chunk, to leave out no more than must be."""
+        """Yield rows; if that fails, go on chunk by chunk, so that only damaged chunks are left out."""
         try:
             if present:
                 present.check(first, last)
             rows = array[first:last]
-        except Exception:  # codecs raise whatever they like
+        except Exception:  # codecs raise errors of any type
             size = array.chunks[0]
             for start in range(first, last, size):
                 yield self._chunk_or_why(array, present, start, min(start + size, last))
@@ -437,7 +437,7 @@ class ZarrShard(Shard):
     def _chunk_or_why(
         self, array: Any, present: ShardIndex | None, first: int, last: int
     ) -> Block | Unreadable:
-        """Return rows of one chunk, or the first chunk of them that cannot be read, and why."""
+        """Return the rows of one chunk, or the first chunk along the other axes that cannot be read."""
         others = [range(0, n, step) for n, step in zip(array.shape[1:], array.chunks[1:], strict=True)]
         for corner in product((first,), *others):
             key = chunk_key(array, tuple(at // n for at, n in zip(corner, stored_shape(array), strict=True)))
@@ -453,7 +453,7 @@ class ZarrShard(Shard):
                 return Unreadable(name, _why(error), samples=last - first)
         try:
             rows: Block = array[first:last]
-        except Exception as error:  # such as too little memory for all of them
+        except Exception as error:  # such as too little memory
             name = f"rows {first} to {last - 1} of {self.name}"
             return Unreadable(name, _why(error), samples=last - first)
         return rows
@@ -482,7 +482,7 @@ class ZarrSource(Source):
         location = location_of(source) if is_zarr(source) else ArrayLocation(str(source), str(source))
         self._fill = missing_chunks == "fill"
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of dtypes that are refused anyway, and of files in between
+            warnings.simplefilter("ignore")  # of dtypes, refused below, and of other files
             self.location = find_array(location, key)
             self._read_metadata()
         word = held_out(self.location.path)
@@ -492,7 +492,7 @@ class ZarrSource(Source):
         )
 
     def _read_metadata(self) -> None:
-        """Note what the metadata say, and check it."""
+        """Read and check the metadata."""
         self.name = self.location.name
         with open_array(self.location) as array:
             self.shape, self.dtype = tuple(array.shape), array.dtype
@@ -547,7 +547,7 @@ class ZarrSource(Source):
     def _fingerprint(
         self, marks: ChunkMarks, array: Any, rows: tuple[int, int], plan: str, absent: int
     ) -> tuple[str, int]:
-        """Return what changes when some rows do, "" if that is not known, and how many chunks lack so far."""
+        """Return the fingerprint of some rows, "" if the store has none, and the number of missing chunks."""
         digest, wanted = hashlib.sha256(f"{plan}\n{self._fill}".encode()), chunk_keys(array, *rows)
         while some := list(islice(wanted, 4096)):
             found = marks.of(some)
@@ -577,7 +577,7 @@ def _why(error: Exception) -> str:
 
 
 def _rows_of_shards(array: Any, chunk_values: int) -> list[tuple[int, int]]:
-    """Return the rows of each shard: those of an array in memory, or the next that no chunk lies across."""
+    """Return the rows of each shard: as of an array in memory, but at bounds of chunks."""
     found = shard_rows(array.shape, chunk_values)
     if len(found) == 1:
         return found
@@ -587,7 +587,7 @@ def _rows_of_shards(array: Any, chunk_values: int) -> list[tuple[int, int]]:
 
 
 def _step(array: Any, most: int) -> int:
-    """Return how many rows are read at once: those of as many whole chunks as `most` bytes hold."""
+    """Return how many rows are read at once: those of whole chunks, of at most `most` bytes if possible."""
     size: int = array.chunks[0]
     row = math.prod(array.shape[1:]) * array.dtype.itemsize
     return max(1, most // max(1, size * row)) * size
