@@ -266,7 +266,8 @@ def _difference(path: str, old: str, new: str) -> LedgerError:
 def _differing_argument(key: str, before: Any, now: Any) -> str:
     """Return in the words of `fit` what an entry of the plan says about its arguments."""
     if key == "sample":
-        return "`scheme` " + ("reads quantiles now, but did not then" if now else "read quantiles then, not now")
+        what = "reads quantiles now, but did not then" if now else "read quantiles then, but does not now"
+        return f"`scheme` {what}"
     if key in ("nan", "skip_bad", "pattern", "sizes", "weights"):
         return printable(f"{key}={now!r} now, {key}={before!r} then")
     if key == "schema":
