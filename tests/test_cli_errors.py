@@ -50,6 +50,7 @@ def test_every_option_is_named_as_it_is_typed(command: str, option: Any) -> None
 def test_several_values_are_an_option_repeated() -> None:
     assert in_options('as columns=["a b", "c"]', cli.fit) == 'as --column "a b" --column c'
     assert in_options("batch_sizes=(2, 16)", cli.compare) == "--batch-size 2 --batch-size 16"
+    assert in_options("add g=<size>", cli.fit) == "add --size g=<size>"
     assert in_options(r'as delimiter="\t"', cli.fit) == r'as --delimiter "\t"'
 
 

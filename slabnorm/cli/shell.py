@@ -253,15 +253,18 @@ def in_options(message: str, command: Callable[..., None], given: Iterable[objec
     argument = rf"(?<![\w.=-])(?P<name>{names})={value}(?![\w/\\({{\[]|\.\w)"
     quoted = rf"`(?P<quoted>{names})`"
     subject = rf"^(?P<subject>{names})(?= must )"
+    axis = r"\b(?P<axis>\w+=<size>)"
 
     def option(found: re.Match[str]) -> str:
         if found["name"] is not None:
             with suppress(ValueError, SyntaxError):  # of a value that is not written out
                 return _written(options[found["name"]], found["value"])
+        if found["axis"] is not None and "size" in options:
+            return f"{options['size'].opts[0]} {found['axis']}"
         name = found["quoted"] or found["subject"]
         return found[0] if name is None else str(options[name].opts[0])
 
-    every = "|".join([*typed, calls, argument, quoted, subject, paths])
+    every = "|".join([*typed, calls, argument, quoted, subject, axis, paths])
     return re.sub(every, option, message, flags=re.MULTILINE)
 
 

@@ -23,7 +23,7 @@ FEW = 100  # with fewer values, a single outlier makes the standard deviation
 
 def warn_of_flags(name: str) -> None:
     """Warn of data of bool, which are hardly ever meant to be scaled."""
-    _warn(f"{name} holds bool, which is fitted as 0 and 1; cast it to uint8 if that is what you mean")
+    _warn(f"{name} holds data of bool, which are counted as 0 and 1; cast them to uint8 if that is meant")
 
 
 def warn_of(norm: InputNorm) -> None:

@@ -266,10 +266,10 @@ def _difference(path: str, old: str, new: str) -> LedgerError:
 def _differing_argument(key: str, before: Any, now: Any) -> str:
     """Return in the words of `fit` what an entry of the plan says about its arguments."""
     if key == "sample":
-        kinds = [f"a scheme {'with' if size else 'without'} quantiles" for size in (now, before)]
-        return f"{kinds[0]} now (scheme), {kinds[1]} then"
+        what = "reads quantiles now, but did not then" if now else "read quantiles then, but does not now"
+        return f"`scheme` {what}"
     if key in ("nan", "skip_bad", "pattern", "sizes", "weights"):
         return printable(f"{key}={now!r} now, {key}={before!r} then")
     if key == "schema":
-        return "columns, key or convert make other samples of the data now"
+        return "the samples are others now, because of `columns`, `key` or `convert`"
     return "another version of slabnorm began it"

@@ -183,9 +183,8 @@ class Record:
             raise StatisticsError(problem, f"{error}", "fit again") from error
 
 
-_TYPES = {
-    "scheme": dict, "pattern": str, "sample": list, "dtype": str, "split": str, "samples": int, "nan": str,
-    "leak": bool, "sizes": dict, "names": list, "order": list, "reader": str, "skipped": int,
-    "positions": int, "content": str,
-    "weights": str,
-}  # fmt: skip
+_TYPES: dict[str, type] = dict.fromkeys(
+    ("pattern", "dtype", "split", "nan", "reader", "content", "weights"), str
+)
+_TYPES |= dict.fromkeys(("samples", "skipped", "positions"), int)
+_TYPES |= dict.fromkeys(("sample", "names", "order"), list) | {"scheme": dict, "sizes": dict, "leak": bool}

@@ -21,10 +21,9 @@ from urllib.request import url2pathname
 from slabnorm.errors import DataWarning, LeakageError, OptionError
 from slabnorm.text import printable
 
-HELD_OUT = frozenset((
-    "validation", "validate", "valid", "val", "dev", "devel", "development", "test", "tests", "testing",
-    "eval", "evaluate", "evaluation", "holdout", "heldout", "unseen", "predict", "prediction",
-))  # fmt: skip
+_VALIDATION = ("validation", "validate", "valid", "val", "dev", "devel", "development")
+_TEST = ("test", "tests", "testing", "eval", "evaluate", "evaluation", "predict", "prediction")
+HELD_OUT = frozenset((*_VALIDATION, *_TEST, "holdout", "heldout", "unseen"))
 # A split that holds all samples holds the test split too. In the name of a file these words say nothing.
 EVERYTHING = frozenset(("all", "full", "whole", "everything"))
 # Programs are developed and tested in such folders: their names count only for data directly in them.

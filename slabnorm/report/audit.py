@@ -232,19 +232,19 @@ def print_audit(record: AuditRecord, console: Console) -> None:
 
     No text of the record is read as markup.
     """
-    from rich.text import Text
+    from slabnorm.report.terminal import print_text
 
-    console.print(Text(printable(record.heading, 600), style="dim"))
+    print_text(console, printable(record.heading, 600), "dim")
     console.print()
-    console.print(Text(f"{record.counts} found", style="bold" if record.clean else "bold red"))
+    print_text(console, f"{record.counts} found", "bold" if record.clean else "bold red")
     console.print()
     if record.findings:
         _print_findings(record, console)
-    console.print(Text(overlap_text(record.overlap)))
+    print_text(console, overlap_text(record.overlap))
     if record.leaked is not None:
         _print_leaked(record.leaked, console)
     for note in record.notes:
-        console.print(Text(f"• {printable(note, 400)}", style="dim"))
+        print_text(console, f"• {printable(note, 400)}", "dim")
 
 
 def _print_findings(record: AuditRecord, console: Console) -> None:
@@ -276,14 +276,14 @@ def overlap_text(overlap: Overlap | None) -> str:
 
 def _print_leaked(leaked: Leaked, console: Console) -> None:
     """Print where the first of the samples are that were in the training data."""
-    from rich.text import Text
+    from slabnorm.report.terminal import print_text
 
-    console.print(Text(f"{leaked.text}:"))
+    print_text(console, f"{leaked.text}:")
     for sample in leaked.samples[:LEAKED_PRINTED]:
-        console.print(Text(f"  {printable(sample, 400)}"), soft_wrap=True)
+        console.print(f"  {printable(sample, 400)}", markup=False, soft_wrap=True)
     if leaked.known > LEAKED_PRINTED:
         more = f"and {leaked.known - LEAKED_PRINTED:,} more; --json lists the first {len(leaked.samples):,}"
-        console.print(Text(f"  {more}", style="dim"))
+        print_text(console, f"  {more}", "dim")
 
 
 # The audit as a page.

@@ -79,36 +79,36 @@ def _finite(value: Any) -> Any:
 
 def print_statistics(record: StatisticsRecord, console: Console, every: bool = False) -> None:
     """Print what was fitted, and a row for each of the first 40 features, or for `every` one."""
-    from rich.text import Text
+    from slabnorm.report.terminal import print_text
 
     features = "1 feature" if len(record.features) == 1 else f"{len(record.features):,} features"
-    console.print(Text(printable(f"{record.scheme}, {record.pattern}"), style="bold"))
+    print_text(console, printable(f"{record.scheme}, {record.pattern}"), "bold")
     samples = f"{record.samples:,} samples of {dtype_label(record.dtype)}"
-    console.print(Text(printable(f'fitted on split "{record.split}": {samples}, {features}')))
+    print_text(console, printable(f'fitted on split "{record.split}": {samples}, {features}'))
     if record.weights:
-        console.print("samples count by their weights, and count is the sum of the weights")
+        print_text(console, "samples count by their weights, and count is the sum of the weights")
     if record.clip is not None:
-        console.print(f"outputs are cut off at {record.clip[0]:g} and {record.clip[1]:g}")
+        print_text(console, f"outputs are cut off at {record.clip[0]:g} and {record.clip[1]:g}")
     if record.reader:
-        console.print(Text(printable(f"read by {record.reader}"), style="dim"))
+        print_text(console, printable(f"read by {record.reader}"), "dim")
     if record.skipped:
         many = "files or parts of files" if record.skipped > 1 else "file or part of a file"
         text = f"{record.skipped:,} {many} could not be read and were left out"
-        console.print(Text(text if record.skipped > 1 else text.replace("were", "was"), style="yellow"))
+        print_text(console, text if record.skipped > 1 else text.replace("were", "was"), "yellow")
     if record.leak:
-        console.print(Text("statistics from held-out data, because of leak=True or --leak", style="yellow"))
+        print_text(console, "statistics from held-out data, because of leak=True or --leak", "yellow")
     shown = record.features if every else record.features[:MOST]
     drawn = _print_features(shown, record.ranks, console)
     if len(shown) < len(record.features):
-        console.print(f"and {len(record.features) - len(shown):,} more features", style="dim")
+        print_text(console, f"and {len(record.features) - len(shown):,} more features", "dim")
     legend = "mean █, one standard deviation around it ▒"
     if record.ranks:
         low, middle, high = record.ranks
         legend = f"quantile {middle:g} █, from quantile {low:g} to {high:g} ▒"
         error = f"ranks of quantiles are off by at most {record.rank_error:.3f}, with 99% probability"
-        console.print(error if record.rank_error else "quantiles are those of all values", style="dim")
+        print_text(console, error if record.rank_error else "quantiles are those of all values", "dim")
     if drawn:
-        console.print(f"picture: minimum ├ to maximum ┤, {legend}", style="dim")
+        print_text(console, f"picture: minimum ├ to maximum ┤, {legend}", "dim")
 
 
 def _print_features(features: tuple[FeatureRecord, ...], ranks: tuple[float, ...], console: Console) -> bool:

@@ -274,10 +274,10 @@ def print_study(study: StudyRecord, console: Console) -> None:
 
     No text of the study is read as markup. The width of the console decides how the tables are folded.
     """
-    from rich.text import Text
+    from slabnorm.report.terminal import print_text
 
     def paragraph(text: str, style: str) -> None:
-        console.print(Text(printable(text, MOST_CHARACTERS), style=style))
+        print_text(console, printable(text, MOST_CHARACTERS), style)
 
     console.print()
     paragraph(study.verdict, "bold")
@@ -380,6 +380,7 @@ def render_study(study: StudyRecord) -> str:
         study.as_dict(),
         study=study,
         level=level,
+        counted=counted,
         accuracy_text=accuracy_text,
         steps_text=steps_text,
         milliseconds_text=milliseconds_text,

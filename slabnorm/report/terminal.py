@@ -87,6 +87,13 @@ class Row:
     style: str = ""
 
 
+def print_text(console: Console, text: str | Text, style: str = "") -> None:
+    """Print a text, wrapped at the width of the console, without blanks at the end of lines."""
+    for line in Text.assemble(text, style=style).wrap(console, console.width):
+        line.rstrip()
+        console.print(line, no_wrap=True, crop=False)
+
+
 def print_rows(console: Console, columns: Sequence[Column], rows: Sequence[Row]) -> bool:
     """Print a table, and return whether its pictures are in it.
 

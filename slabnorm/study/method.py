@@ -83,7 +83,7 @@ def measures(options: Options, data: Dataset, processes: int) -> tuple[tuple[str
         (
             "Time per step",
             f"Forward, backward and optimiser: the median of a run without its first {WARM_UP} steps, then "
-            f"the median over seeds. {processes} processes ran at a time, each with one thread.",
+            f"the median over seeds. Processes at a time: {processes}, each with one thread.",
         ),
         (
             "Train/eval gap",

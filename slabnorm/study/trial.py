@@ -51,7 +51,8 @@ def try_model(
                 try_forward(model, few, len(bench.data.classes), norm)
             if constant:
                 text = "every slab is a single value here, so that the output is constant"
-                notes.append(f"{norm_label(norm).capitalize()}: {text}.")
+                label = norm_label(norm)
+                notes.append(f"{label[:1].upper()}{label[1:]}: {text}.")
             counts.append(sum(p.numel() for p in model.parameters()))
             for size in batch_sizes:
                 part = batches(torch.as_tensor(bench.data.split.train), size)[0]

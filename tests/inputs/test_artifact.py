@@ -61,7 +61,9 @@ FITS["sizes of NumPy"] = lambda: sn.fit(images(), "zscore", "n (g c) h w -> g", 
     ids=lambda value: type(value).__name__,
 )
 def test_what_is_no_input_norm_is_not_saved(given: Any, fix: str, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match=rf"an InputNorm\n  got: {type(given).__name__}\n") as error:
+    with pytest.raises(
+        OptionError, match=rf"an InputNorm, the fitted statistics\n  got: {type(given).__name__}\n"
+    ) as error:
         sn.save(given, tmp_path / "inputs.safetensors")
     assert fix in error.value.fix
     assert not list(tmp_path.iterdir())

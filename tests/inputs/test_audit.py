@@ -147,8 +147,8 @@ def test_iris_has_the_same_flower_twice():
     rest = [i for i in range(150) if i not in twins]
     record = audit(sn.fit(data[[*rest[::2], twins[0]]], split="train"), data[[*rest[1::2], twins[1]]])
     assert (record.overlap.found, record.overlap.exact) == (1, True)
-    assert "identical to training samples: 1 of 75" in record.findings[0].text
-    assert "deduplicate" in record.findings[0].advice
+    assert "1 of 75 distinct samples (1.33%) are identical to training samples" in record.findings[0].text
+    assert "remove duplicates" in record.findings[0].advice
 
 
 @pytest.mark.parametrize(("most", "columns"), [(3, 8), (5, 8), (2, 3)])
@@ -157,7 +157,7 @@ def test_small_integers_repeat_by_nature(most, columns):
     record = audit(sn.fit(data[:30_000], split="train"), data[30_000:])
     assert kinds(record) == ["duplicates"]
     assert record.findings[0].severity == "warning"
-    assert "deduplicate" in record.findings[0].advice
+    assert "remove duplicates" in record.findings[0].advice
 
 
 def test_constant_rows_are_identical_rows():
@@ -240,11 +240,17 @@ def test_photos_on_another_scale_or_in_another_order():
     divided = (test / 255).astype(np.float32)
     record = audit(norm, divided)
     assert kinds(record) == ["scale"]
-    assert "scaled to 0..1, where training had 0..255 (uint8 then, float32 now)" in record.findings[0].text
+    assert (
+        "scaled to 0..1, but in training they had 0..255 (uint8 in training, float32 now)"
+        in record.findings[0].text
+    )
     assert kinds(audit(norm, divided[:, ::-1])) == ["scale", "order"]
-    assert "-1..1" in audit(norm, divided * 2 - 1).findings[0].text
+    assert "\N{MINUS SIGN}1..1" in audit(norm, divided * 2 - 1).findings[0].text
     assert "0..65535" in audit(norm, test.astype(np.uint16) * 257).findings[0].text
-    assert "0..255, where training had 0..1" in audit(fitted((train / 255).astype(np.float32)), test).verdict
+    assert (
+        "0..255, but in training they had 0..1"
+        in audit(fitted((train / 255).astype(np.float32)), test).verdict
+    )
     assert kinds(audit(norm, norm(torch.from_numpy(test)))) == ["scale"]
     assert kinds(audit(norm, test.astype(np.float32))) == ["dtype"]
 
@@ -259,7 +265,7 @@ def test_statistics_that_have_seen_the_new_data():
     train, test = data[:1500], data[1500:]
     own = audit(sn.fit(train, split="train"), test, train=train)
     assert own.clean
-    assert own.notes == ("the statistics are those of the training split alone",)
+    assert own.notes == ("The statistics are those of the training split alone.",)
     both = audit(sn.fit(data, split="train"), test, train=train[::-1])  # in any order
     assert kinds(both) == ["leak", "overlap"]
     assert "training split and array together" in both.findings[0].text
@@ -290,13 +296,15 @@ def test_missing_values_and_constants():
     by = {(finding.kind, finding.features): finding.text for finding in found}
     assert by["constant", ("1",)].endswith("one value in training, 7, and now has others: 7 to 8")
     assert by["constant", ("2",)].endswith("varied in training and now has one value, 0.25")
-    assert by["missing", ("3",)].startswith("0.75% of the values of feature 3 are missing, 0% in training")
+    assert by["missing", ("3",)].startswith(
+        "0.75% of the values of feature 3 are missing, but 0% in training"
+    )
     assert len(found) == 3
     train[::10, 3] = np.nan
     assert "missing" not in kinds(audit(sn.fit(train, split="train", nan="omit"), normal(20)))
     test[:, 3] = np.nan
     record = audit(sn.fit(train, split="train", nan="omit"), test)
-    assert "100% of the values of feature 3 are missing, 10% in training" in record.findings[-1].text
+    assert "100% of the values of feature 3 are missing, but 10% in training" in record.findings[-1].text
     assert record.as_dict()["features"][3]["new"]["mean"] is None
 
 
@@ -323,7 +331,7 @@ def test_statistics_without_a_sketch():
     norm = sn.InputNorm.from_state_dict(sn.fit(train, split="train").state_dict())
     record = audit(norm, test)
     assert record.overlap is None
-    assert "keep no sketch" in record.notes[0]
+    assert "keep no hashes" in record.notes[0]
 
 
 def test_a_path_and_a_record_that_travels(tmp_path):

@@ -266,7 +266,7 @@ def test_huggingface_merges(tmp_path: Path) -> None:
     ("content", "says"),
     [
         ("", "Expecting value"),
-        ("[1]", "no object"),
+        ("[1]", "not a JSON object"),
         ('{"a": 1, "a": 2}', "a key twice"),
         ('{"a": NaN}', "NaN"),
         ('{"a": 1e999}', "1e999"),
@@ -274,7 +274,7 @@ def test_huggingface_merges(tmp_path: Path) -> None:
         ("\xff", "utf-8"),
         ('{"rescale_offset": true}', 'set "rescale_offset" to false'),
         ('{"include_top": "\\u001b[31m"}', "x1b"),
-        ('{"image_processor": {}}', "outermost"),
+        ('{"image_processor": {}}', "whole processor"),
     ],
     ids=range(10),
 )
@@ -296,7 +296,7 @@ def test_huggingface_refuses_to_merge(content: str, says: str, tmp_path: Path) -
         ((4, 5, 6, 3), "n h w c -> h", "one per channel"),
         ((4, 4, 5, 6), "n (g c) h w -> g", "one per channel"),
         ((4, 3), "n c -> c", "one per channel"),
-        ((4, 3), "n c ->", "an image"),
+        ((4, 3), "n c ->", "not images"),
     ],
 )
 def test_what_is_no_mean_and_std_of_channels_is_refused(make, shape, pattern, says) -> None:
@@ -309,12 +309,12 @@ def test_what_is_no_mean_and_std_of_channels_is_refused(make, shape, pattern, sa
 @pytest.mark.parametrize("make", [exports.torchvision_text, exports.to_huggingface])
 def test_images_far_from_zero_are_refused(make) -> None:
     far = sn.fit(1e6 + RNG.uniform(-1, 1, (4, 3, 5, 6)), "zscore", "n c h w -> c", split="train")
-    with pytest.raises(OptionError, match="subtract in float32"):
+    with pytest.raises(OptionError, match="compute in float32"):
         make(far)
     for scaled_by in (0, -1, float("nan"), float("inf"), 10**400, True, "255"):
         with pytest.raises(OptionError, match="positive number"):
             make(fitted("photos"), scaled_by)
-    with pytest.raises(OptionError, match="finite"):
+    with pytest.raises(OptionError, match="out of the range of float64"):
         make(fitted("photos"), 5e-324)
 
 
@@ -388,7 +388,7 @@ def test_sklearn_counts_nan_and_names_columns() -> None:
     ],
 )
 def test_sklearn_takes_tables_only(data, pattern, sizes) -> None:
-    with pytest.raises(OptionError, match="per column"):
+    with pytest.raises(OptionError, match="for each column"):
         exports.to_sklearn(sn.fit(data, "zscore", pattern, split="train", **sizes))
 
 
@@ -401,7 +401,7 @@ def test_sklearn_columns_of_a_split_axis_keep_their_order() -> None:
 
 def test_sklearn_scale_beyond_float64() -> None:
     norm = sn.fit(np.array([[0.0], [1e-310]]), "minmax", "n c -> c", split="train")
-    with pytest.raises(OptionError, match="finite"):
+    with pytest.raises(OptionError, match="out of the range of float64"):
         exports.to_sklearn(norm)
 
 
@@ -452,9 +452,9 @@ def test_json_of_hostile_names() -> None:
 @pytest.mark.parametrize("to", exports.TARGETS)
 def test_meta_and_unknown_options(to: str) -> None:
     norm = fitted("wine" if to == "sklearn" else "photos")
-    with pytest.raises(OptionError, match="has the option"):
+    with pytest.raises(OptionError, match="does not take"):
         export(norm, to, colour="red")
-    with pytest.raises(StatisticsError, match="numbers"):
+    with pytest.raises(StatisticsError, match="no values"):
         export(norm.to("meta"), to)
 
 
@@ -482,7 +482,7 @@ def test_missing_packages(to: str, package: str, fix: str, monkeypatch, tmp_path
 
 def test_onnx_of_unknown_dtypes() -> None:
     for dtype in ("complex64", "float8", "", 5, torch.complex64):
-        with pytest.raises(OptionError, match="dtype is one of"):
+        with pytest.raises(OptionError, match="dtype must be one of"):
             exports.to_onnx(fitted("wine"), dtype)
 
 
@@ -497,7 +497,7 @@ def test_files(to: str, tmp_path: Path) -> None:
     assert export(norm, to, path) is None
     want = exports.content(norm, to)
     assert path.read_bytes() == (want if isinstance(want, bytes) else want.encode())
-    with pytest.raises(SlabError, match="can be written"):
+    with pytest.raises(SlabError, match="Cannot write"):
         export(norm, to, tmp_path / "no" / "where")
 
 

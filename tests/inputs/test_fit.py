@@ -220,11 +220,11 @@ def test_the_options():
     data = np.zeros((3, 2))
     with pytest.raises(OptionError, match='"raise" or "omit"'):
         fit(data, split="train", nan="ignore")
-    with pytest.raises(OptionError, match="leak is True or False"):
+    with pytest.raises(OptionError, match="leak must be True or False"):
         fit(data, split="train", leak="yes")
     with pytest.raises(OptionError, match="did you mean 'zscore'"):
         fit(data, "z-score", split="train")
-    with pytest.raises(OptionError, match=r"make one: slabnorm.ZScore\(\)"):
+    with pytest.raises(OptionError, match=r"make an object of it: slabnorm.ZScore\(\)"):
         fit(data, ZScore, split="train")
 
 
@@ -265,7 +265,7 @@ assert grown < 48_000, grown
 def test_options_of_the_wrong_kind():
     x = np.arange(12.0).reshape(6, 2)
     for options, words in (
-        ({"skip_bad": "no"}, "skip_bad is True or False"), ({"ledger": 7}, "ledger is a path"),
+        ({"skip_bad": "no"}, "skip_bad must be True or False"), ({"ledger": 7}, "ledger must be a path"),
         ({"memory": "2GB"}, "memory must be an integer"), ({"workers": 1.5}, "workers must be an integer"),
     ):  # fmt: skip
         with pytest.raises(OptionError, match=words):

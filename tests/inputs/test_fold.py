@@ -136,7 +136,7 @@ def test_half_precision_takes_what_it_can(dtype: torch.dtype) -> None:
     if dtype == torch.float32:
         far.fold_into(layer)
     else:
-        with pytest.raises(OptionError, match="within 4 of their scale"):
+        with pytest.raises(OptionError, match="up to 4 times"):
             far.fold_into(layer)
 
 

@@ -92,7 +92,7 @@ def test_of_a_large_training_set_it_says_how_many_can_be_named():
     assert leaked.about == pytest.approx(1000, rel=0.3)
     assert len(leaked.samples) == leaked.known
     assert all(1000 <= sample.row < 2000 for sample in leaked.samples)
-    assert f"about {leaked.about:,} samples" in leaked.text
+    assert f"About {leaked.about:,} samples" in leaked.text
 
 
 def test_the_list_ends_where_nobody_reads_on(norm):

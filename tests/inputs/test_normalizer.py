@@ -332,7 +332,7 @@ def test_what_a_person_reads():
 
 def test_moments_of_another_shape_are_refused():
     norm = fitted("zscore")
-    with pytest.raises(ShapeError, match=r"have shape \(4,\)"):
+    with pytest.raises(ShapeError, match=r"needs \(4,\)"):
         InputNorm(norm.record, fitted("scalar").moments)
     twin = InputNorm(norm.record, norm.moments)
     assert torch.equal(twin.scale, norm.scale)

@@ -118,7 +118,7 @@ def test_a_database_of_another_program_under_a_ledgers_name_is_not_touched(resum
     before = held()
     result = run("fit", "x.npy", *resume, *FIT, "db")
     assert result.exit_code == 2
-    assert "without slabnorm's mark" in result.stderr
+    assert "a database of another program" in result.stderr
     assert held() == before
 
 
@@ -146,7 +146,7 @@ def test_a_file_under_a_ledgers_name_outlives_a_fit_that_keeps_none():
 
 def test_what_is_beside_a_ledger_and_not_its_journal_is_not_touched():
     Path("l-journal").write_text("notes")
-    with pytest.raises(LedgerError, match="not touched"):
+    with pytest.raises(LedgerError, match="not a ledger"):
         sn.fit("x.npy", split="train", ledger="l")
     assert Path("l-journal").read_text() == "notes"
     os.mkfifo("pipe")
@@ -159,7 +159,7 @@ def test_an_output_that_cannot_be_is_an_error_beforehand(out):
     before = held()
     result = run("fit", "x.npy", *FIT, out)
     assert result.exit_code == 2
-    assert "an output" in result.stderr
+    assert "Cannot write" in result.stderr or "The output must be a file" in result.stderr
     assert held() == before
 
 

@@ -85,7 +85,7 @@ def test_a_feature_without_spread():
     assert norm.scale.tolist() == [1.0, 1.0]
     constant, flat = (str(warning.message) for warning in caught)
     assert constant.endswith("constant and get scale 1: feature 1")
-    assert flat.endswith("no range between their quantiles and get scale 1: feature 0")
+    assert flat.endswith("equal quantiles and get scale 1: feature 0")
 
 
 def test_robust_statistics_travel(tmp_path):

@@ -119,7 +119,7 @@ def test_splits_that_may_not(split):
 )
 def test_a_data_set_that_says_it_is_held_out(attributes, wrap):
     source = wrap(Digits(**attributes))
-    with pytest.raises(LeakageError, match=r"Digits\.(.|\n)*named split='train'"):
+    with pytest.raises(LeakageError, match=r"Digits\.(.|\n)*although split='train'"):
         fit(source, split="train")
     with pytest.warns(DataWarning, match=r"Digits\."):
         fit(source, split="train", leak=True)

@@ -81,15 +81,15 @@ def test_the_error_names_the_entry():
     model = nn.ModuleDict({"norm": fit(X, split="train")})
     state = model.state_dict()
     state["norm.scale"] = -state["norm.scale"]
-    with pytest.raises(StatisticsError, match=r"norm\.scale holds -"):
+    with pytest.raises(StatisticsError, match=r"norm\.scale must be finite and above 0\n  got: -"):
         model.load_state_dict(state)
 
 
 def test_statistics_of_other_features():
     norm = fit(X, split="train")
-    with pytest.raises(ShapeError, match=r"shift has shape \(3,\)(.|\n)*\(2,\)"):
+    with pytest.raises(ShapeError, match=r"shift must have shape \(3,\)(.|\n)*\(2,\)"):
         norm.load_state_dict(fit(X[:, :2], split="train").state_dict())
-    with pytest.raises(StatisticsError, match=r'for "n \.\.\. c -> c"'):
+    with pytest.raises(StatisticsError, match=r"'n \.\.\. c -> c', not"):
         norm.load_state_dict(fit(X, "zscore", "n ... c -> c", split="train").state_dict())
 
 
@@ -183,9 +183,9 @@ def test_a_state_dict_in_part(left_out):
     norm, state = fit(X, split="train"), fit(OTHER, split="train").state_dict()
     before = norm(X)
     del state[left_out]
-    with pytest.raises(StatisticsError, match="what the scheme makes"):
+    with pytest.raises(StatisticsError, match="do not follow from the moments"):
         norm.load_state_dict(state, strict=False)
     assert torch.equal(norm(X), before)
     if left_out != "moments_mean":
-        with pytest.raises(StatisticsError, match=f"no '{left_out}'"):
+        with pytest.raises(StatisticsError, match=f"no tensor '{left_out}'"):
             InputNorm.from_state_dict(state)

@@ -20,7 +20,7 @@ def fitted(scheme, *columns, dtype="float64"):
 
 @pytest.mark.parametrize("unit", [1e-12, 1.0, 1e9])
 def test_a_near_constant_feature_under_a_robust_scheme_is_named_with_what_an_outlier_becomes(unit):
-    with pytest.warns(DataWarning, match=r"1 of 2 features is near-constant.*feature 1") as caught:
+    with pytest.warns(DataWarning, match=r"1 of 2 features is nearly constant.*feature 1") as caught:
         norm = fitted("robust", NORMAL * unit, RARE * unit)
     assert len(caught) == 1
     assert caught[0].filename == __file__
@@ -28,14 +28,14 @@ def test_a_near_constant_feature_under_a_robust_scheme_is_named_with_what_an_out
     assert f"scale of feature 1 is {float(norm.scale[1]):.3g}" in text
     largest = float(((1 * unit - norm.shift[1]) / norm.scale[1]).abs())
     assert largest > 1000
-    assert f"comes out as {largest:,.0f} in size" in text
+    assert f"becomes {largest:,.0f} in size" in text
     assert "slabnorm.Robust(clip=(-10, 10))" in text
 
 
 def test_one_value_in_millions_is_near_constant_to_a_zscore():
     x = np.zeros((1_200_000, 1), np.float32)
     x[7] = 5
-    with pytest.warns(DataWarning, match="1 of 1 features is near-constant"):
+    with pytest.warns(DataWarning, match="1 of 1 features is nearly constant"):
         fit(x, split="train")
 
 
@@ -44,7 +44,7 @@ def test_one_value_in_millions_is_near_constant_to_a_zscore():
 def test_what_varies_by_rounding_alone_is_named(scheme, dtype, base):
     steps = np.arange(4000) % 2 * np.spacing(np.asarray(base, dtype))
     with pytest.warns(
-        DataWarning, match=r"constant but for rounding: feature 0\..*within the rounding of " + dtype
+        DataWarning, match=r"constant except for rounding: feature 0\..*within the rounding of " + dtype
     ):
         fitted(scheme, base + steps, NORMAL, dtype=dtype)
 
@@ -78,7 +78,7 @@ def test_data_of_bool_are_warned_of_unless_they_are_cast(tmp_path):
     halves = np.split(flags, 2)
     for data in (flags, torch.from_numpy(flags), tmp_path / "a.npy", halves, {"x": flags}):
         with pytest.warns(
-            DataWarning, match="data of bool are counted as 0 and 1; cast them to uint8"
+            DataWarning, match="data of bool, which are counted as 0 and 1; cast them to uint8"
         ) as caught:
             norm = fit(data, split="train")
         assert [warning.filename for warning in caught] == [__file__]

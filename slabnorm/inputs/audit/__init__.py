@@ -141,11 +141,14 @@ def _count(norm: InputNorm, opened: Opened, effort: Effort, skip_bad: bool) -> T
     moments = norm.moments
     bound = norm.sketch.bound if len(norm.sketch.hashes) else 0
     counting = opened.counting(
-        record.pattern, record.sizes, nan="omit", skip_bad=skip_bad,
+        record.pattern,
+        record.sizes,
+        nan="omit",
+        skip_bad=skip_bad,
         reference=Reference(moments.min.cpu(), moments.max.cpu(), bound, seen=norm.sketch.hashes),
         # Samples are hashed with their axes in the order of the training data.
         order=record.order or tuple(range(len(schema.sample))),
-    )  # fmt: skip
+    )
     return opened.count(counting, effort)
 
 
@@ -165,10 +168,20 @@ def _record(norm: InputNorm, opened: Opened, tally: Tally, train: Tally | None) 
     notes += _dtype_notes(norm.dtype, schema.dtype)
     outside = (counted.below + counted.above).reshape(-1).numpy()
     return AuditRecord(
-        name, str(norm.scheme), norm.record.pattern, norm.split, norm.samples, tally.samples, norm.dtype,
-        schema.dtype, overlap, tuple(findings), tuple(notes), compare(names, old, new, outside),
+        name,
+        str(norm.scheme),
+        norm.record.pattern,
+        norm.split,
+        norm.samples,
+        tally.samples,
+        norm.dtype,
+        schema.dtype,
+        overlap,
+        tuple(findings),
+        tuple(notes),
+        compare(names, old, new, outside),
         leaked_of(norm.sketch, counted),
-    )  # fmt: skip
+    )
 
 
 def _find_values(

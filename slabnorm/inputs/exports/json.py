@@ -42,19 +42,21 @@ def to_json(norm: InputNorm, names: Sequence[str] | None = None) -> str:
     named = feature_names(names, [feature.name for feature in features])
     low = norm.shift_low.reshape(-1).tolist()
     span, base = norm.scheme.target
-    return plain_json({
-        **plain,
-        "format": FORMAT,
-        "version": VERSION,
-        "formula": "y = ((x - shift) - shift_low) / scale * span + low, between the ends of clip",
-        "span": span,
-        "low": base,
-        "clip": norm.scheme.clip,
-        "features": [
-            {**vars(feature), "name": name, "shift_low": rest, "std": _finite(feature.std)}
-            for feature, name, rest in zip(features, named, low, strict=True)
-        ],
-    })  # fmt: skip
+    return plain_json(
+        {
+            **plain,
+            "format": FORMAT,
+            "version": VERSION,
+            "formula": "y = ((x - shift) - shift_low) / scale * span + low, between the ends of clip",
+            "span": span,
+            "low": base,
+            "clip": norm.scheme.clip,
+            "features": [
+                {**vars(feature), "name": name, "shift_low": rest, "std": _finite(feature.std)}
+                for feature, name, rest in zip(features, named, low, strict=True)
+            ],
+        }
+    )
 
 
 def _finite(std: float) -> float | None:

@@ -69,16 +69,20 @@ def to_onnx(norm: InputNorm, dtype: str | None = None) -> Any:
     calls += [(op, [name], {}) for op, name, _ in formula]
     calls += [_cast(kinds[out])] if out != work else []
     graph = onnx.helper.make_graph(
-        _nodes(onnx, calls), "slabnorm_inputs",
+        _nodes(onnx, calls),
+        "slabnorm_inputs",
         [onnx.helper.make_tensor_value_info("x", kinds[given], axes)],
         [onnx.helper.make_tensor_value_info("y", kinds[out], axes)],
         [onnx.numpy_helper.from_array(value.contiguous().numpy(), name) for _, name, value in formula],
         doc_string=printable(f"{norm.scheme}, {norm.pattern}"),
-    )  # fmt: skip
+    )
     model = onnx.helper.make_model(
-        graph, opset_imports=[onnx.helper.make_opsetid("", _OPSET)], ir_version=_IR,
-        producer_name="slabnorm", producer_version=__version__,
-    )  # fmt: skip
+        graph,
+        opset_imports=[onnx.helper.make_opsetid("", _OPSET)],
+        ir_version=_IR,
+        producer_name="slabnorm",
+        producer_version=__version__,
+    )
     onnx.helper.set_model_props(model, {"slabnorm.inputs": plain_json(norm.record.to_plain())})
     return model
 
