@@ -265,7 +265,7 @@ def _difference(path: str, old: str, new: str) -> LedgerError:
 
 def _differing_argument(key: str, before: Any, now: Any) -> str:
     """Return in the words of `fit` what an entry of the plan says about its arguments."""
-    if key == "sample":
+    if key == "positions":
         what = "reads quantiles now, but did not then" if now else "read quantiles then, but does not now"
         return f"`scheme` {what}"
     if key in ("nan", "skip_bad", "pattern", "sizes", "weights"):
