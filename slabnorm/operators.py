@@ -56,6 +56,7 @@ def _norm(
     var: Tensor | None, kept: Sequence[int], affine: Sequence[int], eps: float, center: bool, activation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     given = None if mean is None or var is None else Given(mean, var)
+    weight, bias = _opened(weight, x, affine), _opened(bias, x, affine)
     bound = _bound(x, weight, bias, residual, kept, affine)
     call = Call(bound.slab, eps, center, given, activation or None, bound.plans)
     if _is_gpu(bound):
@@ -86,9 +87,13 @@ def _norm_backward(
     factors: Tensor, kept: Sequence[int], affine: Sequence[int], eps: float, center: bool, activation: str,
     own: bool, needed: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    bound, given = _bound(x, weight, bias, residual, kept, affine), None if own else Given(stats[0], stats[1])
+    opened_weight, opened_bias = _opened(weight, x, affine), _opened(bias, x, affine)
+    bound, given = (
+        _bound(x, opened_weight, opened_bias, residual, kept, affine),
+        None if own else Given(stats[0], stats[1]),
+    )
     call = Call(bound.slab, eps, center, given, activation or None, bound.plans)
-    tensors, asked = (dy, x, weight, bias, residual), tuple(needed)
+    tensors, asked = (dy, x, opened_weight, opened_bias, residual), tuple(needed)
     if _is_gpu(bound) and plain(dy):
         from slabnorm.kernels import gpu
 
@@ -151,6 +156,11 @@ def _differentiate(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...
 
 
 _norm.register_autograd(_differentiate, setup_context=_keep)
+
+
+def _opened(t: Tensor | None, x: Tensor, affine: Sequence[int]) -> Tensor | None:
+    """Return weight or bias with an axis for each of its dims of x."""
+    return None if t is None else t.reshape([x.shape[dim] for dim in affine])
 
 
 def _bound(

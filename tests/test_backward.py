@@ -95,7 +95,7 @@ def test_offloaded_tensors_come_back() -> None:
 def test_what_hooks_have_broken_is_an_error(
     wrong: Callable[[Tensor], Tensor], error: type[Exception]
 ) -> None:
-    with pytest.raises(error, match="that the forward has saved"):
+    with pytest.raises(error, match="than the forward has saved"):
         _gradients(wrong)
 
 
