@@ -12,7 +12,7 @@ from slabnorm.errors import DeviceError, DtypeError, ShapeError
 from slabnorm.kernels import backend as backends
 from slabnorm.kernels.backend import Backend, choose, plain
 from slabnorm.kernels.call import Kind
-from slabnorm.kernels.strides import order_of
+from slabnorm.kernels.memory_format import order_of
 from slabnorm.notation import Item, Pattern
 from slabnorm.slab import Slab, plan
 from slabnorm.tracing import traced

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from slabnorm.kernels import strides
 from slabnorm.kernels.cpu.columns import places
+from slabnorm.kernels.layout import find_placement
 from slabnorm.notation import parse
 from slabnorm.slab import plan as plan_slab
 
@@ -37,7 +37,7 @@ def test_columns_by_digits(pattern: str, shape: tuple[int, ...], sizes: dict[str
     found = parse(pattern)
     slab = plan_slab(found, found.affine(None), shape, tuple(sorted(sizes.items())))
     order = torch.contiguous_format if pattern == "n c h w -> n h w" else torch.channels_last
-    layout = strides.memory(torch.empty(shape).contiguous(memory_format=order), slab).layout
+    layout = find_placement(torch.empty(shape).contiguous(memory_format=order), slab).layout
     assert not layout.rows
     g = tiling.Tiling(slab, layout)
     columns = range(g.run)

@@ -13,7 +13,7 @@ from slabnorm.kernels import using
 from slabnorm.kernels.activations import ACTIVATIONS
 from slabnorm.kernels.backend import Name, choose
 from slabnorm.kernels.cpu import plans
-from slabnorm.kernels.cpu.layout import Layout
+from slabnorm.kernels.layout import Layout
 from slabnorm.notation import parse
 from slabnorm.prepare import forget
 from slabnorm.slab import Slab, plan

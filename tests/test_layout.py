@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from slabnorm.kernels.cpu import addressing, columns, rows
-from slabnorm.kernels.cpu.layout import CHUNK, Layout, find_layout
+from slabnorm.kernels.layout import CHUNK, Layout, find_layout
 from slabnorm.notation import parse
 from slabnorm.slab import Slab, plan
 from tests.cases import LAYOUTS, NORMS, Case, draw

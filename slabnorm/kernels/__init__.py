@@ -2,7 +2,7 @@
 
 | backend | runs |
 |---|---|
-| cpu   | the CPU, every dtype, any memory order whose slabs lie in a Layout (cpu/layout.py): Numba |
+| cpu   | the CPU, every dtype, any memory order whose slabs lie in a Layout (layout.py): Numba |
 | gpu   | NVIDIA GPUs of compute capability 8.0 and up, the same but float64: Triton |
 | eager | everything else: plain torch in float64, any device and strides |
 

@@ -15,7 +15,7 @@ from slabnorm.kernels.cpu.activations import PIECEWISE
 from slabnorm.kernels.cpu.addressing import LOW, M2, MEAN, RSTD, SHIFT
 from slabnorm.kernels.cpu.elements import HAS_FLOAT16
 from slabnorm.kernels.cpu.plans import Plan, Plans, constant
-from slabnorm.kernels.strides import memory
+from slabnorm.kernels.layout import find_placement
 from slabnorm.slab import Axes, Slab
 
 NAME = "cpu"
@@ -55,7 +55,7 @@ def bind(x: Tensor, slab: Slab) -> Plans | None:
     """Take tensors whose slabs lie in a Layout; strided ones that do not through a dense copy."""
     if slab.numel == 0 or (x.dtype == torch.float16 and not HAS_FLOAT16):
         return None
-    found = memory(x, slab)
+    found = find_placement(x, slab)
     return None if found is None else Plans(slab, found)
 
 

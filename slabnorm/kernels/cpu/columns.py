@@ -43,9 +43,9 @@ from slabnorm.kernels.cpu.coefficients import (
     shift_of,
 )
 from slabnorm.kernels.cpu.elements import load, zeros
-from slabnorm.kernels.cpu.layout import LAYOUT
 from slabnorm.kernels.cpu.llvm import ahead, data, fence, record, room, stream
 from slabnorm.kernels.cpu.loops import BLOCK
+from slabnorm.kernels.layout import LAYOUT
 
 # What columns' forward and backward share: tiles, pieces, and what a column is normalised with.
 

@@ -314,6 +314,6 @@ def _tell(got: str, fix: str) -> None:
         )
 
 
-_SOURCES = digest_sources(__package__ or "")
+_SOURCES = digest_sources("slabnorm.kernels.cpu") + digest_sources("slabnorm.kernels", "layout")
 _announced = False
 _told: set[str] = set()

@@ -13,9 +13,8 @@ from slabnorm.kernels.cpu import compiled
 from slabnorm.kernels.cpu.addressing import ADD_UP, CALL, FINISH, MERGE, START, SUM, TASK, WRITE
 from slabnorm.kernels.cpu.compiled import Kernel
 from slabnorm.kernels.cpu.launch import pool
-from slabnorm.kernels.cpu.layout import Layout
 from slabnorm.kernels.cpu.llvm import LINE
-from slabnorm.kernels.strides import Memory
+from slabnorm.kernels.layout import Layout, Placement
 from slabnorm.slab import Slab
 
 # For small tensors a call's overhead is most of its time, and in a training step, where the caches hold other
@@ -62,7 +61,7 @@ class Plans:
 
     __slots__ = ("kept", "memory", "slab", "small")
 
-    def __init__(self, slab: Slab, memory: Memory) -> None:
+    def __init__(self, slab: Slab, memory: Placement) -> None:
         self.slab, self.memory = slab, memory
         self.small = slab.numel < _GRAIN or pool() is None
         self.kept: dict[tuple[object, ...], Plan] = {}

@@ -48,9 +48,9 @@ from slabnorm.kernels.cpu.coefficients import (
     total,
 )
 from slabnorm.kernels.cpu.elements import load, real, zeros
-from slabnorm.kernels.cpu.layout import CHUNK, LAYOUT
 from slabnorm.kernels.cpu.llvm import ahead, data, fence, record, room, stream
 from slabnorm.kernels.cpu.loops import BLOCK
+from slabnorm.kernels.layout import CHUNK, LAYOUT
 
 # Forward.
 #

@@ -19,7 +19,7 @@ from slabnorm.kernels.gpu import forward as forwards
 from slabnorm.kernels.gpu import merge
 from slabnorm.kernels.gpu.merge import Places, affine_gradients
 from slabnorm.kernels.gpu.tiling import FUSED, Tile, Tiling, fits
-from slabnorm.kernels.strides import memory
+from slabnorm.kernels.layout import find_placement
 from slabnorm.notation import parse
 from slabnorm.slab import Slab
 from slabnorm.slab import plan as plan_slab
@@ -84,7 +84,7 @@ class Plans(NamedTuple):
 
 def bind(x: Tensor, slab: Slab) -> Plans | None:
     """Take tensors but float64 whose slabs lie in a Layout; strided ones that do not through a dense copy."""
-    found = memory(x, slab) if x.dtype in _DTYPES and slab.numel > 0 else None
+    found = find_placement(x, slab) if x.dtype in _DTYPES and slab.numel > 0 else None
     if found is None or not fits(slab, found.layout):
         return None
     return Plans(Tiling(slab, found.layout), found.copied, found.strides)

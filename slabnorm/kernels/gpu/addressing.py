@@ -19,7 +19,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from slabnorm.kernels.cpu.layout import Layout
+from slabnorm.kernels.layout import Layout
 
 # Where a column of a run belongs is worked out from its number, digit by digit. A table in the GPU's memory
 # would have to outlive every CUDA graph that reads it, and cannot be made while one is captured.

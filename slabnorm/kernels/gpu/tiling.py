@@ -17,8 +17,8 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from slabnorm.kernels.cpu.layout import Layout
 from slabnorm.kernels.gpu import addressing
+from slabnorm.kernels.layout import Layout
 from slabnorm.slab import Slab
 
 SWEEP = 4096  # elements of a tile: 16 registers a thread of 8 warps

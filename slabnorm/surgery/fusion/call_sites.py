@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 
-from slabnorm.kernels.strides import order_of
+from slabnorm.kernels.memory_format import order_of
 from slabnorm.surgery.norms import Accelerated
 
 plus, iplus = operator.add, operator.iadd

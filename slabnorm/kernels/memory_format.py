@@ -1,33 +1,9 @@
-"""How a tensor of some strides is taken: as it lies or through a dense copy; how torch would return it."""
+"""In which memory format torch returns the result of a tensor of some strides."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
-
-from slabnorm.kernels.cpu.layout import Layout, find_layout
-from slabnorm.slab import Slab
-
-
-class Memory(NamedTuple):
-    """How tensors of some strides are taken: through a dense copy, or as they are; the output is dense."""
-
-    layout: Layout
-    copied: bool
-    strides: tuple[int, ...]
-
-
-def memory(x: Tensor, slab: Slab) -> Memory | None:
-    """Return how a tensor is taken; None if its slabs lie in no Layout."""
-    dense = torch.empty_like(x, device="meta").stride()
-    for strides in dict.fromkeys((x.stride(), dense)):
-        layout = find_layout(slab, strides, dense)
-        if layout is not None:
-            return Memory(layout, strides != x.stride(), dense)
-    return None
-
 
 _LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 

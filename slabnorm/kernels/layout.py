@@ -25,6 +25,8 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from slabnorm.notation import ELLIPSIS, product
 from slabnorm.slab import Axes, Slab
@@ -323,3 +325,21 @@ def _layout(
         run // samples,
         *tuning,
     )
+
+
+class Placement(NamedTuple):
+    """How tensors of some strides are taken: through a dense copy, or as they are; the output is dense."""
+
+    layout: Layout
+    copied: bool
+    strides: tuple[int, ...]
+
+
+def find_placement(x: Tensor, slab: Slab) -> Placement | None:
+    """Return how a tensor is taken; None if its slabs lie in no Layout."""
+    dense = torch.empty_like(x, device="meta").stride()
+    for strides in dict.fromkeys((x.stride(), dense)):
+        layout = find_layout(slab, strides, dense)
+        if layout is not None:
+            return Placement(layout, strides != x.stride(), dense)
+    return None
