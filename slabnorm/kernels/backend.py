@@ -181,7 +181,7 @@ def _simple(t: Tensor | None) -> bool:
     return t is None or (plain(t) and t.is_contiguous())
 
 
-def enter(
+def update_running(
     found: Found,
     count: int,
     mean: Tensor,
@@ -206,7 +206,7 @@ def enter(
         return None
     if any(t is not None and t.data_ptr() % t.itemsize for t in (mean, var, *counters)):
         return None
-    return found.enter(count, mean, var, momentum, *counters)
+    return found.update_running(count, mean, var, momentum, *counters)
 
 
 def _counts(t: Tensor | None, device: torch.device) -> bool:

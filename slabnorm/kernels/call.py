@@ -136,11 +136,11 @@ class Measured(Protocol):
     def m2(self) -> Tensor:
         """The sums of squared deviations."""
 
-    def enter(
+    def update_running(
         self, count: int, mean: Tensor, var: Tensor, momentum: float, batches: Tensor | None,
         elements: Tensor | None, skipped: Tensor | None,
     ) -> bool:  # fmt: skip
-        """Let a batch enter running statistics and counters: `backend.enter`, which has checked them."""
+        """Let a batch enter running statistics and counters, which `backend.update_running` has checked."""
 
 
 class FoundTensors(NamedTuple):

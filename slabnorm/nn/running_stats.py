@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
 from slabnorm.errors import ModeWarning, OptionError, StatisticsError, StatisticsWarning
-from slabnorm.kernels.backend import enter
+from slabnorm.kernels.backend import update_running
 from slabnorm.kernels.call import Found, Given
 from slabnorm.nn.diagnostics import name_of, recomputing, root_of, training_without_gradients, user_level
 from slabnorm.slab import Slab
@@ -97,7 +97,7 @@ class RunningStatistics(nn.Module):
                 held(self, "num_batches_tracked"), held(self, "num_elements_tracked"),
                 held(self, "num_batches_skipped"),
             )  # fmt: skip
-            entered = enter(found, slab.count, *written, float(self.momentum), *counters)
+            entered = update_running(found, slab.count, *written, float(self.momentum), *counters)
             if entered:
                 increment_version([t for t in (*written, *counters) if t is not None])  # past autograd's eyes
                 return
@@ -109,9 +109,9 @@ class RunningStatistics(nn.Module):
         finite = (mean.isfinite() & var.isfinite()).all()
         if not observed or mean.device.type != "cpu":
             # Reading it would wait for the device: both outcomes are computed, one is kept.
-            self._enter(mean, var, count, finite)
+            self._update(mean, var, count, finite)
         elif finite:
-            self._enter(mean, var, count, None)
+            self._update(mean, var, count, None)
         else:
             self._skip(running)
 
@@ -126,7 +126,7 @@ class RunningStatistics(nn.Module):
         )
 
     @torch.no_grad()
-    def _enter(self, mean: Tensor, var: Tensor, count: int, finite: Tensor | None) -> None:
+    def _update(self, mean: Tensor, var: Tensor, count: int, finite: Tensor | None) -> None:
         """Let a batch enter, if `finite` is true or None."""
         ones = 1 if finite is None else finite.to(torch.int64)
         tracked, seen = self.num_batches_tracked, self.num_elements_tracked

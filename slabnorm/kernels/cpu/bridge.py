@@ -42,13 +42,13 @@ class Measured:
         """The sums of squared deviations, gathered."""
         return _gathered(self.stats[M2], self.slab.kept)
 
-    def enter(
+    def update_running(
         self, count: int, mean: Tensor, var: Tensor, momentum: float, batches: Tensor | None,
         elements: Tensor | None, skipped: Tensor | None,
     ) -> bool:  # fmt: skip
         """Let a batch enter running statistics; False, and nothing changed, if it is not finite."""
         addresses = mean.data_ptr(), var.data_ptr(), momentum, _address(batches), _address(elements)
-        return bool(compiled.enter(mean.dtype)(self.stats, count, *addresses))
+        return bool(compiled.update_running(mean.dtype)(self.stats, count, *addresses))
 
 
 def bind(x: Tensor, slab: Slab) -> Plans | None:

@@ -175,7 +175,7 @@ def cells_of_block(layout):
 
 
 @inlined
-def enter(layout, lane, block, run, p, q, weight, cells, work, column):
+def add_sums(layout, lane, block, run, p, q, weight, cells, work, column):
     """Add the sums of a chunk to its cell, and weighted to those of its slab, a column of `work`."""
     cell, gamma = cell_of(layout, run), load(weight, start_of(layout.affine, block, run), 0.0)
     cells[0, lane, cell] += p

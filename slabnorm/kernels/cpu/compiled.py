@@ -86,7 +86,7 @@ def use(dtype: torch.dtype) -> Callable[..., None]:
 
 
 @cache
-def enter(dtype: torch.dtype) -> Callable[..., int]:
-    """Return the compiled `running_stats.enter`."""
+def update_running(dtype: torch.dtype) -> Callable[..., int]:
+    """Return the compiled `running_stats.update_running`."""
     signature = (_STATS, types.int64, types.int64, types.int64, types.float64, types.int64, types.int64)
-    return compile_function(signature, running_stats.enter_kernel, ARRAYS[dtype])
+    return compile_function(signature, running_stats.update_kernel, ARRAYS[dtype])

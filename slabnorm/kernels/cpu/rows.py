@@ -32,6 +32,7 @@ from slabnorm.kernels.cpu.addressing import (
     work,
 )
 from slabnorm.kernels.cpu.coefficients import (
+    add_sums,
     add_up,
     add_up_each,
     affine,
@@ -39,7 +40,6 @@ from slabnorm.kernels.cpu.coefficients import (
     cells_of_block,
     constants,
     doubtful,
-    enter,
     finish,
     flush,
     gradient,
@@ -363,7 +363,7 @@ def _backward_lanes(code, fast, call, layout, lo, hi, tensors, stats, cells, sum
             for lane in range(lo, hi):
                 for chunk in range(chunks):
                     p, q = _sum_chunk(code, fast, layout, block, (r1, r0), chunk, tensors, stats)
-                    enter(layout, lane, block, (r1, r0), p, q, tensors.weight, cells, sums, lane - lo)
+                    add_sums(layout, lane, block, (r1, r0), p, q, tensors.weight, cells, sums, lane - lo)
                 block = next_block(layout, block)
     run, held, end, n = (layout.runs1 - 1, layout.runs0 - 1), 0, 0, layout.run
     for _ in range(layout.runs1 * layout.runs0 * call.write):
@@ -441,7 +441,7 @@ def _share_merge_backward(each, layout, parts, weight, cells, sums):
             for _ in range(chunks):
                 p, q = parts[0, unit], parts[1, unit]
                 if each is None:
-                    enter(layout, lane, block, run_of(layout, run), p, q, weight, cells, sums, lane)
+                    add_sums(layout, lane, block, run_of(layout, run), p, q, weight, cells, sums, lane)
                 else:
                     sums[0, lane] += p
                     sums[1, lane] += q

@@ -27,10 +27,10 @@ def use_kernel(dtype):
     return use
 
 
-def enter_kernel(dtype):
-    """Return `enter` as plain Python, to be compiled."""
+def update_kernel(dtype):
+    """Return `update_running` as plain Python, to be compiled."""
 
-    def enter(stats, count, mean_at, var_at, momentum, batches_at, elements_at):
+    def update_running(stats, count, mean_at, var_at, momentum, batches_at, elements_at):
         """Let a batch enter the running statistics; return whether all of its own are finite.
 
         running = (1 - momentum) * running + momentum * batch      (batch: mean, unbiased variance)
@@ -53,4 +53,4 @@ def enter_kernel(dtype):
                 carray(pointer(address, np.int64), (1,))[0] += by
         return 1
 
-    return enter
+    return update_running

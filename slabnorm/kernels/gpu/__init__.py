@@ -26,7 +26,7 @@ from slabnorm.slab import plan as plan_slab
 
 NAME = "gpu"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_ENTERED = 1024  # running statistics that are updated at once
+_UPDATED = 1024  # running statistics that are updated at once
 
 
 class Measured:
@@ -55,7 +55,7 @@ class Measured:
         """The sums of squared deviations, gathered."""
         return self.values[1].view(self.slab.kept.shape)
 
-    def enter(
+    def update_running(
         self, count: int, mean: Tensor, var: Tensor, momentum: float, batches: Tensor | None,
         elements: Tensor | None, skipped: Tensor | None,
     ) -> bool:  # fmt: skip
@@ -63,7 +63,7 @@ class Measured:
         with _on(mean):
             merge.update_running[(1,)](
                 self.values, self.slab.slabs, count, mean, var, momentum, batches, elements, skipped,
-                S=_ENTERED, **FUSED,
+                S=_UPDATED, **FUSED,
             )  # fmt: skip
         return True
 
