@@ -28,7 +28,7 @@ for number, line in enumerate(sys.stdin):
         continue
     os.dup2(os.open(f"stderr{number}", os.O_CREAT | os.O_WRONLY), 2)
     def app():
-        with exits():
+        with exits(str):
             exec(eval(line))
     cli.app = app
     cli.main()
@@ -49,7 +49,9 @@ def run(tmp_path_factory):
         def one(code, number):
             code = "import os, signal, time\nfrom pathlib import Path\n" + code
             print(repr(code), file=server.stdin, flush=True)
-            os.kill(int(server.stdout.readline()), number)
+            ready = server.stdout.readline()
+            assert ready.startswith("ready "), f"the command ended before it was ready, with {ready}"
+            os.kill(int(ready.split()[1]), number)
             start = time.monotonic()
             exit_code = int(server.stdout.readline())
             error = folder / f"stderr{next(numbers)}"
@@ -60,7 +62,7 @@ def run(tmp_path_factory):
         server.stdin.close()
 
 
-READY = "print(os.getpid(), flush=True)\n"
+READY = "print('ready', os.getpid(), flush=True)\n"
 WRITING = f"""
 with replacing(Path('out')) as file, new_folder(Path('out.zarr')) as folder:
     file.write(b'half')
