@@ -1,11 +1,11 @@
 """The norm as two custom operators: what torch.compile and torch.export see of the kernels.
 
-    slabnorm::norm(x, ...) -> y, stats, factors
-    slabnorm::norm_backward(dy, x, ..., stats, factors, ...) -> dx, dweight, dbias, dresidual
+    slabnorm::norm(x, ...) -> y, stats, coefficients
+    slabnorm::norm_backward(dy, x, ..., stats, coefficients, ...) -> dx, dweight, dbias, dresidual
 
 x, residual and dy are split, every bracket of the pattern opened, so that a slab is told by the dims it keeps
 apart. stats are float64 [2, slabs]: mean and squared deviations, or the mean and variance that were given;
-factors are the kernels' own, float32 [4, slabs]. A gradient that is not asked for has no elements.
+coefficients are the kernels' own, float32 [4, slabs]. A gradient that is not asked for has no elements.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def _(
 @torch.library.custom_op("slabnorm::norm_backward", mutates_args=())
 def _norm_backward(
     dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, stats: Tensor,
-    factors: Tensor, kept: Sequence[int], affine: Sequence[int], eps: float, center: bool, activation: str,
-    own: bool, needed: Sequence[bool],
+    coefficients: Tensor, kept: Sequence[int], affine: Sequence[int], eps: float, center: bool,
+    activation: str, own: bool, needed: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     opened_weight, opened_bias = _opened(weight, x, affine), _opened(bias, x, affine)
     bound, given = (
@@ -97,7 +97,7 @@ def _norm_backward(
     if _is_gpu(bound) and plain(dy):
         from slabnorm.kernels import gpu
 
-        grads = gpu.backward(*tensors, gpu.Measured(stats, factors, call), call, asked)
+        grads = gpu.backward(*tensors, gpu.Measured(stats, coefficients, call), call, asked)
     else:
         grads = eager.backward(*tensors, _used(stats, call), call, asked)
     dx, dweight, dbias, dresidual = (t if need else None for t, need in zip(grads, needed, strict=True))
@@ -112,8 +112,8 @@ def _norm_backward(
 @_norm_backward.register_fake
 def _(
     dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, stats: Tensor,
-    factors: Tensor, kept: Sequence[int], affine: Sequence[int], eps: float, center: bool, activation: str,
-    own: bool, needed: Sequence[bool],
+    coefficients: Tensor, kept: Sequence[int], affine: Sequence[int], eps: float, center: bool,
+    activation: str, own: bool, needed: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     def of(t: Tensor | None, need: bool) -> Tensor:
         return t.new_empty(t.shape) if t is not None and need else _nothing(x)
@@ -135,7 +135,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _differentiate(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    *tensors, stats, factors = ctx.saved_tensors
+    *tensors, stats, coefficients = ctx.saved_tensors
     check_shapes(tensors, ctx.shapes)
     need_x, need_weight, need_bias, need_residual = ctx.needs_input_grad[:4]
     of_dy = need_residual and tensors[3] is None
@@ -150,7 +150,7 @@ def _differentiate(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...
         used = _used(stats, call)
         grads = eager.differentiable_backward(dy, x, weight, bias, residual, used, call, needed)
     else:
-        found = _norm_backward(dy, *tensors, stats, factors, *ctx.call, ctx.own, needed)
+        found = _norm_backward(dy, *tensors, stats, coefficients, *ctx.call, ctx.own, needed)
         grads = tuple(t if need else None for t, need in zip(found, needed, strict=True))
     return *grads[:3], dy if of_dy else grads[3], *(None,) * 7
 

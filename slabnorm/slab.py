@@ -76,7 +76,7 @@ def plan(
     """Bind a pattern to a shape.
 
     Args:
-        pattern: from `pattern.parse`.
+        pattern: from `notation.parse`.
         affine: where weight and bias vary, from `Pattern.affine`; () if the call has neither.
         shape: the shape of x.
         sizes: the sizes given as keywords, as sorted pairs.

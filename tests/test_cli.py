@@ -194,7 +194,7 @@ BAD_OPTIONS = {
     "out is a folder": (["--out", "."], "regular file"),
     "json": (["--json", "nosuch/r.json"], "nosuch/r.json"),
     "json empty": (["--json", ""], "--json"),
-    "one path for both": (["--json", "report.html"], "two files"),
+    "one path for both": (["--json", "report.html"], "one file: report.html"),
     "unknown option": (["--colour"], "--colour"),
 }
 

@@ -75,7 +75,7 @@ def test_hostile_names():
         (["inputs.safetensors", "--against", "wide.npy"], "(any, 13)"),
         (["inputs.safetensors", "--against", "test.npy", "--train", "wide.npy"], "(any, 13)"),
         (["inputs.safetensors", "--against", "test.npy", "--out", "no/where"], "Cannot write no/where"),
-        (["inputs.safetensors", "--against", "test.npy", "--json", "audit.html"], "two files"),
+        (["inputs.safetensors", "--against", "test.npy", "--json", "audit.html"], "one file: audit.html"),
         (["inputs.safetensors", "--against", "test.npy", "--workers", "0"], "1 or more"),
     ],
 )

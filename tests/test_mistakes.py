@@ -68,7 +68,7 @@ def _nested() -> torch.Tensor:
         (PatternError, "size of 'c'", lambda: sn.SlabNorm("n c t -> c")),
         (PatternError, "size of 'g'", lambda: sn.SlabNorm("n (g c) t -> n g", c=3)),
         (PatternError, 'affine=""', lambda: sn.SlabNorm("n d t -> n")),
-        (OptionError, "4 groups for 6", lambda: sn.GroupNorm(4, 6)),
+        (OptionError, "6 channels cannot be divided into 4 groups", lambda: sn.GroupNorm(4, 6)),
         (OptionError, "0 groups", lambda: sn.GroupNorm(0, 6)),
         (OptionError, "sizes of the last axes", lambda: sn.LayerNorm(())),
         (OptionError, "sizes of the last axes", lambda: sn.LayerNorm(6.0)),

@@ -171,7 +171,7 @@ class Opened:
             total = _count_shards(self.shards, self.source, counting, effort)
         if total is None or not total.samples:
             if counting.weights is not None:
-                raise DataError(f"All weights of {self.source.name} are 0")
+                raise DataError(f"All weights of {self.source.name} are zero")
             raise empty(self.source.name)
         return total
 

@@ -50,9 +50,11 @@ def check_distinct(outputs: Iterable[Path]) -> None:
         alike = a.parent == b.parent and _folded(a.name) == _folded(b.name)
         if alike or (_mark(a) is not None and _mark(a) == _mark(b)):
             raise OptionError(
-                f"Two outputs are one file: {printable(one)} and {printable(other)}",
-                "" if a == b or not alike else "they differ in case or accents alone",
-                "name another one",
+                f"Two outputs would go to one file: {printable(one)}",
+                ""
+                if a == b or not alike
+                else f"{printable(one)} and {printable(other)} differ in case or accents alone",
+                "give one of them another name",
             )
 
 

@@ -372,6 +372,8 @@ def _weights(given: Any, rows: int) -> Array:
     weights = check_weights(given, rows, "sample_weight")
     if not weights.any():
         raise DataError(
-            "All of sample_weight are 0", "", "leave out rows that shall not count, and keep some that do"
+            "All weights in sample_weight are zero",
+            "",
+            "leave out rows that shall not count, and keep some that do",
         )
     return whole(weights)

@@ -81,9 +81,8 @@ class Layout:
         x, out, affine, slab: strides in x, in the output, in weight and bias, and in statistics.
         count: elements in a slab.
         parameters: elements of weight and bias.
-        sample_runs, sample_run_step, samples, sample_step: which elements of a block are looked at for a
-        first
-            guess of its mean: of how many runs, how far apart, and the same within a run.
+        sample_runs, sample_run_step, samples, sample_step: the elements of a block that give a first guess of
+            its mean: of how many runs, how far apart, and the same within a run.
         lanes, together: of rows: blocks in a task, and blocks swept together.
         tile, piece: of columns: columns in a tile, and runs in a piece.
     """

@@ -204,7 +204,7 @@ def test_the_sample_axis_may_hide_in_dots_but_must_be_there():
 
 
 def test_sizes_that_do_not_fit():
-    with pytest.raises(ShapeError, match="divisible by 3"):
+    with pytest.raises(ShapeError, match="has size 4, which cannot be split with g=3"):
         fit(np.zeros((6, 4)), "zscore", "n (g c) -> g", split="train", g=3)
     with pytest.raises(PatternError, match="k=5"):
         fit(np.zeros((6, 4)), "zscore", "n c -> c", split="train", k=5)

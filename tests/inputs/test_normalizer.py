@@ -292,7 +292,7 @@ def test_batches_that_do_not_fit(case, shape, takes):
         with pytest.raises(ShapeError, match=takes) as caught:
             call(torch.zeros(shape))
         assert f"samples of shape {tuple(IMAGES.shape[1:])}" in str(caught.value)
-        assert f"a batch of shape {shape}" in str(caught.value)
+        assert f"A batch of shape {shape}" in str(caught.value)
 
 
 @pytest.mark.parametrize(

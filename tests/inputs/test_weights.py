@@ -192,7 +192,7 @@ def test_the_ledger_is_of_these_weights(tmp_path):
         (-WHOLE, DataError, "0 or more(.|\n)*such"),
         (np.where(WHOLE, 1, np.nan), DataError, "finite(.|\n)*nan at row"),
         (np.full(178, np.inf), DataError, "finite"),
-        (np.zeros(178), DataError, "All weights of array are 0"),
+        (np.zeros(178), DataError, "All weights of array are zero"),
         (["a"] * 178, DataError, "weights must be numbers"),
         ("often", OptionError, "weights= is no option of arrays"),
     ],

@@ -124,7 +124,7 @@ def test_where_arrays_are_found(tmp_path, monkeypatch):
     marks = [{shard.fingerprint for shard in open_source(place).shards()} for place in places]
     assert all(len(mark) == 1 and len(*mark) == 64 for mark in marks[:4])
     assert marks[4] == {""}
-    with pytest.raises(OptionError, match="told to be the same"):
+    with pytest.raises(OptionError, match="A ledger needs files"):
         fit(places[4], split="train", ledger=tmp_path / "ledger")
 
 

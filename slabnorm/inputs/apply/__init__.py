@@ -210,7 +210,7 @@ def _check_out(target: Path, text: str, suffixes: tuple[str, ...], what: str) ->
         raise OptionError(
             f"An output of {what} must be a local path that ends in {listing(list(suffixes), 'or')}",
             printable(text),
-            "name such a one",
+            "name such a file",
         )
     if suffix == ".zarr":
         check_new(target)

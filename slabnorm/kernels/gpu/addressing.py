@@ -80,22 +80,6 @@ def _unless_same(parts: list[_Axes], columns: int) -> Digits | None:
     return tuple(n for axes in parts for axis in (axes + [(1, 0)] * MOST)[:MOST] for n in axis)
 
 
-# A tile: I blocks x R runs x C places in a run, and where it lies in memory.
-#
-# Every norm in every memory order is a tile of three axes (layout.py has the words), so that the kernels are
-# written once:
-#
-# | layout | kept apart | pooled | a cell's own axis | statistics | weight and bias |
-# |---|---|---|---|---|---|
-# | rows | I | R, C | R | [I, 1, 1] | [I, R, 1]; mixed [1, 1, C] |
-# | columns | I, C | R | C | [I, 1, C] | [I, 1, C]; mixed [I, R, 1] |
-#
-# `sizes` is (blocks, blocks0, runs, runs0, run / V); strides of x, the output, weight and bias are along
-# (blocks1, blocks0, runs1, runs0). Those of x and the output, and the run, are in units of V elements: Triton
-# sees by itself that a number is divisible by 16, by nothing less, and 14 x 14 images are read 4 bytes at a
-# time without.
-
-
 @triton.jit
 def step(index, inner, outer_stride, inner_stride):
     """Return where an index over two nested loops lies."""
@@ -145,7 +129,7 @@ def load_affine(
     pointer, default, sizes, strides, affine_of, b, r, c, ROWS: tl.constexpr, MIXED: tl.constexpr,
     V: tl.constexpr,
 ):  # fmt: skip
-    """Return weight or bias of a tile, in the shape the table above says."""
+    """Return weight or bias of a tile, in the shape that the table at the top says."""
     if pointer is None:
         values = default
     elif ROWS and MIXED:
