@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -44,6 +45,16 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when the GPU kernels are loaded: they run on the CPU
     with suppress(ImportError):
         _quicken_the_interpreter()
+
+
+def pytest_collection_finish() -> None:
+    """Have the garbage collector leave alone what is imported: it would look through it again and again."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # libraries complain of what is never collected
 
 
 @pytest.fixture

@@ -75,7 +75,9 @@ def exact(case: Case, done: laws.Run, activation: str | None = None) -> laws.Exa
 @kinds
 def test_gates_on_every_distribution(kind: str, mode: str) -> None:
     few = {"many": ("normal", "sorted"), "split": ("normal", "1e6 +- 1", "times 1e30")}
-    for name in few.get(mode, GATED):
+    # In one tile every kind sums as rows or columns do (moments.py): those see all, the others what is hard.
+    hard = GATED if kind in ("rows", "columns", "rows-mixed") else ("1e6 +- 1", "times 1e30", "denormal")
+    for name in few.get(mode, hard):
         case, x = inputs(kind, name)
         done = laws.run(case, x)
         truth = exact(case, done)

@@ -23,7 +23,7 @@ def _backward(y: Tensor) -> list[str]:
     return [type(node).__name__ for node in (y.grad_fn, below) if node is not None]
 
 
-def test_small_inputs_stay_with_pytorch() -> None:
+def test_small_inputs_stay_with_pytorch(in_plain_torch: None) -> None:
     model = _conv(nn.BatchNorm2d(32), nn.ReLU())
     fast = copy.deepcopy(model)
     report = sn.accelerate(fast, verify=torch.randn(2, 3, 8, 8))
