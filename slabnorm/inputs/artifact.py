@@ -101,10 +101,9 @@ def load(path: str | os.PathLike[str]) -> InputNorm:
             data set can have.
 
     >>> import slabnorm as sn
-    >>> sn.load("nowhere.safetensors")
+    >>> sn.load("nowhere.safetensors")  # doctest: +IGNORE_EXCEPTION_DETAIL
     Traceback (most recent call last):
     slabnorm.errors.ArtifactError: No such file of statistics: nowhere.safetensors
-      fix: check the path; slabnorm.save and the command slabnorm fit write such files
     """
     if not isinstance(path, str | os.PathLike):
         fix = "give a str or a Path, such as 'inputs.safetensors'"

@@ -156,16 +156,24 @@ def test_ray_and_a_worker_that_is_killed(table, tmp_path, monkeypatch):
     one = artifact(fit(shards_of(table), "robust", split="train", workers=1), tmp_path / "one")
     # Pickled by value: the workers do not know this module.
     ray.cloudpickle.register_pickle_by_value(__import__(__name__, fromlist=["deadly"]))
-    monkeypatch.setattr(cluster, "_count", deadly)
-    assert artifact(fit(shards_of(table), "robust", split="train", engine="ray"), tmp_path / "ray") == one
-    assert (tmp_path / "died").exists()
-    monkeypatch.undo()
-    DATA[3999, 1] = np.nan
-    np.save(table, DATA)
-    DATA[3999, 1] = 1e4
-    with pytest.raises(DataError, match="nan at row 3999, c=1"):
-        fit(shards_of(table), split="train", engine="ray")
-    assert not ray.is_initialized()
+    started, stop = [], ray.shutdown
+    with monkeypatch.context() as patch:
+        patch.setattr(cluster, "_count", deadly)
+        patch.setattr(
+            ray, "shutdown", lambda: started.append(ray.is_initialized())
+        )  # Ray takes 20 s to start
+        assert artifact(fit(shards_of(table), "robust", split="train", engine="ray"), tmp_path / "ray") == one
+    try:
+        assert (tmp_path / "died").exists()
+        assert started == [True]  # it stops what it has started
+        DATA[3999, 1] = np.nan
+        np.save(table, DATA)
+        with pytest.raises(DataError, match="nan at row 3999, c=1"):
+            fit(shards_of(table), split="train", engine="ray")
+        assert ray.is_initialized()  # it leaves running what it has found running
+    finally:
+        DATA[3999, 1] = 1e4
+        stop()
 
 
 def test_cores():
