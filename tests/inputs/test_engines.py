@@ -156,12 +156,12 @@ def test_ray_and_a_worker_that_is_killed(table, tmp_path, monkeypatch):
     one = artifact(fit(shards_of(table), "robust", split="train", workers=1), tmp_path / "one")
     # Pickled by value: the workers do not know this module.
     ray.cloudpickle.register_pickle_by_value(__import__(__name__, fromlist=["deadly"]))
-    started, stop = [], ray.shutdown
+    started, stop = [], ray.shutdown  # Ray takes up to 20 s to start: once is enough
     with monkeypatch.context() as patch:
         patch.setattr(cluster, "_count", deadly)
         patch.setattr(
             ray, "shutdown", lambda: started.append(ray.is_initialized())
-        )  # Ray takes 20 s to start
+        )
         assert artifact(fit(shards_of(table), "robust", split="train", engine="ray"), tmp_path / "ray") == one
     try:
         assert (tmp_path / "died").exists()
