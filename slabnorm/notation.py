@@ -53,11 +53,13 @@ def read_pattern(text: str) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
             2,
         )
     known = [name for item, _ in left for name in item]
-    if len(known) == 1 and any(name not in known for item, _ in right for name in item):
+    name = known[0]
+    apart = len(known) == 1 and "(" not in text and len(set(name)) == len(name)
+    if apart and any(other not in known for item, _ in right for other in item):
         spaced = _spaced(text)
         if set(spaced.partition("->")[2].split()) <= set(spaced.partition("->")[0].split()):
             fix = f'put spaces between them: "{spaced}"'
-            _fail(text, left[0][1], "The axes are not apart", fix, len(known[0]))
+            _fail(text, left[0][1], "The axes are not apart", fix, len(name))
     _check_known(text, right, known, "on the right of '->'")
     return tuple(item for item, _ in left), tuple(item for item, _ in right)
 
@@ -274,7 +276,8 @@ class Pattern:
             )
             problem = f'"{self.text}" names {named}, but the tensor has {len(shape)}'
             fix = "name every axis of the tensor on the left, or use `...` for any number of them"
-            if len(self.left) == 1 and len(self.names[0]) == len(shape):
+            name = self.names[0]
+            if self.left == ((name,),) and len(set(name)) == len(name) == len(shape):
                 fix = f'put spaces between the axes: "{_spaced(self.text)}"'
             raise ShapeError(problem, f"shape {shape}", fix)
         axes: list[Item] = []

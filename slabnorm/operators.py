@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from slabnorm.kernels import eager
-from slabnorm.kernels.backend import on_gpu, plain
+from slabnorm.kernels.backend import may_run_on_gpu, plain
 from slabnorm.kernels.call import Call, Given, Statistics, check_shapes
 from slabnorm.notation import Item, Pattern, parse, product
 from slabnorm.prepare import Bound, find
@@ -29,7 +29,8 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 def takes(x: Tensor) -> bool:
     """Return whether a traced call is to be one operator: on a GPU, and not for ONNX."""
-    if x.dtype not in _DTYPES or not on_gpu(x):
+    # The GPU's age is not asked for while torch traces; on an old one the operator runs in plain torch.
+    if x.dtype not in _DTYPES or not may_run_on_gpu(x):
         return False
     own = torch.compiler.is_compiling() and not torch.onnx.is_in_onnx_export()
     return own and type(x).__name__ != "DTensor"

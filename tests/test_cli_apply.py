@@ -70,6 +70,8 @@ def test_zarr():
         (["inputs.safetensors", "broken.npy", "--out", "y.npy"], "Damaged header"),
         (["inputs.safetensors", "broken.parquet", "--out", "y.parquet"], "Cannot read the table"),
         (["inputs.safetensors", "wine.npy", "--out", "y.npy", "--missing-chunks", "fill"], "for Zarr"),
+        (["inputs.safetensors", "nowhere.csv", "--out", "y.csv"], "No such data file: nowhere.csv"),
+        (["inputs.safetensors", "wine.npy", "--out", "y.npy", "--key", "x"], "--key is no option"),
     ],
 )
 def test_mistakes(arguments, says):

@@ -48,6 +48,8 @@ modes = pytest.mark.parametrize("mode", MODES, indirect=True)
 def _through_triton() -> Iterator[None]:
     forget()  # what other tests have planned with other constants
     with using("gpu"):
+        some = torch.ones(2, 8, device=DEVICE)
+        assert choose(some, slabs.plan(parse("n c -> n"), (), (2, 8), ()))[0].NAME == "gpu"
         yield
     forget()
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 import slabnorm as sn
+from slabnorm.kernels import backend, using
 from slabnorm.kernels.activations import ACTIVATIONS
 from tests.cases import draw
 
@@ -194,3 +195,13 @@ def test_changing_the_input_in_place_is_noticed() -> None:
     z += 1
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
+
+
+def test_blocks_of_several_threads_that_choose_a_backend_need_not_end_in_order() -> None:
+    first, second = using("eager"), using("cpu")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert backend.forced == "cpu"
+    second.__exit__(None, None, None)
+    assert backend.forced is None

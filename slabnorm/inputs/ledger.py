@@ -270,6 +270,6 @@ def _differing_argument(key: str, before: Any, now: Any) -> str:
         return f"`scheme` {what}"
     if key in ("nan", "skip_bad", "pattern", "sizes", "weights"):
         return printable(f"{key}={now!r} now, {key}={before!r} then")
-    if key == "schema":
+    if key in ("schema", "rows", "order", "whole", "unit"):  # all of them follow from the samples
         return "the samples are others now, because of `columns`, `key` or `convert`"
     return "another version of slabnorm began it"

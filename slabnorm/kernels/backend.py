@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -63,7 +64,9 @@ class Backend(Protocol):
 _TENSORS = (Tensor, torch.nn.Parameter)
 _WIDE = (torch.float32, torch.float64)
 _TRITON = torch.version.hip is None and find_spec("triton") is not None  # for NVIDIA's GPUs
-forced: Name | None = None  # the backend of `using`
+forced: Name | None = None  # the backend of the latest block of `using` that has not ended
+_blocks: list[tuple[object, Name]] = []  # of all threads
+_blocks_lock = threading.Lock()
 _forked = False
 
 
@@ -72,7 +75,8 @@ def using(name: Name) -> Iterator[None]:
     """Run the norms called within the block with one backend, whatever would run them else.
 
     For comparing backends, and for finding out whether a surprising result is a kernel's. It holds for all
-    threads of the process. A gradient is computed by the backend that has computed the output.
+    threads of the process. A gradient is computed by the backend that has computed the output, unless hooks
+    give the backward tensors of other strides.
 
     Args:
         name: "eager", plain PyTorch in float64; "cpu", the Numba kernels; or "gpu", the Triton kernels, on
@@ -90,11 +94,16 @@ def using(name: Name) -> Iterator[None]:
     global forced
     if name not in ("cpu", "gpu", "eager"):
         raise OptionError(f"There is no backend {name!r}", fix='use "cpu", "gpu" or "eager"')
-    before, forced = forced, name
+    block = object(), name
+    with _blocks_lock:
+        _blocks.append(block)
+        forced = name
     try:
         yield
     finally:
-        forced = before
+        with _blocks_lock:  # blocks of several threads need not end in the order in which they began
+            _blocks.remove(block)
+            forced = _blocks[-1][1] if _blocks else None
 
 
 def choose(
@@ -128,9 +137,14 @@ def _backend_of(x: Tensor) -> Backend:
 
 def on_gpu(x: Tensor) -> bool:
     """Return whether the GPU kernels are to run on a tensor's device."""
+    return may_run_on_gpu(x) and (x.device.type == "cpu" or _recent(x.device))
+
+
+def may_run_on_gpu(x: Tensor) -> bool:
+    """Return the same, whatever the GPU's age is."""
     if forced == "gpu" and x.device.type == "cpu":
         return os.environ.get("TRITON_INTERPRET") == "1"
-    return forced in (None, "gpu") and triton_runs_on(x.device)
+    return forced in (None, "gpu") and x.device.type == "cuda" and _TRITON
 
 
 def triton_runs_on(device: torch.device) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from types import FrameType
@@ -49,7 +50,7 @@ def user_line() -> str:
         return ""
     for frame in _frames():
         if str(frame.f_globals.get("__name__", "")).partition(".")[0] not in ("slabnorm", "torch"):
-            return f"{frame.f_code.co_filename}, line {frame.f_lineno}"
+            return f"{os.path.basename(frame.f_code.co_filename)}, line {frame.f_lineno}"
     return ""
 
 

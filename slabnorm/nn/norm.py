@@ -156,10 +156,12 @@ class SlabNorm(RunningStatistics):
 
     def _misfit(self, error: SlabError) -> SlabError:
         """Return the error of an input that does not fit, with the layer's name and the line that made it."""
+        if torch.compiler.is_compiling():  # which reads no stack
+            return error
         made = getattr(self, "_made_at", "")  # a layer that was pickled by an older version has none
         got = "; ".join(filter(None, (error.got, made and f"the layer was made at {made}")))
-        shape = isinstance(error, ShapeError)
-        fix = "make the layer for inputs of this shape, or mend what comes before it" if shape else error.fix
+        size = isinstance(error, ShapeError) and error.problem.startswith("Axis")
+        fix = "make the layer for inputs of this size, or mend what comes before it" if size else error.fix
         name = name_of(self, root_of(self))
         return type(error)(f"{name} cannot normalise its input: {error.problem}", got, fix)
 

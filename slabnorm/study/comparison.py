@@ -121,8 +121,9 @@ def prepare(
         except SlabError as error:
             if scheme == options.scheme:
                 raise
-            records.append(SchemeRecord(scheme, "left out", printable(error.problem)))
-            notes.append(f"Inputs, {scheme_label(scheme)}: left out. {printable(error.problem)}.")
+            why = printable(error.problem + (f" ({error.got})" if error.got else ""))
+            records.append(SchemeRecord(scheme, "left out", why))
+            notes.append(f"Inputs, {scheme_label(scheme)}: left out. {why}.")
             continue
         records.append(SchemeRecord(scheme, describe(layers[scheme])))
         notes.extend(f"Inputs, {scheme_label(scheme)}: {printable(text)}." for text in said)

@@ -203,7 +203,7 @@ def why_not(norm: nn.Module) -> str:
     try:
         twin = donor(norm)
     except SlabError as error:
-        return f"{error.problem}; it has {error.got}"
+        return "; it has ".join(filter(None, (error.problem, error.got)))
     for there, own in ((norm._parameters, twin._parameters), (norm._buffers, twin._buffers)):
         foreign = there.keys() - own.keys()
         missing = [key for key, value in own.items() if value is not None and key not in there]

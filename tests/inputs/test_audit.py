@@ -379,3 +379,18 @@ def test_a_table_with_more_columns_than_were_fitted(tmp_path):
         record = audit(norm, tmp_path / "b.parquet", train=tmp_path / "a.parquet")
         assert record.clean
         assert [feature.name for feature in record.features] == columns
+
+
+def test_data_of_two_kinds_take_each_their_own_options(tmp_path):
+    table = pytest.importorskip("pandas").DataFrame({"a": np.arange(40.0), "b": np.arange(40.0) ** 2})
+    table.to_parquet(tmp_path / "train.parquet")
+    table[:20].to_csv(tmp_path / "new.csv", sep=";", index=False)
+    norm = sn.fit(tmp_path / "train.parquet", split="train")
+    both = {"train": tmp_path / "train.parquet"}
+    assert audit(norm, tmp_path / "new.csv", delimiter=";", **both).overlap.distinct == 20
+    with pytest.raises(OptionError, match="convert= is no option"):
+        audit(norm, tmp_path / "new.csv", delimiter=";", convert="RGB", **both)
+    (tmp_path / "folder").mkdir()
+    table.to_parquet(tmp_path / "folder" / "a.parquet")
+    with pytest.raises(OptionError, match="no CSV file"):
+        sn.fit(tmp_path / "folder", split="train", delimiter=";")

@@ -159,9 +159,7 @@ def test_ray_and_a_worker_that_is_killed(table, tmp_path, monkeypatch):
     started, stop = [], ray.shutdown  # Ray takes up to 20 s to start: once is enough
     with monkeypatch.context() as patch:
         patch.setattr(cluster, "_count", deadly)
-        patch.setattr(
-            ray, "shutdown", lambda: started.append(ray.is_initialized())
-        )
+        patch.setattr(ray, "shutdown", lambda: started.append(ray.is_initialized()))
         assert artifact(fit(shards_of(table), "robust", split="train", engine="ray"), tmp_path / "ray") == one
     try:
         assert (tmp_path / "died").exists()

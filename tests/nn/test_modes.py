@@ -8,6 +8,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -335,9 +336,21 @@ def test_an_input_that_does_not_fit_is_told_with_the_layer_and_the_line_that_mad
         model(torch.randn(2, 3, 4, 4))
     assert caught.value.problem.startswith("1 (BatchNorm) cannot normalise its input")
     assert {"3", "64"} <= set(re.findall(r"\d+", caught.value.problem))
-    assert caught.value.got.endswith(f"the layer was made at {__file__}, line {made}")
+    assert caught.value.got.endswith(f"the layer was made at {Path(__file__).name}, line {made}")
     copied = pickle.loads(pickle.dumps(model))
-    with pytest.raises(ShapeError, match=f"{re.escape(__file__)}, line {made}"):
+    with pytest.raises(ShapeError, match=f"{Path(__file__).name}, line {made}"):
         copied(torch.randn(2, 3, 4, 4))
     with pytest.raises(DtypeError, match="LayerNorm cannot"):
         sn.LayerNorm(4)(torch.ones(2, 4, dtype=torch.int64))
+
+
+def test_a_compiled_layer_says_what_does_not_fit() -> None:
+    torch._dynamo.reset()
+    layer = torch.compile(sn.BatchNorm(4), backend="eager")
+    with pytest.raises(ShapeError, match="has size 5"):
+        layer(torch.randn(8, 5, 3))
+
+
+def test_a_residual_that_does_not_fit_is_told_as_such() -> None:
+    with pytest.raises(ShapeError, match="residual of x's shape"):
+        sn.BatchNorm(4)(torch.randn(8, 4, 3), torch.randn(8, 4, 2))

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slabnorm.errors import DtypeError, OptionError
+from slabnorm.errors import DataError, DtypeError, OptionError
 from slabnorm.files import check_new, check_writable, output_path
 from slabnorm.inputs.accumulator import table_values
 from slabnorm.inputs.apply.writers import write_npy, write_zarr
@@ -33,7 +33,8 @@ from slabnorm.inputs.sources import (
 )
 from slabnorm.inputs.sources.base import check_schema, empty, schema_of
 from slabnorm.inputs.sources.files import local_path
-from slabnorm.inputs.sources.open import CSV, PARQUET, format_of_name
+from slabnorm.inputs.sources.open import CSV, PARQUET, check_options, format_of_name
+from slabnorm.inputs.sources.open import TABLES as SEVERAL_TABLES
 from slabnorm.inputs.sources.zarr import ZarrSource
 from slabnorm.text import listing, printable
 
@@ -110,12 +111,14 @@ def apply(
     if isinstance(source, str | os.PathLike):
         source = local_path(os.fspath(source))
     step: Step = norm.inverse if inverse else norm
+    options = {"key": key, "missing_chunks": missing_chunks, "delimiter": delimiter}
+    found = check_options(source, options)
+    if table and (found is SEVERAL_TABLES or "://" in source):
+        raise DataError("apply takes one local table at a time", f"{source:.200}", "give the path of a file")
     if table == CSV.name:
         from slabnorm.inputs.apply.text import write_csv
 
         return write_csv(norm, step, Path(source), target, delimiter, batch_rows, progress)
-    if delimiter != ",":
-        raise OptionError("delimiter= is for CSV files", f"delimiter={delimiter!r:.50}", "leave it out")
     if table == PARQUET.name:
         from slabnorm.inputs.apply.tables import write_parquet
 

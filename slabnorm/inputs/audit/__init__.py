@@ -32,6 +32,7 @@ from slabnorm.inputs.plain_tensors import plain_tensors
 from slabnorm.inputs.shard_statistics import Tally
 from slabnorm.inputs.sources import Source, Stream, open_source
 from slabnorm.inputs.sources.base import Schema
+from slabnorm.inputs.sources.open import known_options
 from slabnorm.inputs.statistics_record import feature_names
 from slabnorm.report.audit import AuditRecord, Finding
 
@@ -101,25 +102,34 @@ def audit(
     effort = Effort(workers=workers, memory=memory)
     with plain_tensors():
         options = {"missing_chunks": missing_chunks, "convert": convert, "delimiter": delimiter}
-        sources = [_open(norm, data, key, options) for data in (against, train) if data is not None]
+        given = [data for data in (against, train) if data is not None]
+        sources = [_open(norm, data, _options_for(data, given, {"key": key, **options})) for data in given]
         opened = [Opened(source, skip_bad) for source in sources]
         effort = replace(effort, progress=_joint(opened, progress))
         tallies = [_count(norm, each, effort, skip_bad) for each in opened]
         return _record(norm, opened[0], tallies[0], tallies[1] if train is not None else None)
 
 
-def _open(norm: InputNorm, data: Any, key: str | None, options: dict[str, Any]) -> Source | Stream:
+def _options_for(data: Any, both: list[Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options for one data set: without those that only the other one has."""
+    if len(both) < 2:
+        return options
+    mine, known = known_options(data), {name for each in both for name in known_options(each)}
+    return {name: value for name, value in options.items() if name in mine or name not in known}
+
+
+def _open(norm: InputNorm, data: Any, options: dict[str, Any]) -> Source | Stream:
     """Open a data set; of a table, only the columns that were fitted."""
     fitted = norm.record.names
     try:
-        source = open_source(data, key, **options)
+        source = open_source(data, **options)
     except DataError as error:  # about a column that cannot be fitted, and was perhaps left out of the fit
         try:
-            return open_source(data, key, columns=fitted or None, **options)
+            return open_source(data, columns=fitted or None, **options)
         except SlabError:
             raise error from None
     given = source.schema().names if fitted and hasattr(source, "schema") else ()
-    return open_source(data, key, columns=fitted, **options) if set(fitted) < set(given) else source
+    return open_source(data, columns=fitted, **options) if set(fitted) < set(given) else source
 
 
 def _at_hand(norm: InputNorm) -> InputNorm:

@@ -141,6 +141,6 @@ def _target(to: Any, options: dict[str, Any]) -> tuple[Target, dict[str, Any]]:
     given = {name: value for name, value in options.items() if value is not None}
     for name in given:
         if name not in target.options:
-            fix = f"leave it out; the only option is `{target.options[0]}`"
+            fix = "leave it out"
             raise OptionError(f"An export to {to} does not take `{printable(name)}`", "", fix)
     return target, given

@@ -203,13 +203,15 @@ def _named_columns(
         column = _column_of(name, kinds)
         if column not in kinds:
             has = listed([repr(other) for other in kinds], 10)
-            fix = did_you_mean(name, kinds) or f"give the names of columns as {option}="
+            names = "the name of a column" if option == "weights" else "the names of columns"
+            fix = did_you_mean(name, kinds) or f"give {names} as {option}="
             raise DataError(f"No column {name!r} in {file}", f"it has {has or 'no columns'}", fix)
         kind = kinds[column]
         # Only the first lines of text were read. A column that is empty there is taken for numbers.
         dtypes[column] = "float64" if text and types.is_null(kind) else dtype_of(kind, text)
         if not dtypes[column] or (is_list(kind) and option == "weights"):
-            raise _refused(column, kind, file, f"leave it out of {option}=")
+            fix = "give one column of numbers" if option == "weights" else f"leave it out of {option}="
+            raise _refused(column, kind, file, fix)
         if column not in known:
             known[column] = _places(column, kinds, file, length)
         found += known[column] if name == column else [FeaturePlace(column, _at(name), known[column][0].of)]

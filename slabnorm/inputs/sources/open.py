@@ -94,8 +94,6 @@ def open_source(
         OptionError: an option that this kind of data does not have.
         ExtraError: it is read by a package that is not installed.
     """
-    if isinstance(source, Source | Stream):
-        return source
     options = {
         "key": key,
         "columns": check_names(columns),
@@ -104,18 +102,43 @@ def open_source(
         "weights": weights,
         "delimiter": check_delimiter(delimiter),
     }
-    for name, values in (("missing_chunks", ("raise", "fill")), ("convert", (None, *images.CONVERT))):
-        if options[name] not in values:
-            choices = listing([repr(value) for value in values if value], "or")
-            raise OptionError(f"{name} must be {choices}", repr(options[name]))
+    if isinstance(source, Source | Stream):
+        for name, value in options.items():
+            if value != _DEFAULTS.get(name):
+                raise OptionError(f"{name}= is no option of an opened source", repr(value), "leave it out")
+        return source
     if isinstance(source, str | os.PathLike):
         source = local_path(os.fspath(source))
-    found = format_of(source)
-    _check_options(found, options, source)
+    found = check_options(source, options)
     if found.needs:
         package, brings = found.needs
         extra(package, f"reading {found.name}", brings)
     return found.open(source, **{name: options[name] for name in found.options})
+
+
+def check_options(source: Any, options: dict[str, Any]) -> Format:
+    """Return what kind of data a path, a URL or a value is, after a look at its options.
+
+    Raises:
+        OptionError: an option has a value that cannot be, or the data have no such option.
+        DataError: as `format_of` has it.
+    """
+    for name, values in (("missing_chunks", ("raise", "fill")), ("convert", (None, *images.CONVERT))):
+        if name in options and options[name] not in values:
+            choices = listing([repr(value) for value in values if value], "or")
+            raise OptionError(f"{name} must be {choices}", repr(options[name]))
+    found = format_of(source)
+    _check_options(found, options, source)
+    return found
+
+
+def known_options(source: Any) -> tuple[str, ...]:
+    """Return the options that a kind of data has."""
+    if isinstance(source, Source | Stream):
+        return ()
+    return format_of(
+        local_path(os.fspath(source)) if isinstance(source, str | os.PathLike) else source
+    ).options
 
 
 def format_of(source: Any) -> Format:
@@ -251,7 +274,7 @@ def check_names(columns: Any) -> tuple[str, ...] | None:
     """
     if columns is None:
         return None
-    names = tuple(columns) if not isinstance(columns, str) else ()
+    names = tuple(columns) if isinstance(columns, Iterable) and not isinstance(columns, str) else ()
     if not names or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
         raise OptionError(
             "columns must be a list of names, each once", f"{columns!r:.200}", 'as columns=["a", "b"]'

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import ipc, parquet, types
 
-from slabnorm.errors import DataError, DataWarning, SlabError, SlabWarning
+from slabnorm.errors import DataError, DataWarning, OptionError, SlabError, SlabWarning
 from slabnorm.inputs.sources import csv
 from slabnorm.inputs.sources.base import MIXED, BrokenShard, Columns, Schema, Shard, Source, empty
 from slabnorm.inputs.sources.columns import (
@@ -379,6 +379,8 @@ class TableSource(Source):
         self._wanted = columns
         found = list_tables(source, is_table)
         self._files, self.hints = found.files, found.hints
+        if delimiter != "," and all(format_of_name(file.name) is not CSV for file in self._files):
+            raise OptionError("delimiter= is for CSV files", f"no CSV file in {source:.200}", "leave it out")
         if found.left_out:
             text = f"{source}: left out {listed(found.left_out)}"
             warnings.warn(text, DataWarning, stacklevel=5)

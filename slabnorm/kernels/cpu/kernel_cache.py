@@ -276,6 +276,11 @@ def digest_sources(package: str, *modules: str) -> str:
     return digest.hexdigest() if found else ""
 
 
+def joined_digests(*digests: str) -> str:
+    """Return one digest for several; nothing if one of them is nothing."""
+    return "".join(digests) if all(digests) else ""
+
+
 @cache
 def _surroundings() -> str:
     """Return what all kernels of this process have in common: versions, processor."""
@@ -314,6 +319,8 @@ def _tell(got: str, fix: str) -> None:
         )
 
 
-_SOURCES = digest_sources("slabnorm.kernels.cpu") + digest_sources("slabnorm.kernels", "layout")
+_SOURCES = joined_digests(
+    digest_sources("slabnorm.kernels.cpu"), digest_sources("slabnorm.kernels", "layout")
+)
 _announced = False
 _told: set[str] = set()

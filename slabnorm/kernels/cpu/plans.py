@@ -35,7 +35,8 @@ class Plan(NamedTuple):
         record: the record of the call, without the addresses of its tensors.
         threads: how many run it.
         work, cells: how much room it needs, in float64: shared by phases; for the sums of dweight and dbias.
-        layout: what the record has addresses of.
+        layout: how the tensors lie.
+        held: the arrays that the record has addresses of.
         copied: whether it takes a dense copy of x.
         strides: of the output, and so of what else has x's shape.
         affine: the dtype of weight and bias.
@@ -49,6 +50,7 @@ class Plan(NamedTuple):
     work: int
     cells: int
     layout: Layout
+    held: tuple[np.ndarray, np.ndarray]
     copied: bool
     strides: tuple[int, ...]
     affine: torch.dtype
@@ -94,17 +96,17 @@ class Plans:
                 address, phases = compiled.backward(kernel), _backward_phases(layout, shared, write)
             else:
                 address, phases = compiled.forward(kernel), _forward_phases(layout, shared, own, again, write)
-            record = np.zeros(1, CALL)
-            record["layout"], record["group"] = layout.record.ctypes.data, layout.axes.ctypes.data
-            record["axes"], record["slabs"] = len(layout.axes), self.slab.slabs
+            record, numbers, axes = np.zeros(1, CALL), layout.record, layout.axes
+            record["layout"], record["group"] = numbers.ctypes.data, axes.ctypes.data
+            record["axes"], record["slabs"] = len(axes), self.slab.slabs
             record["own"], record["center"], record["write"], record["again"] = own, call.center, write, again
             record["past"] = _past(layout, x)
             n = layout.parameters
             one, zero = (constant(n, value, affine) if n <= _SMALL else None for value in (1, 0))
             work = _work(layout) if shared else 0
             plan = self.kept[key] = Plan(
-                address, phases, record, threads, work, _cells(layout), layout, self.memory.copied,
-                self.memory.strides, affine, one, zero,
+                address, phases, record, threads, work, _cells(layout), layout, (numbers, axes),
+                self.memory.copied, self.memory.strides, affine, one, zero,
             )  # fmt: skip
         return plan
 
