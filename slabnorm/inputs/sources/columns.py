@@ -210,7 +210,7 @@ def _named_columns(
         # Only the first lines of text were read. A column that is empty there is taken for numbers.
         dtypes[column] = "float64" if text and types.is_null(kind) else dtype_of(kind, text)
         if not dtypes[column] or (is_list(kind) and option == "weights"):
-            fix = "give one column of numbers" if option == "weights" else f"leave it out of {option}="
+            fix = "give one column of numbers as weights=" if option == "weights" else f"leave it out of {option}="
             raise _refused(column, kind, file, fix)
         if column not in known:
             known[column] = _places(column, kinds, file, length)
