@@ -210,8 +210,8 @@ def _named_columns(
         # Only the first lines of text were read. A column that is empty there is taken for numbers.
         dtypes[column] = "float64" if text and types.is_null(kind) else dtype_of(kind, text)
         if not dtypes[column] or (is_list(kind) and option == "weights"):
-            fix = "give one column of numbers as weights=" if option == "weights" else f"leave it out of {option}="
-            raise _refused(column, kind, file, fix)
+            instead = "give one column of numbers as" if option == "weights" else "leave it out of"
+            raise _refused(column, kind, file, f"{instead} {option}=")
         if column not in known:
             known[column] = _places(column, kinds, file, length)
         found += known[column] if name == column else [FeaturePlace(column, _at(name), known[column][0].of)]
