@@ -98,7 +98,7 @@ def _norm_backward(
     if _is_gpu(bound) and plain(dy):
         from slabnorm.kernels import gpu
 
-        grads = gpu.backward(*tensors, gpu.Measured(stats, coefficients, call), call, asked)
+        grads = gpu.backward(*tensors, gpu.TritonStatistics(stats, coefficients, call), call, asked)
     else:
         grads = eager.backward(*tensors, _used(stats, call), call, asked)
     dx, dweight, dbias, dresidual = (t if need else None for t, need in zip(grads, needed, strict=True))

@@ -43,6 +43,7 @@ def _through_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(tiling, "FILL", 1)  # fewer and larger programs
     forget()
     with using("gpu"):
+        assert operators._bound(torch.ones(2, 8), None, None, None, [0], [1]).backend.NAME == "gpu"
         yield
     forget()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
@@ -277,7 +278,7 @@ class Accumulator:
         weighted = counting.weights is not None
         kind = WeightedReader if weighted else TableReader if counting.schema.names else DenseReader
         self._counting, self._name, self._first = counting, name, first
-        self._reader: Reader = kind(counting, features, name, first)
+        self._reader: BlockReader = kind(counting, features, name, first)
         self._samples, self._collector = 0, Collector(counting.sketch_size, bounds)
         values = prod(features.shape)
         positions = positions_of(counting.positions, values)
@@ -329,7 +330,7 @@ class Accumulator:
         )
 
 
-class Reader:
+class BlockReader(ABC):
     """Turns blocks of one kind into what is counted of them. What `parts` yields, its other methods take.
 
     Attributes:
@@ -339,21 +340,21 @@ class Reader:
     def __init__(self, counting: Counting, features: Features, name: str, first: int) -> None:
         self.counting, self.features, self.name, self.row = counting, features, name, first
 
+    @abstractmethod
     def parts(self, block: Any) -> Iterator[Any]:
         """Yield the samples of a block that count, some at a time."""
-        raise NotImplementedError
 
+    @abstractmethod
     def count(self, part: Any, collector: Collector) -> np.ndarray:
         """Add samples to the moments; return their hashes, which are still to be finished."""
-        raise NotImplementedError
 
+    @abstractmethod
     def values(self, part: Any) -> np.ndarray:
         """Return samples as one array, NaN for null."""
-        raise NotImplementedError
 
+    @abstractmethod
     def moments(self) -> tuple[Moments, Tensor, Tensor]:
         """Return the Moments of each feature, and how many values are left out as NaN and as null."""
-        raise NotImplementedError
 
     def draw(self, part: Any, sampler: QuantileSampler) -> None:
         """Sample values of every feature."""
@@ -371,7 +372,7 @@ class Reader:
         return BlockPlace(self.name, self.row, text if names else self.features.place)
 
 
-class DenseReader(Reader):
+class DenseReader(BlockReader):
     """Reads arrays and tensors."""
 
     def __init__(self, counting: Counting, features: Features, name: str, first: int) -> None:
@@ -430,7 +431,7 @@ class DenseReader(Reader):
         self._nan = self._nan + nan
 
 
-class TableReader(Reader):
+class TableReader(BlockReader):
     """Reads tables column by column, so that nothing is copied to rows.
 
     A row has the hash of the same row in an array; a null hashes as NaN does.
@@ -525,7 +526,7 @@ class WeightedSamples:
         return len(self.values)
 
 
-class WeightedReader(Reader):
+class WeightedReader(BlockReader):
     """Reads samples with weights: those of arrays by their numbers, those of a table from a column.
 
     A sample of weight 0 is not there: it may hold anything, and is not among those that an audit finds again.

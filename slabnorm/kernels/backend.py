@@ -141,7 +141,7 @@ def on_gpu(x: Tensor) -> bool:
 
 
 def may_run_on_gpu(x: Tensor) -> bool:
-    """Return the same, whatever the GPU's age is."""
+    """Return what `on_gpu` does, without asking whether the GPU is recent enough for Triton."""
     if forced == "gpu" and x.device.type == "cpu":
         return os.environ.get("TRITON_INTERPRET") == "1"
     return forced in (None, "gpu") and x.device.type == "cuda" and _TRITON

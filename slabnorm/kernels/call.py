@@ -121,7 +121,7 @@ def restored(saved: tuple[Tensor | None, ...], kinds: tuple[Kind | None, ...]) -
     return found
 
 
-class Measured(Protocol):
+class KernelStatistics(Protocol):
     """Statistics of the slabs themselves as a kernel keeps them; gathered when they are asked for."""
 
     @property
@@ -144,13 +144,13 @@ class Measured(Protocol):
 
 
 class FoundTensors(NamedTuple):
-    """The same, as tensors."""
+    """Statistics of the slabs as tensors, where plain PyTorch has found them."""
 
     mean: Tensor
     m2: Tensor
 
 
-Found = Measured | FoundTensors
+Found = KernelStatistics | FoundTensors
 
 
 class Call(NamedTuple):

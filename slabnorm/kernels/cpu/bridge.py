@@ -23,7 +23,7 @@ _WIDE = (torch.float32, torch.float64)
 _NOTHING = np.zeros(1)
 
 
-class Measured:
+class NumbaStatistics:
     """Statistics that a kernel found, as tensors when they are asked for."""
 
     __slots__ = ("slab", "stats")
@@ -77,7 +77,7 @@ def forward(
 ) -> tuple[Tensor, np.ndarray, Found | None]:
     """Return y, the statistics for backward(), and those found unless they were given."""
     y, stats = _forward(x, weight, bias, residual, call, write=True)
-    return y, stats, Measured(stats, call.slab) if call.given is None else None
+    return y, stats, NumbaStatistics(stats, call.slab) if call.given is None else None
 
 
 def _forward(

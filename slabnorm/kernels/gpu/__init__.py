@@ -29,7 +29,7 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _UPDATED = 1024  # running statistics that are updated at once
 
 
-class Measured:
+class TritonStatistics:
     """Statistics that a kernel found or was given: float64 [2, slabs] (mean, squared deviations).
 
     With them the coefficients that normalise, float32 [4, slabs]: coefficients.py.
@@ -74,7 +74,7 @@ def start(device: torch.device) -> None:
     forward(x, None, None, None, Call(slab, 1.0, plans=bind(x, slab)))
 
 
-class Plans(NamedTuple):
+class TilingPlan(NamedTuple):
     """What calls on tensors of some kinds share: how x is read, and the strides of what is written."""
 
     tiling: Tiling
@@ -82,12 +82,12 @@ class Plans(NamedTuple):
     strides: tuple[int, ...]
 
 
-def bind(x: Tensor, slab: Slab) -> Plans | None:
+def bind(x: Tensor, slab: Slab) -> TilingPlan | None:
     """Take tensors but float64 whose slabs lie in a Layout; strided ones that do not through a dense copy."""
     found = find_placement(x, slab) if x.dtype in _DTYPES and slab.numel > 0 else None
     if found is None or not fits(slab, found.layout):
         return None
-    return Plans(Tiling(slab, found.layout), found.copied, found.strides)
+    return TilingPlan(Tiling(slab, found.layout), found.copied, found.strides)
 
 
 def fuses(activation: str | None, dtype: torch.dtype) -> bool:
@@ -101,7 +101,7 @@ statistics = eager.statistics
 
 def forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, call: Call
-) -> tuple[Tensor, Measured, Found | None]:
+) -> tuple[Tensor, TritonStatistics, Found | None]:
     """Return y, the statistics it was normalised with, and those found unless they were given."""
     slab = call.slab
     x, tiling, strides = _taken(x, call.plans)
@@ -131,7 +131,7 @@ def forward(
         if not tile.whole:
             grid, tiles = _tiles(tiling, tile)
             forwards.apply[grid](x, residual, y, weight, bias, coefficients, **tiles, **rest, **tile.shape)
-    found = Measured(stats, coefficients, call)
+    found = TritonStatistics(stats, coefficients, call)
     return y, found, found if call.given is None else None
 
 
@@ -155,7 +155,7 @@ def _statistics(
 
 def backward(
     dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None,
-    stats: Measured, call: Call, needed: tuple[bool, ...],
+    stats: TritonStatistics, call: Call, needed: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """Return the gradients of x, weight, bias and residual, each None unless it is needed."""
     need_x, need_weight, need_bias, need_residual = needed
@@ -258,12 +258,12 @@ def _mixed(x: Tensor, tiling: Tiling, tile: Tile, tensors: dict[str, Any]) -> tu
     return sums, places
 
 
-def used(stats: Measured, slab: Slab) -> Statistics:
+def used(stats: TritonStatistics, slab: Slab) -> Statistics:
     """Return what a forward has normalised with."""
     return eager.used_of(stats.mean, stats.m2 / (slab.count if stats.call.given is None else 1), stats.call)
 
 
-def _taken(x: Tensor, plans: Plans) -> tuple[Tensor, Tiling, tuple[int, ...]]:
+def _taken(x: Tensor, plans: TilingPlan) -> tuple[Tensor, Tiling, tuple[int, ...]]:
     """Return x as it is read, its tiling, and the strides of what is written."""
     if plans.copied:
         x = x.clone(memory_format=torch.preserve_format)

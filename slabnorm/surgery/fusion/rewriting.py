@@ -59,7 +59,7 @@ class Form:
         return isinstance(self.other, _QUIET)
 
 
-class Reader:
+class MethodReader:
     """Reads the expressions of one method."""
 
     def __init__(self, function: FunctionType, is_norm: Test, is_activation: Test) -> None:
@@ -226,7 +226,7 @@ class Rewriter(ast.NodeTransformer):
 
     def __init__(self, function: FunctionType, is_norm: Test, is_activation: Test) -> None:
         code = function.__code__
-        self.read = Reader(function, is_norm, is_activation)
+        self.read = MethodReader(function, is_norm, is_activation)
         self.own = frozenset(code.co_varnames) - frozenset(code.co_cellvars)
         self.sites: list[Site] = []
         self.chains = False
