@@ -1,6 +1,7 @@
 """What is found when claims are measured, as plain records, and their report: one card for each claim.
 
-`slabnorm.study.claims` writes the records, `--json` prints them as they are, and the page of `slabnorm lab` reads them. A
+`slabnorm.study.claims` writes the records, `--json` prints them as they are, and the page of `slabnorm lab`
+reads them. A
 number that does not exist is None, never NaN.
 """
 
@@ -61,7 +62,7 @@ class Number:
     Args:
         what: what was measured, in words.
         value: the mean, with its 95% interval over seeds where there are several.
-        unit: "%" for shares (the value is from 0 to 1), "x" for factors, or a unit as it is written; empty for none.
+        unit: "%" for shares (from 0 to 1), "x" for factors, or a unit as it is written; empty for none.
     """
 
     what: str
@@ -139,8 +140,8 @@ class SweepRecord:
     """One network of the sweep that the page has on its sliders, trained once.
 
     Args:
-        norm, batch_size, rate, depth, gain: which network; `rate` is the learning rate, `gain` a factor of the
-            initial weights.
+        norm, batch_size, rate, depth, gain: which network; `rate` is the learning rate, `gain` a factor of
+            the initial weights.
         status: "done" or "diverged".
         accuracy: on the test split in eval mode, 0 to 1.
         steps: the optimiser steps at which was looked.
