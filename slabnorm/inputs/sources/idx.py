@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -77,7 +77,8 @@ def is_compressed(path: str, key: str | None = None) -> bool:
 def list_folder(folder: str) -> dict[str, Path]:
     """Return the IDX files in a folder and below, but for labels, by name.
 
-    The name is what stands before "-images" or "-idx": "train" of train-images-idx3-ubyte. If a file is there plain and compressed, as torchvision leaves them, it is the plain one.
+    The name is what stands before "-images" or "-idx": "train" of train-images-idx3-ubyte. Of a file that is
+    there plain and compressed, as torchvision leaves them, the plain one is taken.
 
     Raises:
         DataError: the folder cannot be listed.
@@ -201,7 +202,8 @@ def _opened(path: Path, name: str) -> Iterator[tuple[IO[bytes], Header]]:
     """
     packed = _is_gzip(path)
     try:
-        with gzip.open(path, "rb") if packed else open(path, "rb") as file:
+        opened: Any = gzip.open if packed else open
+        with opened(path, "rb") as file:
             header, held = _read_header(file, name), os.path.getsize(path)
             if packed:
                 _check_claim(header, held, name)
