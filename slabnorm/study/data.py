@@ -193,7 +193,8 @@ def from_splits(
     if kinds[0] != kinds[1]:
         problem = f"Training and test samples of different kinds: {printable(name)}"
         raise DataError(problem, f"{kinds[0]}, and {kinds[1]}", "convert them to one shape and dtype")
-    data = from_arrays(*(np.concatenate(both) for both in zip(*parts, strict=True)), name, notes)
+    x, y = (np.concatenate(both) for both in zip(*parts, strict=True))
+    data = from_arrays(x, y, name, notes)
     count = len(parts[0][1])
     counts = np.bincount(data.y[:count], minlength=len(data.classes))
     check_classes(np.array(data.classes), counts, f"the training data of {name}")
@@ -202,8 +203,8 @@ def from_splits(
     split = Split(training, validation, np.arange(count, len(data.y)))
     share = f"1/{round(1 / VALIDATION_SHARE)}"
     by = (
-        f"the test samples that come with the data; {share} of its training samples for validation, stratified"
-        f" by class with seed {SPLIT_SEED}"
+        f"the test samples that come with the data; {share} of its training samples for validation, "
+        f"stratified by class with seed {SPLIT_SEED}"
     )
     return replace(data, given_split=split, split_by=by)
 
@@ -312,7 +313,7 @@ def digits() -> Dataset:
 
 
 def photos() -> Dataset:
-    """Return patches of scikit-learn's two photographs, 28x28, grey, 0 to 255; the classes are the photographs.
+    """Return grey patches of scikit-learn's two photographs, 28x28, 0 to 255; each photograph is a class.
 
     The patches do not overlap. They are split by strips of each photograph, from left to right, so that only
     patches on either side of two lines are neighbours in different splits: at random, most of a test patch's
@@ -331,14 +332,15 @@ def photos() -> Dataset:
     x = np.stack(patches)  # (photograph, row, column, height, width)
     photograph, _, column = np.indices(x.shape[:3]).reshape(3, -1)
     data = from_arrays(x.reshape(-1, PATCH, PATCH), photograph, "scikit-learn photographs")
-    ends = np.cumsum(STRIPS)
-    strips = [
-        np.flatnonzero((column >= end - size) & (column < end))
-        for end, size in zip(ends, STRIPS, strict=True)
-    ]
+    strip = np.searchsorted(np.cumsum(STRIPS), column, side="right")
     names = tuple(printable(os.path.splitext(os.path.basename(path))[0]) for path in bunch.filenames)
     by = (
         f"columns of patches, from the left {STRIPS[0]} for training, then {STRIPS[1]} for validation and "
         f"{STRIPS[2]} for test"
     )
-    return replace(data, classes=names, given_split=Split(*strips), split_by=by)
+    return replace(
+        data,
+        classes=names,
+        given_split=Split(*(np.flatnonzero(strip == part) for part in range(3))),
+        split_by=by,
+    )
