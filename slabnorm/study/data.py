@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -99,7 +100,7 @@ class Dataset:
             seed: of the choice.
 
         Raises:
-            OptionError: fewer than one sample per class.
+            OptionError: no integers, or fewer than one sample per class.
 
         >>> from slabnorm.study.data import digits
         >>> few = digits().subset(100, 50)
@@ -107,11 +108,10 @@ class Dataset:
         [100, 50, 50]
         """
         wanted = (samples, samples if held_out is None else held_out)
-        if min(wanted) < len(self.classes):
-            raise OptionError(
-                "A subset needs one sample of each class or more",
-                f"{min(wanted)} samples, {len(self.classes)} classes",
-            )
+        for number in wanted:
+            if not isinstance(number, Integral) or isinstance(number, bool) or number < len(self.classes):
+                problem = "The samples of a subset must be an integer, one for each class or more"
+                raise OptionError(problem, f"{printable(repr(number))}, {len(self.classes)} classes")
         train = stratified(self.split.train, self.y, wanted[0], seed)
         validation, test = (
             stratified(part, self.y, wanted[1], seed) for part in (self.split.validation, self.split.test)
@@ -338,9 +338,5 @@ def photos() -> Dataset:
         f"columns of patches, from the left {STRIPS[0]} for training, then {STRIPS[1]} for validation and "
         f"{STRIPS[2]} for test"
     )
-    return replace(
-        data,
-        classes=names,
-        given_split=Split(*(np.flatnonzero(strip == part) for part in range(3))),
-        split_by=by,
-    )
+    split = Split(*(np.flatnonzero(strip == part) for part in range(3)))
+    return replace(data, classes=names, given_split=split, split_by=by)

@@ -102,7 +102,7 @@ def read_path(path: Path) -> Dataset:
 
 
 def fashion_mnist() -> Dataset:
-    """Return Fashion-MNIST (Xiao et al. 2017): 70,000 grey images of clothes, 28x28, 0 to 255, in ten classes.
+    """Return Fashion-MNIST (Xiao et al. 2017): 70,000 grey images of clothes, 28x28, 0 to 255, ten classes.
 
     It is read where Debian's and Ubuntu's package dataset-fashion-mnist puts it.
 
