@@ -18,10 +18,9 @@ from slabnorm.extras import extra
 from slabnorm.inputs.features import as_numpy
 from slabnorm.inputs.sources import Unreadable
 from slabnorm.inputs.sources.base import as_block
-from slabnorm.inputs.sources.idx import ENDINGS, labels_beside, list_folder, read_idx
+from slabnorm.inputs.sources.idx import ENDINGS, labels_beside, list_folder, read_idx, role_of
 from slabnorm.inputs.sources.images import DamageError, decode_named, is_image, read_image_file
 from slabnorm.inputs.sources.npy import read_labelled
-from slabnorm.inputs.split import held_out, says_train
 from slabnorm.study.data import Dataset, digits, from_arrays, from_splits, photos
 from slabnorm.text import did_you_mean, listing, printable
 
@@ -45,6 +44,7 @@ FOUR_FILES = (
     "give a folder with the four files train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, "
     "t10k-images-idx3-ubyte.gz and t10k-labels-idx1-ubyte.gz, packed or not"
 )
+ROLES = ("train", "test")
 MODES = ("1", "L", "LA", "RGB", "RGBA", "P", "I;16")  # of images, by Pillow's names
 
 
@@ -129,8 +129,7 @@ def read_idx_folder(path: Path, name: str = "") -> Dataset:
         DataError: not one file of training images and one of test images, each with its labels; or damage.
     """
     files = list_folder(str(path))
-    test = [file for entry, file in files.items() if held_out(entry)]
-    train = [file for entry, file in files.items() if says_train(entry) and not held_out(entry)]
+    train, test = ([file for entry, file in files.items() if role_of(entry) == role] for role in ROLES)
     if len(train) != 1 or len(test) != 1:
         found = ", ".join(printable(file.relative_to(path)) for file in files.values())
         raise DataError(

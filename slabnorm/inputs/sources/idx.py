@@ -91,6 +91,20 @@ def list_folder(folder: str) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
+def role_of(entry: str) -> str:
+    """Return "train" or "test", as the nearest name in the path of a file says that says anything; else "".
+
+    >>> role_of("t10k"), role_of("emnist-letters-train"), role_of("test/images")
+    ('test', 'train', 'test')
+    """
+    for name in reversed(entry.split(os.sep)):
+        if held_out(name):
+            return "test"
+        if says_train(name):
+            return "train"
+    return ""
+
+
 def labels_beside(images: Path) -> Path:
     """Return the file of the labels that belong to a file of images, plain or compressed.
 
@@ -170,12 +184,13 @@ def _open_file(path: Path, folder: str) -> Source | Stream:
 def _choose(files: dict[str, Path], key: str | None, folder: str) -> str:
     """Return the name of one of these files."""
     names = list(files)
-    training = [name for name in names if says_train(name) and not held_out(name)]
+    training = [name for name in names if role_of(name) == "train"]
     if key is None and len(training) == 1:
         return training[0]
     if not names:
         fix = "put the images beside them"
         raise DataError(f"No IDX file but labels in the folder {printable(folder)}", "", fix)
+    names.sort(key=lambda name: role_of(name) != "train")  # the first is what the message proposes
     return pick(names, key, f"the folder {printable(folder)}")
 
 
