@@ -52,8 +52,10 @@ def compare(
     Args:
         build_model: "conv", "mlp", "package.module:build", or a function `build(norm)` that returns a
             network, in which `norm(channels)` makes the norm layers.
-        data: "digits", a pair (x, y), an `.npz` file with the arrays x and y, or a folder with one folder of
-            images for each class.
+        data: "digits", "photos" (patches of two photographs) or "fashion-mnist" (`apt install
+            dataset-fashion-mnist`); a pair (x, y); an `.npz` file with the arrays x and y; a folder with one
+            folder of images for each class; a folder with the four IDX files of MNIST and its like, whose
+            test split is kept; or a torch `Dataset` with a length, of items (x, y).
         norms: "none", "batch", "layer", "instance", "group", or patterns such as "n c ... -> n c".
         batch_sizes: the numbers of samples per step. None may be larger than the training split, 60% of the
             samples.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -99,7 +100,7 @@ class Dataset:
             seed: of the choice.
 
         Raises:
-            OptionError: fewer than one sample per class.
+            OptionError: no integers, or fewer than one sample per class.
 
         >>> from slabnorm.study.data import digits
         >>> few = digits().subset(100, 50)
@@ -107,11 +108,10 @@ class Dataset:
         [100, 50, 50]
         """
         wanted = (samples, samples if held_out is None else held_out)
-        if min(wanted) < len(self.classes):
-            raise OptionError(
-                "A subset needs one sample of each class or more",
-                f"{min(wanted)} samples, {len(self.classes)} classes",
-            )
+        for number in wanted:
+            if not isinstance(number, Integral) or isinstance(number, bool) or number < len(self.classes):
+                problem = "The samples of a subset must be an integer, one for each class or more"
+                raise OptionError(problem, f"{printable(repr(number))}, {len(self.classes)} classes")
         train = stratified(self.split.train, self.y, wanted[0], seed)
         validation, test = (
             stratified(part, self.y, wanted[1], seed) for part in (self.split.validation, self.split.test)
@@ -193,7 +193,8 @@ def from_splits(
     if kinds[0] != kinds[1]:
         problem = f"Training and test samples of different kinds: {printable(name)}"
         raise DataError(problem, f"{kinds[0]}, and {kinds[1]}", "convert them to one shape and dtype")
-    data = from_arrays(*(np.concatenate(both) for both in zip(*parts, strict=True)), name, notes)
+    x, y = (np.concatenate(both) for both in zip(*parts, strict=True))
+    data = from_arrays(x, y, name, notes)
     count = len(parts[0][1])
     counts = np.bincount(data.y[:count], minlength=len(data.classes))
     check_classes(np.array(data.classes), counts, f"the training data of {name}")
@@ -202,8 +203,8 @@ def from_splits(
     split = Split(training, validation, np.arange(count, len(data.y)))
     share = f"1/{round(1 / VALIDATION_SHARE)}"
     by = (
-        f"the test samples that come with the data; {share} of its training samples for validation, stratified"
-        f" by class with seed {SPLIT_SEED}"
+        f"the test samples that come with the data; {share} of its training samples for validation, "
+        f"stratified by class with seed {SPLIT_SEED}"
     )
     return replace(data, given_split=split, split_by=by)
 
@@ -312,7 +313,7 @@ def digits() -> Dataset:
 
 
 def photos() -> Dataset:
-    """Return patches of scikit-learn's two photographs, 28x28, grey, 0 to 255; the classes are the photographs.
+    """Return grey patches of scikit-learn's two photographs, 28x28, 0 to 255; each photograph is a class.
 
     The patches do not overlap. They are split by strips of each photograph, from left to right, so that only
     patches on either side of two lines are neighbours in different splits: at random, most of a test patch's
@@ -331,14 +332,11 @@ def photos() -> Dataset:
     x = np.stack(patches)  # (photograph, row, column, height, width)
     photograph, _, column = np.indices(x.shape[:3]).reshape(3, -1)
     data = from_arrays(x.reshape(-1, PATCH, PATCH), photograph, "scikit-learn photographs")
-    ends = np.cumsum(STRIPS)
-    strips = [
-        np.flatnonzero((column >= end - size) & (column < end))
-        for end, size in zip(ends, STRIPS, strict=True)
-    ]
+    strip = np.searchsorted(np.cumsum(STRIPS), column, side="right")
     names = tuple(printable(os.path.splitext(os.path.basename(path))[0]) for path in bunch.filenames)
     by = (
         f"columns of patches, from the left {STRIPS[0]} for training, then {STRIPS[1]} for validation and "
         f"{STRIPS[2]} for test"
     )
-    return replace(data, classes=names, given_split=Split(*strips), split_by=by)
+    split = Split(*(np.flatnonzero(strip == part) for part in range(3)))
+    return replace(data, classes=names, given_split=split, split_by=by)

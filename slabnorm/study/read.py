@@ -1,4 +1,4 @@
-"""Data sets by name, from files and folders, and from a torch Dataset. Nothing is padded, resized or guessed."""
+"""Data sets by name, from files, folders and torch Datasets. Nothing is padded, resized or guessed."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ from slabnorm.extras import extra
 from slabnorm.inputs.features import as_numpy
 from slabnorm.inputs.sources import Unreadable
 from slabnorm.inputs.sources.base import as_block
-from slabnorm.inputs.sources.idx import ENDINGS, labels_beside, list_folder, read_idx
+from slabnorm.inputs.sources.idx import ENDINGS, labels_beside, list_folder, read_idx, role_of
 from slabnorm.inputs.sources.images import DamageError, decode_named, is_image, read_image_file
 from slabnorm.inputs.sources.npy import read_labelled
-from slabnorm.inputs.split import held_out, says_train
 from slabnorm.study.data import Dataset, digits, from_arrays, from_splits, photos
 from slabnorm.text import did_you_mean, listing, printable
 
@@ -45,6 +44,7 @@ FOUR_FILES = (
     "give a folder with the four files train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, "
     "t10k-images-idx3-ubyte.gz and t10k-labels-idx1-ubyte.gz, packed or not"
 )
+ROLES = ("train", "test")
 MODES = ("1", "L", "LA", "RGB", "RGBA", "P", "I;16")  # of images, by Pillow's names
 
 
@@ -72,8 +72,9 @@ def read_data(source: Any) -> Dataset:
     if isinstance(source, tuple | list) and len(source) == 2:
         return from_arrays(source[0], source[1])
     if not isinstance(source, str | os.PathLike) or not str(source):
+        names = ", ".join(map(repr, NAMED))
         raise DataError(
-            f"data must be a path, a pair (x, y), a torch Dataset, or {listing(list(map(repr, NAMED)), 'or')}",
+            f"data must be a path, a pair (x, y), a torch Dataset, or one of the names {names}",
             f"{type(source).__name__} {source!r:.80}",
         )
     try:
@@ -101,7 +102,7 @@ def read_path(path: Path) -> Dataset:
 
 
 def fashion_mnist() -> Dataset:
-    """Return Fashion-MNIST (Xiao et al. 2017): 70,000 images of 28x28, grey, 0 to 255, of ten kinds of clothes.
+    """Return Fashion-MNIST (Xiao et al. 2017): 70,000 grey images of clothes, 28x28, 0 to 255, ten classes.
 
     It is read where Debian's and Ubuntu's package dataset-fashion-mnist puts it.
 
@@ -128,8 +129,7 @@ def read_idx_folder(path: Path, name: str = "") -> Dataset:
         DataError: not one file of training images and one of test images, each with its labels; or damage.
     """
     files = list_folder(str(path))
-    test = [file for entry, file in files.items() if held_out(entry)]
-    train = [file for entry, file in files.items() if says_train(entry) and not held_out(entry)]
+    train, test = ([file for entry, file in files.items() if role_of(entry) == role] for role in ROLES)
     if len(train) != 1 or len(test) != 1:
         found = ", ".join(printable(file.relative_to(path)) for file in files.values())
         raise DataError(
@@ -189,7 +189,7 @@ def read_items(items: Any) -> Dataset:
         x[number] = value
         y.append(label)
     data = from_arrays(x, y, name)
-    said = getattr(items, "classes", None)  # as torchvision's data sets have them, by number
+    said: Any = getattr(items, "classes", None)  # as torchvision's data sets have them, by number
     named = isinstance(said, list | tuple) and all(isinstance(text, str) for text in said)
     if named and data.classes == tuple(map(str, range(len(said)))):
         return replace(data, classes=tuple(map(printable, said)))
@@ -204,15 +204,17 @@ def read_item(items: Any, number: int, name: str) -> tuple[NDArray[Any], Any]:
     except Exception as error:  # items are made by the user's code
         why = f"{type(error).__name__}: {printable(error)}"
         raise DataError(
-            f"Reading {where} raised an error", why, "mend the Dataset, or leave the item out"
+            f"Reading {where} raised an error", why, "mend the Dataset, or leave it out"
         ) from error
     if not isinstance(item, tuple | list) or len(item) != 2:
-        got = f"{type(item).__name__}{f' of {len(item)}' if isinstance(item, tuple | list) else ''}"
+        several = f" of {len(item)}" if isinstance(item, tuple | list) else ""
+        got = f"{type(item).__name__}{several}"
         raise DataError(f"Not a pair (x, y): {where}", got, "return the sample and its label")
-    x, y = (as_numpy(as_block(part, where)) if not isinstance(part, str) else part for part in item)
-    if isinstance(x, str):
-        raise DataError(f"Not a pair (x, y): x of {where} is a text", fix="return x as numbers")
-    return x, y.item() if isinstance(y, np.ndarray) and y.size == 1 else y
+    x, y = as_numpy(as_block(item[0], f"x of {where}")), item[1]
+    if not isinstance(y, str):
+        label = as_numpy(as_block(y, f"y of {where}"))
+        y = label.item() if label.size == 1 else label
+    return x, y
 
 
 def read_folder(path: Path) -> Dataset:

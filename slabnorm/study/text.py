@@ -82,5 +82,5 @@ def _topics() -> str:
         raise DataError(
             "This Python comes without its help topics",
             f"pydoc_data.topics: {error}",
-            "use a Python that has its whole standard library, as from python.org or a distribution's full package",
+            "use a Python with its whole standard library, as a distribution's full package has it",
         ) from error

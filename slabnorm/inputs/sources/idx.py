@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -77,7 +77,8 @@ def is_compressed(path: str, key: str | None = None) -> bool:
 def list_folder(folder: str) -> dict[str, Path]:
     """Return the IDX files in a folder and below, but for labels, by name.
 
-    The name is what stands before "-images" or "-idx": "train" of train-images-idx3-ubyte. If a file is there plain and compressed, as torchvision leaves them, it is the plain one.
+    The name is what stands before "-images" or "-idx": "train" of train-images-idx3-ubyte. Of a file that is
+    there plain and compressed, as torchvision leaves them, the plain one is taken.
 
     Raises:
         DataError: the folder cannot be listed.
@@ -88,6 +89,20 @@ def list_folder(folder: str) -> dict[str, Path]:
         if name.lower().endswith(ENDINGS) and not _is_labels(name):
             found.setdefault(_SUFFIX.sub("", name), Path(folder, name))
     return dict(sorted(found.items()))
+
+
+def role_of(entry: str) -> str:
+    """Return "train" or "test", as the nearest name in the path of a file says that says anything; else "".
+
+    >>> role_of("t10k"), role_of("emnist-letters-train"), role_of("test/images")
+    ('test', 'train', 'test')
+    """
+    for name in reversed(entry.split(os.sep)):
+        if held_out(name):
+            return "test"
+        if says_train(name):
+            return "train"
+    return ""
 
 
 def labels_beside(images: Path) -> Path:
@@ -169,12 +184,13 @@ def _open_file(path: Path, folder: str) -> Source | Stream:
 def _choose(files: dict[str, Path], key: str | None, folder: str) -> str:
     """Return the name of one of these files."""
     names = list(files)
-    training = [name for name in names if says_train(name) and not held_out(name)]
+    training = [name for name in names if role_of(name) == "train"]
     if key is None and len(training) == 1:
         return training[0]
     if not names:
         fix = "put the images beside them"
         raise DataError(f"No IDX file but labels in the folder {printable(folder)}", "", fix)
+    names.sort(key=lambda name: role_of(name) != "train")  # the first is what the message proposes
     return pick(names, key, f"the folder {printable(folder)}")
 
 
@@ -201,7 +217,8 @@ def _opened(path: Path, name: str) -> Iterator[tuple[IO[bytes], Header]]:
     """
     packed = _is_gzip(path)
     try:
-        with gzip.open(path, "rb") if packed else open(path, "rb") as file:
+        opened: Any = gzip.open if packed else open
+        with opened(path, "rb") as file:
             header, held = _read_header(file, name), os.path.getsize(path)
             if packed:
                 _check_claim(header, held, name)
