@@ -71,7 +71,8 @@ def claims(
         seeds: how many times to train each network, 3 or more for an interval worth having.
         seed: the first of the seeds.
         workers: the number of processes.
-        progress: a function to call with the number of steps since its last call, and of all steps known so far.
+        progress: a function to call with the number of steps since its last call, and of all steps that are
+            known so far.
         ledger: a file that keeps what is trained, from which an interrupted study goes on.
         resume: whether to go on with the ledger that is there.
 
@@ -216,23 +217,23 @@ def method(material: Material, workers: int) -> tuple[tuple[str, str], ...]:
         (
             "Data",
             f"{material.data.name}: {len(split.train):,} training, {len(split.validation):,} validation and "
-            f"{len(split.test):,} test samples. Statistics of the inputs come from the training samples only.",
+            f"{len(split.test):,} test samples. Statistics of inputs come from the training samples only.",
         ),
         (
             "Training",
-            "SGD with momentum 0.9, the learning rate falling to zero by a cosine. Each network has its own best "
-            "rate of a grid, by its validation accuracy; the test split plays no part in any choice.",
+            "SGD with momentum 0.9, the learning rate falling to zero by a cosine. Each network has its own "
+            "best rate of a grid, by its validation accuracy; the test split plays no part in any choice.",
         ),
         (
             "Seeds",
-            f"{len(material.seeds)}, from {material.seeds[0]}. Networks of one seed start from the same weights "
-            "and see the samples in the same order.",
+            f"{len(material.seeds)}, from {material.seeds[0]}. Networks of one seed start from the same "
+            "weights and see the samples in the same order.",
         ),
         (
             "Verdict",
-            "A claim is an inequality, or several. It holds if the whole 95% interval over seeds (Student's t) "
-            "lies on its side, it does not hold here if the interval lies on the other, and else the data do not "
-            "decide.",
+            "A claim is an inequality, or several. It holds if the whole 95% interval over seeds (Student's "
+            "t) lies on its side, it does not hold here if the interval lies on the other, and else the data "
+            "do not decide.",
         ),
         ("Machine", f"{machine()}; processes at a time: {workers}"),
         ("Versions", versions()),

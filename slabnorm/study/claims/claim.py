@@ -37,7 +37,7 @@ class Material:
 
     @property
     def epochs(self) -> int:
-        """Passes over the training split of a usual trial: some 20,000 samples are seen, or 4,000 if quick."""
+        """Passes over the training split of a usual trial: it sees some 20,000 samples, or 4,000 if quick."""
         samples = len(self.data.split.train)
         return max(1, round((4_000 if self.quick else 20_000) / samples))
 

@@ -7,7 +7,7 @@ from statistics import fmean
 
 from slabnorm.report.claims import Number, Picture, Test
 from slabnorm.study.claims.claim import Claim, Finding, Material, best_rate, learning_curve, over_seeds
-from slabnorm.study.trials import Trial, TrialRecord
+from slabnorm.study.trials import Trial, TrialRecord, in_seeds
 
 NORMS = {"none": "no norm", "batch": "batch norm"}
 RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
@@ -20,9 +20,8 @@ def measure(material: Material) -> Finding:
     rates = {}
     for norm in NORMS:
         rates[norm] = best_rate(material, replace(trial, norm=norm), RATES)
-        runs[norm] = material.train(
-            [replace(trial, norm=norm, rate=rates[norm], seed=s) for s in material.seeds]
-        )
+        best = replace(trial, norm=norm, rate=rates[norm])
+        runs[norm] = material.train(in_seeds(best, material.seeds))
     # The accuracy that the slower of the two reaches at its end, less a little, so that both get there.
     target = min(fmean(run.validation for run in records) for records in runs.values()) - 0.02
     steps = {norm: [run.steps_to(target) for run in records] for norm, records in runs.items()}
@@ -54,9 +53,9 @@ CLAIM = Claim(
     question="Two networks start from the same weights; one has batch norm after each layer. Both may choose "
     "their own learning rate. Which of them needs fewer steps, and why should that be?",
     explanation="Batch norm keeps what enters each activation centred and of spread 1, whatever the layers "
-    "before it do. Gradients then have a similar size in all layers, and a larger step does no harm. Part of the "
-    "gain is thus a larger learning rate, which is why each network is measured at its own best one, chosen "
-    "on the validation split.",
+    "before it do. Gradients then have a similar size in all layers, and a larger step does no harm. Part of "
+    "the gain is thus a larger learning rate, which is why each network is measured at its own best one, "
+    "chosen on the validation split.",
     source="Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167",
     example="""import torch
 import slabnorm as sn
