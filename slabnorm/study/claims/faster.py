@@ -30,8 +30,8 @@ def measure(material: Material) -> Finding:
         [min(a, longest) / min(b, longest) for a, b in zip(steps["none"], steps["batch"], strict=True)]
     )
     return Finding(
-        measured=f"To a validation accuracy of {target:.1%} the network without a norm takes {ratio.mean:.1f} "
-        f"times as many steps as the one with batch norm.",
+        measured=f"To a validation accuracy of {target:.1%} the network without a norm takes {ratio.mean:.1f}"
+        f" times as many steps as the one with batch norm.",
         tests=(Test("steps without a norm over steps with batch norm", ratio, 1.0, "x"),),
         numbers=tuple(
             Number(f"best learning rate, {NORMS[norm]}", over_seeds([rates[norm]])) for norm in NORMS
