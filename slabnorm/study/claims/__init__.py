@@ -55,6 +55,7 @@ def claims(
     data: Any = "digits",
     *,
     quick: bool = False,
+    sweep: bool = False,
     seeds: int = 3,
     seed: int = 0,
     workers: int = 1,
@@ -68,6 +69,7 @@ def claims(
         names: which claims; all by default.
         data: as for `compare`: "digits", "fashion-mnist", a pair (x, y), a path, ...
         quick: whether a rough answer is enough: fewer and shorter trainings.
+        sweep: whether to train the networks, too, that `slabnorm lab` has on its sliders.
         seeds: how many times to train each network, 3 or more for an interval worth having.
         seed: the first of the seeds.
         workers: the number of processes.
