@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from slabnorm.report.page import DASHED, HUES, MARKERS, check_packages, faint, finished, render
 from slabnorm.report.study import DataRecord, Interval, counted, only_first_in_legend
-from slabnorm.report.wording import NONE, minus
+from slabnorm.report.wording import minus
 from slabnorm.text import printable
 
 if TYPE_CHECKING:
@@ -249,7 +249,7 @@ def print_claims(claims: ClaimsRecord, console: Console) -> None:
 
     rows = []
     for claim in claims.claims:
-        said = Text(f"{claim.claim}\n")
+        said = Text(f"{printable(claim.claim, 2000)}\n")
         said.append(printable(claim.measured, 2000), style="dim")
         rows += [Row([claim.id, Text(claim.verdict, style=COLOURS[claim.verdict]), said]), Row()]
     print_rows(console, [Column("claim", "name"), Column("verdict", "name"), Column("", "sentence")], rows)
@@ -264,8 +264,8 @@ def print_claim(claim: ClaimRecord, console: Console) -> None:
 
     from slabnorm.report.terminal import Column, Row, print_rows, print_text
 
-    print_text(console, claim.claim, "bold")
-    print_text(console, claim.question)
+    print_text(console, printable(claim.claim, 2000), "bold")
+    print_text(console, printable(claim.question, 2000))
     console.print()
     verdict = Text(f"{claim.verdict}: ", style=f"bold {COLOURS[claim.verdict]}")
     verdict.append(printable(claim.measured, 2000), style="not bold default")
@@ -276,7 +276,7 @@ def print_claim(claim: ClaimRecord, console: Console) -> None:
     numbers = [Row([n.what, value_text(n.value, n.unit), "", ""]) for n in claim.numbers]
     print_rows(console, columns, [*tests, *numbers])
     console.print()
-    print_text(console, claim.explanation)
+    print_text(console, printable(claim.explanation, 2000))
     print_text(console, f"Source: {claim.source}", "dim")
     console.print("\nThe code that ran:\n", style="dim")
     console.print(Text(claim.code.rstrip()), soft_wrap=True)
@@ -307,10 +307,10 @@ def render_claims(claims: ClaimsRecord) -> str:
         claims=claims,
         tally=tally(claims),
         counted=counted,
+        lines=str.splitlines,
         value_text=value_text,
         number_text=number_text,
         slugs={HOLDS: "holds", FAILS: "fails", UNDECIDED: "undecided"},
-        NONE=NONE,
     )
 
 
