@@ -175,7 +175,7 @@ def test_given_test_samples_stay_the_test_split():
     with pytest.raises(DataError, match="the test data of two must have one entry for each sample"):
         from_splits((x, Y), (x[:7], Y), "two")
     with pytest.raises(
-        DataError, match=r"Too few samples of class '5' .*: the training data of two\n  got: 0"
+        DataError, match=r"Too few samples of class '4' .*: the training data of two\n  got: 0"
     ):
         from_splits((x, Y), (x, Y + 4), "two")
     with pytest.raises(DataError, match="of different kinds"):
