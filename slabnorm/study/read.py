@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +43,7 @@ FOUR_FILES = (
     "give a folder with the four files train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, "
     "t10k-images-idx3-ubyte.gz and t10k-labels-idx1-ubyte.gz, packed or not"
 )
+NAMES = ("digits", "photos", "fashion-mnist")  # a folder of that name is given as ./photos
 ROLES = ("train", "test")
 MODES = ("1", "L", "LA", "RGB", "RGBA", "P", "I;16")  # of images, by Pillow's names
 
@@ -65,14 +65,14 @@ def read_data(source: Any) -> Dataset:
     """
     if isinstance(source, Dataset):
         return source
-    if isinstance(source, str) and source in NAMED:
-        return NAMED[source]()
+    if isinstance(source, str) and source in NAMES:
+        return {"digits": digits, "photos": photos, "fashion-mnist": fashion_mnist}[source]()
     if isinstance(source, torch.utils.data.Dataset):
         return read_items(source)
     if isinstance(source, tuple | list) and len(source) == 2:
         return from_arrays(source[0], source[1])
     if not isinstance(source, str | os.PathLike) or not str(source):
-        names = ", ".join(map(repr, NAMED))
+        names = ", ".join(map(repr, NAMES))
         raise DataError(
             f"data must be a path, a pair (x, y), a torch Dataset, or one of the names {names}",
             f"{type(source).__name__} {source!r:.80}",
@@ -88,8 +88,8 @@ def read_path(path: Path) -> Dataset:
     if path.is_dir():
         return read_idx_folder(path) if list_folder(str(path)) else read_folder(path)
     if not path.exists():
-        named = listing(list(map(repr, NAMED)), "or")
-        fix = did_you_mean(str(path), NAMED) or f"check the path given as data, or give {named}"
+        named = listing(list(map(repr, NAMES)), "or")
+        fix = did_you_mean(str(path), NAMES) or f"check the path given as data, or give {named}"
         raise DataError(f"No such file or folder: {printable(path)}", fix=fix)
     if path.name.lower().endswith(ENDINGS):
         raise DataError(f"One IDX file is no labelled data set: {printable(path)}", fix=FOUR_FILES)
@@ -300,7 +300,3 @@ def read_image(path: Path) -> tuple[str, NDArray[Any]]:
 def _size_of(mode: str, image: NDArray[Any]) -> str:
     """Return `28x14 RGB`: width, height and mode."""
     return f"{image.shape[2]}x{image.shape[1]} {mode}"
-
-
-# What data are called instead of a path, as "./digits" would be.
-NAMED: dict[str, Callable[[], Dataset]] = {"digits": digits, "photos": photos, "fashion-mnist": fashion_mnist}
