@@ -50,8 +50,8 @@ def measure(material: Material) -> Finding:
         f"batch norm; with the weights of He et al. {spans['none', FITTING]:.1f} and "
         f"{spans['batch', FITTING]:.1f}. The longest step along the gradient that lowers the loss is "
         f"{10**longer.mean:.1f} times as long with batch norm. Over {len(runs)} networks the rank "
-        f"correlation of accuracy is {fmean(flow):.2f} with an even gradient at the start and {fmean(drifts):.2f} with "
-        f"little drift: {favoured}.",
+        f"correlation of accuracy is {fmean(flow):.2f} with an even gradient at the start and "
+        f"{fmean(drifts):.2f} with little drift: {favoured}.",
         tests=(
             Test("decades that the gradient spans over the layers, no norm minus batch norm", flat, 0.0),
             Test("decades by which the longest safe step is longer with batch norm", longer, 0.0),
@@ -64,7 +64,7 @@ def measure(material: Material) -> Finding:
              "initial weights of three scales; each network at its own best rate, on validation"),
             ("Even gradient", "the decades between the largest and the smallest gradient of a hidden "
              "layer's weights, by their norms at the start"),
-            ("Longest safe step", f"along the gradient of one batch, of {STEPS[0]:g} to {STEPS[-1]:g} by half "
+            ("Longest safe step", f"along a batch's gradient, of {STEPS[0]:g} to {STEPS[-1]:g} by half "
              f"decades, up to which the loss stays below that before it; {MIDDLE} layers, in training"),
         ),
     )  # fmt: skip

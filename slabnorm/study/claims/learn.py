@@ -43,8 +43,8 @@ def measure(material: Material) -> Finding:
     needed = over_seeds([a.accuracy - b.accuracy for a, b in zip(runs, without, strict=True)])
     return Finding(
         measured=f"After training {moved.mean:.0%} of the channels have a weight or a bias that is "
-        f"{VISIBLE:g} or more from 1 or 0. Put back to 1 and 0, they cost {relied.mean * 100:.1f} points of accuracy. A "
-        f"network trained without them from the start ends {abs(needed.mean) * 100:.1f} points "
+        f"{VISIBLE:g} or more from 1 or 0. Put back to 1 and 0, they cost {relied.mean * 100:.1f} points of "
+        f"accuracy. A network trained without them from the start ends {abs(needed.mean) * 100:.1f} points "
         f"{'lower' if needed.mean > 0 else 'higher'} on test.",
         tests=(
             Test(f"share of channels moved by {VISIBLE:g} or more: most of them", moved, 0.5, "%"),
@@ -99,9 +99,9 @@ CLAIM = Claim(
     "adds a bias, which are learned. Why take away a scale only to give it back?",
     explanation="With the weight at the old standard deviation and the bias at the old mean the layer would "
     "do nothing, so that a network with norm layers can compute all that one without them can. What is "
-    "gained is that mean and scale of a channel are two parameters of their own, which are learned directly, and no "
-    "longer hang on all weights before them. The bias decides for how many inputs a ReLU is open. The weight "
-    "matters less where another linear layer follows, which can scale just as well: so a network that is "
+    "gained is that mean and scale of a channel are two parameters of their own, which are learned directly, "
+    "and no longer hang on all weights before them. The bias decides for how many inputs a ReLU is open. "
+    "The weight matters less where another linear layer follows, which can scale just as well: a network that is "
     "trained without them may do as well, while one that has learned with them relies on them.",
     source="Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167; Frankle et al. 2021, "
     "https://arxiv.org/abs/2003.00152",
