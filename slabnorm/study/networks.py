@@ -38,6 +38,39 @@ def conv(norm: Norm, channels: int, classes: int) -> nn.Module:
     )
 
 
+def deep_conv(norm: Norm, channels: int, classes: int) -> nn.Module:
+    """Return a network of five 3x3 convolutions that halves height and width three times.
+
+    As in the networks that group norm was proposed for, most of its norm layers come late, where a channel
+    has few positions left: four in an 8x8 image, then one.
+
+    Args:
+        norm: a function from a number of channels to a layer.
+        channels: the number of channels of the input, (n, channels, height, width).
+        classes: the number of outputs.
+    """
+
+    def block(inputs: int, outputs: int) -> list[nn.Module]:
+        return [nn.Conv2d(inputs, outputs, 3, padding=1), norm(outputs), nn.ReLU()]
+
+    def half() -> nn.Module:
+        return nn.MaxPool2d(2, ceil_mode=True)
+
+    return nn.Sequential(
+        *block(channels, 16),
+        half(),
+        *block(16, 16),
+        half(),
+        *block(16, 32),
+        *block(32, 32),
+        half(),
+        *block(32, 32),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(32, classes),
+    )
+
+
 def mlp(
     norm: Norm,
     features: int,

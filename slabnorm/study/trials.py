@@ -31,6 +31,7 @@ from slabnorm.study.train import (
 from slabnorm.study.watch import WATCHERS
 
 RNN, TRANSFORMER = "recurrent", "transformer"
+CONVOLUTIONAL = {"conv": networks.conv, "deep conv": networks.deep_conv}
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Trial:
     """One network to be trained once: all that decides its result, beside the data.
 
     Args:
-        network: "mlp" or "conv" for images, "transformer" or "recurrent" for text.
+        network: "mlp", "conv" or "deep conv" for images, "transformer" or "recurrent" for text.
         norm: the norm in it, by the names that `compare` has, or a pattern.
         scheme: how the inputs are scaled: "raw", "fixed", "minmax" or "zscore".
         activation, depth, gain: of an mlp; see `networks.mlp`.
@@ -191,8 +192,8 @@ class Trials:
         if trial.network == TRANSFORMER:
             return partial(networks.Transformer, letters=len(self.text.letters))
         shape, classes = self.data.sample_shape, len(self.data.classes)
-        if trial.network == "conv":
-            return partial(networks.conv, channels=shape[0], classes=classes)
+        if trial.network in CONVOLUTIONAL:
+            return partial(CONVOLUTIONAL[trial.network], channels=shape[0], classes=classes)
         return partial(
             networks.mlp,
             features=int(np.prod(shape)),

@@ -113,7 +113,11 @@ def best_rate(material: Material, trial: Trial, rates: Sequence[float]) -> float
 
 
 def best_rates(
-    material: Material, trials: Sequence[Trial], rates: Sequence[float], seeds: int = 2
+    material: Material,
+    trials: Sequence[Trial],
+    rates: Sequence[float],
+    seeds: int = 2,
+    reference_batch: int | None = None,
 ) -> list[Trial]:
     """Return each of some trials at its own best learning rate, chosen as by `best_rate`.
 
@@ -124,15 +128,21 @@ def best_rates(
         trials: what is trained, at each of the rates.
         rates: the learning rates.
         seeds: over how many seeds the accuracy is averaged; over one if quick.
+        reference_batch: the batch size that the rates are meant for; other sizes get them in proportion
+            (Goyal et al. 2017). By default all sizes get the same.
     """
     chosen = material.seeds[: 1 if material.quick else seeds]
-    grid = [[[replace(trial, rate=rate, seed=seed) for seed in chosen] for rate in rates] for trial in trials]
+    paces = [trial.batch_size / reference_batch if reference_batch else 1.0 for trial in trials]
+    grid = [
+        [[replace(trial, rate=rate * pace, seed=seed) for seed in chosen] for rate in rates]
+        for trial, pace in zip(trials, paces, strict=True)
+    ]
     every = list(dict.fromkeys(one for row in grid for cell in row for one in cell))
     found = dict(zip(every, material.train(every), strict=True))
     best = []
     for trial, row in zip(trials, grid, strict=True):
         means = [fmean(found[one].validation for one in cell) for cell in row]
-        best.append(replace(trial, rate=rates[means.index(max(means))]))
+        best.append(replace(trial, rate=row[means.index(max(means))][0].rate))
     return best
 
 

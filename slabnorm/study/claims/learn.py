@@ -101,8 +101,8 @@ CLAIM = Claim(
     "do nothing, so that a network with norm layers can compute all that one without them can. What is "
     "gained is that mean and scale of a channel are two parameters of their own, which are learned directly, "
     "and no longer hang on all weights before them. The bias decides for how many inputs a ReLU is open. "
-    "The weight matters less where another linear layer follows, which can scale just as well: a network that is "
-    "trained without them may do as well, while one that has learned with them relies on them.",
+    "The weight matters less where another linear layer follows, which can scale just as well: a network "
+    "that is trained without them may do as well, while one that has learned with them relies on them.",
     source="Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167; Frankle et al. 2021, "
     "https://arxiv.org/abs/2003.00152",
     example="""import torch

@@ -86,10 +86,59 @@ def trained(material: Material, usual: Trial) -> Runs:
     """Return the trainings of both norms at every batch size, each at its own best rate."""
     sizes = QUICK_SIZES if material.quick else SIZES
     trials = [replace(usual, norm=norm, batch_size=size) for norm in NORMS for size in sizes]
-    rates = [rate / MANY for rate in (QUICK_RATES if material.quick else RATES)]
-    best = best_rates(material, trials, rates, seeds=1, per_sample=True)
+    rates = QUICK_RATES if material.quick else RATES
+    best = best_rates(material, trials, rates, seeds=1, reference_batch=MANY)
     records = material.train([one for trial in best for one in in_seeds(trial, material.seeds)])
-    count, runs = len(material.seeds), {norm: {} for norm in NORMS}
+    count = len(material.seeds)
+    runs: Runs = {norm: {} for norm in NORMS}
     for i, trial in enumerate(best):
         runs[trial.norm][trial.batch_size] = records[i * count :][:count]
     return runs
+
+
+def one_sample(runs: Runs) -> str:
+    """Return what became of training with one sample at a time, in a sentence; empty if it was not tried."""
+    records = runs["batch"].get(1)
+    if records is None:
+        return ""
+    if any(run.status == "refused" for run in records):
+        return "With one sample at a time batch norm does not train at all: it has a slab of one value."
+    error = 1 - fmean(run.accuracy for run in records)
+    return f"With one sample at a time batch norm is an instance norm in training, and errs on {error:.1%}."
+
+
+def alone() -> bool:
+    """Return whether batch norm refuses to train on one sample without further axes."""
+    try:
+        sn.BatchNorm(8)(torch.ones(1, 8))
+    except sn.StatisticsError:
+        return True
+    return False
+
+
+CLAIM = Claim(
+    claim="With small batches the statistics of batch norm fail, and group norm does not care.",
+    question="Mean and variance of a channel are estimated from 32 images, from 2, from a single one. At the "
+    "end one image is classified, with the averages of all these estimates. Where do the two part?",
+    explanation="The fewer samples a batch has, the more its mean and variance are those of just these "
+    "samples. In training a network gets used to being normalised by its own batch; in use it is normalised "
+    "by running averages, which are another thing. Layers add up these errors, most of all those that pool few "
+    "positions. Group norm takes its statistics from some channels of a single sample, in training and in "
+    "use, so that the batch size changes nothing but the number of steps and the noise of the gradient. With "
+    "one value in a slab nothing is left: value minus mean is 0 whatever the value was. Small batches also "
+    "take more steps in equally many epochs, which helps both norms here.",
+    source="Wu and He 2018, https://arxiv.org/abs/1803.08494",
+    example="""import torch
+import slabnorm as sn
+
+torch.manual_seed(0)
+images = 3 * torch.randn(4096, 8, 2, 2) + 1
+for size in (2, 4, 8, 32, 128):
+    means = torch.stack([sn.moments(part, "n c h w -> c").mean for part in images.split(size)])
+    print(size, "the mean of a channel varies from batch to batch by", means.std(0).mean().item())
+try:
+    sn.BatchNorm(8)(torch.randn(1, 8))
+except sn.StatisticsError as error:
+    print(error)""",
+    measure=measure,
+)
