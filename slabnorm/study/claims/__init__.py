@@ -18,6 +18,7 @@ from slabnorm.errors import OptionError
 from slabnorm.extras import extra
 from slabnorm.report.claims import FAILS, HOLDS, UNDECIDED, ClaimRecord, ClaimsRecord, Test
 from slabnorm.study.claims.claim import Claim, Material
+from slabnorm.study.claims.sweep import sweep as sweep_all
 from slabnorm.study.comparison import describe_data
 from slabnorm.study.data import Dataset, Split, photos
 from slabnorm.study.ledger import RunLedger
@@ -55,6 +56,7 @@ def claims(
     data: Any = "digits",
     *,
     quick: bool = False,
+    sweep: bool = False,
     seeds: int = 3,
     seed: int = 0,
     workers: int = 1,
@@ -68,6 +70,7 @@ def claims(
         names: which claims; all by default.
         data: as for `compare`: "digits", "fashion-mnist", a pair (x, y), a path, ...
         quick: whether a rough answer is enough: fewer and shorter trainings.
+        sweep: whether to add the many short trainings that the page of `slabnorm lab` has on its sliders.
         seeds: how many times to train each network, 3 or more for an interval worth having.
         seed: the first of the seeds.
         workers: the number of processes.
@@ -108,6 +111,7 @@ def claims(
             train=laboratory.train,
         )
         found = tuple(measure(name, claim, material) for name, claim in every.items())
+        swept = sweep_all(material) if sweep else ()
     finally:
         if keeper is not None:
             keeper.close()
@@ -116,7 +120,7 @@ def claims(
     return ClaimsRecord(
         data=describe_data(dataset),
         claims=found,
-        sweep=(),
+        sweep=swept,
         seeds=material.seeds,
         method=method(material, workers),
         notes=dataset.notes,

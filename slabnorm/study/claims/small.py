@@ -125,8 +125,8 @@ CLAIM = Claim(
     "by running averages, which are another thing. Layers add up these errors, most of all those that pool "
     "few positions. Group norm takes its statistics from some channels of a single sample, in training "
     "and in use, so that the batch size changes nothing but the number of steps and the noise of the "
-    "gradient. With one value in a slab nothing is left: value minus mean is 0 whatever the value was. Small batches also "
-    "take more steps in equally many epochs, which helps both norms here.",
+    "gradient. With one value in a slab nothing is left: value minus mean is 0 whatever the value was. "
+    "Small batches also take more steps in equally many epochs, which helps both norms here.",
     source="Wu and He 2018, https://arxiv.org/abs/1803.08494",
     example="""import torch
 import slabnorm as sn
