@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from math import log10
+from math import inf, isfinite, log10
 from statistics import fmean
 
 import numpy as np
@@ -104,14 +104,15 @@ def compare(runs: Runs, depth: int, gain: float, value: Value) -> list[float]:
 
 def spread(run: TrialRecord) -> float:
     """Return how many decades the gradient's norm spans over the layers, at the start."""
-    norms = [max(norm, LEAST) for norm in run.seen["gradient"][0]]
+    norms = [max(norm, LEAST) if isfinite(norm) else CLIFF for norm in run.seen["gradient"][0]]
     return log10(max(norms) / min(norms))
 
 
 def drift(run: TrialRecord) -> float:
-    """Return the drift of the layers' inputs at the end, the mean over layers."""
+    """Return the drift of the layers' inputs at the end, the mean over layers; inf if training diverged."""
     seen = run.seen["drift"][-1]
-    return fmean(seen[: len(seen) // 2])
+    mean = fmean(seen[: len(seen) // 2])
+    return mean if run.status == "done" and isfinite(mean) else inf
 
 
 def foretold(runs: Runs, value: Value, least: float = 0.0) -> list[float]:
@@ -181,7 +182,10 @@ def gradients(runs: Runs) -> Picture:
     for norm in PAIR:
         for gain, weights in ((OWN, "PyTorch's weights"), (FITTING, "He's weights")):
             columns = [run.seen["gradient"][0] for run in of(runs, norm, DEEP, gain)]
-            rows = [[max(value, LEAST) for value in row] for row in zip(*columns, strict=True)]
+            rows = [
+                [max(value, LEAST) if isfinite(value) else CLIFF for value in row]
+                for row in zip(*columns, strict=True)
+            ]
             lines.append(line(f"{NORMS[norm]}, {weights}", range(1, DEEP + 1), rows))
     return Picture(
         f"The gradient of each of {DEEP} layers at the start",
@@ -215,6 +219,7 @@ def scatter(runs: Runs, value: Value) -> Picture:
     clouds = []
     for norm, name in NORMS.items():
         records = [run for trial, some in runs.items() if trial.norm == norm for run in some]
+        records = [run for run in records if isfinite(value(run))]
         if records:
             clouds.append(Series(name, tuple(map(value, records)), tuple(run.accuracy for run in records)))
     by_flow = value is spread
@@ -226,6 +231,7 @@ def scatter(runs: Runs, value: Value) -> Picture:
         "test accuracy",
         tuple(clouds),
         kind="points",
+        log="" if by_flow else "x",
     )
 
 

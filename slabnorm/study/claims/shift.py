@@ -37,7 +37,7 @@ def measure(material: Material) -> Finding:
     cure = over_seeds([log2(fmean(a) / fmean(b)) for a, b in zip(without, within, strict=True)])
     return Finding(
         measured=f"Without a norm the inputs of the last {END} layers move {2**depth.mean:.1f} times as far "
-        f"as those of the first {END}, and on average over all layers {2**cure.mean:.1f} times as far as with "
+        f"as those of the first {END}, and over all layers {2**cure.mean:.1f} times as far as with "
         f"batch norm, until both networks reach {target:.0%} on validation. At the end "
         f"they are at {ends[PLAIN].mean:.1%} and {ends[NORMED].mean:.1%}."
         + (f" With PyTorch's own initial weights 20 layers without a norm end at {ends[OWN].mean:.1%}, "
