@@ -20,14 +20,11 @@ ERASED = ("the weights put back to 1", "the biases put back to 0", "both put bac
 
 def measure(material: Material) -> Finding:
     """Train with batch norm, look at its weights and biases, and take away what was learned in them."""
-    tables = material.data.x.ndim == 2
-    samples = min(1_000, len(material.data.split.train))
     usual = Trial(
-        "mlp" if tables else "conv",
+        "mlp" if material.data.x.ndim == 2 else "conv",
         "batch",
         batch_size=32,
-        epochs=2 if material.quick else max(2, round(6_000 / samples)),
-        samples=samples,
+        epochs=material.epochs,
         looks=6,
         watch=("affine", "erased"),
     )
@@ -65,7 +62,7 @@ def measure(material: Material) -> Finding:
             histogram("The weights of the norm layers after training", weights, 1.0),
             histogram("The biases of the norm layers after training", biases, 0.0),
         ),
-        setting=(("Network", f"{usual.network}, batch norm, {usual.epochs} epochs of {samples:,} samples"),),
+        setting=(("Network", f"{usual.network}, batch norm, {usual.epochs} epochs"),),
     )
 
 

@@ -41,7 +41,7 @@ def short(material: Material, depth: int, norm: str = "none", gain: float = FITT
 
 
 def sweep(material: Material) -> tuple[SweepRecord, ...]:
-    """Return one short training of every norm, batch size, rate, depth and gain; if quick, of one in eight.
+    """Return one short training of every norm, batch size, rate, depth and gain; if quick, of some of them.
 
     Args:
         material: the data, the first seed, and what trains.
