@@ -167,6 +167,10 @@ def numbers(runs: Runs, views: Runs) -> tuple[Number, ...]:
         for least, which in ((0.0, "all networks"), (LEARNS, f"those above {LEARNS:.0%}")):
             every = over_seeds(foretold(runs, value, least))
             found.append(Number(f"rank correlation of accuracy with {what}, {which}", every))
+    for gain, weights in ((OWN, "PyTorch's weights"), (FITTING, "He's weights")):
+        for norm in PAIR:
+            reached = over_seeds([run.accuracy for run in of(runs, norm, DEEP, gain)])
+            found.append(Number(f"test accuracy, {DEEP} layers, {weights}, {NORMS[norm]}", reached, "%"))
     for norm in PAIR:
         seen = of(views, norm, MIDDLE, FITTING)
         turned = over_seeds([turn(run) for run in seen])
