@@ -18,6 +18,7 @@ from slabnorm.errors import OptionError
 from slabnorm.extras import extra
 from slabnorm.report.claims import FAILS, HOLDS, UNDECIDED, ClaimRecord, ClaimsRecord, Test
 from slabnorm.study.claims.claim import Claim, Material
+from slabnorm.study.claims.sweep import sweep as sweep_all
 from slabnorm.study.comparison import describe_data
 from slabnorm.study.data import Dataset, Split, photos
 from slabnorm.study.ledger import RunLedger
@@ -30,7 +31,7 @@ from slabnorm.study.workers import do_all
 from slabnorm.text import did_you_mean, listing, printable
 
 # In the order in which one tells the story: inputs, the slab, training, modes, small batches, relatives.
-CLAIMS = ("unit", "faster")
+CLAIMS = ("unit", "learn", "shift", "faster", "init", "flow", "small", "layer")
 # Of larger data sets so many samples are taken: the claims are inequalities, which show with fewer than all.
 SAMPLES, QUICK_SAMPLES, HELD_OUT = 10_000, 1_000, 2_000
 LETTERS, QUICK_LETTERS, WINDOW = 200_000, 20_000, 48
@@ -69,7 +70,7 @@ def claims(
         names: which claims; all by default.
         data: as for `compare`: "digits", "fashion-mnist", a pair (x, y), a path, ...
         quick: whether a rough answer is enough: fewer and shorter trainings.
-        sweep: whether to train the networks, too, that `slabnorm lab` has on its sliders.
+        sweep: whether to add the many short trainings that the page of `slabnorm lab` has on its sliders.
         seeds: how many times to train each network, 3 or more for an interval worth having.
         seed: the first of the seeds.
         workers: the number of processes.
@@ -110,6 +111,7 @@ def claims(
             train=laboratory.train,
         )
         found = tuple(measure(name, claim, material) for name, claim in every.items())
+        swept = sweep_all(material) if sweep else ()
     finally:
         if keeper is not None:
             keeper.close()
@@ -118,7 +120,7 @@ def claims(
     return ClaimsRecord(
         data=describe_data(dataset),
         claims=found,
-        sweep=(),
+        sweep=swept,
         seeds=material.seeds,
         method=method(material, workers),
         notes=dataset.notes,
