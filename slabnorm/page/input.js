@@ -241,7 +241,7 @@ function picturePanel(root) {
     const label = SCHEMES.find(({ value }) => value === state.scheme).label;
     const raw = { title: "Its pixels as they are", values: pixels, range: found.range };
     const scaled = { title: `What the layer gets: ${label.toLowerCase()}`, values: pixels.map((x) => (x - shift) / scale) };
-    scaled.range = reach(scaled.values);
+    scaled.range = found.range.map((x) => (x - shift) / scale);
     canvas.set(pixels, `Picture ${state.at + 1}: grey levels from ${Math.min(...pixels)} to ${Math.max(...pixels)}`);
     words.textContent = `(x − ${number(shift)}) / ${number(scale)}. The picture stays the same; its numbers change.`;
     first ? first.update(raw) : (first = histogram(before, { ...raw, height: 92 }));
@@ -272,12 +272,6 @@ function picturePanel(root) {
   };
 }
 
-// The range of an axis: a little more than the values, and never without width.
-function reach(values) {
-  const [low, high] = [Math.min(...values, 0), Math.max(...values, 1)];
-  return [Math.floor(low), Math.ceil(high)];
-}
-
 // The pre-activations on the curve.
 function curvePanel(root) {
   const place = h("div", { class: "plot" });
@@ -306,7 +300,8 @@ function curvePanel(root) {
 }
 
 function drawCurve({ activation, mine, all }, width) {
-  const [height, foot, edgeWidth] = [300, 278, 34];
+  const height = width < 500 ? 300 : 420;
+  const [foot, edgeWidth] = [height - 22, 34];
   const far = Float64Array.from(all, Math.abs).sort()[Math.floor(0.995 * all.length)];
   const limit = Math.max(10, far);
   const [least, most] = [activation.value(-limit), activation.value(limit)];
@@ -348,7 +343,7 @@ function density(values, limit, x, foot) {
   }
   const top = Math.max(...counts);
   return counts.map((count, bin) => {
-    const [from, tall] = [-limit + (2 * limit * bin) / 60, (70 * count) / top];
+    const [from, tall] = [-limit + (2 * limit * bin) / 60, (0.25 * foot * count) / top];
     const across = Math.max(1, x(limit / 30) - x(0) - 1);
     return count ? svg("rect", { class: "density", x: x(from), y: foot - tall, width: across, height: tall }) : null;
   });

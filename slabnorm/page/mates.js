@@ -1,6 +1,6 @@
 // Room 3, batch mates: in train mode a sample's output depends on who shares its batch, in eval mode it does not.
 
-import { bars, button, choice, grey, h, lines, number, percent, slider } from "./kit.js";
+import { bars, button, choice, grey, h, lines, number, percent, responsive, slider, svg } from "./kit.js";
 
 export const id = "mates";
 export const title = "Batch mates";
@@ -109,20 +109,21 @@ function matesPart(root, network, digits) {
       button("Another digit", () => change({ first: next(state.first) }))),
   );
   show();
+  return parts.chart.stop;
 }
 
 function matesLayout(root) {
   const controls = h("div", { class: "stack" });
   const batch = h("div", { class: "batch" });
   const words = h("p", { class: "found", "aria-live": "polite" });
-  const chart = h("div");
+  const right = h("div", {}, words);
   root.append(
     h("section", { class: "card" }, h("div", { class: "columns" },
       h("div", {}, h("h2", {}, "One batch of eight"), batch, controls),
-      h("div", {}, words, chart),
+      right,
     )),
   );
-  return { controls, batch, words, chart };
+  return { controls, batch, words, chart: probabilityChart(right) };
 }
 
 function showMates(parts, network, digits, { first, mates, light, chosen, mode }) {
@@ -133,28 +134,59 @@ function showMates(parts, network, digits, { first, mates, light, chosen, mode }
   const tile = (values, name, kind) =>
     h("figure", { class: kind }, grey({ pixels: values, side: 8, range: [0, 16], label: name }), h("figcaption", {}, name));
   parts.batch.replaceChildren(
-    tile(pixels(first), `This digit: a ${digits.labels[first]}`, "self"),
+    tile(pixels(first), `This digit: ${digits.labels[first]}`, "self"),
     ...lit.map((values, at) => tile(values, `Mate ${at + 1}`, chosen === 7 || chosen === at ? "picked" : "mate")),
   );
-  const names = now.map((_, digit) => String(digit));
-  const spec = {
-    title: "How probable each digit is, by the network", x: "digit", y: "probability",
-    series: [{ name: "mates as they came", x: names, y: before }, { name: "mates as they are now", x: names, y: now }],
-  };
-  if (parts.bars) parts.bars.update(spec);
-  else parts.bars = bars(parts.chart, spec);
-  parts.words.textContent = matesSentence(before, now, digits.labels[first], mode, light.some(Boolean));
+  parts.chart.update({ before, now, label: digits.labels[first] });
+  const calm = softmax(logits(network, [pixels(first)], "eval")[0]);
+  parts.words.textContent = matesSentence({ before, now, calm, label: digits.labels[first], mode, changed: light.some(Boolean) });
 }
 
-function matesSentence(before, now, label, mode, changed) {
+function matesSentence({ before, now, calm, label, mode, changed }) {
   const moved = Math.max(...now.map((value, at) => Math.abs(value - before[at])));
-  const name = mode === "train" ? "Train mode" : "Eval mode";
-  if (!changed) return `${name}: this ${label} is a ${label} with probability ${percent(now[label])}. Brighten its mates, and watch.`;
-  if (moved === 0) return `${name}: not one probability has moved, for the running statistics do not look at the batch.`;
-  return (
-    `${name}: this digit has not changed, and still its probability of being a ${label} went from ${percent(before[label])} ` +
-    `to ${percent(now[label])}.`
-  );
+  const [name, one] = [mode === "train" ? "Train mode" : "Eval mode", `${label === 8 ? "an" : "a"} ${label}`];
+  if (mode === "eval") {
+    const still = moved === 0 ? " Not one probability moves, for the running statistics do not look at the batch." : "";
+    return `${name}: this digit is ${one} with probability ${percent(now[label])}.${changed ? still : " Brighten its mates, and watch."}`;
+  }
+  if (!changed) {
+    return `${name}: with these mates, this digit is ${one} with probability ${percent(now[label])}; in eval mode ${percent(calm[label])}. ` +
+      "Brighten the mates, and watch.";
+  }
+  return `${name}: this digit has not changed, and still its probability of being ${one} went from ${percent(before[label])} ` +
+    `to ${percent(now[label])}.`;
+}
+
+// Columns of probability, filled as it is now, with the outline of what it was. Return {update(spec), stop}.
+function probabilityChart(root) {
+  const place = h("div", { class: "plot" });
+  root.append(h("figure", {}, h("figcaption", {}, "How probable each digit is, by the network"), place,
+    h("p", { class: "axis" }, "Filled: now. Outlined: with the mates as they came. Blue: what the digit is.")));
+  let spec;
+  const sized = responsive(place, (width) => place.replaceChildren(drawProbabilities(spec, width)));
+  return {
+    update(next) {
+      spec = next;
+      sized.again();
+    },
+    stop: sized.stop,
+  };
+}
+
+function drawProbabilities({ before, now, label }, width) {
+  const [height, foot, step] = [260, 236, width / now.length];
+  const column = (share, digit, kind) =>
+    svg("rect", { class: kind, x: digit * step + step * 0.16, width: step * 0.68, y: foot - (foot - 24) * share, height: (foot - 24) * share });
+  const columns = now.map((share, digit) => [
+    column(share, digit, digit === label ? "probability right" : "probability"),
+    column(before[digit], digit, "ghost"),
+    svg("text", { x: (digit + 0.5) * step, y: height - 6, "text-anchor": "middle" }, digit),
+    share < 0.005 ? null : svg("text", { x: (digit + 0.5) * step, y: foot - (foot - 24) * share - 6, "text-anchor": "middle" },
+      `${Math.round(100 * share)}%`),
+  ]);
+  const said = now.map((share, digit) => `${digit}: ${percent(share)}, was ${percent(before[digit])}`).join("; ");
+  return svg("svg", { role: "img", "aria-label": `Probabilities. ${said}`, width, height, viewBox: `0 0 ${width} ${height}` },
+    columns, svg("line", { class: "foot", x1: 0, x2: width, y1: foot, y2: foot }));
 }
 
 // ---------------------------------------------------------------- running statistics
