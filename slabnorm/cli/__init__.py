@@ -15,6 +15,7 @@ from slabnorm.cli.audit import audit
 from slabnorm.cli.compare import compare
 from slabnorm.cli.export import export
 from slabnorm.cli.fit import fit, show
+from slabnorm.cli.lab import lab
 from slabnorm.cli.shell import as_command
 
 app = typer.Typer(
@@ -46,7 +47,7 @@ def common(
     """
 
 
-for command in (fit, show, audit, apply, export, compare):
+for command in (fit, show, audit, apply, export, compare, lab):
     app.command()(as_command(command))
 
 

@@ -1,7 +1,7 @@
 """The page of `slabnorm lab`: one HTML file with everything in it, which a browser opens from the disk.
 
-The rooms are plain JavaScript modules that lie beside this file. Nothing is compiled: the page carries them in an
-import map, as data: URLs, and its own policy forbids it to load anything else.
+The rooms are plain JavaScript modules beside this file. Nothing is compiled: the page carries them in
+an import map, as data: URLs, and its own policy forbids it to load anything else.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def build(claims: dict[str, Any] | None) -> str:
     """Return the page as HTML.
 
     Args:
-        claims: the record of a study, from `read_study`; without it, the rooms that show one say how to make it.
+        claims: the record of a study, from `read_study`; without it, the rooms that show one say how.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
@@ -92,8 +92,8 @@ def build(claims: dict[str, Any] | None) -> str:
 def modules() -> dict[str, str]:
     """Return the source of every module by its name in the import map.
 
-    In the files a module imports "./kit.js", as editors and servers understand. A module in a data: URL has no
-    neighbours, so there the name becomes "slabnorm/kit".
+    In the files a module imports "./kit.js", as editors and servers understand. A module in a data: URL
+    has no neighbours, so there the name becomes "slabnorm/kit".
     """
     sources = {path.stem: path.read_text("utf-8") for path in sorted(FOLDER.glob("*.js"))}
     for path in sorted((FOLDER / "vendor").glob("*.js")):

@@ -119,10 +119,8 @@ function checkKnown(text, items, known, where) {
     for (const name of names) {
       if (known.includes(name)) continue;
       // In a bracket the place of the name is found again, whole words only.
-      const whole = new RegExp(`(?<![${WORD}])${name.replaceAll(".", "\\.")}(?![${WORD}])`, "u");
-      const found = whole.exec(characters(text).slice(at).join(""));
       const after = characters(text).slice(at).join("");
-      // A word that goes on to the left of `at` is not whole, but an item never begins within one.
+      const found = new RegExp(`(?<![${WORD}])${name.replaceAll(".", "\\.")}(?![${WORD}])`, "u").exec(after);
       const place = found ? at + characters(after.slice(0, found.index)).length : at;
       fail(text, place, `Axis ${repr(name)} ${where} is not on the left`, suggest(name, known), characters(name).length);
     }

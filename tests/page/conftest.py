@@ -1,0 +1,67 @@
+"""One browser and one page for all tests of the page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+
+from slabnorm.page import build
+
+CHROMIUM = "/usr/bin/chromium"
+# No screen, no GPU, no sandbox (which root has not), and nothing asked of the network.
+SWITCHES = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--enable-unsafe-swiftshader",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-quic",
+    "--disable-sync",
+    "--no-first-run",
+)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=SWITCHES)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page without a study, as a file."""
+    path = tmp_path_factory.mktemp("lab") / "lab.html"
+    path.write_text(build(None), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def shared(browser: Browser, lab: Path) -> Iterator[Page]:
+    """The page opened once, for tests that only ask its modules to compute."""
+    page = browser.new_page()
+    page.goto(lab.as_uri())
+    yield page
+    page.close()
+
+
+@pytest.fixture
+def page(browser: Browser, lab: Path) -> Iterator[Page]:
+    """The page opened anew, without an error in the console or a request to the network."""
+    page, wrong = browser.new_page(viewport={"width": 1200, "height": 900}), []
+
+    def listen(message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning") and "GPU stall" not in message.text:
+            wrong.append(message.text)
+
+    page.on("console", listen)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("request", lambda request: wrong.append(request.url) if request.url.startswith("http") else None)
+    page.goto(lab.as_uri())
+    yield page
+    page.close()
+    assert wrong == []
