@@ -73,14 +73,16 @@ def build(claims: dict[str, Any] | None) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
+    from slabnorm.page.samples import samples
+
     environment = Environment(
         loader=PackageLoader("slabnorm.page", "."), autoescape=True, undefined=StrictUndefined
     )
     imports = json.dumps({"imports": {name: _data_url(code) for name, code in modules().items()}})
     start = f'import "{PREFIX}app";'
     return environment.get_template("index.html.jinja").render(
-        study={"claims": claims, **_samples()},
-        style=Markup(_read("vendor/uPlot.min.css") + _read("style.css")),
+        study={"claims": claims, "samples": samples()},
+        style=Markup(_read("vendor/uPlot.min.css") + _read("style.css") + _read("rooms.css")),
         imports=Markup(imports),
         start=Markup(start),
         scripts=Markup(f"'{_digest(imports)}' '{_digest(start)}'"),

@@ -1,9 +1,13 @@
 // The shell: the list of rooms, their links, the theme. Everything else is in the rooms.
 
 import { choice, h } from "./kit.js";
+import * as input from "./input.js";
+import * as mates from "./mates.js";
+import * as network from "./network.js";
+import * as recall from "./recall.js";
 import * as slab from "./slab.js";
 
-const ROOMS = [slab];
+const ROOMS = [slab, input, mates, network, recall];
 const THEMES = [
   { value: "light", label: "Light" },
   { value: "dark", label: "Dark" },

@@ -131,7 +131,7 @@ function css(name) {
 }
 
 // Call draw(width) now, when the place changes its width, and when the theme changes, as long as it is on the page.
-function responsive(place, draw) {
+export function responsive(place, draw) {
   let width = 0;
   const observer = new ResizeObserver(([entry]) => {
     if (Math.abs(entry.contentRect.width - width) < 1) return;
@@ -419,4 +419,32 @@ export function picture(root, record) {
   const named = record.series.some((one) => one.x.some((x) => typeof x === "string"));
   if (record.kind === "bars" || named) return bars(root, record);
   return lines(root, { ...record, points: record.kind === "points" });
+}
+
+// Return a grey picture of side x side pixels, black at the low end of the range. `set(pixels)` on it shows another.
+export function grey({ pixels, side, range, label, size }) {
+  const canvas = h("canvas", { role: "img", "aria-label": label, class: "grey", width: side, height: side });
+  if (size) canvas.style.setProperty("width", `${size}px`);
+  const [low, high] = range;
+  canvas.set = (next, words) => {
+    const image = new ImageData(side, side);
+    next.forEach((value, at) => image.data.set([...new Array(3).fill((255 * (value - low)) / (high - low)), 255], 4 * at));
+    canvas.getContext("2d").putImageData(image, 0, 0);
+    if (words) canvas.setAttribute("aria-label", words);
+  };
+  canvas.set(pixels);
+  return canvas;
+}
+
+// Return what a room says that shows a study, where the page was built without one.
+export function noStudy() {
+  return h(
+    "p",
+    { class: "card" },
+    "This room shows what a study has measured, and this page was made without one. Make one, and a page of it, with ",
+    h("code", {}, "slabnorm claims --json study.json"),
+    " and ",
+    h("code", {}, "slabnorm lab --study study.json"),
+    ".",
+  );
 }
