@@ -332,7 +332,7 @@ function barRows({ y, series, log = "", marks = [] }) {
 }
 
 // Draw how often values occur: {title, x, values, bins: 32, range: [low, high], shade: [[from, to, label]], height: 120,
-// colour}. Values beyond the range are counted in the text below. Return {update(spec)}.
+// colour, part}. `part` are some of the values, to be drawn in the colour before the others, which are then grey. Values beyond the range are counted in the text below. Return {update(spec)}.
 export function histogram(root, spec) {
   const caption = h("figcaption", {}, spec.title);
   const place = h("div", { class: "plot" });
@@ -354,36 +354,23 @@ export function histogram(root, spec) {
   };
 }
 
-function drawHistogram({ title, x = "", values, bins = 32, range, shade = [], height = 120, colour = HUES[1] }, width) {
+function drawHistogram({ title, x = "", values, bins = 32, range, shade = [], height = 120, colour = HUES[1], part }, width) {
   const [low, high] = range ?? extent(values);
-  const counts = new Array(bins).fill(0);
-  let beyond = 0;
-  for (const value of values) {
-    const bin = Math.floor(((value - low) / (high - low)) * bins);
-    if (value === high) counts[bins - 1] += 1;
-    else if (bin >= 0 && bin < bins) counts[bin] += 1;
-    else beyond += 1;
-  }
+  const { counts, beyond } = counted(values, low, high, bins);
   const top = Math.max(1, ...counts);
   const [foot, left] = [height - 20, 4];
-  const across = width - 2 * left;
-  const at = (value) => left + (across * (value - low)) / (high - low);
+  const step = (width - 2 * left) / bins;
+  const at = (value) => left + ((width - 2 * left) * (value - low)) / (high - low);
   const areas = shade.map(([from, to]) => {
     const [start, end] = [Math.max(low, from), Math.min(high, to)];
     return start < end ? svg("rect", { class: "shade", x: at(start), y: 0, width: at(end) - at(start), height: foot }) : null;
   });
-  const step = across / bins;
-  const columns = counts.map((count, bin) =>
-    count === 0
-      ? null
-      : svg("rect", {
-          x: left + bin * step + 0.5,
-          y: foot - Math.max(1, ((foot - 6) * count) / top),
-          width: Math.max(1, step - 1),
-          height: Math.max(1, ((foot - 6) * count) / top),
-          fill: colour,
-        }),
-  );
+  const columns = (all, fill) =>
+    all.map((count, bin) => {
+      const tall = Math.max(1, ((foot - 6) * count) / top);
+      const where = { x: left + bin * step + 0.5, y: foot - tall, width: Math.max(1, step - 1), height: tall };
+      return count === 0 ? null : svg("rect", { ...where, fill });
+    });
   const ticks = [low, (low + high) / 2, high].map((value, nth) =>
     svg("text", { x: at(value), y: height - 4, "text-anchor": ["start", "middle", "end"][nth] }, number(value)),
   );
@@ -392,7 +379,8 @@ function drawHistogram({ title, x = "", values, bins = 32, range, shade = [], he
     "svg",
     { role: "img", "aria-label": label, width, height, viewBox: `0 0 ${width} ${height}` },
     areas,
-    columns,
+    columns(counts, part ? `${HUES[0]}80` : colour),
+    part ? columns(counted(part, low, high, bins).counts, colour) : null,
     svg("line", { class: "foot", x1: left, x2: width - left, y1: foot, y2: foot }),
     ticks,
   );
@@ -402,6 +390,17 @@ function drawHistogram({ title, x = "", values, bins = 32, range, shade = [], he
   });
   const words = [x, ...shares, beyond ? `${beyond} of ${values.length} lie beyond` : ""];
   return { drawing, words: words.filter(Boolean).join(" · ") };
+}
+
+function counted(values, low, high, bins) {
+  const counts = new Array(bins).fill(0);
+  let beyond = 0;
+  for (const value of values) {
+    const bin = value === high ? bins - 1 : Math.floor(((value - low) / (high - low)) * bins);
+    if (bin >= 0 && bin < bins) counts[bin] += 1;
+    else beyond += 1;
+  }
+  return { counts, beyond };
 }
 
 // Return the smallest and the largest value, apart from each other.
