@@ -103,11 +103,6 @@ def modules() -> dict[str, str]:
     return {PREFIX + name: _IMPORT.sub(rf"\1{PREFIX}\2\3", code) for name, code in sources.items()}
 
 
-def _samples() -> dict[str, Any]:
-    # Beside "claims", the study has "pictures" and "net", of slabnorm/page/samples.py.
-    return {}
-
-
 def _read(name: str) -> str:
     return (FOLDER / name).read_text("utf-8")
 
