@@ -108,10 +108,10 @@ function slabColour(slab, slabs) {
   const few = HUES.slice(1);
   if (slabs <= few.length) return [1, 3, 5].map((at) => parseInt(few[slab].slice(at, at + 2), 16) / 255);
   const hue = (slab * 137.508) % 360;
-  const light = 0.5 + 0.08 * (slab % 3);
+  const light = 0.47 + 0.07 * (slab % 3);
   const part = (n) => {
     const k = (n + hue / 30) % 12;
-    return light - 0.55 * Math.min(light, 1 - light) * Math.max(-1, Math.min(k - 3, 9 - k, 1));
+    return light - 0.65 * Math.min(light, 1 - light) * Math.max(-1, Math.min(k - 3, 9 - k, 1));
   };
   return [part(0), part(8), part(4)];
 }
@@ -201,10 +201,11 @@ export function mount(rootElement, study) {
     const y = now.bound && output(now, scale);
     showBlock(parts, state, now, y);
     showPattern(parts, state, now);
-    parts.facts.hidden = !now.bound;
+    parts.facts.classList.toggle("away", !now.bound);
     if (now.bound) showFacts(parts, state, now, scale, y);
   };
   const step = (by) => {
+    if (!now.bound) return;
     const slab = (now.bound.of[state.element] + by + now.bound.slabs) % now.bound.slabs;
     lift(now.bound.of.indexOf(slab));
   };
@@ -224,7 +225,13 @@ export function mount(rootElement, study) {
   };
   arrange(rootElement, parts, state, { changed, lift, step, rescale, undo, show });
   show();
-  return { unmount: () => parts.stage.unmount() };
+  document.addEventListener("themechange", show);
+  return {
+    unmount() {
+      document.removeEventListener("themechange", show);
+      parts.stage.unmount();
+    },
+  };
 }
 
 function arrange(rootElement, parts, state, act) {

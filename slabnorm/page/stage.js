@@ -3,7 +3,7 @@
 
 import { button, h, svg } from "./kit.js";
 
-const GAP = 1.5; // between samples, in cells
+const GAP = 2; // between samples, in cells
 const FOOT = 1; // below a sample, for its name
 const LIFT = 0.8; // between a slab that is lifted out and the rest
 const CELL = 0.88; // of a cell's place is filled
@@ -104,6 +104,7 @@ async function solidBlock(place, onpick) {
   const renderer = new three.WebGLRenderer({ antialias: true, alpha: true });
   renderer.setPixelRatio(Math.min(2, devicePixelRatio));
   const canvas = renderer.domElement;
+  canvas.style.display = ""; // else it could not be hidden
   const labels = h("div", { class: "labels", "aria-hidden": "true" });
   place.append(canvas, labels);
   const scene = new three.Scene();
@@ -277,7 +278,7 @@ function label({ camera, labels, block, place, view }, { at, name }) {
   // Beside the edges that are seen from any angle: the front's outer one, and the one that leads back.
   const leftwards = view.yaw >= 0;
   const axes = [
-    put(`H ${rows}`, at(0, 0, (rows - 1) / 2, leftwards ? -1.2 : columns + 0.2), "axis-name"),
+    put(`H ${rows}`, at(0, 0, (rows - 1) / 2, leftwards ? -1 : columns), "axis-name"),
     put(`C ${channels}`, at(0, (channels - 1) / 2, rows - 0.2, leftwards ? columns + 0.1 : -1.1), "axis-name"),
     put(`W ${columns}`, at(0, 0, rows - 0.05, (columns - 1) / 2), "axis-name"),
   ];
