@@ -356,7 +356,7 @@ function tablePanel(root) {
   const code = h("p", { class: "axis" });
   const heads = ["Input", "90% of the pre-activations", "Flat here", "Flat for every picture", "Slope that is left, on average"];
   const head = h("thead", {}, h("tr", {}, heads.map((text) => h("th", { scope: "col" }, text))));
-  root.append(h("h2", {}, "What is left for learning"), words, h("div", { class: "scroll" }, h("table", { class: "numbers" }, head, body)), code);
+  root.append(h("h2", {}, "What is left for learning"), words, h("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "The four ways" }, h("table", { class: "numbers" }, head, body)), code);
   return {
     show(state, found) {
       const rows = SCHEMES.map((scheme) => ({ ...scheme, ...measure(found.pre[scheme.value], state.activation) }));

@@ -75,7 +75,7 @@ export function mount(root, study) {
   const charts = PICTURES.map((spec) => chart(place, spec));
   let together = true;
   const change = (at, key, value) => {
-    const both = together && key !== "norm";
+    const both = together && key !== null && key !== "norm"; // null: all settings of one run
     state.forEach((one, which) => (both || which === at) && Object.assign(one, key === null ? value : { [key]: value }));
     show();
   };

@@ -80,8 +80,8 @@ def trained(data: Dataset) -> dict[str, Any]:
     """Train linear -> batch norm -> ReLU -> linear on the digits, and return its numbers.
 
     Its input is pixel / 16. The keys are `hidden`, `norm` and `output` for the layers, and `trace`: for a few
-    units of the hidden layer, and after each training step, the mean and variance (unbiased) of the batch, and
-    the exact ones of the whole training split with the weights as they are after the step.
+    units of the hidden layer, and after each training step, the mean and variance (unbiased) of the batch,
+    and the exact ones of the whole training split with the weights as they are after the step.
     """
     pixels = torch.as_tensor(data.x.reshape(len(data.x), -1)).double() / 16
     with quiet_corner(), using("eager"):

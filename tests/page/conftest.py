@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
@@ -49,10 +51,10 @@ def shared(browser: Browser, lab: Path) -> Iterator[Page]:
     page.close()
 
 
-@pytest.fixture
-def page(browser: Browser, lab: Path) -> Iterator[Page]:
-    """The page opened anew, without an error in the console or a request to the network."""
-    page, wrong = browser.new_page(viewport={"width": 1200, "height": 900}), []
+@contextmanager
+def opened(browser: Browser, path: Path, **options: Any) -> Iterator[Page]:
+    """A page opened anew, which must not put an error in the console or ask the network for anything."""
+    page, wrong = browser.new_page(**options), []
 
     def listen(message: ConsoleMessage) -> None:
         if message.type in ("error", "warning") and "GPU stall" not in message.text:
@@ -61,7 +63,14 @@ def page(browser: Browser, lab: Path) -> Iterator[Page]:
     page.on("console", listen)
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("request", lambda request: wrong.append(request.url) if request.url.startswith("http") else None)
-    page.goto(lab.as_uri())
+    page.goto(path.as_uri())
     yield page
     page.close()
     assert wrong == []
+
+
+@pytest.fixture
+def page(browser: Browser, lab: Path) -> Iterator[Page]:
+    """The page without a study, opened anew."""
+    with opened(browser, lab, viewport={"width": 1200, "height": 900}) as page:
+        yield page
