@@ -16,34 +16,39 @@ const FILTERS = [
 ];
 export const CHANNELS = FILTERS.map(([name]) => name);
 
-// Return the values of a block of this shape, and where they come from. `photos` are those of the study: {side, pixels}.
+// Return the values of a block of this shape, in memory order. `photos` are those of the study: {side, pixels}.
 export function values([samples, channels, rows, columns], photos) {
-  const found = new Float64Array(samples * channels * rows * columns);
-  const step = Math.floor((photos.side - 2) / MOST); // pixels from one cell to the next
-  let at = 0;
-  for (let n = 0; n < samples; n += 1) {
-    const pixels = pictures(photos)[n];
-    for (let c = 0; c < channels; c += 1) {
+  const { side } = photos;
+  const found = [];
+  for (const pixels of pictures(photos).slice(0, samples)) {
+    for (const [, weights] of FILTERS.slice(0, channels)) {
       for (let y = 0; y < rows; y += 1) {
         for (let x = 0; x < columns; x += 1) {
-          // The middle of the picture, whatever the size of the block.
-          const top = 1 + step * (y + Math.floor((MOST - rows) / 2));
-          const left = 1 + step * (x + Math.floor((MOST - columns) / 2));
-          found[at] = filtered(pixels, photos.side, top, left, FILTERS[c][1]);
-          at += 1;
+          found.push(pooled(pixels, side, weights, span(y, rows, side), span(x, columns, side)));
         }
       }
     }
   }
-  return found;
+  return Float64Array.from(found);
 }
 
-function filtered(pixels, side, top, left, weights) {
+// The pixels that belong to the nth of so many rows or columns; the outermost pixels have no neighbours to filter with.
+function span(nth, many, side) {
+  const bound = (place) => 1 + Math.floor((place * (side - 2)) / many);
+  return [bound(nth), bound(nth + 1)];
+}
+
+// The mean of a filter over some pixels.
+function pooled(pixels, side, weights, [top, bottom], [left, right]) {
   let sum = 0;
-  for (let place = 0; place < 9; place += 1) {
-    sum += weights[place] * pixels[(top + Math.floor(place / 3) - 1) * side + left + (place % 3) - 1];
+  for (let y = top; y < bottom; y += 1) {
+    for (let x = left; x < right; x += 1) {
+      for (let at = 0; at < 9; at += 1) {
+        sum += weights[at] * pixels[(y + Math.floor(at / 3) - 1) * side + x + (at % 3) - 1];
+      }
+    }
   }
-  return sum;
+  return sum / ((bottom - top) * (right - left));
 }
 
 // The photographs' pieces in which most happens: a piece of sky has nothing to show.

@@ -3,11 +3,12 @@
 
 import { button, h, svg } from "./kit.js";
 
-const GAP = 1.7; // between samples, in cells
-const LIFT = 0.9; // between a slab that is lifted out and the rest
-const CELL = 0.9; // of a cell's place is filled
+const GAP = 2; // between samples, in cells
+const FOOT = 1; // below a sample, for its name
+const LIFT = 0.8; // between a slab that is lifted out and the rest
+const CELL = 0.88; // of a cell's place is filled
 const SECONDS = 0.45; // to lift a slab out
-const VIEW = { yaw: 0.6, pitch: 0.5 };
+const VIEW = { yaw: 0.55, pitch: 0.38 };
 
 // Put a block on the page. Return {show, flat, unmount}: show({shape, colours, lifted, chosen, names}) draws cells in
 // `colours` (of each element red, green and blue from 0 to 1), lifts out those for which lifted(element) holds, and frames
@@ -103,14 +104,16 @@ async function solidBlock(place, onpick) {
   const renderer = new three.WebGLRenderer({ antialias: true, alpha: true });
   renderer.setPixelRatio(Math.min(2, devicePixelRatio));
   const canvas = renderer.domElement;
+  canvas.style.display = ""; // else it could not be hidden
   const labels = h("div", { class: "labels", "aria-hidden": "true" });
   place.append(canvas, labels);
   const scene = new three.Scene();
   const camera = new three.OrthographicCamera();
-  const sun = new three.DirectionalLight(0xffffff, 1.9);
-  scene.add(new three.AmbientLight(0xffffff, 1.75), sun);
+  const sun = new three.DirectionalLight(0xffffff, 1.7);
+  sun.position.set(3, 9, 5);
+  scene.add(new three.AmbientLight(0xffffff, 1.9), sun);
   const view = { ...VIEW };
-  const state = { three, renderer, canvas, labels, scene, camera, sun, view, place, heights: null, frame: 0 };
+  const state = { three, renderer, canvas, labels, scene, camera, view, place, heights: null, frame: 0 };
 
   const observer = new ResizeObserver(() => state.block && render(state));
   observer.observe(place);
@@ -155,8 +158,8 @@ function build(state) {
   state.cells = new three.InstancedMesh(new three.BoxGeometry(CELL, CELL, CELL), new three.MeshLambertMaterial(), count);
   state.cells.frustumCulled = false;
   state.edge ??= new three.LineSegments(
-    new three.EdgesGeometry(new three.BoxGeometry(1.02, 1.02, 1.02)),
-    new three.LineBasicMaterial({ depthTest: false }),
+    new three.EdgesGeometry(new three.BoxGeometry(0.98, 0.98, 0.98)),
+    new three.LineBasicMaterial(),
   );
   scene.add(state.cells, state.edge);
   state.heights = null;
@@ -201,41 +204,58 @@ function lift(state) {
   step(start);
 }
 
-// Where the samples stand: in one row, or in several where the place is narrow.
-function layout({ block, place, room }) {
+// Where the samples stand as one sees them: in one row, or in several where the place is narrow. Each has a tile of the
+// picture to itself, whatever the angle, and `at` is the place in space of a cell of it.
+function layout({ three, block, place, room, view }) {
   const [samples, channels, rows, columns] = block.shape;
-  const [across, up] = [columns + 0.6 * channels + GAP, rows + 0.5 * channels + room + GAP];
-  const [width, height] = [place.clientWidth, place.clientHeight];
-  let best = { size: 0 };
-  for (let many = 1; many <= samples; many += 1) {
-    const size = Math.min(width / (many * across), height / (Math.ceil(samples / many) * up));
-    if (size > best.size) best = { size, many };
+  const [sin, cos] = [Math.sin(view.yaw), Math.cos(view.yaw)];
+  const [low, high] = [Math.sin(view.pitch), Math.cos(view.pitch)];
+  const wide = columns * Math.abs(cos) + channels * Math.abs(sin) + GAP;
+  const depth = (columns * Math.abs(sin) + channels * Math.abs(cos)) * Math.abs(low);
+  const tall = (rows + room) * high + depth + FOOT + 0.5;
+  const aspect = place.clientWidth / place.clientHeight;
+  let half = Infinity; // of the height of the picture, in cells
+  let many; // samples in a row
+  for (let each = 1; each <= samples; each += 1) {
+    const needed = Math.max((each * wide) / aspect, Math.ceil(samples / each) * tall) / 2;
+    if (needed < half) [half, many] = [needed, each];
   }
-  return (n, c, y, x) => [
-    (n % best.many) * across + x,
-    -Math.floor(n / best.many) * up - y,
-    -c,
-  ];
+  const right = new three.Vector3(cos, 0, -sin);
+  const up = new three.Vector3(-sin * low, high, -cos * low);
+  const lines = Math.ceil(samples / many);
+  const tile = (n, above) => {
+    const line = Math.floor(n / many);
+    const inLine = line < lines - 1 ? many : samples - many * (lines - 1);
+    const across = (n % many) - (inLine - 1) / 2;
+    return right.clone().multiplyScalar(across * wide).addScaledVector(up, ((lines - 1) / 2 - line) * tall + above);
+  };
+  const middles = Array.from({ length: samples }, (_, n) => tile(n, (FOOT - room * high) / 2));
+  const at = (n, c, y, x) =>
+    new three.Vector3(x - (columns - 1) / 2, (rows - 1) / 2 - y, (channels - 1) / 2 - c).add(middles[n]);
+  const towards = new three.Vector3(sin * high, low, cos * high);
+  return { at, half, aspect, towards, name: (n) => tile(n, (FOOT - tall) / 2) };
 }
 
 function render(state) {
-  const { three, renderer, camera, scene, sun, cells, edge, block, heights, view, place } = state;
+  const { three, renderer, camera, scene, cells, edge, block, heights, place } = state;
   const [width, height] = [place.clientWidth, place.clientHeight];
   if (width === 0 || state.canvas.hidden) return;
   renderer.setSize(width, height);
-  const at = layout(state);
+  const set = layout(state);
   const matrix = new three.Matrix4();
-  const box = new three.Box3();
   heights.forEach((raised, element) => {
     const { n, c, h: y, w } = indices(block.shape, element);
-    const [x, up, depth] = at(n, c, y, w);
-    cells.setMatrixAt(element, matrix.setPosition(x, up + raised, depth));
-    box.expandByPoint(new three.Vector3(x, up + raised, depth));
+    const { x, y: up, z } = set.at(n, c, y, w);
+    cells.setMatrixAt(element, matrix.setPosition(x, up + raised, z));
   });
   cells.instanceMatrix.needsUpdate = true;
   cells.boundingSphere = null;
-  aim(state, box.expandByScalar(0.5), width / height);
-  sun.position.copy(camera.position).add(new three.Vector3(6, 14, 4));
+  const { half, aspect } = set;
+  camera.position.copy(set.towards).multiplyScalar(200);
+  camera.lookAt(0, 0, 0);
+  Object.assign(camera, { left: -half * aspect, right: half * aspect, top: half, bottom: -half, near: 1, far: 400 });
+  camera.updateProjectionMatrix();
+  camera.updateMatrixWorld();
   edge.visible = block.chosen !== undefined;
   if (edge.visible) {
     cells.getMatrixAt(block.chosen, matrix);
@@ -243,50 +263,24 @@ function render(state) {
     edge.material.color.set(getComputedStyle(place).color);
   }
   renderer.render(scene, camera);
-  label(state, at, view);
-}
-
-// Look at the middle of a box from the angle of the view, so that all of it is seen.
-function aim({ three, camera, view }, box, aspect) {
-  const middle = box.getCenter(new three.Vector3());
-  const towards = new three.Vector3(
-    Math.sin(view.yaw) * Math.cos(view.pitch),
-    Math.sin(view.pitch),
-    Math.cos(view.yaw) * Math.cos(view.pitch),
-  );
-  camera.position.copy(middle).addScaledVector(towards, 100);
-  camera.lookAt(middle);
-  camera.updateMatrixWorld();
-  let [wide, high] = [0, 0];
-  for (let corner = 0; corner < 8; corner += 1) {
-    const [x, y, z] = [1, 2, 4].map((bit) => (corner & bit ? "max" : "min"));
-    const seen = new three.Vector3(box[x].x, box[y].y, box[z].z).applyMatrix4(camera.matrixWorldInverse);
-    wide = Math.max(wide, Math.abs(seen.x));
-    high = Math.max(high, Math.abs(seen.y));
-  }
-  // Room for the words around the block.
-  const half = Math.max(high * 1.16, (wide * 1.08) / aspect);
-  Object.assign(camera, { left: -half * aspect, right: half * aspect, top: half, bottom: -half, near: 1, far: 300 });
-  camera.updateProjectionMatrix();
+  label(state, set);
 }
 
 // Words stand where they belong, in HTML, so that they stay sharp and upright.
-function label({ three, camera, labels, block, place }, at, view) {
+function label({ camera, labels, block, place, view }, { at, name }) {
   const [samples, channels, rows, columns] = block.shape;
-  const put = (text, [x, y, z], kind) => {
-    const seen = new three.Vector3(x, y, z).project(camera);
+  const put = (text, point, kind) => {
+    const seen = point.project(camera);
     const [left, top] = [((seen.x + 1) / 2) * place.clientWidth, ((1 - seen.y) / 2) * place.clientHeight];
     return h("span", { class: kind, style: { left: `${left}px`, top: `${top}px` } }, text);
   };
-  const names = Array.from({ length: samples }, (_, n) => {
-    const [x, y, z] = at(n, 0, rows - 1, (columns - 1) / 2);
-    return put(block.names.sample(n), [x, y - 1.1, z], "");
-  });
-  const [left, bottom, front] = at(0, 0, rows - 1, 0);
-  const right = Math.sin(view.yaw) >= 0 ? left - 0.9 : left + columns - 0.1;
+  const names = Array.from({ length: samples }, (_, n) => put(block.names.sample(n), name(n), ""));
+  // Beside the edges that are seen from any angle: the front's outer one, and the one that leads back.
+  const leftwards = view.yaw >= 0;
   const axes = [
-    put(`H ${rows}`, [right, bottom + (rows - 1) / 2, front + 0.5], "axis-name"),
-    put(`C ${channels}`, [Math.sin(view.yaw) >= 0 ? left + columns : left - 1, bottom - 0.6, front - (channels - 1) / 2], "axis-name"),
+    put(`H ${rows}`, at(0, 0, (rows - 1) / 2, leftwards ? -1 : columns), "axis-name"),
+    put(`C ${channels}`, at(0, (channels - 1) / 2, rows - 0.2, leftwards ? columns + 0.1 : -1.1), "axis-name"),
+    put(`W ${columns}`, at(0, 0, rows - 0.05, (columns - 1) / 2), "axis-name"),
   ];
   labels.replaceChildren(...names, ...axes);
 }
