@@ -13,8 +13,6 @@ import typer
 
 from slabnorm.cli.shell import shown
 
-PATIENCE = 5  # seconds for a browser to start, which goes on by itself after that
-
 
 def lab(
     out: Annotated[str, typer.Option(metavar="PATH", help="The HTML file to write.")] = "lab.html",
@@ -55,12 +53,14 @@ def has_screen() -> bool:
     return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
-def opens(path: Path) -> bool:
-    """Open a file in the user's browser; return whether that seems to have worked."""
+def opens(path: Path, patience: float = 5.0) -> bool:
+    """Open a file in the user's browser; return whether that seems to have worked.
+
+    Some browsers return only when they are closed: after `patience` seconds they are left alone.
+    """
     answers: list[bool] = []
     url = path.resolve().as_uri()
-    # Some browsers return when they are closed. The command does not wait for that.
     thread = Thread(target=lambda: answers.append(webbrowser.open(url)), daemon=True)
     thread.start()
-    thread.join(PATIENCE)
+    thread.join(patience)
     return thread.is_alive() or answers == [True]

@@ -56,7 +56,12 @@ def read_study(path: Path | None = None) -> dict[str, Any] | None:
     missing = [name for name in _FIELDS if not isinstance(study, dict) or name not in study]
     if missing:
         problem = f"{printable(path)} is JSON, but not the record of claims"
-        raise DataError(problem, f"it has no {printable(', '.join(missing))}", fix)
+        raise DataError(problem, f"it has no {', '.join(missing)}", fix)
+    for name in ("claims", "sweep"):
+        if not isinstance(study[name], list):
+            raise DataError(
+                f"{printable(path)} is JSON, but not the record of claims", f"{name} is no list", fix
+            )
     return dict(study)
 
 

@@ -25,7 +25,7 @@ export function stage(root, { onpick, onready }) {
     const isFlat = wantsFlat || solid === false;
     place.classList.toggle("flat", isFlat);
     if (isFlat) {
-      solid?.hide();
+      if (solid) solid.hide();
       drawFlat(place, block, onpick);
     } else if (solid) {
       place.querySelector(".grids")?.remove();
