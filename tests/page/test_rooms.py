@@ -363,7 +363,7 @@ def test_what_was_measured_decides_the_guess(watched: Page) -> None:
     expect(page.locator(".room-recall > .status")).to_have_text(tally)
 
 
-@pytest.mark.parametrize(("width", "theme"), [(1200, "light"), (420, "dark")])
+@pytest.mark.parametrize(("width", "theme"), [(1200, "light"), (360, "dark")])
 def test_rooms_fit_and_are_accessible(browser: Browser, study: Path, width: int, theme: Any) -> None:
     with opened(browser, study, viewport={"width": width, "height": 900}, color_scheme=theme) as page:
         for room in ("input", "mates", "network", "recall"):
