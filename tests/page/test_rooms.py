@@ -357,9 +357,7 @@ def test_what_was_measured_decides_the_guess(watched: Page) -> None:
         expect(card.locator(".found")).to_contain_text(said)
         expect(card.get_by_text("the measurement of").first).to_be_visible()
         card.get_by_role("button", name="Next question").click()
-    tally = (
-        "4 of 5 guesses agree with what was measured; 1 is left open by the data; 1 without a guess. 0 to go."
-    )
+    tally = "4 of 5 guesses as measured; 1 is left open by the data; 1 without a guess. 0 to go."
     expect(page.locator(".room-recall > .status")).to_have_text(tally)
 
 
