@@ -202,7 +202,7 @@ def test_a_click_lifts_the_slab_of_a_cell(page: Page) -> None:
 
 
 def test_the_block_is_turned_by_dragging_and_by_keys(page: Page) -> None:
-    canvas, where = page.locator("canvas"), page.locator(".labels span").last
+    canvas, where = page.locator("canvas"), page.locator(".labels .axis-name").last
     expect(canvas).to_be_visible()
     box, style = canvas.bounding_box(), where.get_attribute("style")
     assert box is not None
