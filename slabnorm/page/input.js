@@ -134,13 +134,19 @@ export const ACTIVATIONS = {
     label: "Sigmoid",
     value: sigmoid,
     derivative: (z) => sigmoid(z) * (1 - sigmoid(z)),
-    flat: [[-Infinity, -edge(Math.sqrt(1 - 4 * FLAT)) * 2], [edge(Math.sqrt(1 - 4 * FLAT)) * 2, Infinity]],
+    flat: [
+      [-Infinity, -edge(Math.sqrt(1 - 4 * FLAT)) * 2],
+      [edge(Math.sqrt(1 - 4 * FLAT)) * 2, Infinity],
+    ],
   },
   tanh: {
     label: "Tanh",
     value: Math.tanh,
     derivative: (z) => 1 - Math.tanh(z) ** 2,
-    flat: [[-Infinity, -edge(Math.sqrt(1 - FLAT))], [edge(Math.sqrt(1 - FLAT)), Infinity]],
+    flat: [
+      [-Infinity, -edge(Math.sqrt(1 - FLAT))],
+      [edge(Math.sqrt(1 - FLAT)), Infinity],
+    ],
   },
   relu: {
     label: "ReLU",
@@ -215,8 +221,12 @@ function build(root) {
   const controls = h("div", { class: "row controls" });
   root.append(
     h("h1", {}, "The input: why pixels are scaled before a network sees them"),
-    h("p", { class: "lead" }, "A first layer multiplies every pixel with a weight and adds up. Weights are drawn for inputs of " +
-      "about 1. What happens when the pixels go up to 255? Try raw pixels first, then the three ways of scaling."),
+    h(
+      "p",
+      { class: "lead" },
+      "A first layer multiplies every pixel with a weight and adds up. Weights are drawn for inputs of " +
+        "about 1. What happens when the pixels go up to 255? Try raw pixels first, then the three ways of scaling.",
+    ),
     controls,
     h("div", { class: "columns wide-right" }, left, right),
     below,
@@ -240,7 +250,10 @@ function picturePanel(root) {
     const { shift, scale } = affine(state.scheme, found.stats, found.range);
     const label = SCHEMES.find(({ value }) => value === state.scheme).label;
     const raw = { title: "Its pixels as they are", values: pixels, range: found.range };
-    const scaled = { title: `What the layer gets: ${label.toLowerCase()}`, values: pixels.map((x) => (x - shift) / scale) };
+    const scaled = {
+      title: `What the layer gets: ${label.toLowerCase()}`,
+      values: pixels.map((x) => (x - shift) / scale),
+    };
     scaled.range = found.range.map((x) => (x - shift) / scale);
     canvas.set(pixels, `Picture ${state.at + 1}: grey levels from ${Math.min(...pixels)} to ${Math.max(...pixels)}`);
     words.textContent = `(x − ${number(shift)}) / ${number(scale)}. The picture stays the same; its numbers change.`;
@@ -257,7 +270,10 @@ function picturePanel(root) {
         state.at = Math.min(state.at, shown.length - 1);
         canvas = grey({ pixels: shown[0], side: data.side, range: data.range, label: "A picture" });
         const browse = slider({
-          label: "Picture", min: 1, max: shown.length, value: state.at + 1,
+          label: "Picture",
+          min: 1,
+          max: shown.length,
+          value: state.at + 1,
           oninput: (value) => {
             state.at = value - 1;
             look();
@@ -284,9 +300,10 @@ function curvePanel(root) {
   const look = (state, found) => {
     const pre = found.pre[state.scheme];
     now = { activation: ACTIVATIONS[state.activation], mine: pre[state.at], all: pre.flat() };
-    heading.textContent = `Its ${UNITS} pre-activations on the ${now.activation.label.toLowerCase().replace("relu", "ReLU")} curve`;
+    heading.textContent = `Its ${UNITS} pre-activations on the ${curveName(state.activation)} curve`;
     words.textContent =
-      `Each dot is one unit of the first layer, for this picture. The columns count the units of all ${pre.length} pictures. ` +
+      `Each dot is one unit of the first layer, for this picture. The columns count the units of all ` +
+      `${pre.length} pictures. ` +
       "Where it is shaded, the curve's slope is below 0.001, and no gradient comes back.";
     sized.again();
   };
@@ -315,7 +332,11 @@ function drawCurve({ activation, mine, all }, width) {
   const path = Array.from({ length: 241 }, (_, at) => (limit * Math.sinh((at - 120) / 15)) / Math.sinh(8));
   const curve = path.map((z) => `${x(z).toFixed(1)},${y(activation.value(z)).toFixed(1)}`).join(" ");
   const ticks = [-limit, -limit / 2, 0, limit / 2, limit].map((z, nth) =>
-    svg("text", { x: x(z), y: height - 4, "text-anchor": ["start", "middle", "middle", "middle", "end"][nth] }, number(Math.round(z))),
+    svg(
+      "text",
+      { x: x(z), y: height - 4, "text-anchor": ["start", "middle", "middle", "middle", "end"][nth] },
+      number(Math.round(z)),
+    ),
   );
   const heights = [least, most].map((value) =>
     svg("text", { x: edgeWidth - 6, y: y(value) + 4, "text-anchor": "end" }, number(Math.round(value))),
@@ -323,13 +344,20 @@ function drawCurve({ activation, mine, all }, width) {
   const inside = mine.filter((z) => Math.abs(z) <= limit);
   return svg(
     "svg",
-    { role: "img", "aria-label": `Pre-activations from ${number(Math.min(...mine))} to ${number(Math.max(...mine))} on the curve`,
-      width, height, viewBox: `0 0 ${width} ${height}` },
+    {
+      role: "img",
+      "aria-label": `Pre-activations from ${number(Math.min(...mine))} to ${number(Math.max(...mine))} on the curve`,
+      width,
+      height,
+      viewBox: `0 0 ${width} ${height}`,
+    },
     shades,
     density(all, limit, x, foot),
     svg("line", { class: "foot", x1: x(-limit), x2: x(limit), y1: foot, y2: foot }),
     svg("polyline", { class: "curve", points: curve }),
-    inside.map((z) => svg("circle", { class: "unit", cx: x(z).toFixed(1), cy: y(activation.value(z)).toFixed(1), r: 4 })),
+    inside.map((z) =>
+      svg("circle", { class: "unit", cx: x(z).toFixed(1), cy: y(activation.value(z)).toFixed(1), r: 4 }),
+    ),
     ticks,
     heights,
   );
@@ -354,9 +382,32 @@ function tablePanel(root) {
   const words = h("p", { class: "found", "aria-live": "polite" });
   const body = h("tbody", {});
   const code = h("p", { class: "axis" });
-  const heads = ["Input", "90% of the pre-activations", "Flat here", "Flat for every picture", "Slope that is left, on average"];
-  const head = h("thead", {}, h("tr", {}, heads.map((text) => h("th", { scope: "col" }, text))));
-  root.append(h("h2", {}, "What is left for learning"), words, h("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "The four ways" }, h("table", { class: "numbers" }, head, body)), code);
+  const heads = [
+    "Input",
+    "90% of the pre-activations",
+    "Flat here",
+    "Flat for every picture",
+    "Gradient that is left (mean slope)",
+  ];
+  const head = h(
+    "thead",
+    {},
+    h(
+      "tr",
+      {},
+      heads.map((text) => h("th", { scope: "col" }, text)),
+    ),
+  );
+  root.append(
+    h("h2", {}, "What is left for learning"),
+    words,
+    h(
+      "div",
+      { class: "scroll", tabindex: "0", role: "group", "aria-label": "The four ways" },
+      h("table", { class: "numbers" }, head, body),
+    ),
+    code,
+  );
   return {
     show(state, found) {
       const rows = SCHEMES.map((scheme) => ({ ...scheme, ...measure(found.pre[scheme.value], state.activation) }));
@@ -366,7 +417,8 @@ function tablePanel(root) {
       const inputs = found.side ** 2;
       code.replaceChildren(
         `All ${found.pixels.length} pictures, ${UNITS} units; mean ${number(found.stats.mean)}, standard deviation ` +
-          `${number(found.stats.std)}, from ${found.stats.min} to ${found.stats.max}. In Python these are the weights of `,
+          `${number(found.stats.std)}, from ${found.stats.min} to ${found.stats.max}. In Python these are the ` +
+          `weights of `,
         h("code", {}, `torch.manual_seed(${state.seed}); ${RULES[state.rule].python(inputs)}`),
         state.rule === "default" ? "." : ", and biases of 0.",
       );
@@ -386,15 +438,27 @@ function tableRow(row, most, chosen) {
   );
 }
 
-// One sentence that only says what the numbers do.
+// Sentences that say what the numbers do, and nothing else.
 function sentence(rows, { scheme, activation }) {
   const [mine, best] = [rows.find(({ value }) => value === scheme), rows.find(({ value }) => value === "zscore")];
-  const name = ACTIVATIONS[activation].label.replace("Sigmoid", "sigmoid").replace("Tanh", "tanh");
-  const start = `${mine.label} input, ${name}: in ${percent(mine.flat)} of all cases the slope is below 0.001, and ` +
-    `${percent(mine.dead)} of the units are flat for every picture, so that they cannot learn from any.`;
-  if (scheme === "zscore") return `${start} On average a slope of ${number(mine.gradient)} is left.`;
+  const said = [
+    `${mine.label} input, ${curveName(activation)}: the slope is below 0.001 in ${percent(mine.flat)} of all cases.`,
+  ];
+  if (mine.dead) said.push(`${percent(mine.dead)} of the units are flat for every picture, and cannot learn from any.`);
+  const times = (ratio) => `${number(Number(ratio.toPrecision(3)))} times`;
   const factor = best.gradient / mine.gradient;
-  if (factor > 1.25) return `${start} A z-scored input leaves ${number(Number(factor.toPrecision(3)))} times the slope.`;
-  if (factor < 0.8) return `${start} That is more slope than a z-scored input leaves: ${number(1 / factor)} times.`;
-  return `${start} On average the slope is about that of a z-scored input.`;
+  if (scheme === "zscore") said.push(`On average a slope of ${number(Number(mine.gradient.toPrecision(3)))} is left.`);
+  else if (factor > 1.25) said.push(`A z-scored input leaves ${times(factor)} the slope.`);
+  else if (factor < 0.8) said.push(`That is ${times(1 / factor)} the slope that a z-scored input leaves.`);
+  else said.push("On average the slope is about that of a z-scored input.");
+  const size = mine.high / best.high;
+  if (activation === "relu" && size > 2)
+    said.push(`But a ReLU passes on what it gets: values ${times(size)} as large as with z-scored input.`);
+  return said.join(" ");
+}
+
+// The name of an activation within a sentence.
+function curveName(activation) {
+  const { label } = ACTIVATIONS[activation];
+  return label === "ReLU" ? label : label.toLowerCase();
 }

@@ -51,7 +51,8 @@ export function number(value) {
   if (size !== 0 && (size >= 1e6 || size < 1e-4)) {
     const [digits, power] = size.toExponential(3).split("e");
     const raised = String(Math.abs(Number(power))).replace(/\d/g, (digit) => SUPERSCRIPTS[digit]);
-    return `${value < 0 ? "−" : ""}${Number(digits)} × 10${Number(power) < 0 ? "⁻" : ""}${raised}`;
+    const times = Number(digits) === 1 ? "" : `${Number(digits)} × `;
+    return `${value < 0 ? "−" : ""}${times}10${Number(power) < 0 ? "⁻" : ""}${raised}`;
   }
   const rounded = Number(size.toPrecision(4));
   const text = Number.isInteger(rounded) && rounded >= 1e4 ? rounded.toLocaleString("en-GB") : String(rounded);
@@ -240,7 +241,8 @@ function plotOptions({ x, y, series, log = "", marks = [], height = 280, points 
   const bands = series.flatMap((one, at) =>
     one.low?.length ? [{ series: [3 * at + 3, 3 * at + 2], fill: `${hue(at, series.length)}2b` }] : [],
   );
-  const axis = (label, size) => ({
+  const axis = (label, size, logarithmic) => ({
+    ...(logarithmic ? { splits: (_, __, from, to) => logTicks(from, to), filter: (_, splits) => splits } : {}),
     label,
     labelSize: 22,
     labelFont: "13px system-ui, sans-serif",
@@ -266,11 +268,20 @@ function plotOptions({ x, y, series, log = "", marks = [], height = 280, points 
     cursor: { show: false },
     padding: [12, 12, 0, 0],
     scales: { x: { time: false, distr: log.includes("x") ? 3 : 1 }, y: { distr: log.includes("y") ? 3 : 1 } },
-    axes: [axis(x, 36), axis(y, 58)],
+    axes: [axis(x, 36, log.includes("x")), axis(y, 58, log.includes("y"))],
     series: [{}, ...drawn, ...marks.map(() => ({ stroke: soft, width: 1, dash: [5, 5], points: { show: false } }))],
     bands,
     hooks: { draw: [labels] },
   };
+}
+
+// Where a logarithmic axis has its lines: at some seven powers of ten, or at 1, 2 and 5 where it spans less than three.
+function logTicks(from, to) {
+  const [low, high] = [Math.floor(Math.log10(from)), Math.ceil(Math.log10(to))];
+  const every = Math.ceil((high - low) / 7);
+  const powers = Array.from({ length: high - low + 1 }, (_, at) => low + at).filter((power) => power % every === 0);
+  const steps = high - low < 3 ? [1, 2, 5] : [1];
+  return powers.flatMap((power) => steps.map((step) => Number(`${step}e${power}`))).filter((tick) => tick >= from && tick <= to);
 }
 
 // Draw horizontal bars with their intervals: the spec of lines, where x are names. Return {update(spec)}.

@@ -15,11 +15,16 @@ const PICTURES = [
   { title: "Training loss", x: "step", y: "loss", of: (run) => [run.steps, run.loss] },
   { title: "Validation accuracy, in eval mode", x: "step", y: "accuracy", of: (run) => [run.steps, run.validation] },
   {
-    title: "Drift: how far each layer's input has moved by the end", x: "hidden layer", y: "standard deviations",
+    title: "Drift: how far each layer's input has moved by the end",
+    x: "hidden layer",
+    y: "standard deviations",
     of: (run) => [layers(run.drift), run.drift],
   },
   {
-    title: "Gradient of each layer's weights, before the first step", x: "hidden layer", y: "norm", log: "y",
+    title: "Gradient of each layer's weights, before the first step",
+    x: "hidden layer",
+    y: "norm",
+    log: "y",
     of: (run) => [layers(run.gradient), run.gradient],
   },
 ];
@@ -49,7 +54,10 @@ export function nearest(sweep, wanted) {
 }
 
 export function describe(run) {
-  return `${normName(run.norm)}, batch ${run.batch_size}, rate ${number(run.rate)}, ${run.depth} layers, gain ${number(run.gain)}`;
+  return (
+    `${normName(run.norm)}, batch ${run.batch_size}, rate ${number(run.rate)}, ${run.depth} layers, gain ` +
+    `${number(run.gain)}`
+  );
 }
 
 function normName(norm) {
@@ -62,36 +70,53 @@ export function mount(root, study) {
   const sweep = study.claims?.sweep ?? [];
   root.append(
     h("h1", {}, "The network: turn its settings, compare two runs"),
-    h("p", { class: "lead" }, "Every point of these sliders is a network that was trained. Start with run A and run B " +
-      "alike but for the norm. Then make it deeper, raise the learning rate, shrink the batch: which of the two gives in first?"),
+    h(
+      "p",
+      { class: "lead" },
+      "Every point of these sliders is a network that was trained. Start with run A and run B alike but for the norm. " +
+        "Then make it deeper, raise the learning rate, shrink the batch: which of the two gives in first?",
+    ),
   );
   if (!sweep.length) {
     root.append(noStudy());
     return {};
   }
+  const stop = twoRuns(root, sweep);
+  root.append(h("p", { class: "source" }, `${sweep.length} runs on ${study.claims.data.name}.`));
+  return { unmount: stop };
+}
+
+function twoRuns(root, sweep) {
   const state = startingPair(sweep);
   const place = h("div", { class: "two plots" });
-  const sides = ["A", "B"].map((name, at) => side(sweep, name, at, (key, value) => change(at, key, value)));
   const charts = PICTURES.map((spec) => chart(place, spec));
   let together = true;
-  const change = (at, key, value) => {
-    const both = together && key !== null && key !== "norm"; // null: all settings of one run
-    state.forEach((one, which) => (both || which === at) && Object.assign(one, key === null ? value : { [key]: value }));
-    show();
-  };
   const show = () => {
     sides.forEach((one, at) => one.show(state[at]));
     charts.forEach((one) => one.show(state.map((wanted) => find(sweep, wanted))));
   };
-  const options = [{ value: true, label: "both runs" }, { value: false, label: "one run" }];
-  root.append(
-    h("div", { class: "row controls" }, choice({ label: "A slider moves", options, value: true, onchange: (value) => (together = value) })),
-    h("div", { class: "two" }, sides.map((one) => one.root)),
-    place,
-    h("p", { class: "source" }, `${sweep.length} runs on ${study.claims.data.name}.`),
+  const sides = ["A", "B"].map((name, at) =>
+    side(sweep, name, at, {
+      take: (settings) => {
+        Object.assign(state[at], settings);
+        show();
+      },
+      slide: (settings) => {
+        for (const one of together ? state : [state[at]]) Object.assign(one, settings);
+        show();
+      },
+    }),
   );
+  const which = choice({
+    label: "A slider moves",
+    options: ["both runs", "one run"],
+    value: "both runs",
+    onchange: (value) => (together = value === "both runs"),
+  });
+  const cards = sides.map((one) => one.root);
+  root.append(h("div", { class: "row controls" }, which), h("div", { class: "two" }, cards), place);
   show();
-  return { unmount: () => charts.forEach((one) => one.stop()) };
+  return () => charts.forEach((one) => one.stop());
 }
 
 // Begin with two runs that differ in their norm alone, if there are such.
@@ -101,35 +126,49 @@ function startingPair(sweep) {
   const settings = ({ norm, batch_size, rate, depth, gain }) => ({ norm, batch_size, rate, depth, gain });
   const norms = values(sweep, "norm");
   const first = nearest(sweep, { ...wanted, norm: norms.includes("batch") ? "batch" : norms[0] });
-  const other = norms.includes("none") && first.norm !== "none" ? "none" : (norms.find((norm) => norm !== first.norm) ?? first.norm);
+  const other =
+    norms.includes("none") && first.norm !== "none"
+      ? "none"
+      : (norms.find((norm) => norm !== first.norm) ?? first.norm);
   return [settings(first), settings(nearest(sweep, { ...settings(first), norm: other }))];
 }
 
 // The controls and the outcome of one run.
-function side(sweep, name, at, change) {
+function side(sweep, name, at, { take, slide }) {
   const status = h("div", { "aria-live": "polite" });
   const norm = choice({
-    label: "Norm", value: null, onchange: (value) => change("norm", value),
+    label: "Norm",
+    value: null,
+    onchange: (norm) => take({ norm }),
     options: values(sweep, "norm").map((value) => ({ value, label: normName(value) })),
   });
-  const sliders = FIELDS.map(({ key, label }) => ({ key, list: values(sweep, key), label })).map(({ key, list, label }) => {
-    if (list.length === 1) return { key, root: h("p", {}, `${label}: ${number(list[0])}`), set: () => {} };
-    const control = slider({
-      label, min: 0, max: list.length - 1, value: 0, format: (place) => number(list[place]),
-      oninput: (place) => change(key, list[place]),
-    });
-    return { key, root: control, set: (value) => control.set(list.indexOf(value)) };
-  });
+  const sliders = FIELDS.map(({ key, label }) => ({ key, list: values(sweep, key), label })).map(
+    ({ key, list, label }) => {
+      if (list.length === 1) return { key, root: h("p", {}, `${label}: ${number(list[0])}`), set: () => {} };
+      const control = slider({
+        label,
+        min: 0,
+        max: list.length - 1,
+        value: 0,
+        format: (place) => number(list[place]),
+        oninput: (place) => slide({ [key]: list[place] }),
+      });
+      return { key, root: control, set: (value) => control.set(list.indexOf(value)) };
+    },
+  );
   const root = h(
     "section",
     { class: "card side stack", style: { "--side": hue(at) }, "aria-label": `Run ${name}` },
-    h("h2", {}, `Run ${name}`), norm, sliders.map((one) => one.root), status,
+    h("h2", {}, `Run ${name}`),
+    norm,
+    sliders.map((one) => one.root),
+    status,
   );
   const show = (wanted) => {
     norm.set(wanted.norm);
     sliders.forEach((one) => one.set(wanted[one.key]));
     const run = find(sweep, wanted);
-    status.replaceChildren(...(run ? outcome(run) : notRun(sweep, wanted, (other) => change(null, other))));
+    status.replaceChildren(...(run ? outcome(run) : notRun(sweep, wanted, take)));
   };
   return { root, show };
 }

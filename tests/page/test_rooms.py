@@ -265,7 +265,7 @@ def test_scaling_the_input_brings_the_slope_back(watched: Page) -> None:
     found = page.locator(".found")
     raw = found.text_content()
     page.get_by_label("Z-score").check()
-    assert "Z-score input, sigmoid: in 0% of all cases" in (found.text_content() or "")
+    assert "Z-score input, sigmoid: the slope is below 0.001 in 0% of all" in (found.text_content() or "")
     page.get_by_label("ReLU").check()
     page.get_by_label("Digits").check()
     page.get_by_label("Kaiming").check()
@@ -289,7 +289,7 @@ def test_mates_move_a_sample_in_train_mode_only(watched: Page) -> None:
         before = chart.get_attribute("aria-label")
         page.get_by_label("Their brightness").fill("12")
         assert (chart.get_attribute("aria-label") != before) is moves
-    assert "Not one probability moves" in (found.text_content() or "")
+    assert "not one probability moves" in (found.text_content() or "")
     page.get_by_role("button", name="Exchange them").click()
     assert page.locator(".room-mates svg").first.get_attribute("aria-label") == before
 
@@ -300,8 +300,8 @@ def test_running_statistics_lag_by_momentum(watched: Page, made: dict[str, Any])
     page.get_by_label("Training step").fill("1")
     page.get_by_label("1", exact=True).last.check()  # momentum 1: the running mean is the last batch's
     words = page.locator(".found").nth(1).text_content() or ""
-    shown = float(words.split("running one ")[1].split(":")[0].replace("\N{MINUS SIGN}", "-"))
-    assert shown == pytest.approx(trace["batch_mean"][0][0], rel=1e-3)
+    shown = float(words.split("the running one ")[1].split(":")[0].replace("\N{MINUS SIGN}", "-"))
+    assert shown == pytest.approx(trace["batch_mean"][0][0], rel=1e-2)
 
 
 def test_a_forgotten_eval_costs_what_the_formula_says(watched: Page, made: dict[str, Any]) -> None:
@@ -315,7 +315,7 @@ def test_a_forgotten_eval_costs_what_the_formula_says(watched: Page, made: dict[
     hidden = np.maximum(np.array(net["norm"]["bias"]), 0)
     answer = (np.array(net["output"]["weight"]) @ hidden + np.array(net["output"]["bias"])).argmax()
     share = np.mean(np.array(made["digits"]["labels"]) == answer)
-    assert f"one digit at a time, {round(100 * share, 1):g}%: you guessed 55%" in words
+    assert f"one digit at a time, {round(100 * share, 1):g}%; you guessed 55%" in words
 
 
 def test_two_runs_side_by_side(watched: Page) -> None:
@@ -344,7 +344,7 @@ def test_what_was_measured_decides_the_guess(watched: Page) -> None:
         ("From very little", "That is what was measured."),
         ("Yes to both", "The data leave it open"),
         ("They could undo it, but", "That is what was measured."),
-        ("It does not matter", "It was measured otherwise."),
+        ("Running averages, but", "It was measured otherwise."),
         ("Per pixel does as well", "That is what was measured."),
         ("I do not know yet", "No guess"),
         ("It does not hold", "That is what was measured."),
