@@ -83,7 +83,7 @@ def test_every_scheme_shows_the_numbers_of_the_library(page: Page) -> None:
         cell = re.findall(r"= (\d)", page.locator(".facts .card > .axis").first.inner_text())
         y = sn.normalize(x, pattern, eps=EPS, **sizes)[tuple(map(int, cell))]
         assert page.locator(".formula b").inner_text() == four_digits(y.item())
-        expect(page.locator(".facts")).to_contain_text("this slab: mean 0, variance 1 ")
+        expect(page.locator(".plots")).to_contain_text("this slab: mean 0, variance 1 ")
 
 
 def test_a_pattern_of_ones_own_and_its_typos(page: Page) -> None:
