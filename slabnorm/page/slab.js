@@ -283,7 +283,7 @@ function arrange(rootElement, parts, state, act) {
       { class: "workbench" },
       chooser(parts, state, act),
       view,
-      h("div", { class: "side" }, sizes(parts, state, act), parts.facts),
+      h("div", { class: "beside" }, sizes(parts, state, act), parts.facts),
       parts.plots,
     ),
   );
@@ -342,7 +342,7 @@ function sizes(parts, state, act) {
 
 // The lifted slab: its numbers, the formula, gamma and beta.
 function facts(parts, act) {
-  parts.numbers = h("dl", { class: "numbers" });
+  parts.numbers = h("dl", { class: "statistics" });
   parts.formulas = h("div", { class: "formulas" });
   parts.cell = h("p", { class: "axis" });
   parts.gamma = slider({ label: "γ (gamma)", min: 0, max: 3, step: "any", value: 1, oninput: (value) => act.rescale("gamma", value) });
@@ -361,7 +361,7 @@ function plots(parts) {
   const [before, after] = [h("div"), h("div")];
   parts.before = histogram(before, { title: "Before: the input x", values: [0, 1] });
   parts.after = histogram(after, { title: "After: the output y", values: [0, 1] });
-  return h("section", { class: "card columns plots", "aria-label": "Before and after" }, before, after);
+  return h("section", { class: "card columns before-after", "aria-label": "Before and after" }, before, after);
 }
 
 // ---------------------------------------------------------------- showing
