@@ -168,10 +168,10 @@ function formulas({ values, bound, found }, { gamma, beta }, y, element) {
     x: number(values[element]),
     mean: number(mean),
     variance: number(variance),
-    eps: "0.00001",
+    eps: "10⁻⁵",
     beta: number(beta[slab]),
   };
-  const saidReal = `${number(y[element])} equals ${real.gamma} times ${real.x} minus ${real.mean}, over the root of ${real.variance} plus 0.00001, plus ${real.beta}`;
+  const saidReal = `${number(y[element])} equals ${real.gamma} times ${real.x} minus ${real.mean}, over the root of ${real.variance} plus 10 to the minus 5, plus ${real.beta}`;
   return [formula(letters, said), formula(real, saidReal)];
 }
 
@@ -201,7 +201,7 @@ export function mount(rootElement, study) {
     const y = now.bound && output(now, scale);
     showBlock(parts, state, now, y);
     showPattern(parts, state, now);
-    parts.facts.classList.toggle("away", !now.bound);
+    for (const part of [parts.facts, parts.plots]) part.classList.toggle("away", !now.bound);
     if (now.bound) showFacts(parts, state, now, scale, y);
   };
   const step = (by) => {
@@ -269,6 +269,7 @@ function arrange(rootElement, parts, state, act) {
   );
   view.append(h("div", { class: "row ends" }, parts.shade, parts.ways), steps);
   parts.facts = facts(parts, act);
+  parts.plots = plots(parts);
   rootElement.append(
     h("h1", {}, "One formula, different slabs"),
     h(
@@ -277,7 +278,14 @@ function arrange(rootElement, parts, state, act) {
       "Inside a network a batch of images is a block of N samples, C channels, H rows and W columns. A norm cuts it into slabs and " +
         "gives each mean 0 and variance 1. Norms differ only in which cells share a slab.",
     ),
-    h("div", { class: "workbench" }, chooser(parts, state, act), view, sizes(parts, state, act), parts.facts),
+    h(
+      "div",
+      { class: "workbench" },
+      chooser(parts, state, act),
+      view,
+      h("div", { class: "beside" }, sizes(parts, state, act), parts.facts),
+      parts.plots,
+    ),
   );
 }
 
@@ -329,29 +337,31 @@ function sizes(parts, state, act) {
     }),
   );
   parts.groups = slider({ label: "g groups", min: 1, max: MOST, value: state.groups, oninput: (groups) => act.changed({ groups }) });
-  return h("div", { class: "sizes" }, axes, parts.groups);
+  return h("div", { class: "card sizes" }, axes, parts.groups);
 }
 
-// The lifted slab: its numbers, the formula, gamma and beta, and the histograms before and after.
+// The lifted slab: its numbers, the formula, gamma and beta.
 function facts(parts, act) {
-  parts.numbers = h("dl", { class: "numbers" });
+  parts.numbers = h("dl", { class: "statistics" });
   parts.formulas = h("div", { class: "formulas" });
   parts.cell = h("p", { class: "axis" });
   parts.gamma = slider({ label: "γ (gamma)", min: 0, max: 3, step: "any", value: 1, oninput: (value) => act.rescale("gamma", value) });
   parts.beta = slider({ label: "β (beta)", min: -3, max: 3, step: "any", value: 0, oninput: (value) => act.rescale("beta", value) });
   parts.undo = button("Undo the normalisation", act.undo, { class: "main" });
   parts.undone = h("p", { class: "undone", "aria-live": "polite" });
-  const before = h("div");
-  const after = h("div");
-  parts.before = histogram(before, { title: "Input x", values: [0, 1] });
-  parts.after = histogram(after, { title: "Output y", values: [0, 1] });
   return h(
     "section",
     { class: "facts", "aria-label": "The slab that is lifted out" },
     h("div", { class: "card" }, parts.numbers, parts.formulas, parts.cell),
     h("div", { class: "card" }, h("h2", {}, "γ and β of this slab"), parts.gamma, parts.beta, h("div", { class: "row" }, parts.undo), parts.undone),
-    h("div", { class: "card" }, h("h2", {}, "Before and after"), before, after),
   );
+}
+
+function plots(parts) {
+  const [before, after] = [h("div"), h("div")];
+  parts.before = histogram(before, { title: "Before: the input x", values: [0, 1] });
+  parts.after = histogram(after, { title: "After: the output y", values: [0, 1] });
+  return h("section", { class: "card columns before-after", "aria-label": "Before and after" }, before, after);
 }
 
 // ---------------------------------------------------------------- showing
@@ -402,8 +412,8 @@ function showFacts(parts, state, now, scale, y) {
   parts.cell.textContent = `The cell with the frame: n = ${at.n}, c = ${at.c} (${CHANNELS[at.c]}), h = ${at.h}, w = ${at.w}.`;
   showScale(parts, now, scale, slab);
   showUndone(parts, state, now, y);
-  parts.before.update({ title: "Input x", values, part: own(values), colour, x: describe("this slab", own(values)) });
-  parts.after.update({ title: "Output y", values: y, part: own(y), colour, x: describe("this slab", own(y)) });
+  parts.before.update({ title: "Before: the input x", values, part: own(values), colour, x: describe("this slab", own(values)) });
+  parts.after.update({ title: "After: the output y", values: y, part: own(y), colour, x: describe("this slab", own(y)) });
 }
 
 function showScale(parts, { found }, { gamma, beta }, slab) {
@@ -429,5 +439,5 @@ function describe(what, list) {
   const mean = list.reduce((sum, value) => sum + value, 0) / list.length;
   const variance = list.reduce((sum, value) => sum + (value - mean) ** 2, 0) / list.length;
   const near = (value) => number(Math.abs(value) < 1e-9 ? 0 : value);
-  return `${what}: mean ${near(mean)}, variance ${near(variance)} · grey: the whole block`;
+  return `${what}: mean ${near(mean)}, variance ${near(variance)} · grey: all cells`;
 }

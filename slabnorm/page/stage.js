@@ -7,6 +7,7 @@ const GAP = 2; // between samples, in cells
 const FOOT = 1; // below a sample, for its name
 const LIFT = 0.8; // between a slab that is lifted out and the rest
 const CELL = 0.88; // of a cell's place is filled
+const LEGIBLE = 13; // pixels of a cell, for names of axes to have room
 const SECONDS = 0.45; // to lift a slab out
 const VIEW = { yaw: 0.55, pitch: 0.38 };
 
@@ -104,30 +105,29 @@ async function solidBlock(place, onpick) {
   const renderer = new three.WebGLRenderer({ antialias: true, alpha: true });
   renderer.setPixelRatio(Math.min(2, devicePixelRatio));
   const canvas = renderer.domElement;
-  canvas.style.display = ""; // else it could not be hidden
   const labels = h("div", { class: "labels", "aria-hidden": "true" });
-  place.append(canvas, labels);
+  const view = { ...VIEW };
+  const turns = turnButtons(view, () => render(state));
+  const box = h("div", { class: "solid" }, canvas, labels);
+  place.append(box, turns);
   const scene = new three.Scene();
   const camera = new three.OrthographicCamera();
   const sun = new three.DirectionalLight(0xffffff, 1.7);
   sun.position.set(3, 9, 5);
   scene.add(new three.AmbientLight(0xffffff, 1.9), sun);
-  const view = { ...VIEW };
-  const state = { three, renderer, canvas, labels, scene, camera, view, place, heights: null, frame: 0 };
+  const state = { three, renderer, canvas, labels, scene, camera, view, place: box, heights: null, frame: 0 };
 
   const observer = new ResizeObserver(() => state.block && render(state));
-  observer.observe(place);
+  observer.observe(box);
   const listening = new AbortController();
   turnable(canvas, view, () => render(state), listening.signal);
   canvas.addEventListener("click", (event) => {
     const element = pick(state, event);
     if (element !== undefined) onpick(element);
   });
-  const turns = turnButtons(view, () => render(state));
-  place.append(turns);
   return {
     show(block) {
-      for (const part of [canvas, labels, turns]) part.hidden = false;
+      for (const part of [box, turns]) part.hidden = false;
       const before = state.block;
       state.block = block;
       if (!before || before.shape.join() !== block.shape.join()) build(state);
@@ -135,7 +135,7 @@ async function solidBlock(place, onpick) {
       lift(state);
     },
     hide() {
-      for (const part of [canvas, labels, turns]) part.hidden = true;
+      for (const part of [box, turns]) part.hidden = true;
     },
     unmount() {
       observer.disconnect();
@@ -190,7 +190,8 @@ function lift(state) {
     return of[Math.floor(element / inSample)] ? LIFT : rows + LIFT;
   });
   const from = state.heights ?? target;
-  const still = !state.heights || matchMedia("(prefers-reduced-motion: reduce)").matches;
+  const there = from.every((height, element) => height === target[element]);
+  const still = there || matchMedia("(prefers-reduced-motion: reduce)").matches;
   const start = performance.now();
   state.room = target.reduce((all, one) => Math.max(all, one), 0);
   cancelAnimationFrame(state.frame);
@@ -239,8 +240,9 @@ function layout({ three, block, place, room, view }) {
 function render(state) {
   const { three, renderer, camera, scene, cells, edge, block, heights, place } = state;
   const [width, height] = [place.clientWidth, place.clientHeight];
-  if (width === 0 || state.canvas.hidden) return;
-  renderer.setSize(width, height);
+  if (width === 0) return; // it is hidden
+  if (state.size !== `${width} ${height}`) renderer.setSize(width, height);
+  state.size = `${width} ${height}`;
   const set = layout(state);
   const matrix = new three.Matrix4();
   heights.forEach((raised, element) => {
@@ -267,7 +269,7 @@ function render(state) {
 }
 
 // Words stand where they belong, in HTML, so that they stay sharp and upright.
-function label({ camera, labels, block, place, view }, { at, name }) {
+function label({ camera, labels, block, place, view }, { at, name, half }) {
   const [samples, channels, rows, columns] = block.shape;
   const put = (text, point, kind) => {
     const seen = point.project(camera);
@@ -278,11 +280,13 @@ function label({ camera, labels, block, place, view }, { at, name }) {
   // Beside the edges that are seen from any angle: the front's outer one, and the one that leads back.
   const leftwards = view.yaw >= 0;
   const axes = [
-    put(`H ${rows}`, at(0, 0, (rows - 1) / 2, leftwards ? -1 : columns), "axis-name"),
+    put(`H ${rows}`, at(0, 0, (rows - 1) / 2, leftwards ? -0.8 : columns - 0.2), leftwards ? "axis-name left" : "axis-name right"),
     put(`C ${channels}`, at(0, (channels - 1) / 2, rows - 0.2, leftwards ? columns + 0.1 : -1.1), "axis-name"),
     put(`W ${columns}`, at(0, 0, rows - 0.05, (columns - 1) / 2), "axis-name"),
   ];
-  labels.replaceChildren(...names, ...axes);
+  // Among small cells the names of axes would lie on top of each other.
+  const big = place.clientHeight / (2 * half) > LEGIBLE;
+  labels.replaceChildren(...names, ...(big ? axes : []));
 }
 
 function pick({ three, camera, cells, canvas }, event) {

@@ -40,7 +40,7 @@ def wrong(page: Page) -> Locator:
 
 def numbers(page: Page) -> list[str]:
     """Count, mean and variance, as they are shown."""
-    return page.locator(".numbers dd").all_inner_texts()
+    return page.locator(".statistics dd").all_inner_texts()
 
 
 def slide(page: Page, name: str, value: float) -> None:
@@ -83,7 +83,7 @@ def test_every_scheme_shows_the_numbers_of_the_library(page: Page) -> None:
         cell = re.findall(r"= (\d)", page.locator(".facts .card > .axis").first.inner_text())
         y = sn.normalize(x, pattern, eps=EPS, **sizes)[tuple(map(int, cell))]
         assert page.locator(".formula b").inner_text() == four_digits(y.item())
-        expect(page.locator(".facts")).to_contain_text("this slab: mean 0, variance 1 ")
+        expect(page.locator(".before-after")).to_contain_text("this slab: mean 0, variance 1 ")
 
 
 def test_a_pattern_of_ones_own_and_its_typos(page: Page) -> None:
@@ -106,10 +106,10 @@ def test_a_pattern_of_ones_own_and_its_typos(page: Page) -> None:
         assert wrong(page).text_content() == str(caught.value)
         expect(field).to_have_attribute("aria-invalid", "true")
         assert wrong(page).evaluate("(pre) => getComputedStyle(pre).fontFamily").startswith("ui-monospace")
-        expect(page.locator(".numbers")).to_be_hidden()
+        expect(page.locator(".statistics")).to_be_hidden()
     field.fill("n c h w -> c")
     expect(wrong(page)).to_be_hidden()
-    expect(page.locator(".numbers")).to_be_visible()
+    expect(page.locator(".statistics")).to_be_visible()
 
 
 def test_hostile_text_stays_text(page: Page) -> None:
@@ -202,7 +202,7 @@ def test_a_click_lifts_the_slab_of_a_cell(page: Page) -> None:
 
 
 def test_the_block_is_turned_by_dragging_and_by_keys(page: Page) -> None:
-    canvas, where = page.locator("canvas"), page.locator(".labels span").last
+    canvas, where = page.locator("canvas"), page.locator(".labels .axis-name").last
     expect(canvas).to_be_visible()
     box, style = canvas.bounding_box(), where.get_attribute("style")
     assert box is not None
