@@ -404,7 +404,7 @@ function tablePanel(root) {
     h(
       "div",
       { class: "scroll", tabindex: "0", role: "group", "aria-label": "The four ways" },
-      h("table", { class: "numbers" }, head, body),
+      h("table", { class: "four" }, head, body),
     ),
     code,
   );

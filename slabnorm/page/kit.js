@@ -51,8 +51,7 @@ export function number(value) {
   if (size !== 0 && (size >= 1e6 || size < 1e-4)) {
     const [digits, power] = size.toExponential(3).split("e");
     const raised = String(Math.abs(Number(power))).replace(/\d/g, (digit) => SUPERSCRIPTS[digit]);
-    const times = Number(digits) === 1 ? "" : `${Number(digits)} × `;
-    return `${value < 0 ? "−" : ""}${times}10${Number(power) < 0 ? "⁻" : ""}${raised}`;
+    return `${value < 0 ? "−" : ""}${Number(digits)} × 10${Number(power) < 0 ? "⁻" : ""}${raised}`;
   }
   const rounded = Number(size.toPrecision(4));
   const text = Number.isInteger(rounded) && rounded >= 1e4 ? rounded.toLocaleString("en-GB") : String(rounded);
@@ -251,7 +250,7 @@ function plotOptions({ x, y, series, log = "", marks = [], height = 280, points 
     size,
     grid: { stroke: grid, width: 1 },
     ticks: { stroke: grid, width: 1, size: 4 },
-    values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : number(tick))),
+    values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : number(tick).replace(/^1 × /, ""))),
   });
   const labels = ({ ctx, bbox, valToPos }) => {
     ctx.save();

@@ -170,7 +170,7 @@ function tallied(outcomes) {
   );
   const done = right + wrong + open + none;
   if (done === 0) return `${outcomes.length} questions, and none answered yet.`;
-  const parts = [`${right} of ${right + wrong} guesses agree with what was measured`];
+  const parts = [`${right} of ${right + wrong} guesses as measured`];
   if (open) parts.push(`${open} ${open === 1 ? "is" : "are"} left open by the data`);
   if (none) parts.push(`${none} without a guess`);
   return `${parts.join("; ")}. ${outcomes.length - done} to go.`;
