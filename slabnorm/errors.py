@@ -14,7 +14,7 @@ and so can stand alone: "No such data file: train.npy", "eps must be a finite nu
     |-- DataError         a data set that cannot be read or used              (ValueError)
     |   |-- LeakageError  statistics asked from data they must not see
     |   |-- ArtifactError a file of fitted statistics that is damaged, or no such file
-    |   `-- LedgerError   what an interrupted fit has counted, damaged, of other data, or in use
+    |   `-- LedgerError   what an interrupted fit or study has done, damaged, of other data, or in use
     |-- ModelError        a model that cannot be imported, built or run       (ValueError)
     |   `-- VerificationError  a changed model that computes something else
     `-- ExtraError        an optional dependency that is not installed        (ImportError)

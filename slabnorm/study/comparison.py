@@ -22,10 +22,10 @@ from slabnorm.study.options import BATCH_SIZES, SEEDS, Options, as_tuple
 from slabnorm.study.read import read_data
 from slabnorm.study.scaling import SCHEMES, describe, fit_inputs
 from slabnorm.study.statistics import best_rates, cell, curve, edge_notes
-from slabnorm.study.train import Bench, Rules, Run
+from slabnorm.study.train import Bench, Rules
 from slabnorm.study.trial import try_model
 from slabnorm.study.verdict import inputs_verdict, verdict
-from slabnorm.study.workers import portable, run_apart, run_here
+from slabnorm.study.workers import do_all
 from slabnorm.text import printable
 
 
@@ -52,8 +52,10 @@ def compare(
     Args:
         build_model: "conv", "mlp", "package.module:build", or a function `build(norm)` that returns a
             network, in which `norm(channels)` makes the norm layers.
-        data: "digits", a pair (x, y), an `.npz` file with the arrays x and y, or a folder with one folder of
-            images for each class.
+        data: "digits", "photos" (patches of two photographs) or "fashion-mnist" (`apt install
+            dataset-fashion-mnist`); a pair (x, y); an `.npz` file with the arrays x and y; a folder with one
+            folder of images for each class; a folder with the four IDX files of MNIST and its like, whose
+            test split is kept; or a torch `Dataset` with a length, of items (x, y).
         norms: "none", "batch", "layer", "instance", "group", or patterns such as "n c ... -> n c".
         batch_sizes: the numbers of samples per step. None may be larger than the training split, 60% of the
             samples.
@@ -90,7 +92,7 @@ def compare(
     parameters, said = try_model(bench, options.norms, options.scheme, options.batch_sizes)
     norm_runs, input_runs = options.plan()
     input_runs = [run for run in input_runs if run.scheme in bench.layers]
-    records, apart = run_all(bench, [*norm_runs, *input_runs], options.workers, progress)
+    records, apart = do_all(bench, [*norm_runs, *input_runs], options.workers, progress)
     return assemble(
         options=options,
         bench=bench,
@@ -131,31 +133,6 @@ def prepare(
     if {"fixed", "minmax"} <= set(layers) and torch.equal(bench.inputs("fixed"), bench.inputs("minmax")):
         notes.append("Inputs: fixed and min-max are the same here: the training split fills the known range.")
     return bench, tuple(records), tuple(notes)
-
-
-def run_all(
-    bench: Bench, runs: list[Run], workers: int, progress: Callable[[int, int], None] | None
-) -> tuple[dict[Run, RunRecord], int]:
-    """Do every run once, and return the records and the number of processes."""
-    samples = len(bench.data.split.train)
-
-    def steps(run: Run) -> int:
-        return -(-samples // run.batch_size) * bench.rules.epochs
-
-    # The longest first. Records are looked up by run, so that the order in which they arrive does not matter.
-    every = sorted(dict.fromkeys(runs), key=steps, reverse=True)
-    total = sum(steps(run) for run in every)
-
-    def report(done: int) -> None:
-        if progress is not None:
-            progress(done, total)
-
-    report(0)
-    payload = portable(bench) if workers > 1 and len(every) > 1 else None
-    if payload is None:
-        return run_here(bench, every, report), 1
-    workers = min(workers, len(every))
-    return run_apart(payload, every, workers, report), workers
 
 
 def assemble(

@@ -23,7 +23,7 @@ def describe(options: Options, data: Dataset, processes: int) -> tuple[tuple[str
         *training(options, data),
         *measures(options, data, processes),
         ("Versions", versions()),
-        ("Machine", f"{platform.machine()}, {platform.system()}, {os.cpu_count()} cores, CPU only"),
+        ("Machine", machine()),
         ("Date", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")),
     )
 
@@ -98,6 +98,11 @@ def measures(options: Options, data: Dataset, processes: int) -> tuple[tuple[str
             "highest mean validation accuracy at the end is taken.",
         ),
     )
+
+
+def machine() -> str:
+    """Return what the numbers were measured on."""
+    return f"{platform.machine()}, {platform.system()}, {os.cpu_count()} cores, CPU only"
 
 
 def versions() -> str:

@@ -1,4 +1,4 @@
-"""The networks of a study, with the norms that are compared in them; and networks of the user."""
+"""The network of a study by its name or from the user, and the norms that are compared in it."""
 
 from __future__ import annotations
 
@@ -12,55 +12,13 @@ from torch import nn
 
 from slabnorm.errors import ModelError, OptionError
 from slabnorm.study.data import Dataset
+from slabnorm.study.networks import Norm, conv, mlp
 from slabnorm.text import did_you_mean, listing, printable
 
 NORMS = ("none", "batch", "layer", "instance", "group")
 MOST_GROUPS = 8
 
-Norm = Callable[[int], nn.Module]
 Build = Callable[[Norm], nn.Module]
-
-
-def conv(norm: Norm, channels: int, classes: int) -> nn.Module:
-    """Return a small convolutional network: three 3x3 convolutions, each followed by `norm` and ReLU.
-
-    The convolutions have biases under every norm: the network without a norm needs them, and all networks
-    must draw the same weights.
-
-    Args:
-        norm: a function from a number of channels to a layer.
-        channels: the number of channels of the input, (n, channels, height, width).
-        classes: the number of outputs.
-    """
-
-    def block(inputs: int, outputs: int) -> list[nn.Module]:
-        return [nn.Conv2d(inputs, outputs, 3, padding=1), norm(outputs), nn.ReLU()]
-
-    return nn.Sequential(
-        *block(channels, 16),
-        nn.MaxPool2d(2, ceil_mode=True),
-        *block(16, 32),
-        *block(32, 32),
-        nn.AdaptiveAvgPool2d(2),
-        nn.Flatten(),
-        nn.Linear(4 * 32, classes),
-    )
-
-
-def mlp(norm: Norm, features: int, classes: int) -> nn.Module:
-    """Return a perceptron with two hidden layers of 64, each followed by `norm` and ReLU.
-
-    Args:
-        norm: a function from a number of channels to a layer.
-        features: the number of values of a sample.
-        classes: the number of outputs.
-    """
-    return nn.Sequential(
-        nn.Flatten(),
-        *(nn.Linear(features, 64), norm(64), nn.ReLU()),
-        *(nn.Linear(64, 64), norm(64), nn.ReLU()),
-        nn.Linear(64, classes),
-    )
 
 
 def find_build(model: str | Build, data: Dataset) -> tuple[str, Build]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 
 from slabnorm.errors import SlabError, SlabWarning
 from slabnorm.report.study import CurvePoint, RunRecord
-from slabnorm.study.data import Dataset
+from slabnorm.study.data import Dataset, Split
 from slabnorm.study.models import Build, NormFactory
 from slabnorm.study.scaling import apply
 from slabnorm.text import printable
@@ -39,6 +40,22 @@ class Run:
     batch_size: int
     seed: int
     rate: float = 1.0
+
+
+class Paced(Protocol):
+    """What a run says of its pace: samples per step, seed, and the factor of the learning rate."""
+
+    @property
+    def batch_size(self) -> int:
+        """Samples per step."""
+
+    @property
+    def seed(self) -> int:
+        """Decides the order of the samples."""
+
+    @property
+    def rate(self) -> float:
+        """A factor of the learning rate."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +101,19 @@ class Bench:
         if scheme not in self._scaled:
             self._scaled = {scheme: apply(self.layers[scheme], self.data)}
         return self._scaled[scheme]
+
+    def do(self, run: Run, tick: Callable[[], None]) -> RunRecord:
+        """Train and measure one network."""
+        return run_once(self, run, tick)
+
+    def steps(self, run: Run) -> int:
+        """Return how many optimiser steps a run takes."""
+        return -(-len(self.data.split.train) // run.batch_size) * self.rules.epochs
+
+    def revive(self, kept: dict[str, Any]) -> RunRecord:
+        """Return a record from what the ledger has kept of it."""
+        curve = tuple(CurvePoint(**point) for point in kept["curve"])
+        return RunRecord(**{**kept, "curve": curve, "notes": tuple(kept["notes"])})
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_scaled": {}}
@@ -161,7 +191,7 @@ def run_once(bench: Bench, run: Run, tick: Callable[[], None]) -> RunRecord:
     with quiet_corner(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", SlabWarning)
         try:
-            record = Training(bench, run).measure(tick)
+            record = measure(bench, run, tick)
         except SlabError as error:
             reason = error.problem + (f" ({error.got})" if error.got else "")
             record = RunRecord(**vars(run), status="failed", reason=printable(reason, 300))
@@ -174,37 +204,34 @@ def run_once(bench: Bench, run: Run, tick: Callable[[], None]) -> RunRecord:
 
 
 class Training:
-    """The state of one run."""
+    """One network in training.
 
-    def __init__(self, bench: Bench, run: Run) -> None:
-        self.rules, self.run, self.split = bench.rules, run, bench.data.split
-        self.x, self.y = bench.inputs(run.scheme), torch.as_tensor(bench.data.y)
-        self.model, factory = start(bench.build, run.norm, run.seed)
-        settle(self.model, self.x[torch.as_tensor(self.split.train[:2])])
-        self.weights = fingerprint(self.model, factory)
-        self.optimiser = torch.optim.SGD(self.model.parameters(), lr=0.0, momentum=self.rules.momentum)
+    Args:
+        model: the network.
+        x, y: all samples as the network sees them, and the class of each; of text, windows of letters and the
+            letters that follow.
+        split: which samples are for training, validation and test.
+        rules: how it is trained.
+        run: its batch size, its seed, and the factor of its learning rate.
+        watch: a function to call with this object at every look.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        split: Split,
+        rules: Rules,
+        run: Paced,
+        watch: Callable[[Training], None] = lambda training: None,
+    ) -> None:
+        self.model, self.x, self.y, self.split = model, x, y, split
+        self.rules, self.run, self.watch = rules, run, watch
+        self.optimiser = torch.optim.SGD(model.parameters(), lr=0.0, momentum=rules.momentum)
         self.times: list[float] = []
         self.losses: list[float] = []
         self.curve: list[CurvePoint] = []
-
-    def measure(self, tick: Callable[[], None]) -> RunRecord:
-        """Train to the end, or to the first loss that is not finite, and return the measurements."""
-        diverged = self.train(tick)
-        test = torch.as_tensor(self.split.test)
-        reached = (point.step for point in self.curve if point.accuracy >= self.rules.target)
-        timed = self.times[min(WARM_UP, len(self.times) // 2) :]
-        return RunRecord(
-            **vars(self.run),
-            status="diverged" if diverged else "done",
-            reason=f"the loss was not finite at step {len(self.times)}" if diverged else "",
-            test_accuracy=accuracy(self.model, self.x[test], self.y[test]),
-            gap=train_eval_gap(self.model, self.x[test], self.y[test], batches_of(test, self.run.batch_size)),
-            steps=len(self.times),
-            steps_to_target=next(reached, None),
-            seconds_per_step=median(timed),
-            curve=tuple(self.curve),
-            weights=self.weights,
-        )
 
     def train(self, tick: Callable[[], None]) -> bool:
         """Train, and return whether the loss became infinite or NaN."""
@@ -242,6 +269,37 @@ class Training:
         share = accuracy(self.model, self.x[seen], self.y[seen])
         self.curve.append(CurvePoint(len(self.times), epoch, share, sum(self.losses) / len(self.losses)))
         self.losses.clear()
+        self.watch(self)
+
+
+def begin(bench: Bench, run: Run) -> tuple[Training, str]:
+    """Return a run's network before its first step, and the fingerprint of its weights."""
+    x, y = bench.inputs(run.scheme), torch.as_tensor(bench.data.y)
+    model, factory = start(bench.build, run.norm, run.seed)
+    settle(model, x[torch.as_tensor(bench.data.split.train[:2])])
+    weights = fingerprint(model, factory)
+    return Training(model, x, y, bench.data.split, bench.rules, run), weights
+
+
+def measure(bench: Bench, run: Run, tick: Callable[[], None]) -> RunRecord:
+    """Train to the end, or to the first loss that is not finite, and return the measurements."""
+    training, weights = begin(bench, run)
+    diverged = training.train(tick)
+    test = torch.as_tensor(training.split.test)
+    x, y, times = training.x[test], training.y[test], training.times
+    reached = (point.step for point in training.curve if point.accuracy >= bench.rules.target)
+    return RunRecord(
+        **vars(run),
+        status="diverged" if diverged else "done",
+        reason=f"the loss was not finite at step {len(times)}" if diverged else "",
+        test_accuracy=accuracy(training.model, x, y),
+        gap=train_eval_gap(training.model, x, y, batches_of(test, run.batch_size)),
+        steps=len(times),
+        steps_to_target=next(reached, None),
+        seconds_per_step=median(times[min(WARM_UP, len(times) // 2) :]),
+        curve=tuple(training.curve),
+        weights=weights,
+    )
 
 
 def batches_of(test: Tensor, size: int) -> list[Tensor]:
@@ -255,7 +313,7 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
     Args:
         model: the network, which stays in eval mode.
         x: normalised samples.
-        y: class numbers.
+        y: class numbers, one for each sample or for each position of it.
     """
     model.eval()
     with torch.no_grad():
@@ -263,7 +321,7 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
             int((model(part).argmax(1) == truth).sum())
             for part, truth in zip(x.split(CHUNK), y.split(CHUNK), strict=True)
         )
-    return right / len(y)
+    return right / y.numel()
 
 
 def train_eval_gap(model: nn.Module, x: Tensor, y: Tensor, parts: list[Tensor]) -> float:
@@ -282,4 +340,4 @@ def train_eval_gap(model: nn.Module, x: Tensor, y: Tensor, parts: list[Tensor]) 
     training = copy.deepcopy(model).train()
     # With gradients: without them slabnorm would warn of train mode, as of a forgotten eval().
     right = sum(int((training(x[part]).detach().argmax(1) == y[part]).sum()) for part in parts)
-    return right / len(seen) - evaluated
+    return right / y[seen].numel() - evaluated

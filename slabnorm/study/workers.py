@@ -1,4 +1,4 @@
-"""Runs in worker processes or in this one, with the same records."""
+"""Jobs done in worker processes or in this one, with the same records, which a ledger may keep."""
 
 from __future__ import annotations
 
@@ -9,89 +9,153 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from slabnorm import interrupt
 from slabnorm.errors import SlabError
-from slabnorm.report.study import RunRecord
-from slabnorm.study.train import Bench, Run, run_once
+from slabnorm.study.ledger import RunLedger, job_key
 
 REPORT_EVERY = 0.2  # seconds between a worker's reports of its steps
 
 Progress = Callable[[int], None]
+Done = Callable[[Any, Any], None]
 
 
-def portable(bench: Bench) -> bytes | None:
-    """Return a bench as bytes for workers; None if it cannot be pickled.
+class Work(Protocol):
+    """What all jobs of a study share, and how one is done. It travels to the workers by pickle."""
+
+    def do(self, job: Any, tick: Callable[[], None]) -> Any:
+        """Do a job and return its record, a dataclass; call `tick` after every step."""
+
+    def steps(self, job: Any) -> int:
+        """Return how many steps a job has."""
+
+    def revive(self, kept: dict[str, Any]) -> Any:
+        """Return a record from its fields in JSON's types."""
+
+
+def do_all(
+    work: Work,
+    jobs: Sequence[Any],
+    workers: int,
+    progress: Callable[[int, int], None] | None = None,
+    ledger: RunLedger | None = None,
+    shared: str = "",
+) -> tuple[dict[Any, Any], int]:
+    """Do every job once, and return the records by job, and the number of processes.
+
+    Args:
+        work: what all jobs share.
+        jobs: frozen dataclasses, whose repr names all that decides their result.
+        workers: the number of processes; with 1, or where `work` cannot travel, it is this one.
+        progress: a function to call with the number of steps since its last call, and of all steps.
+        ledger: keeps the records of the jobs that are done, and gives those that it has.
+        shared: a digest of all else that decides the results; with a ledger.
+    """
+    every = list(dict.fromkeys(jobs))
+    records: dict[Any, Any] = {}
+    if ledger is not None:
+        for job in every:
+            kept = ledger.get(job_key(shared, job))
+            if kept is not None:
+                records[job] = work.revive(kept)
+    # The longest first, so that no worker is left alone with a long one at the end. Records are looked up by
+    # job, so that the order in which they arrive does not matter.
+    left = sorted((job for job in every if job not in records), key=work.steps, reverse=True)
+    total = sum(map(work.steps, every))
+
+    def report(steps: int) -> None:
+        if progress is not None:
+            progress(steps, total)
+
+    def done(job: Any, record: Any) -> None:
+        records[job] = record
+        if ledger is not None:
+            ledger.put(job_key(shared, job), asdict(record))
+
+    report(sum(map(work.steps, records)))
+    payload = portable(work) if workers > 1 and len(left) > 1 else None
+    if payload is None:
+        run_here(work, left, report, done)
+        return {job: records[job] for job in every}, 1
+    workers = min(workers, len(left))
+    run_apart(payload, left, workers, report, done)
+    return {job: records[job] for job in every}, workers
+
+
+def portable(work: Any) -> bytes | None:
+    """Return work as bytes for workers; None if it cannot be pickled.
 
     A function of `__main__` is not sent, because a worker would have to run the user's script to find it.
     """
-    build: Any = bench.build
+    build: Any = getattr(work, "build", None)
     while isinstance(build, partial):
         build = build.func
     if getattr(build, "__module__", None) == "__main__" or type(build).__module__ == "__main__":
         return None
     try:
-        return pickle.dumps(bench)
+        return pickle.dumps(work)
     # For what it cannot pickle, pickle raises PicklingError, AttributeError, TypeError and others.
     except Exception:
         return None
 
 
-def run_here(bench: Bench, runs: list[Run], progress: Progress) -> dict[Run, RunRecord]:
-    """Do the runs in this process, one after another."""
-    return {run: run_once(bench, run, partial(progress, 1)) for run in runs}
+def run_here(work: Work, jobs: Sequence[Any], progress: Progress, done: Done) -> None:
+    """Do the jobs in this process, one after another."""
+    for job in jobs:
+        done(job, work.do(job, partial(progress, 1)))
 
 
-def run_apart(payload: bytes, runs: list[Run], workers: int, progress: Progress) -> dict[Run, RunRecord]:
-    """Do the runs in worker processes, and return their records in the order of the runs.
+def run_apart(payload: bytes, jobs: Sequence[Any], workers: int, progress: Progress, done: Done) -> None:
+    """Do the jobs in worker processes.
 
     Args:
-        payload: a bench, from `portable`.
-        runs: the runs, the longest first, so that no worker is left alone with a long one at the end.
+        payload: work, from `portable`.
+        jobs: the jobs, the longest first.
         workers: the number of processes.
         progress: a function to call with the number of steps done since its last call.
+        done: a function to call with each job and its record.
 
     Raises:
         SlabError: a worker died.
     """
     # In a file: what a process is started with goes through a pipe, which holds 64 KiB until the process has
     # imported torch. Until then it was half started, and Ctrl-C had to wait for it, 7 s on a busy machine.
-    handle, name = tempfile.mkstemp(prefix="slabnorm-", suffix=".bench")
+    handle, name = tempfile.mkstemp(prefix="slabnorm-", suffix=".work")
     with interrupt.temporary(Path(name)) as path:
         os.close(handle)
         path.write_bytes(payload)
-        return _run_from_file(path, runs, workers, progress)
+        _run_from_file(path, jobs, workers, progress, done)
 
 
-def _run_from_file(bench: Path, runs: list[Run], workers: int, progress: Progress) -> dict[Run, RunRecord]:
+def _run_from_file(work: Path, jobs: Sequence[Any], workers: int, progress: Progress, done: Done) -> None:
     context = multiprocessing.get_context("spawn")
     steps = context.SimpleQueue()
-    pool = ProcessPoolExecutor(workers, context, start_worker, (bench, steps))
+    pool = ProcessPoolExecutor(workers, context, start_worker, (work, steps))
     started: set[Any] = set()
     try:
         with interrupt.held(), starting():
             others = set(multiprocessing.active_children())
             try:
-                futures = {pool.submit(run_in_worker, run): run for run in runs}
+                futures = {pool.submit(run_in_worker, job): job for job in jobs}
             finally:
                 started = set(multiprocessing.active_children()) - others
-        waiting: set[Future[RunRecord]] = set(futures)
+        waiting: set[Future[Any]] = set(futures)
         while waiting:
-            done, waiting = wait(waiting, REPORT_EVERY, FIRST_COMPLETED)
+            ended, waiting = wait(waiting, REPORT_EVERY, FIRST_COMPLETED)
             while not steps.empty():
                 progress(steps.get())
-            for future in done:
-                future.result()
-        return {run: future.result() for future, run in futures.items()}
+            for future in ended:
+                done(futures[future], future.result())
     except BrokenProcessPool as error:
         raise SlabError(
             "A worker process died",
@@ -129,17 +193,17 @@ def starting() -> Iterator[None]:
             os.environ["PYTHONSAFEPATH"] = safe
 
 
-_bench: Bench
+_work: Work
 _tick: Ticker
 
 
-def start_worker(bench: Path, steps: Any) -> None:
-    """Prepare a worker process: one thread, the bench, and a thread that ends it with its parent."""
-    global _bench, _tick
+def start_worker(work: Path, steps: Any) -> None:
+    """Prepare a worker process: one thread, the work, and a thread that ends it with its parent."""
+    global _work, _tick
     torch.set_num_threads(1)
     threading.Thread(target=end_with_parent, daemon=True).start()
     try:
-        _bench = pickle.loads(bench.read_bytes())
+        _work = pickle.loads(work.read_bytes())
     except FileNotFoundError:  # the parent has ended, and this worker with it
         os._exit(1)
     _tick = Ticker(steps)
@@ -153,9 +217,9 @@ def end_with_parent() -> None:
         os._exit(1)
 
 
-def run_in_worker(run: Run) -> RunRecord:
-    """Do a run in a worker."""
-    record = run_once(_bench, run, _tick)
+def run_in_worker(job: Any) -> Any:
+    """Do a job in a worker."""
+    record = _work.do(job, _tick)
     _tick.flush()
     return record
 

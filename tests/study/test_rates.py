@@ -7,7 +7,7 @@ import torch
 from slabnorm.report.study import CurvePoint, RunRecord
 from slabnorm.study.options import RATES
 from slabnorm.study.statistics import best_rates, edge_notes
-from slabnorm.study.train import Bench, Rules, Run, Training, run_once
+from slabnorm.study.train import Bench, Rules, Run, begin, run_once
 from tests.study.small import few_digits
 
 
@@ -42,7 +42,7 @@ def test_a_rate_multiplies_every_step():
     )
     rates = []
     for rate in (1.0, 4.0):
-        training = Training(bench, Run("zscore", "none", 16, 0, rate))
+        training = begin(bench, Run("zscore", "none", 16, 0, rate))[0]
         training.step(torch.as_tensor(data.split.train[:16]), 10)
         rates.append(training.optimiser.param_groups[0]["lr"])
     assert rates[1] == 4 * rates[0]

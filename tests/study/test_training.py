@@ -9,7 +9,8 @@ from torch import nn
 
 from slabnorm.errors import OptionError
 from slabnorm.study.data import from_arrays
-from slabnorm.study.models import NORMS, NormFactory, check_norm, conv, group_count, mlp
+from slabnorm.study.models import NORMS, NormFactory, check_norm, group_count
+from slabnorm.study.networks import conv, mlp
 from slabnorm.study.scaling import fit_inputs
 from slabnorm.study.train import (
     Bench,

@@ -1,0 +1,112 @@
+"""The ledger of a study: an SQLite file of runs that are done, from which an interrupted study goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from slabnorm._version import __version__
+from slabnorm.errors import LedgerError
+from slabnorm.text import printable
+
+APPLICATION = int.from_bytes(b"slbs", "big")
+_MAGIC = b"SQLite format 3\0"
+_TABLES = f"""
+PRAGMA application_id = {APPLICATION};
+CREATE TABLE IF NOT EXISTS runs (key TEXT PRIMARY KEY, record TEXT NOT NULL);
+"""
+
+
+class RunLedger:
+    """The records of the runs that are done, by what decides their result.
+
+    Args:
+        path: the file; it is created if there is none.
+        resume: whether to go on with the runs of a ledger that is there.
+
+    Raises:
+        LedgerError: there is a ledger and `resume` is false; the file is no ledger, is damaged, is in use by
+            another study, or cannot be written.
+    """
+
+    def __init__(self, path: Path, resume: bool) -> None:
+        self.path = path
+        if path.exists() and path.stat().st_size:
+            self._check(resume)
+        with self._mistakes():
+            self._base = sqlite3.connect(path, timeout=0.1, isolation_level=None)
+            try:
+                self._base.execute("PRAGMA locking_mode=EXCLUSIVE")
+                self._base.executescript(f"BEGIN EXCLUSIVE;{_TABLES}COMMIT;")
+            except BaseException:
+                self._base.close()
+                raise
+
+    def _check(self, resume: bool) -> None:
+        with open(self.path, "rb") as file:
+            head = file.read(100)
+        if head[:16] != _MAGIC or head[68:72] != APPLICATION.to_bytes(4, "big"):
+            raise LedgerError(
+                f"Not the ledger of a study: {printable(self.path)}", "", "move it, or write to another name"
+            )
+        if not resume:
+            raise LedgerError(
+                "An interrupted study has not been finished",
+                f"{printable(self.path)} holds the runs that it has done",
+                "continue it with resume=True, or delete that file to begin anew",
+            )
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """Return what is kept of a run, or None."""
+        with self._mistakes():
+            row = self._base.execute("SELECT record FROM runs WHERE key = ?", (key,)).fetchone()
+            kept: dict[str, Any] | None = None if row is None else json.loads(row[0])
+            return kept
+
+    def put(self, key: str, record: dict[str, Any]) -> None:
+        """Commit the record of a run."""
+        with self._mistakes():
+            self._base.execute("INSERT OR REPLACE INTO runs VALUES (?, ?)", (key, json.dumps(record)))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._base.close()
+
+    def remove(self) -> None:
+        """Delete the file: the study is done."""
+        self.close()
+        self.path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _mistakes(self) -> Iterator[None]:
+        """Turn what SQLite and JSON say into a LedgerError."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            busy = "locked" in str(error)
+            raise LedgerError(
+                "The ledger is in use by another study" if busy else "The ledger cannot be used",
+                f"{printable(self.path)}: {printable(error)}",
+                "wait for that one to end" if busy else "check the rights of its folder and the space there",
+            ) from error
+        except (sqlite3.DatabaseError, ValueError) as error:
+            raise LedgerError(
+                "The ledger is damaged",
+                f"{printable(self.path)}: {printable(error)}",
+                "delete that file to begin anew",
+            ) from error
+
+
+def job_key(shared: str, job: object) -> str:
+    """Return the key of a job, by all that decides its result.
+
+    Args:
+        shared: a digest of what all jobs share: the data, the rules, the model.
+        job: a frozen dataclass, whose repr names all its fields.
+    """
+    return hashlib.sha256(f"{__version__}\n{shared}\n{job!r}".encode()).hexdigest()
