@@ -34,10 +34,10 @@ def compare(
         typer.Option(
             help="Samples per training step, at most 60% of all samples. Repeat it, or separate several by "
             "commas.",
-            show_default="2,16,128",
+            show_default="8,64",
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option(help="How many times to train with each norm and batch size.")] = 3,
+    seeds: Annotated[int, typer.Option(help="How many times to train with each norm and batch size.")] = 5,
     epochs: Annotated[int, typer.Option(help="How many times to pass over the training split.")] = 3,
     scheme: Annotated[
         str,

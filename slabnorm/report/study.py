@@ -111,6 +111,7 @@ class CellRecord:
         seconds_per_step: median over the seeds.
         runs, diverged, failed: counts.
         reason: the first run's reason, where one diverged or failed.
+        learning_rate: of the first step, chosen for this cell.
     """
 
     scheme: str
@@ -125,6 +126,46 @@ class CellRecord:
     diverged: int = 0
     failed: int = 0
     reason: str = ""
+    learning_rate: float | None = None
+
+
+@dataclass(frozen=True)
+class SearchRecord:
+    """The learning rates that were tried for one scheme, norm and batch size, and the one that was chosen.
+
+    Args:
+        scheme, norm, batch_size: of which cell.
+        rates: learning rates of the first step, in ascending order.
+        validation: the mean validation accuracy at the end with each; a run that was not done counts as 0.
+        low, high: the lowest and the highest seed's.
+        chosen: the rate with the highest mean.
+        good: the lowest and the highest rate around it whose means are within 2 points of the highest.
+        open_below, open_above: whether that range ends only because no lower, or no higher, rate was tried.
+        at_edge: whether the chosen rate is the lowest or highest that was tried.
+    """
+
+    scheme: str
+    norm: str
+    batch_size: int
+    rates: tuple[float, ...]
+    validation: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    chosen: float
+    good: tuple[float, float]
+    open_below: bool
+    open_above: bool
+    at_edge: bool
+
+    @property
+    def learns(self) -> bool:
+        """Whether any run was done."""
+        return max(self.validation) > 0
+
+    @property
+    def width(self) -> float:
+        """The factor between the ends of the good range."""
+        return self.good[1] / self.good[0]
 
 
 @dataclass(frozen=True)
@@ -146,8 +187,8 @@ class DifferenceRecord:
 
     Args:
         better, other: what is compared, in words.
-        difference: its interval, in shares.
-        clear: whether the 95% interval leaves out zero.
+        difference: its interval, in shares; 95% hold all intervals of a batch size together.
+        clear: whether the interval leaves out zero.
     """
 
     better: str
@@ -163,13 +204,11 @@ class SchemeRecord:
     Args:
         name, text: the scheme, and what it does.
         reason: why it was left out.
-        rate: the multiple of the study's learning rate it was compared at; None where it was not.
     """
 
     name: str
     text: str
     reason: str = ""
-    rate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -192,6 +231,7 @@ class StudyRecord:
     """A whole comparison: the verdict, the numbers under it, and how they were measured."""
 
     verdict: str
+    rates_verdict: str
     inputs_verdict: str
     data: DataRecord
     model: str
@@ -199,6 +239,7 @@ class StudyRecord:
     norms: tuple[str, ...]
     batch_sizes: tuple[int, ...]
     seeds: tuple[int, ...]
+    search_seeds: tuple[int, ...]
     epochs: int
     target: float
     scheme: str
@@ -207,6 +248,7 @@ class StudyRecord:
     inputs_batch_size: int
     cells: tuple[CellRecord, ...]
     inputs: tuple[CellRecord, ...]
+    searches: tuple[SearchRecord, ...]
     curves: tuple[CurveRecord, ...]
     inputs_curves: tuple[CurveRecord, ...]
     differences: tuple[DifferenceRecord, ...]
@@ -256,6 +298,20 @@ def milliseconds_text(seconds: float | None) -> str:
     return NONE if seconds is None else f"{1000 * seconds:#.3g}".rstrip(".")
 
 
+def rate_text(rate: float | None) -> str:
+    """Return a learning rate with two digits, never as a power of ten."""
+    if rate is None:
+        return NONE
+    return f"{rate:.{max(0, 1 - math.floor(math.log10(rate)))}f}".removesuffix(".0")
+
+
+def range_text(found: SearchRecord | None) -> str:
+    """Return the factor between the ends of the good range, as `16` or, where it may go on, `> 16`."""
+    if found is None or not found.learns:
+        return NONE
+    return f"{'> ' if found.open_below or found.open_above else ''}{found.width:.0f}"
+
+
 def remark(cell: CellRecord) -> str:
     """Return how many runs of a cell failed or diverged; empty if none did."""
     counts = [(cell.failed, "failed"), (cell.diverged, "diverged")]
@@ -264,7 +320,11 @@ def remark(cell: CellRecord) -> str:
 
 # The study in a terminal.
 
-MEASURES = ("test accuracy, %", "steps to {target}", "ms/step", "train/eval\ngap")
+MEASURES = ("test accuracy, %", "learning\nrate", "good\nrange", "steps to\n{target}", "ms/step")
+RANGE = (
+    "Each learning rate is the best of several on the validation split. Good range: the factor between the "
+    "lowest and the highest rate that come within 2 points of it; > where it may go on."
+)
 MOST_NOTES = 8
 MOST_CHARACTERS = 2000  # in a sentence
 
@@ -276,13 +336,16 @@ def print_study(study: StudyRecord, console: Console) -> None:
     """
     from slabnorm.report.terminal import print_text
 
-    def paragraph(text: str, style: str) -> None:
+    def paragraph(text: str, style: str = "") -> None:
         print_text(console, printable(text, MOST_CHARACTERS), style)
 
     console.print()
     paragraph(study.verdict, "bold")
     console.print()
     _print_norms(study, console)
+    console.print()
+    paragraph(study.rates_verdict)
+    paragraph(RANGE, "dim")
     if study.inputs:
         console.print()
         paragraph(study.inputs_verdict, "bold")
@@ -308,7 +371,7 @@ def _print_norms(study: StudyRecord, console: Console) -> None:
         if before and cell.batch_size != before:
             rows.append(Row())
         batch = "" if cell.batch_size == before else str(cell.batch_size)
-        rows.append(_row_of([batch, norm_label(cell.norm)], cell))
+        rows.append(_row_of(study, [batch, norm_label(cell.norm)], cell))
         before = cell.batch_size
     _print_cells(console, [Column("batch"), Column("norm", "name")], study.target, rows)
 
@@ -317,7 +380,7 @@ def _print_inputs(study: StudyRecord, console: Console) -> None:
     """Print the input schemes, side by side."""
     from slabnorm.report.terminal import Column
 
-    rows = [_row_of([scheme_label(cell.scheme)], cell) for cell in study.inputs]
+    rows = [_row_of(study, [scheme_label(cell.scheme)], cell) for cell in study.inputs]
     _print_cells(console, [Column("inputs", "name")], study.target, rows)
 
 
@@ -333,18 +396,25 @@ def _print_cells(console: Console, heads: list[Column], target: float, rows: lis
     print_rows(console, columns, rows)
 
 
-def _row_of(head: list[str], cell: CellRecord) -> Row:
+def _row_of(study: StudyRecord, head: list[str], cell: CellRecord) -> Row:
     """Return a cell as a row; it is red if a run failed or diverged."""
     from slabnorm.report.terminal import Row
 
     values = [
         accuracy_text(cell.accuracy).replace("%", ""),
+        rate_text(cell.learning_rate),
+        range_text(search_of(study, cell)),
         steps_text(cell),
         milliseconds_text(cell.seconds_per_step),
-        points_text(cell.gap),
         remark(cell),
     ]
     return Row([*head, *values], "red" if cell.failed or cell.diverged else "")
+
+
+def search_of(study: StudyRecord, cell: CellRecord) -> SearchRecord | None:
+    """Return how the learning rate of a cell was chosen."""
+    where = (cell.scheme, cell.norm, cell.batch_size)
+    return next((s for s in study.searches if (s.scheme, s.norm, s.batch_size) == where), None)
 
 
 def summary(study: StudyRecord) -> str:
@@ -385,6 +455,8 @@ def render_study(study: StudyRecord) -> str:
         steps_text=steps_text,
         milliseconds_text=milliseconds_text,
         points_text=points_text,
+        rate_text=rate_text,
+        range_text=lambda cell: range_text(search_of(study, cell)),
         remark=remark,
         norm_label=norm_label,
         scheme_label=scheme_label,
@@ -520,33 +592,48 @@ def dots(
     )
 
 
-def curves_figure(study: StudyRecord) -> Any:
-    """Return validation accuracy during training: one panel per batch size, one line per norm."""
+COLUMNS = 3  # panels in a row, at most
+
+
+def panels(study: StudyRecord) -> Any:
+    """Return a figure with an empty panel for each batch size."""
     from plotly.subplots import make_subplots
 
     sizes = sorted(study.batch_sizes)
-    columns = min(len(sizes), 3)
-    rows = math.ceil(len(sizes) / columns)
-    figure = make_subplots(
-        rows=rows,
-        cols=columns,
+    return make_subplots(
+        rows=math.ceil(len(sizes) / COLUMNS),
+        cols=min(len(sizes), COLUMNS),
         shared_yaxes=True,
         subplot_titles=[f"batch size {size}" for size in sizes],
         horizontal_spacing=0.03,
     )
+
+
+def place(number: int) -> dict[str, int]:
+    """Return row and column of a panel."""
+    return {"row": number // COLUMNS + 1, "col": number % COLUMNS + 1}
+
+
+def panels_height(study: StudyRecord) -> int:
+    """Return the height of a figure of panels in pixels."""
+    return 90 + 340 * math.ceil(len(study.batch_sizes) / COLUMNS)
+
+
+def curves_figure(study: StudyRecord) -> Any:
+    """Return validation accuracy during training: one panel per batch size, one line per norm."""
+    figure = panels(study)
     axis = AccuracyAxis(study.data.validation)
     style = looks(list(study.norms))
-    for number, size in enumerate(sizes):
-        place = {"row": number // columns + 1, "col": number % columns + 1}
+    for number, size in enumerate(sorted(study.batch_sizes)):
         for curve in (c for c in study.curves if c.batch_size == size):
             for trace in band(curve, norm_label(curve.norm), axis, style[curve.norm][0]):
-                figure.add_trace(trace, **place)
+                figure.add_trace(trace, **place(number))
     figure.update_xaxes(title="epochs", rangemode="tozero")
     figure.update_yaxes(axis.layout(0.0, axis.height(highest(study.curves))))
     figure.update_yaxes(title="validation accuracy", col=1)
     add_target(figure, axis.height(study.target))
     only_first_in_legend(figure)
-    return finished(figure, 90 + 340 * rows)
+    return finished(figure, panels_height(study))
 
 
 def inputs_figure(study: StudyRecord) -> Any:
@@ -616,8 +703,8 @@ def band(curve: CurveRecord, label: str, axis: AccuracyAxis, colour: str) -> lis
 
 def add_target(figure: Any, height: float, **where: int) -> None:
     """Draw the accuracy that steps are counted to."""
-    place = {"row": 1, **where} if where else {}
-    figure.add_hline(y=height, line=DASHED, **place)
+    panel = {"row": 1, **where} if where else {}
+    figure.add_hline(y=height, line=DASHED, **panel)
 
 
 def only_first_in_legend(figure: Any) -> None:
@@ -629,8 +716,48 @@ def only_first_in_legend(figure: Any) -> None:
             seen.add(trace.name)
 
 
+def rates_figure(study: StudyRecord) -> Any:
+    """Return validation accuracy by learning rate: one panel per batch size, one line per norm."""
+    import plotly.graph_objects as go
+
+    figure, axis = panels(study), AccuracyAxis(study.data.validation)
+    style = looks(list(study.norms))
+    searches = [found for found in study.searches if found.scheme == study.scheme]
+    for number, size in enumerate(sorted(study.batch_sizes)):
+        for found in (found for found in searches if found.batch_size == size):
+            colour, marker = style[found.norm]
+            chosen = [rate == found.chosen for rate in found.rates]
+            line = go.Scatter(
+                x=found.rates,
+                y=[axis.height(value) for value in found.validation],
+                mode="lines+markers",
+                name=html.escape(norm_label(found.norm)),
+                legendgroup=found.norm,
+                line={"color": colour, "width": 2},
+                marker={
+                    "color": colour,
+                    "symbol": [marker if best else f"{marker}-open" for best in chosen],
+                    "size": [14 if best else 7 for best in chosen],
+                },
+                customdata=[
+                    [rate_text(rate), percent(value), " (chosen)" if best else ""]
+                    for rate, value, best in zip(found.rates, found.validation, chosen, strict=True)
+                ],
+                hovertemplate="%{fullData.name}<br>learning rate %{customdata[0]}: %{customdata[1]}"
+                "%{customdata[2]}<extra></extra>",
+            )
+            figure.add_trace(line, **place(number))
+    figure.update_xaxes(title="learning rate", type="log", dtick=1, tickformat="~g")
+    best = max((max(found.validation) for found in searches), default=0.9)
+    figure.update_yaxes(axis.layout(0.0, axis.height(best)))
+    figure.update_yaxes(title="validation accuracy", col=1)
+    only_first_in_legend(figure)
+    return finished(figure, panels_height(study))
+
+
 FIGURES: dict[str, Callable[[StudyRecord], Any]] = {
     "accuracy": accuracy_figure,
+    "rates": rates_figure,
     "curves": curves_figure,
     "inputs": inputs_figure,
 }

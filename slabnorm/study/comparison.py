@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -19,13 +17,15 @@ from slabnorm.study import method
 from slabnorm.study.data import Dataset
 from slabnorm.study.models import NORMS, Build, find_build
 from slabnorm.study.options import BATCH_SIZES, SEEDS, Options, as_tuple
+from slabnorm.study.rates import RATES, best_rates, describe, edge_notes, search
 from slabnorm.study.read import read_data
-from slabnorm.study.scaling import SCHEMES, describe, fit_inputs
-from slabnorm.study.statistics import best_rates, cell, curve, edge_notes
+from slabnorm.study.scaling import SCHEMES, fit_inputs
+from slabnorm.study.scaling import describe as in_words
+from slabnorm.study.statistics import cell, curve
 from slabnorm.study.train import Bench, Rules
 from slabnorm.study.trial import try_model
-from slabnorm.study.verdict import inputs_verdict, verdict
-from slabnorm.study.workers import do_all
+from slabnorm.study.verdict import inputs_verdict, rates_verdict, verdict
+from slabnorm.study.workers import team
 from slabnorm.text import printable
 
 
@@ -88,19 +88,27 @@ def compare(
     name, build = find_build(build_model, dataset)
     bench, scheme_records, notes = prepare(build, dataset, options)
     parameters, said = try_model(bench, options.norms, options.scheme, options.batch_sizes)
-    norm_runs, input_runs = options.plan()
-    input_runs = [run for run in input_runs if run.scheme in bench.layers]
-    records, apart = do_all(bench, [*norm_runs, *input_runs], options.workers, progress)
+    norms, inputs = options.settings(scheme for scheme in options.schemes if scheme in bench.layers)
+    settings = list(dict.fromkeys([*norms, *inputs]))
+    with team(bench, workers, progress=progress) as together:
+        # The final runs take as many steps at any rate.
+        finals = [run for setting in settings for run in setting.runs(range(seeds), (1.0,))]
+        together.expect([run for s in settings for run in s.runs(options.search_seeds, RATES)] + finals)
+        tried = search(settings, options.search_seeds, together.do)
+        best = best_rates(tried)
+        chosen = {setting: setting.runs(range(seeds), (best[setting],)) for setting in settings}
+        records = together.do([run for runs in chosen.values() for run in runs])
     return assemble(
         options=options,
         bench=bench,
         schemes=scheme_records,
         model=name,
         parameters=parameters,
-        norm_runs=[records[run] for run in norm_runs],
-        input_tries=[records[run] for run in input_runs],
+        tried=tried,
+        norm_runs=[[records[run] for run in chosen[setting]] for setting in norms],
+        input_runs=[[records[run] for run in chosen[setting]] for setting in inputs],
         notes=notes + said,
-        processes=apart,
+        processes=together.processes,
         seconds=time.perf_counter() - began,
     )
 
@@ -125,7 +133,7 @@ def prepare(
             records.append(SchemeRecord(scheme, "left out", why))
             notes.append(f"Inputs, {scheme_label(scheme)}: left out. {why}.")
             continue
-        records.append(SchemeRecord(scheme, describe(layers[scheme])))
+        records.append(SchemeRecord(scheme, in_words(layers[scheme])))
         notes.extend(f"Inputs, {scheme_label(scheme)}: {printable(text)}." for text in said)
     bench = Bench(build, data, layers, options.rules)
     if {"fixed", "minmax"} <= set(layers) and torch.equal(bench.inputs("fixed"), bench.inputs("minmax")):
@@ -140,27 +148,37 @@ def assemble(
     schemes: tuple[SchemeRecord, ...],
     model: str,
     parameters: int,
-    norm_runs: list[RunRecord],
-    input_tries: list[RunRecord],
+    tried: list[RunRecord],
+    norm_runs: list[list[RunRecord]],
+    input_runs: list[list[RunRecord]],
     notes: tuple[str, ...],
     processes: int,
     seconds: float,
 ) -> StudyRecord:
     """Return the record of a study: its runs, and what follows from them.
 
+    Args:
+        options, bench, schemes: what was compared.
+        model, parameters: its name, and how many parameters it has with the first norm.
+        tried: the runs that chose the learning rates.
+        norm_runs, input_runs: the runs of each setting, over all seeds.
+        notes: what is known before.
+        processes, seconds: how it was computed.
+
     Raises:
         ModelError: every run failed.
     """
-    if all(run.status == "failed" for run in norm_runs):
-        raise ModelError(f"All {len(norm_runs)} runs failed", norm_runs[0].reason, "mend the model")
-    data, samples = bench.data, len(bench.data.split.test)
+    final = [run for runs in norm_runs for run in runs]
+    if all(run.status == "failed" for run in final):
+        raise ModelError(f"All {len(final)} runs failed", final[0].reason, "mend the model")
+    data, rules, samples = bench.data, bench.rules, len(bench.data.split.test)
     words, differences = verdict(norm_runs, samples)
-    rates = best_rates(input_tries)
-    input_runs = [run for run in input_tries if run.rate == rates[run.scheme]]
     input_words, input_differences = inputs_verdict(input_runs, samples)
-    cells, inputs = by_cell(norm_runs), by_cell(input_runs)
+    searches = describe(tried, rules)
+    every = list(dict.fromkeys(run for runs in norm_runs + input_runs for run in runs))
     return StudyRecord(
         verdict=words,
+        rates_verdict=rates_verdict([found for found in searches if found.scheme == options.scheme]),
         inputs_verdict=input_words,
         data=describe_data(data),
         model=model,
@@ -168,20 +186,22 @@ def assemble(
         norms=options.norms,
         batch_sizes=options.batch_sizes,
         seeds=tuple(range(options.seeds)),
-        epochs=options.rules.epochs,
-        target=options.rules.target,
+        search_seeds=tuple(options.search_seeds),
+        epochs=rules.epochs,
+        target=rules.target,
         scheme=options.scheme,
-        schemes=tuple(replace(scheme, rate=rates.get(scheme.name)) for scheme in schemes),
+        schemes=schemes,
         inputs_norm=options.inputs_norm,
         inputs_batch_size=options.inputs_batch_size,
-        cells=tuple(cell(runs, 1 / samples) for runs in cells),
-        inputs=tuple(cell(runs, 1 / samples) for runs in inputs),
-        curves=tuple(c for runs in cells if (c := curve(runs)) is not None),
-        inputs_curves=tuple(c for runs in inputs if (c := curve(runs)) is not None),
+        cells=tuple(cell(runs, 1 / samples, rules) for runs in norm_runs),
+        inputs=tuple(cell(runs, 1 / samples, rules) for runs in input_runs),
+        searches=searches,
+        curves=tuple(c for runs in norm_runs if (c := curve(runs)) is not None),
+        inputs_curves=tuple(c for runs in input_runs if (c := curve(runs)) is not None),
         differences=differences + input_differences,
         method=method.describe(options, data, processes),
-        notes=data.notes + notes + tuple(edge_notes(rates)) + run_notes([*norm_runs, *input_runs]),
-        runs=tuple(dict.fromkeys([*norm_runs, *input_tries])),
+        notes=data.notes + notes + tuple(edge_notes(searches, options.scheme)) + run_notes(every),
+        runs=(*every, *tried),
         seconds=seconds,
     )
 
@@ -200,11 +220,6 @@ def describe_data(data: Dataset) -> DataRecord:
         axes=data.axes,
         raw_range=(float(data.x.min()), float(data.x.max())),
     )
-
-
-def by_cell(runs: list[RunRecord]) -> list[list[RunRecord]]:
-    """Return runs in lists that differ only in the seed."""
-    return [list(group) for _, group in groupby(runs, lambda run: (run.scheme, run.norm, run.batch_size))]
 
 
 def run_notes(runs: list[RunRecord]) -> tuple[str, ...]:

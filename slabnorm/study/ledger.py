@@ -74,12 +74,16 @@ class RunLedger:
             self._base.execute("INSERT OR REPLACE INTO runs VALUES (?, ?)", (key, json.dumps(record)))
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; a ledger without runs is deleted."""
+        with self._mistakes():
+            empty = not self._base.execute("SELECT EXISTS (SELECT 1 FROM runs)").fetchone()[0]
         self._base.close()
+        if empty:
+            self.path.unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Delete the file: the study is done."""
-        self.close()
+        self._base.close()
         self.path.unlink(missing_ok=True)
 
     @contextmanager
