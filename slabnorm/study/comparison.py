@@ -88,8 +88,8 @@ def compare(
     name, build = find_build(build_model, dataset)
     bench, scheme_records, notes = prepare(build, dataset, options)
     parameters, said = try_model(bench, options.norms, options.scheme, options.batch_sizes)
-    norms, inputs = options.settings(scheme for scheme in options.schemes if scheme in bench.layers)
-    settings = list(dict.fromkeys([*norms, *inputs]))
+    of_norms, of_inputs = options.settings(scheme for scheme in options.schemes if scheme in bench.layers)
+    settings = list(dict.fromkeys([*of_norms, *of_inputs]))
     with team(bench, workers, progress=progress) as together:
         # The final runs take as many steps at any rate.
         finals = [run for setting in settings for run in setting.runs(range(seeds), (1.0,))]
@@ -105,8 +105,8 @@ def compare(
         model=name,
         parameters=parameters,
         tried=tried,
-        norm_runs=[[records[run] for run in chosen[setting]] for setting in norms],
-        input_runs=[[records[run] for run in chosen[setting]] for setting in inputs],
+        norm_runs=[[records[run] for run in chosen[setting]] for setting in of_norms],
+        input_runs=[[records[run] for run in chosen[setting]] for setting in of_inputs],
         notes=notes + said,
         processes=together.processes,
         seconds=time.perf_counter() - began,

@@ -50,9 +50,9 @@ def training(options: Options, data: Dataset) -> tuple[tuple[str, str], ...]:
             "Learning rate",
             f"Chosen for every norm, batch size and input scheme by itself: {listing(rates)} times the base "
             f"rate {rules.learning_rate:g} * batch size / {rules.reference_batch} (linear scaling rule) were "
-            f"tried, and one more beyond where the best was at an edge. The highest validation accuracy at the "
-            f"end is taken, of equal ones the nearest to the base rate; a run that failed or diverged counts "
-            f"as 0. The test split plays no part. These runs have "
+            f"tried, and one more beyond where the best was at an edge. The highest validation accuracy at "
+            f"the end is taken, of equal ones the nearest to the base rate; a run that failed or diverged "
+            f"counts as 0. The test split plays no part. These runs have "
             f"{'seed' if len(searched) == 1 else 'seeds'} {listing(searched)}, which no result has: the luck "
             "of the run that won does not get into the results.",
         ),

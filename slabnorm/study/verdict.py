@@ -1,12 +1,11 @@
 """The verdict: at most two short sentences, which follow by rules from the paired differences.
 
-At each batch size the norm with the highest mean test accuracy is compared with every other, seed by seed. An
-interval that leaves out zero is a clear difference. All intervals of a batch size hold together with 95%: they
-are widened for the number of pairs (Bonferroni), because the best is chosen after the fact. Without that, a
-study in which nothing differs finds some clear difference more often than not.
+At each batch size every norm is compared with every other, seed by seed. An interval that leaves out zero is
+a clear difference. All intervals of a batch size hold together with 95%: they are widened for the number of
+pairs (Bonferroni), because the best is chosen after the fact.
 
 1. If the best is clearly ahead of all others, the sentence says so, and by how much of the second.
-2. If it is not, the data do not decide between it and those it is not clearly ahead of, and the sentence names
+2. If it is not, the data do not decide between it and those it is not clearly ahead of; the sentence names
    these, and those that are clearly behind.
 
 There is one sentence for the smallest and one for the largest batch size. One seed gives no interval, and the
