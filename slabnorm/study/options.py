@@ -30,7 +30,9 @@ class Options:
         scheme: how inputs are scaled while norms are compared.
         schemes: the input schemes to compare; none for no such comparison.
         rules: how every run is trained.
-        workers: the number of processes; 1 stands for this process.
+        workers: the number of processes, or of runs at a time; None for what suits the engine.
+        engine: "local" or "ray".
+        address: of a Ray cluster.
 
     Raises:
         OptionError: something is unknown, empty, out of range or given twice.
@@ -43,7 +45,9 @@ class Options:
     scheme: str = "zscore"
     schemes: tuple[str, ...] = SCHEMES
     rules: Rules = field(default_factory=Rules)
-    workers: int = 1
+    workers: int | None = None
+    engine: str = "local"
+    address: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("norms", "batch_sizes", "schemes"):
@@ -59,8 +63,13 @@ class Options:
             check_scheme(scheme)
         for size in self.batch_sizes:
             check_count("batch_sizes", size)
-        for name, number in (("seeds", self.seeds), ("epochs", self.rules.epochs), ("workers", self.workers)):
+        counts = {"seeds": self.seeds, "epochs": self.rules.epochs}
+        for name, number in {**counts, **({} if self.workers is None else {"workers": self.workers})}.items():
             check_count(name, number)
+        if self.engine not in ("local", "ray"):
+            raise OptionError('engine must be "local" or "ray"', printable(repr(self.engine)))
+        if self.address is not None and self.engine != "ray":
+            raise OptionError("address is for a Ray cluster", repr(self.address), 'add engine="ray"')
         target, rate = self.rules.target, self.rules.learning_rate
         if not 0 < target <= 1:
             raise OptionError("target must be above 0 and at most 1", str(target), "0.9 stands for 90%")

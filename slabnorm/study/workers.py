@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
 
 from slabnorm import interrupt
 from slabnorm.errors import SlabError
 from slabnorm.study.ledger import RunLedger, job_key
+from slabnorm.study.models import parts_of
 
 REPORT_EVERY = 0.2  # seconds between a worker's reports of its steps
 
@@ -76,27 +76,31 @@ class Engine(Protocol):
 @contextmanager
 def team(
     work: Work,
-    workers: int,
+    workers: int | None,
     engine: str = "local",
     address: str | None = None,
     progress: Callable[[int, int], None] | None = None,
     ledger: RunLedger | None = None,
     shared: str = "",
+    log: Callable[[Any], None] | None = None,
 ) -> Iterator[Team]:
     """Gather what does the jobs of a study; it goes home at the end of the block.
 
     Args:
         work: what all jobs share.
-        workers: the number of processes; with 1, or where `work` cannot travel, it is this one.
+        workers: the number of processes; with 1 or None, or where `work` cannot travel, it is this one. On a
+            cluster, the number of jobs at a time; with None, one for every processor.
         engine: "local", or "ray" for a cluster.
         address: of the cluster.
         progress: a function to call with the number of steps since its last call, and of all steps.
         ledger: keeps the records of the jobs that are done, and gives those that it has.
         shared: a digest of all else that decides the results; with a ledger.
+        log: a function to call with each record as it comes.
     """
     with ExitStack() as stack:
         hands: Engine
-        payload = portable(work) if workers > 1 and engine == "local" else None
+        count = workers or 1
+        payload = portable(work) if count > 1 and engine == "local" else None
         if engine == "ray":
             from slabnorm.study.cluster import cluster
 
@@ -104,8 +108,8 @@ def team(
         elif payload is None:
             hands = Here(work)
         else:
-            hands = stack.enter_context(processes(work, payload, workers))
-        yield Team(work, hands, progress, ledger, shared)
+            hands = stack.enter_context(processes(work, payload, count))
+        yield Team(work, hands, progress, ledger, shared, log)
 
 
 class Team:
@@ -118,8 +122,9 @@ class Team:
         progress: Callable[[int, int], None] | None,
         ledger: RunLedger | None,
         shared: str,
+        log: Callable[[Any], None] | None,
     ) -> None:
-        self.work, self.hands, self.progress = work, hands, progress
+        self.work, self.hands, self.progress, self.log = work, hands, progress, log
         self.ledger, self.shared = ledger, shared
         self.records: dict[Any, Any] = {}
         self.asked = self.expected = 0  # steps: of all jobs so far, and of those that are known to come
@@ -163,8 +168,10 @@ class Team:
 
     def _done(self, job: Any, record: Any) -> None:
         self.records[job] = record
-        if self.ledger is not None:
+        if self.ledger is not None and getattr(record, "status", "") != "failed":  # it may not fail again
             self.ledger.put(job_key(self.shared, job), asdict(record))
+        if self.log is not None:
+            self.log(record)
 
 
 def portable(work: Any) -> bytes | None:
@@ -181,18 +188,6 @@ def portable(work: Any) -> bytes | None:
     # For what it cannot pickle, pickle raises PicklingError, AttributeError, TypeError and others.
     except Exception:
         return None
-
-
-def parts_of(build: Any) -> Iterator[Any]:
-    """Yield the functions and classes that a worker has to find to make a model."""
-    while isinstance(build, partial):
-        build = build.func
-    yield from (build, type(build))
-    own = getattr(build, "own", None)  # a user's model whose norms are exchanged
-    if isinstance(own, nn.Module):
-        yield from (type(module) for module in own.modules())
-    elif own is not None:
-        yield own
 
 
 class Here:
