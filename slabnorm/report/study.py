@@ -515,8 +515,8 @@ class AccuracyAxis:
 
 
 def looks(names: list[str]) -> dict[str, tuple[str, str]]:
-    """Return colour and marker of each name: fixed for the known norms and schemes, in order for others."""
-    known = list(SCHEME_LABELS) if set(names) <= set(SCHEME_LABELS) else list(NORM_LABELS)
+    """Return colour and marker of each name: fixed for schemes and the usual norms, in order for others."""
+    known = list(SCHEME_LABELS if set(names) <= set(SCHEME_LABELS) else NORM_LABELS)[:5]
     every = known + [name for name in names if name not in known]
     return {
         name: (HUES[i % len(HUES)], MARKERS[i % len(MARKERS)])

@@ -50,8 +50,9 @@ def exchange(own: nn.Module | Callable[[], nn.Module], x: Tensor) -> Exchanged:
     Raises:
         ModelError: there is no norm to exchange, one cannot be exchanged, or the model cannot be run.
     """
-    model = made(own)
-    shapes = input_shapes(model, x)
+    with torch.random.fork_rng(devices=[]):
+        model = made(own)
+        shapes = input_shapes(model, x)
     layers = [place for place in walk(model) if isinstance(place.module, NORM_TYPES)]
     found = tuple(describe(layer.module, layer.names, shapes.get(id(layer.module))) for layer in layers)
     if not found:
@@ -93,7 +94,7 @@ def input_shapes(model: nn.Module, x: Tensor) -> dict[int, tuple[int, ...]]:
     layers = [layer for layer in model.modules() if isinstance(layer, NORM_TYPES)]
     hooks = [layer.register_forward_pre_hook(look) for layer in layers]
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with torch.no_grad():
             model.eval()(x)
     except SlabError:
         raise

@@ -139,7 +139,7 @@ def inputs_verdict(cells: list[list[RunRecord]], samples: int) -> tuple[str, tup
     if not cells:
         return "", ()
     first = cells[0][0]
-    choices = {f"{scheme_label(runs[0].scheme)} inputs": runs for runs in cells}
+    choices = {f"{scheme_label(runs[0].scheme)} input": runs for runs in cells}
     norm, size = norm_label(first.norm), first.batch_size
     ranking = rank(choices, samples, f"{norm}, batch size {size}")
     return sentence(ranking, f"with {norm} at batch size {size}"), ranking.differences

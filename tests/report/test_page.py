@@ -18,10 +18,13 @@ from slabnorm.report.study import (
     inputs_figure,
     looks,
     print_study,
+    range_text,
+    rate_text,
+    rates_figure,
     render_study,
 )
 from slabnorm.report.terminal import Terminal
-from tests.report.studies import EVIL, cell, study
+from tests.report.studies import EVIL, cell, searched, study
 
 
 class Reader(HTMLParser):
@@ -64,6 +67,7 @@ def test_it_opens_with_the_verdict(plain):
     assert plain.text.index("The verdict on digits.") < plain.text.index("Accuracy by batch size")
     headings = [
         "Accuracy by batch size",
+        "Which learning rate?",
         "Learning curves",
         "Norms in numbers",
         "Inputs side by side",
@@ -160,7 +164,7 @@ def test_a_study_in_which_everything_failed_still_renders():
         "batch", 2, accuracy=None, gap=None, steps_to_target=None, seconds_per_step=None, reached=0, failed=3
     )
     page = render_study(
-        study(norms=("batch",), cells=(nothing,), curves=(), inputs=(nothing,), inputs_curves=())
+        study(norms=("batch",), cells=(nothing,), curves=(), searches=(), inputs=(nothing,), inputs_curves=())
     )
     assert "3 of 3 failed" in page
 
@@ -195,9 +199,28 @@ def test_intervals_are_drawn_where_they_are():
 
 
 def test_legends_name_each_thing_once():
-    for figure in (curves_figure(study()), inputs_figure(study())):
+    for figure in (curves_figure(study()), inputs_figure(study()), rates_figure(study())):
         shown = [trace.name for trace in figure.data if trace.showlegend is not False]
         assert len(shown) == len(set(shown)) == 2
+
+
+def test_the_chosen_learning_rate_is_marked_where_it_lies():
+    figure = rates_figure(study())
+    trace = next(t for t in figure.data if t.name == "batch norm")
+    axis = AccuracyAxis(20)
+    assert trace.x == (0.0015625, 0.00625, 0.025, 0.1)
+    assert trace.y == pytest.approx([axis.height(v) for v in (0.8, 0.97, 0.96, 0.0)])
+    assert [symbol.endswith("-open") for symbol in trace.marker.symbol] == [True, False, True, True]
+    assert figure.layout.xaxis.type == "log"
+
+
+def test_a_good_range_is_a_factor_and_open_where_nothing_else_was_tried():
+    assert range_text(searched()) == "4"
+    assert range_text(searched(good=(0.0015625, 0.1), open_above=True)) == "> 64"
+    assert range_text(searched(validation=(0.0, 0.0, 0.0, 0.0))) == range_text(None) == "\N{EN DASH}"
+    assert [rate_text(rate) for rate in (0.00625, 0.1, 1.6, 16.0, 0.000012)] == [
+        *("0.0063", "0.10", "1.6", "16", "0.000012")
+    ]
 
 
 def test_axis_is_even_in_the_logarithm_of_the_error():
