@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -443,10 +442,9 @@ def render_study(study: StudyRecord) -> str:
         ExtraError: the extra `slabnorm[study]` is not installed.
     """
     check_packages()
-    drawn = [name for name in FIGURES if name != "inputs" or study.inputs]
     return render(
         "study.html.jinja",
-        {name: FIGURES[name](study) for name in drawn},
+        draw(study),
         study.as_dict(),
         study=study,
         level=level,
@@ -592,82 +590,93 @@ def dots(
     )
 
 
-COLUMNS = 3  # panels in a row, at most
+def curves_figure(study: StudyRecord, size: int) -> Any:
+    """Return validation accuracy during training at a batch size, one line per norm."""
+    curves = [curve for curve in study.curves if curve.batch_size == size]
+    style, axis = looks(list(study.norms)), AccuracyAxis(study.data.validation)
+    lines = [(curve, norm_label(curve.norm), style[curve.norm][0]) for curve in curves]
+    figure = bands(lines, axis, study.target)
+    # One axis for all batch sizes, so that they can be compared.
+    figure.update_yaxes(axis.layout(0.0, axis.height(highest(study.curves)), "validation accuracy"))
+    figure.update_xaxes(title=f"epochs, at batch size {size}")
+    return finished(figure, 400)
 
 
-def panels(study: StudyRecord) -> Any:
-    """Return a figure with an empty panel for each batch size."""
-    from plotly.subplots import make_subplots
+def rates_figure(study: StudyRecord, size: int) -> Any:
+    """Return validation accuracy by learning rate at a batch size, one line per norm, the chosen marked."""
+    import plotly.graph_objects as go
 
-    sizes = sorted(study.batch_sizes)
-    return make_subplots(
-        rows=math.ceil(len(sizes) / COLUMNS),
-        cols=min(len(sizes), COLUMNS),
-        shared_yaxes=True,
-        subplot_titles=[f"batch size {size}" for size in sizes],
-        horizontal_spacing=0.03,
-    )
+    figure, axis, style = go.Figure(), AccuracyAxis(study.data.validation), looks(list(study.norms))
+    searches = [found for found in study.searches if found.scheme == study.scheme]
+    for found in (found for found in searches if found.batch_size == size):
+        colour, marker = style[found.norm]
+        chosen = [rate == found.chosen for rate in found.rates]
+        line = go.Scatter(
+            x=found.rates,
+            y=[axis.height(value) for value in found.validation],
+            mode="lines+markers",
+            name=html.escape(norm_label(found.norm)),
+            line={"color": colour, "width": 2},
+            marker={
+                "color": colour,
+                "symbol": [marker if best else f"{marker}-open" for best in chosen],
+                "size": [14 if best else 7 for best in chosen],
+                "opacity": 1,
+            },
+            customdata=[
+                [rate_text(rate), percent(value), " (chosen)" if best else ""]
+                for rate, value, best in zip(found.rates, found.validation, chosen, strict=True)
+            ],
+            hovertemplate="%{fullData.name}<br>learning rate %{customdata[0]}: %{customdata[1]}"
+            "%{customdata[2]}<extra></extra>",
+        )
+        figure.add_trace(line)
+    best = max((max(found.validation) for found in searches), default=0.9)
+    figure.update_yaxes(axis.layout(0.0, axis.height(best), "validation accuracy"))
+    figure.update_xaxes(title=f"learning rate, at batch size {size}", type="log", dtick=1, tickformat="~g")
+    return finished(figure, 400)
 
 
-def place(number: int) -> dict[str, int]:
-    """Return row and column of a panel."""
-    return {"row": number // COLUMNS + 1, "col": number % COLUMNS + 1}
-
-
-def panels_height(study: StudyRecord) -> int:
-    """Return the height of a figure of panels in pixels."""
-    return 90 + 340 * math.ceil(len(study.batch_sizes) / COLUMNS)
-
-
-def curves_figure(study: StudyRecord) -> Any:
-    """Return validation accuracy during training: one panel per batch size, one line per norm."""
-    figure = panels(study)
-    axis = AccuracyAxis(study.data.validation)
-    style = looks(list(study.norms))
-    for number, size in enumerate(sorted(study.batch_sizes)):
-        for curve in (c for c in study.curves if c.batch_size == size):
-            for trace in band(curve, norm_label(curve.norm), axis, style[curve.norm][0]):
-                figure.add_trace(trace, **place(number))
-    figure.update_xaxes(title="epochs", rangemode="tozero")
-    figure.update_yaxes(axis.layout(0.0, axis.height(highest(study.curves))))
-    figure.update_yaxes(title="validation accuracy", col=1)
-    add_target(figure, axis.height(study.target))
-    only_first_in_legend(figure)
-    return finished(figure, panels_height(study))
+def inputs_curves_figure(study: StudyRecord) -> Any:
+    """Return validation accuracy during training, one line per input scheme."""
+    style, axis = looks([cell.scheme for cell in study.inputs]), AccuracyAxis(study.data.validation)
+    lines = [(c, scheme_label(c.scheme), style[c.scheme][0]) for c in study.inputs_curves]
+    figure = bands(lines, axis, study.target)
+    figure.update_yaxes(axis.layout(0.0, axis.height(highest(study.inputs_curves)), "validation accuracy"))
+    figure.update_xaxes(title="epochs")
+    return finished(figure, 400)
 
 
 def inputs_figure(study: StudyRecord) -> Any:
-    """Return the input schemes side by side: learning curves, and test accuracy with intervals."""
-    from plotly.subplots import make_subplots
+    """Return test accuracy with intervals, one point per input scheme."""
+    import plotly.graph_objects as go
 
-    figure = make_subplots(
-        rows=1,
-        cols=2,
-        column_widths=[0.58, 0.42],
-        horizontal_spacing=0.1,
-        subplot_titles=["validation accuracy", "test accuracy"],
-    )
-    validation, test = AccuracyAxis(study.data.validation), AccuracyAxis(study.data.test)
+    figure, axis = go.Figure(), AccuracyAxis(study.data.test)
     style = looks([cell.scheme for cell in study.inputs])
-    for curve in study.inputs_curves:
-        for trace in band(curve, scheme_label(curve.scheme), validation, style[curve.scheme][0]):
-            figure.add_trace(trace, row=1, col=1)
     for cell in (cell for cell in study.inputs if cell.accuracy is not None):
         label = scheme_label(cell.scheme)
-        dot = dots(label, [html.escape(label)], [cell], test, style[cell.scheme])
-        figure.add_trace(dot.update(showlegend=False), row=1, col=2)
-    figure.update_xaxes(title="epochs", rangemode="tozero", col=1)
-    figure.update_xaxes(showgrid=False, col=2)
-    figure.update_yaxes(validation.layout(0.0, validation.height(highest(study.inputs_curves))), col=1)
-    figure.update_yaxes(test.layout(*test.room(spans(study.inputs))), col=2)
-    add_target(figure, validation.height(study.target), col=1)
-    only_first_in_legend(figure)
-    return finished(figure, 430)
+        figure.add_trace(dots(label, [html.escape(label)], [cell], axis, style[cell.scheme]))
+    figure.update_xaxes(showgrid=False)
+    figure.update_yaxes(axis.layout(*axis.room(spans(study.inputs)), "test accuracy"))
+    return finished(figure, 400)
 
 
 def highest(curves: tuple[CurveRecord, ...]) -> float:
     """Return the highest accuracy on any mean curve."""
     return max((max(curve.mean) for curve in curves), default=0.9)
+
+
+def bands(curves: list[tuple[CurveRecord, str, str]], axis: AccuracyAxis, target: float) -> Any:
+    """Return a figure of curves with their labels and colours, and the accuracy that steps are counted to."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for curve, label, colour in curves:
+        for trace in band(curve, label, axis, colour):
+            figure.add_trace(trace)
+    figure.update_xaxes(rangemode="tozero")
+    figure.add_hline(y=axis.height(target), line=DASHED)
+    return figure
 
 
 def band(curve: CurveRecord, label: str, axis: AccuracyAxis, colour: str) -> list[Any]:
@@ -701,63 +710,12 @@ def band(curve: CurveRecord, label: str, axis: AccuracyAxis, colour: str) -> lis
     return [shade, line]
 
 
-def add_target(figure: Any, height: float, **where: int) -> None:
-    """Draw the accuracy that steps are counted to."""
-    panel = {"row": 1, **where} if where else {}
-    figure.add_hline(y=height, line=DASHED, **panel)
-
-
-def only_first_in_legend(figure: Any) -> None:
-    """Keep one legend entry for each name, whichever panels it is in."""
-    seen = set()
-    for trace in figure.data:
-        if trace.showlegend is not False:
-            trace.showlegend = trace.name not in seen
-            seen.add(trace.name)
-
-
-def rates_figure(study: StudyRecord) -> Any:
-    """Return validation accuracy by learning rate: one panel per batch size, one line per norm."""
-    import plotly.graph_objects as go
-
-    figure, axis = panels(study), AccuracyAxis(study.data.validation)
-    style = looks(list(study.norms))
-    searches = [found for found in study.searches if found.scheme == study.scheme]
-    for number, size in enumerate(sorted(study.batch_sizes)):
-        for found in (found for found in searches if found.batch_size == size):
-            colour, marker = style[found.norm]
-            chosen = [rate == found.chosen for rate in found.rates]
-            line = go.Scatter(
-                x=found.rates,
-                y=[axis.height(value) for value in found.validation],
-                mode="lines+markers",
-                name=html.escape(norm_label(found.norm)),
-                legendgroup=found.norm,
-                line={"color": colour, "width": 2},
-                marker={
-                    "color": colour,
-                    "symbol": [marker if best else f"{marker}-open" for best in chosen],
-                    "size": [14 if best else 7 for best in chosen],
-                },
-                customdata=[
-                    [rate_text(rate), percent(value), " (chosen)" if best else ""]
-                    for rate, value, best in zip(found.rates, found.validation, chosen, strict=True)
-                ],
-                hovertemplate="%{fullData.name}<br>learning rate %{customdata[0]}: %{customdata[1]}"
-                "%{customdata[2]}<extra></extra>",
-            )
-            figure.add_trace(line, **place(number))
-    figure.update_xaxes(title="learning rate", type="log", dtick=1, tickformat="~g")
-    best = max((max(found.validation) for found in searches), default=0.9)
-    figure.update_yaxes(axis.layout(0.0, axis.height(best)))
-    figure.update_yaxes(title="validation accuracy", col=1)
-    only_first_in_legend(figure)
-    return finished(figure, panels_height(study))
-
-
-FIGURES: dict[str, Callable[[StudyRecord], Any]] = {
-    "accuracy": accuracy_figure,
-    "rates": rates_figure,
-    "curves": curves_figure,
-    "inputs": inputs_figure,
-}
+def draw(study: StudyRecord) -> dict[str, Any]:
+    """Return every picture by the id of its place on the page."""
+    sizes = sorted(study.batch_sizes)
+    figures = {"accuracy": accuracy_figure(study)}
+    figures |= {f"rates-{size}": rates_figure(study, size) for size in sizes}
+    figures |= {f"curves-{size}": curves_figure(study, size) for size in sizes}
+    if study.inputs:
+        figures |= {"inputs-curves": inputs_curves_figure(study), "inputs": inputs_figure(study)}
+    return figures

@@ -97,14 +97,24 @@ def sentence(ranking: Ranking, where: str) -> str:
         words = f"{names[0]} does best {where}: {percents[0]}, {by(ranking.ahead[names[1]])} above {names[1]}"
     else:
         reach = percents[0] if len(set(percents)) == 1 else f"{percents[-1]} to {percents[0]}"
-        words = f"{where} the data do not decide between {listing(leaders)} ({reach})"
+        words = f"{where} the data do not decide between {together(leaders)} ({reach})"
         if len(behind) == 1:
             words += f"; {behind[0]} is {by(ranking.ahead[behind[0]])} below {names[0]}"
         elif behind:
-            words += f"; {listing(behind)} are clearly behind"
+            words += f"; {together(behind)} are clearly behind"
     if names and ranking.failed:
-        words += f"; {listing(ranking.failed)} failed or diverged"
+        words += f"; {together(ranking.failed)} failed or diverged"
     return f"{words[:1].upper()}{words[1:]}."
+
+
+def together(names: list[str]) -> str:
+    """Return names as a list, in which `batch norm and group norm` is `batch and group norm`."""
+    short: list[str] = []
+    for name, after in zip(names, [*names[1:], ""], strict=True):
+        kind = name.split(" ")[-1]
+        alike = len(name.split(" ")) == len(after.split(" ")) == 2 and after.endswith(f" {kind}")
+        short.append(name.removesuffix(f" {kind}") if alike else name)
+    return listing(short)
 
 
 def by(difference: Interval) -> str:
@@ -161,11 +171,11 @@ def rates_verdict(searches: Sequence[SearchRecord]) -> str:
                 widths.setdefault(width_text(found), []).append(_named(found.norm))
         (widest, best), *others = widths.items()
         words = (
-            f"At batch size {size}, {listing(best)} {'learns' if len(best) == 1 else 'learn'} well {widest}"
+            f"At batch size {size}, {together(best)} {'learns' if len(best) == 1 else 'learn'} well {widest}"
         )
         if others:
             narrowest, worst = others[-1]
-            words += f", {listing(worst)} {narrowest}"
+            words += f", {together(worst)} {narrowest}"
         sentences.append(f"{words}.")
     return " ".join(sentences)
 

@@ -9,12 +9,12 @@ import pytest
 from plotly.offline import get_plotlyjs
 
 from slabnorm.report.study import (
-    FIGURES,
     AccuracyAxis,
     DifferenceRecord,
     Interval,
     accuracy_figure,
     curves_figure,
+    draw,
     inputs_figure,
     looks,
     print_study,
@@ -169,16 +169,21 @@ def test_a_study_in_which_everything_failed_still_renders():
     assert "3 of 3 failed" in page
 
 
-@pytest.mark.parametrize("name", FIGURES)
-def test_a_norm_has_one_colour_in_every_picture(name):
-    figure = FIGURES[name](study())
+def test_a_norm_has_one_colour_in_every_picture():
+    figures = draw(study())
+    assert list(figures) == [
+        *("accuracy", "rates-2", "rates-16", "curves-2", "curves-16", "inputs-curves", "inputs")
+    ]
     colours = {}
-    for trace in figure.data:
-        if trace.line.color:
-            colours.setdefault(trace.name, set()).add(trace.line.color)
+    for trace in (trace for figure in figures.values() for trace in figure.data if trace.line.color):
+        colours.setdefault(trace.name, set()).add(trace.line.color)
     assert all(len(found) == 1 for found in colours.values())
-    if name != "inputs":
-        assert colours["batch norm"] == {looks(["none", "batch"])["batch"][0]}
+    assert colours["batch norm"] == {looks(["none", "batch"])["batch"][0]}
+
+
+def test_every_picture_has_its_place(plain):
+    places = {attributes.get("id") for tag, attributes in plain.tags if tag == "div"} - {None}
+    assert places == set(json.loads(plain.scripts[1])) == set(draw(study()))
 
 
 def test_colours_do_not_depend_on_what_else_is_compared():
@@ -199,13 +204,13 @@ def test_intervals_are_drawn_where_they_are():
 
 
 def test_legends_name_each_thing_once():
-    for figure in (curves_figure(study()), inputs_figure(study()), rates_figure(study())):
+    for figure in (curves_figure(study(), 2), inputs_figure(study()), rates_figure(study(), 2)):
         shown = [trace.name for trace in figure.data if trace.showlegend is not False]
         assert len(shown) == len(set(shown)) == 2
 
 
 def test_the_chosen_learning_rate_is_marked_where_it_lies():
-    figure = rates_figure(study())
+    figure = rates_figure(study(), 2)
     trace = next(t for t in figure.data if t.name == "batch norm")
     axis = AccuracyAxis(20)
     assert trace.x == (0.0015625, 0.00625, 0.025, 0.1)

@@ -42,15 +42,13 @@ def test_a_clear_winner_is_named_with_its_interval():
 
 def test_where_intervals_hold_zero_the_data_do_not_decide():
     words = say(batch=[0.9, 0.7, 0.8], group=[0.7, 0.9, 0.78])
-    assert words == (
-        "At batch size 16 the data do not decide between batch norm and group norm (79.3% to 80.0%)."
-    )
+    assert words == ("At batch size 16 the data do not decide between batch and group norm (79.3% to 80.0%).")
 
 
 def test_who_is_clearly_behind_is_said_beside_those_that_are_not_decided():
     near = {"batch": [0.95, 0.96, 0.95], "group": [0.958, 0.949, 0.95]}
     assert say(**near, none=[0.5, 0.51, 0.5]) == (
-        "At batch size 16 the data do not decide between batch norm and group norm (95.2% to 95.3%); "
+        "At batch size 16 the data do not decide between batch and group norm (95.2% to 95.3%); "
         "the network without a norm is 44.8 to 45.2 points below batch norm."
     )
     assert "layer norm and the network without a norm are clearly behind" in say(
@@ -81,7 +79,7 @@ def test_equal_numbers_give_no_winner_and_keep_the_order_given():
     values = [0.7, 0.8, 0.9]
     for first, second in permutations(("batch", "group")):
         words = say(**{first: values, second: values})
-        assert f"between {first} norm and {second} norm (80.0%)" in words
+        assert f"between {first} and {second} norm (80.0%)" in words
 
 
 def test_one_seed_decides_nothing():
