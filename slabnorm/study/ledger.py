@@ -152,4 +152,4 @@ def source_of(part: Any) -> str:
         return inspect.getsource(inspect.getmodule(part) or part)
     except (OSError, TypeError):
         code = getattr(part, "__code__", None)
-        return "" if code is None else marshal.dumps(code).hex()
+        return marshal.dumps(code).hex() if inspect.iscode(code) else ""
