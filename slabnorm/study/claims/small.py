@@ -21,7 +21,7 @@ FEW, MANY = 2, 32  # the ends of the group norm paper's curve, which are compare
 RATES, QUICK_RATES = (0.03, 0.1, 0.3), (0.1,)
 
 DESCRIPTIONS = {
-    "conv with head": "three convolutions and a hidden linear layer, each with a norm and ReLU; that of the "
+    "conv with head": "two convolutions and a hidden linear layer, each with a norm and ReLU; that of the "
     "linear layer has one value of a sample in each channel",
     "mlp": "four hidden layers, each with a norm and ReLU; a norm has one value of a sample in each channel",
 }
