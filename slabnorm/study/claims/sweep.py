@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from itertools import product
 
 from slabnorm.report.claims import SweepRecord
 from slabnorm.study.claims.claim import Material
@@ -46,14 +45,18 @@ def sweep(material: Material) -> tuple[SweepRecord, ...]:
     Args:
         material: the data, the first seed, and what trains.
     """
-    grid: tuple[tuple[float, ...], ...] = (BATCH_SIZES, RATES, DEPTHS, GAINS)
+    sizes: tuple[int, ...] = BATCH_SIZES
+    rates: tuple[float, ...] = RATES
+    gains: tuple[float, ...] = GAINS
     if material.quick:
-        grid = ((32,), RATES[1::2], DEPTHS, GAINS[:2])
+        sizes, rates, gains = (32,), RATES[1::2], GAINS[:2]
     trials = [
-        replace(
-            short(material, int(depth), norm, gain), batch_size=int(size), rate=rate, seed=material.seeds[0]
-        )
-        for norm, size, rate, depth, gain in product(NORMS, *grid)
+        replace(short(material, depth, norm, gain), batch_size=size, rate=rate, seed=material.seeds[0])
+        for norm in NORMS
+        for size in sizes
+        for rate in rates
+        for depth in DEPTHS
+        for gain in gains
     ]
     return tuple(map(record, trials, material.train(trials)))
 
