@@ -42,7 +42,7 @@ def measure(material: Material) -> Finding:
     return Finding(
         measured=f"From batches of {MANY} to batches of {FEW} the test error of batch norm changes by "
         f"{rises['batch'].mean * 100:+.1f} points, to {fmean(errors['batch'][FEW]):.1%}, and that of group "
-        f"norm by {rises['group'].mean * 100:+.1f}, to {fmean(errors['group'][FEW]):.1%}. "
+        f"norm by {rises['group'].mean * 100:+.1f}, to {fmean(errors['group'][FEW]):.1%}."
         + one_sample(runs)
         + (" A slab of one value is refused, with a StatisticsError." if refused else ""),
         tests=(
@@ -109,9 +109,9 @@ def one_sample(runs: Runs) -> str:
     if records is None:
         return ""
     if any(run.status == "refused" for run in records):
-        return "With one sample at a time batch norm does not train at all: it has a slab of one value."
+        return " With one sample at a time batch norm does not train at all: it has a slab of one value."
     error = 1 - fmean(run.accuracy for run in records)
-    return f"With one sample at a time batch norm is an instance norm in training, and errs on {error:.1%}."
+    return f" With one sample at a time batch norm is an instance norm in training, and errs on {error:.1%}."
 
 
 def alone() -> bool:
