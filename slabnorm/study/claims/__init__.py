@@ -30,7 +30,20 @@ from slabnorm.study.workers import do_all
 from slabnorm.text import did_you_mean, listing, printable
 
 # In the order in which one tells the story: inputs, the slab, training, modes, small batches, relatives.
-CLAIMS = ("unit", "faster")
+CLAIMS = (
+    "scale",
+    "saturate",
+    "explode",
+    "schemes",
+    "unit",
+    "undo",
+    "modes",
+    "running",
+    "channels",
+    "faster",
+    "style",
+    "family",
+)
 # Of larger data sets so many samples are taken: the claims are inequalities, which show with fewer than all.
 SAMPLES, QUICK_SAMPLES, HELD_OUT = 10_000, 1_000, 2_000
 LETTERS, QUICK_LETTERS, WINDOW = 200_000, 20_000, 48
