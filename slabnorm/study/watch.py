@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slabnorm.study.train import Training
+from slabnorm.study.watch_end import Fit, Forgotten
 
 PROBED = 256  # validation samples that are looked at
 
@@ -95,4 +96,9 @@ class Gradient:
         return [gradient.norm().item() for gradient in gradients]
 
 
-WATCHERS: dict[str, Callable[[], Watcher]] = {"drift": Drift, "gradient": Gradient}
+WATCHERS: dict[str, Callable[[], Watcher]] = {
+    "drift": Drift,
+    "gradient": Gradient,
+    "forgotten": Forgotten,
+    "fit": Fit,
+}
