@@ -23,7 +23,7 @@ DRAWS = 100  # batches of each size
 NEAR = 0.05  # of the slope from -1/2
 NORMS = {"batch": "batch norm", "layer": "layer norm"}
 # Batch sizes, and the learning rates around 0.1 per 128 samples at each (Goyal et al. 2017).
-RATES = {8: (0.003, 0.01, 0.03), 128: (0.03, 0.1, 0.3)}
+RATES = {8: (0.01, 0.03), 128: (0.1, 0.3)}
 
 
 def noise(z: Tensor, generator: torch.Generator) -> list[float]:

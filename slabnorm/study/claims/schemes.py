@@ -18,7 +18,7 @@ from slabnorm.study.claims.claim import (
 from slabnorm.study.claims.first_layer import SCHEMES
 from slabnorm.study.trials import Trial, TrialRecord, in_seeds
 
-RATES = (1e-4, 1e-3, 0.01, 0.03, 0.1, 0.3)
+RATES = (1e-4, 1e-3, 0.01, 0.03, 0.1, 0.3, 1.0)
 SHORT = 0.05  # counted are the steps to this much below the best scheme's accuracy at the end
 
 
