@@ -31,7 +31,6 @@ from slabnorm.study.claims.schemes import steps_to
 from slabnorm.study.claims.undo import undone
 from slabnorm.study.data import photos
 from slabnorm.study.models import NormFactory
-from slabnorm.study.train import accuracy
 from slabnorm.study.trials import Trial, TrialRecord, Trials
 from slabnorm.study.watch_end import MATES
 from tests.study.small import few_digits, table
@@ -76,7 +75,7 @@ class TestInputs:
         x = PHOTOS.x[few(PHOTOS, 20)].reshape(20, -1).astype(np.float64)
         weights = RULES[KAIMING](scale.UNITS, x.shape[1], seeded(3, 1)).numpy()
         z = scale.pre_activations(rows(PHOTOS, "raw", 20), RULES[KAIMING], 3)
-        np.testing.assert_allclose(z.numpy(), np.abs(x @ weights.T), rtol=1e-12)
+        np.testing.assert_allclose(z.numpy(), np.abs(x @ weights.T), atol=1e-9)
 
     @pytest.mark.parametrize(("rule", "variance"), [(KAIMING, 2 / 300), ("PyTorch's default", 1 / 900)])
     def test_rules_have_their_variance(self, rule, variance):
@@ -255,7 +254,7 @@ class TestChannels:
                 kinds.append(build(NormFactory("batch")))
         weights = [[m.weight for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)] for net in kinds]
         assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
-        assert accuracy(kinds[1], torch.randn(3, 1, 9, 7), torch.zeros(3)) <= 1
+        assert kinds[1].train()(torch.randn(3, 1, 9, 7, generator=seeded(0, 1))).shape == (3, 4)
 
     def test_verdict(self):
         def train(trials, better="conv"):
@@ -292,7 +291,7 @@ class TestTrained:
     def test_regularise(self):
         def train(trials, norm="batch"):
             small = [trial.norm == norm and trial.batch_size == 8 for trial in trials]
-            return [record(0.9, {"fit": [[], [0.92 if s else 0.95, 0.1, 0.9, 0.3]]}) for s in small]
+            return [record(0.9, {"fit": [[], [0.6 if s else 0.95, 0.1, 0.5, 0.3]]}) for s in small]
 
         assert decided("regularise", material(train=train)) == HOLDS
         assert decided("regularise", material(train=lambda t: train(t, "layer"))) == FAILS
