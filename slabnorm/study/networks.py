@@ -72,6 +72,37 @@ def conv_with_head(norm: Norm, channels: int, classes: int) -> nn.Module:
     return network
 
 
+class PerPixel(nn.Module):
+    """A norm of each pixel of each channel of an image by itself, as of the units of a perceptron.
+
+    Args:
+        norm: a function from a number of channels to a layer for (n, channels).
+        shape: the size of the images, (channels, height, width).
+    """
+
+    def __init__(self, norm: Norm, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.layer, self.shape = norm(math.prod(shape)), shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the images (n, c, h, w) with every pixel normalised over the batch."""
+        normed: Tensor = self.layer(x.flatten(1))
+        return normed.unflatten(1, self.shape)
+
+
+def conv_per_pixel(norm: Norm, shape: tuple[int, ...], classes: int) -> nn.Module:
+    """Return the network `conv` with the same weights, in which each pixel has statistics of its own.
+
+    Args:
+        norm: a function from a number of channels to a layer for (n, channels).
+        shape: the size of the images, (channels, height, width).
+        classes: the number of outputs.
+    """
+    sizes = [shape[1:], *[tuple(-(-size // 2) for size in shape[1:])] * 2]  # the pooling rounds up
+    places = iter(sizes)
+    return conv(lambda channels: PerPixel(norm, (channels, *next(places))), shape[0], classes)
+
+
 def mlp(
     norm: Norm,
     features: int,
