@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from slabnorm.mergeable_moments import Moments
     from slabnorm.nn import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm, SlabNorm
     from slabnorm.study import compare
+    from slabnorm.study.claims import claims
     from slabnorm.surgery.accelerate import accelerate, restore
 
 __all__ = [  # but SlabScaler, which needs scikit-learn: an import of * has to work without
@@ -38,6 +39,7 @@ __all__ = [  # but SlabScaler, which needs scikit-learn: an import of * has to w
     "ZScore",
     "accelerate",
     "audit",
+    "claims",
     "compare",
     "fit",
     "load",
@@ -57,6 +59,7 @@ _ROOMS = {
     "slabnorm.mergeable_moments": ("Moments",),
     "slabnorm.nn": ("BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm", "SlabNorm"),
     "slabnorm.study": ("compare",),
+    "slabnorm.study.claims": ("claims",),
     "slabnorm.surgery": ("accelerate", "restore"),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}

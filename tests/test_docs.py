@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 import shlex
 import tarfile
@@ -23,6 +24,7 @@ import slabnorm as sn
 from slabnorm.cli import app
 from slabnorm.study import read
 from slabnorm.study.data import from_arrays
+from tests.inputs.test_idx import idx
 
 ROOT = Path(sn.__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -122,6 +124,9 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for number in range(10):
         with tarfile.open(f"shards/train-{number:03}.tar", "w") as shard:
             shard.add(f"photos/train/{number}.png", f"{number}.png")
+    pixels = RNG.integers(0, 256, (40, 8, 8), np.uint8)
+    Path("train-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(pixels)))
+    Path("t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(pixels[:5])))
     np.savez("x.npz", x=RNG.normal(size=(240, 4)), y=np.arange(240) % 2)
     Path("mypackage").mkdir()
     Path("mypackage/__init__.py").touch()

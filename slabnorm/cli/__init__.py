@@ -12,6 +12,7 @@ from slabnorm import interrupt
 from slabnorm._version import __version__
 from slabnorm.cli.apply import apply
 from slabnorm.cli.audit import audit
+from slabnorm.cli.claims import claims
 from slabnorm.cli.compare import compare
 from slabnorm.cli.export import export
 from slabnorm.cli.fit import fit, show
@@ -42,11 +43,11 @@ def common(
 ) -> None:
     """Fit, check, apply and export the input statistics of a data set, and compare norm layers.
 
-    Begin with `slabnorm fit train.npy --split train`, or with `slabnorm compare`.
+    Begin with `slabnorm fit train.npy --split train`, with `slabnorm compare`, or with `slabnorm claims`.
     """
 
 
-for command in (fit, show, audit, apply, export, compare):
+for command in (fit, show, audit, apply, export, compare, claims):
     app.command()(as_command(command))
 
 

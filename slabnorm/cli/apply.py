@@ -12,7 +12,7 @@ from slabnorm.cli.shell import error_console, progress_bar, shown, tab
 
 def apply(
     artifact: Annotated[Path, typer.Argument(help="A file that `slabnorm fit` wrote.")],
-    data: Annotated[str, typer.Argument(help="The data: a .npy, .npz, .parquet, .csv or Zarr file.")],
+    data: Annotated[str, typer.Argument(help="The data: a .npy, .npz, IDX, .parquet, .csv or Zarr file.")],
     out: Annotated[
         str, typer.Option(metavar="PATH", help="The file to write: .npy, .zarr, .parquet or .csv.")
     ],

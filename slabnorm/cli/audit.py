@@ -21,7 +21,10 @@ def audit(
     ] = None,
     key: Annotated[
         str | None,
-        typer.Option(help="The name of the array in a .npz file or a Zarr group.", show_default="x"),
+        typer.Option(
+            help="The name of the array in a .npz file or a Zarr group, or of the IDX file in a folder.",
+            show_default="x, and of IDX files train",
+        ),
     ] = None,
     missing_chunks: Annotated[
         str,

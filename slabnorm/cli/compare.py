@@ -16,7 +16,8 @@ def compare(
     data: Annotated[
         str,
         typer.Option(
-            help="digits, a .npz file with the arrays x and y, or a folder with a folder per class."
+            help="digits, photos, fashion-mnist, a .npz file with the arrays x and y, a folder with a folder "
+            "of images per class, or a folder with the four IDX files of MNIST and its like."
         ),
     ] = "digits",
     model: Annotated[

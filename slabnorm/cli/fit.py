@@ -22,8 +22,8 @@ def fit(
     data: Annotated[
         str,
         typer.Argument(
-            help="A file or a folder of training samples: .npy, .npz, Zarr, Parquet, Arrow, CSV, images, or "
-            "tars of images. Also a glob in quotes, or a URL."
+            help="A file or a folder of training samples: .npy, .npz, IDX (MNIST's), Zarr, Parquet, Arrow, "
+            "CSV, images, or tars of images. Also a glob in quotes, or a URL."
         ),
     ],
     split: Annotated[
@@ -37,8 +37,8 @@ def fit(
     key: Annotated[
         str | None,
         typer.Option(
-            help="The name of the array in a .npz file or a Zarr group.",
-            show_default="x",
+            help="The name of the array in a .npz file or a Zarr group, or of the IDX file in a folder.",
+            show_default="x, and of IDX files train",
             rich_help_panel=DATA,
         ),
     ] = None,
@@ -146,10 +146,11 @@ def fit(
         from slabnorm.inputs import save
         from slabnorm.inputs.ledger import Ledger
         from slabnorm.inputs.outputs import check_outputs
+        from slabnorm.inputs.sources.open import is_read_once
 
         sizes: dict[str, Any] = dict(whole_sizes(size or []))
         target = output_path(out)
-        ledger = None if data.lower().endswith(".npz") else Path(f"{target}.ledger")
+        ledger = None if is_read_once(data, key) else Path(f"{target}.ledger")
         written = [target, *(Ledger.files(ledger) if ledger else ())]
         check_outputs(written, [data, weights] if _is_file(weights) else [data])
         with keeps(ledger, "what has been counted"):

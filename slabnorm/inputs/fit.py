@@ -69,6 +69,8 @@ def fit(
         source: Which data. Where the samples come from; the first axis counts samples. One of:
             an array or tensor, or what can be sliced like one (a memory map, an HDF5 data set);
             the path of a `.npy` or `.npz` file;
+            an IDX file such as `train-images-idx3-ubyte.gz`, of MNIST and its like, or a folder of them, of
+            which the training images are read;
             the path or URL of a Zarr array, or of a group together with `key`, or one that is open already;
             the path, folder, glob or URL of a table: Parquet, Arrow IPC, CSV (`slabnorm[tables]`);
             a pandas or polars DataFrame, or a pyarrow Table or RecordBatch, whose columns keep their names;
@@ -88,7 +90,8 @@ def fit(
         split: Which data, continued. The name of the split that the samples come from, such as "train".
             Required.
         leak: True takes statistics from held-out data on purpose, with a warning.
-        key: The name of x among the entries of a dict, or the arrays of an npz file or a Zarr group.
+        key: The name of x among the entries of a dict, or the arrays of an npz file or a Zarr group; of a
+            folder of IDX files the one to read, such as "t10k".
         columns: The names of the columns of a table to fit; by default all that hold numbers. A column of
             lists of numbers, all of one length, becomes the features `name[0]`, `name[1]`, ...
         convert: The mode to which images are converted: "RGB", "L" or "RGBA". Without it, all images must

@@ -23,7 +23,8 @@ from slabnorm.text import printable
 
 _VALIDATION = ("validation", "validate", "valid", "val", "dev", "devel", "development")
 _TEST = ("test", "tests", "testing", "eval", "evaluate", "evaluation", "predict", "prediction")
-HELD_OUT = frozenset((*_VALIDATION, *_TEST, "holdout", "heldout", "unseen"))
+_MNIST = "t10k"  # its 10,000 test images, and those of its like
+HELD_OUT = frozenset((*_VALIDATION, *_TEST, _MNIST, "holdout", "heldout", "unseen"))
 # A split that holds all samples holds the test split too. In the name of a file these words say nothing.
 EVERYTHING = frozenset(("all", "full", "whole", "everything"))
 # Programs are developed and tested in such folders: their names count only for data directly in them.
@@ -93,6 +94,15 @@ def held_out(text: str) -> str:
     ('test', 'holdout', 'trainval', '')
     """
     return _first(_words(text), _IN_DATA)
+
+
+def says_train(text: str) -> bool:
+    """Whether a word of a text says that it is training data.
+
+    >>> says_train("train-images"), says_train("strain")
+    (True, False)
+    """
+    return any(map(_SAYS_TRAIN.fullmatch, _words(text)))
 
 
 def path_hints(paths: Iterable[str | os.PathLike[str]], base: str = "") -> tuple[Hint, ...]:
@@ -211,4 +221,5 @@ def _first(words: list[str], reader: re.Pattern[str]) -> str:
 
 def _words(text: str) -> list[str]:
     """Return the words of a name in lower case, cut at everything but letters, and as in camelCase."""
-    return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_a-zA-Z]+", text)]
+    words = r"[tT]10[kK](?![a-zA-Z])|[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_a-zA-Z]+"  # "t10k" is one, too
+    return [word.lower() for word in re.findall(words, text)]

@@ -7,11 +7,29 @@ number that does not exist is None, never NaN.
 
 from __future__ import annotations
 
+import html
+from collections import Counter
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from slabnorm.report.study import DataRecord, Interval
+from slabnorm.report.page import (
+    DASHED,
+    HUES,
+    MARKERS,
+    check_packages,
+    faint,
+    finished,
+    only_first_in_legend,
+    render,
+)
+from slabnorm.report.study import DataRecord, Interval, counted
+from slabnorm.report.wording import minus
+from slabnorm.text import printable
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+TIMES = "\N{MULTIPLICATION SIGN}"
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold here", "undecided"
 
 
@@ -72,31 +90,40 @@ class Number:
 
 @dataclass(frozen=True)
 class Test:
-    """One inequality that the claim stands or falls with: `value > bound`.
+    """One inequality that the claim stands or falls with: `value > bound`, or `value < bound`.
 
     Args:
-        what: the inequality in words.
-        value: what was measured, with its interval over seeds.
-        bound: what it must exceed.
+        what: what was measured, in words.
+        value: the value, with its interval over seeds.
+        bound: what it must exceed, or stay below.
         unit: as in Number.
+        below: whether it must stay below.
     """
 
     what: str
     value: Interval
     bound: float
     unit: str = ""
+    below: bool = False
 
     @property
     def verdict(self) -> str:
-        """HOLDS if the whole interval lies above the bound, FAILS if it lies below, and else UNDECIDED.
+        """HOLDS if the whole interval lies on the right side, FAILS if on the wrong one, or else UNDECIDED.
 
         One exact value has an interval without width, low = mean = high.
         """
         if self.value.low is None or self.value.high is None:
             return UNDECIDED
-        if self.value.low > self.bound:
-            return HOLDS
-        return FAILS if self.value.high <= self.bound else UNDECIDED
+        if self.below:
+            right, wrong = self.value.high < self.bound, self.value.low >= self.bound
+        else:
+            right, wrong = self.value.low > self.bound, self.value.high <= self.bound
+        return HOLDS if right else FAILS if wrong else UNDECIDED
+
+    @property
+    def side(self) -> str:
+        """What the value must be, as `> 2.0`."""
+        return f"{'<' if self.below else '>'} {number_text(self.bound, self.unit)}"
 
 
 @dataclass(frozen=True)
@@ -181,3 +208,218 @@ class ClaimsRecord:
     def as_dict(self) -> dict[str, Any]:
         """Return the whole record as dicts, lists, text and numbers, ready for `json.dumps`."""
         return asdict(self)
+
+
+# Numbers in words.
+
+
+def number_text(value: float, unit: str = "") -> str:
+    """Return a number with three digits and its unit: `97.4%`, `3.21×`, `1.2e-09`, `120 steps`."""
+    if unit == "%":
+        return minus(f"{100 * value:.1f}%")
+    text = f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:#.3g}".rstrip(".")
+    if "e" not in text and "." in text and value == int(value):
+        text = text.rstrip("0").rstrip(".")
+    return minus(text + {"x": TIMES, "": ""}.get(unit, f" {unit}"))
+
+
+def value_text(value: Interval, unit: str = "") -> str:
+    """Return a number with its 95% interval where it has one of some width: `3.2× [2.9×, 3.5×]`."""
+    mean = number_text(value.mean, unit)
+    if value.low is None or value.high is None or value.low == value.high:
+        return mean
+    return f"{mean} [{number_text(value.low, unit)}, {number_text(value.high, unit)}]"
+
+
+def tally(claims: ClaimsRecord) -> str:
+    """Return how many claims hold, how many do not, and how many are undecided, as a sentence."""
+    counts = Counter(claim.verdict for claim in claims.claims)
+    parts = []
+    for verdict, one, many in (
+        (HOLDS, "holds", "hold"),
+        (FAILS, "does not hold here", "do not hold here"),
+        (UNDECIDED, "is undecided", "are undecided"),
+    ):
+        if counts[verdict]:
+            parts.append(f"{counts[verdict]} {one if counts[verdict] == 1 else many}")
+    return f"{counted(len(claims.claims), 'claim')} on {claims.data.name}: {', '.join(parts)}."
+
+
+# In a terminal.
+
+COLOURS = {HOLDS: "green", FAILS: "red", UNDECIDED: "yellow"}
+
+
+def print_claims(claims: ClaimsRecord, console: Console) -> None:
+    """Print each claim with its verdict and what was measured."""
+    from rich.text import Text
+
+    from slabnorm.report.terminal import Column, Row, print_rows, print_text
+
+    rows = []
+    for claim in claims.claims:
+        said = Text(f"{printable(claim.claim, 2000)}\n")
+        said.append(printable(claim.measured, 2000), style="dim")
+        rows += [Row([claim.id, Text(claim.verdict, style=COLOURS[claim.verdict]), said]), Row()]
+    print_rows(console, [Column("claim", "name"), Column("verdict", "name"), Column("", "sentence")], rows)
+    print_text(console, tally(claims), "bold")
+    for note in claims.notes:
+        print_text(console, f"• {printable(note, 2000)}", "yellow")
+
+
+def print_claim(claim: ClaimRecord, console: Console) -> None:
+    """Print all about one claim: the question, what was measured, why, and the code that ran."""
+    from rich.text import Text
+
+    from slabnorm.report.terminal import Column, Row, print_rows, print_text
+
+    print_text(console, printable(claim.claim, 2000), "bold")
+    print_text(console, printable(claim.question, 2000))
+    console.print()
+    verdict = Text(f"{claim.verdict}: ", style=f"bold {COLOURS[claim.verdict]}")
+    verdict.append(printable(claim.measured, 2000), style="not bold default")
+    print_text(console, verdict)
+    console.print()
+    columns = [Column("measured", "sentence"), Column("value"), Column("must be"), Column("verdict", "name")]
+    tests = [Row([t.what, value_text(t.value, t.unit), t.side, t.verdict]) for t in claim.tests]
+    numbers = [Row([n.what, value_text(n.value, n.unit), "", ""]) for n in claim.numbers]
+    print_rows(console, columns, [*tests, *numbers])
+    console.print()
+    print_text(console, printable(claim.explanation, 2000))
+    print_text(console, f"Source: {claim.source}", "dim")
+    console.print("\nThe code that ran:\n", style="dim")
+    console.print(Text(claim.code.rstrip()), soft_wrap=True)
+    console.print("\nTo try yourself:\n", style="dim")
+    console.print(Text(claim.example.rstrip()), soft_wrap=True)
+    console.print()
+
+
+# As a page.
+
+
+def render_claims(claims: ClaimsRecord) -> str:
+    """Return the report of claims as HTML: a card for each.
+
+    Raises:
+        ExtraError: the extra `slabnorm[study]` is not installed.
+    """
+    check_packages()
+    figures = {
+        f"{claim.id}-{number}": figure_of(picture)
+        for claim in claims.claims
+        for number, picture in enumerate(claim.pictures)
+    }
+    return render(
+        "claims.html.jinja",
+        figures,
+        claims.as_dict(),
+        claims=claims,
+        tally=tally(claims),
+        counted=counted,
+        lines=str.splitlines,
+        value_text=value_text,
+        number_text=number_text,
+        slugs={HOLDS: "holds", FAILS: "fails", UNDECIDED: "undecided"},
+    )
+
+
+def figure_of(picture: Picture) -> Any:
+    """Return a picture as a figure of Plotly."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for number, series in enumerate(picture.series):
+        draw = {"lines": add_line, "points": add_points, "bars": add_bars}[picture.kind]
+        draw(figure, series, HUES[number % len(HUES)], MARKERS[number % len(MARKERS)])
+    for label, height in picture.marks:
+        figure.add_hline(y=height, line=DASHED, annotation_text=html.escape(label))
+    figure.update_xaxes(title=html.escape(picture.x), type="log" if "x" in picture.log else None)
+    figure.update_yaxes(title=html.escape(picture.y), type="log" if "y" in picture.log else None)
+    if "x" in picture.log:
+        figure.update_xaxes(dtick=1)
+    if "y" in picture.log:
+        figure.update_yaxes(dtick=1 if decades(picture) < 8 else None, exponentformat="power")
+    figure.update_layout(barmode="group", showlegend=len(picture.series) > 1)
+    only_first_in_legend(figure)
+    return finished(figure, 380)
+
+
+def decades(picture: Picture) -> float:
+    """Return over how many powers of ten the values of a picture reach."""
+    from math import log10
+
+    known = [y for series in picture.series for y in series.y if y is not None and y > 0]
+    return log10(max(known) / min(known)) if known else 0.0
+
+
+def add_line(figure: Any, series: Series, colour: str, marker: str) -> None:
+    """Add a line, on a band from low to high if there is one."""
+    import plotly.graph_objects as go
+
+    name = html.escape(series.name)
+    if series.low and series.high:
+        known = [
+            i
+            for i, (low, high) in enumerate(zip(series.low, series.high, strict=True))
+            if None not in (low, high)
+        ]
+        around = known + known[::-1]
+        edge = [series.high[i] for i in known] + [series.low[i] for i in known[::-1]]
+        figure.add_trace(
+            go.Scatter(
+                x=[series.x[i] for i in around],
+                y=edge,
+                mode="lines",
+                fill="toself",
+                fillcolor=faint(colour),
+                line={"width": 0},
+                hoverinfo="skip",
+                showlegend=False,
+                legendgroup=name,
+            )
+        )
+    few = len(series.x) <= 25
+    figure.add_trace(
+        go.Scatter(
+            x=list(series.x),
+            y=list(series.y),
+            mode="lines+markers" if few else "lines",
+            name=name,
+            legendgroup=name,
+            line={"color": colour, "width": 2},
+            marker={"symbol": marker, "size": 8},
+        )
+    )
+
+
+def add_points(figure: Any, series: Series, colour: str, marker: str) -> None:
+    """Add points."""
+    import plotly.graph_objects as go
+
+    figure.add_trace(
+        go.Scatter(
+            x=list(series.x),
+            y=list(series.y),
+            mode="markers",
+            name=html.escape(series.name),
+            marker={"symbol": marker, "size": 8, "color": colour},
+        )
+    )
+
+
+def add_bars(figure: Any, series: Series, colour: str, marker: str) -> None:
+    """Add bars, with an error bar from low to high if there is one."""
+    import plotly.graph_objects as go
+
+    error = None
+    if series.low and series.high:
+        ends = list(zip(series.y, series.low, series.high, strict=True))
+        error = {
+            "type": "data",
+            "array": [None if y is None or high is None else high - y for y, _, high in ends],
+            "arrayminus": [None if y is None or low is None else y - low for y, low, _ in ends],
+        }
+    names = [html.escape(x) if isinstance(x, str) else x for x in series.x]
+    figure.add_trace(
+        go.Bar(x=names, y=list(series.y), name=html.escape(series.name), marker_color=colour, error_y=error)
+    )

@@ -67,8 +67,10 @@ def compare(
             function without an argument that returns one, whose norm layers (of torch.nn or slabnorm) are
             exchanged for each norm. Of a network every run gets a copy, with weights that are drawn anew for
             each seed if all of its layers have `reset_parameters()`.
-        data: "digits", a pair (x, y), an `.npz` file with the arrays x and y, or a folder with one folder of
-            images for each class.
+        data: "digits", "photos" (patches of two photographs) or "fashion-mnist" (`apt install
+            dataset-fashion-mnist`); a pair (x, y); an `.npz` file with the arrays x and y; a folder with one
+            folder of images for each class; a folder with the four IDX files of MNIST and its like, whose
+            test split is kept; or a torch `Dataset` with a length, of items (x, y).
         norms: "none", "batch", "layer", "instance", "group", or patterns such as "n c ... -> n c"; and "dyt"
             (dynamic tanh) and "derf" (dynamic erf), which take the place of a norm.
         batch_sizes: the numbers of samples per step. None may be larger than the training split, 60% of the

@@ -1,20 +1,25 @@
-"""A labelled data set in memory, checked, and its stratified split."""
+"""A labelled data set in memory, checked, its stratified split, and the two that scikit-learn brings."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from slabnorm.errors import DataError
+from slabnorm.errors import DataError, OptionError
 from slabnorm.text import printable
 
 SPLIT_SEED = 0
 SHARES = (0.6, 0.2, 0.2)
+VALIDATION_SHARE = 1 / 6  # of the training samples, where a test split is given: 10,000 of MNIST's 60,000
 SMALLEST_CLASS = 5
+PATCH = 28  # pixels along each side of what the photographs are cut into
+STRIPS = (14, 4, 4)  # columns of patches for training, validation and test, from left to right
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,8 @@ class Dataset:
         axes: how the axes of the source were read, one sentence.
         notes: what was left out or converted on the way.
         value_range: the smallest and largest value there can be, where that is known beforehand.
+        given_split: the split that comes with the data; without it one is drawn.
+        split_by: how the given split was made, one sentence.
     """
 
     x: NDArray[Any]
@@ -47,6 +54,11 @@ class Dataset:
     axes: str
     notes: tuple[str, ...] = ()
     value_range: tuple[float, float] | None = None
+    given_split: Split | None = None
+    split_by: str = (
+        f"{SHARES[0]:.0%} training, {SHARES[1]:.0%} validation and {SHARES[2]:.0%} test samples, "
+        f"stratified by class with seed {SPLIT_SEED}"
+    )
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
@@ -60,7 +72,9 @@ class Dataset:
 
     @cached_property
     def split(self) -> Split:
-        """60 % train, 20 % validation and 20 % test, stratified by class, from a fixed seed."""
+        """That of the data; else 60 % train, 20 % validation and 20 % test, by class, from a fixed seed."""
+        if self.given_split is not None:
+            return self.given_split
         from sklearn.model_selection import train_test_split
 
         every = np.arange(len(self.y))
@@ -74,6 +88,61 @@ class Dataset:
             random_state=SPLIT_SEED,
         )
         return Split(train, validation, test)
+
+    def subset(self, samples: int, held_out: int | None = None, seed: int = SPLIT_SEED) -> Dataset:
+        """Return the same data with fewer samples, chosen at random from each class by its share.
+
+        Of one seed, a smaller subset is part of a larger one.
+
+        Args:
+            samples: the largest number of training samples.
+            held_out: the largest number of validation samples, and of test samples; by default the same.
+            seed: of the choice.
+
+        Raises:
+            OptionError: no integers, or fewer than one sample per class.
+
+        >>> from slabnorm.study.data import digits
+        >>> few = digits().subset(100, 50)
+        >>> [len(part) for part in (few.split.train, few.split.validation, few.split.test)]
+        [100, 50, 50]
+        """
+        wanted = (samples, samples if held_out is None else held_out)
+        for number in wanted:
+            if not isinstance(number, Integral) or isinstance(number, bool) or number < len(self.classes):
+                problem = "The samples of a subset must be an integer, one for each class or more"
+                raise OptionError(problem, f"{printable(repr(number))}, {len(self.classes)} classes")
+        train = stratified(self.split.train, self.y, wanted[0], seed)
+        validation, test = (
+            stratified(part, self.y, wanted[1], seed) for part in (self.split.validation, self.split.test)
+        )
+        chosen = np.concatenate((train, validation, test))
+        ends = np.cumsum([len(train), len(validation)])
+        parts = Split(*np.split(np.arange(len(chosen)), ends))
+        kept = f"of which {len(train)}, {len(validation)} and {len(test)} were drawn with seed {seed}"
+        return replace(
+            self,
+            x=self.x[chosen],
+            y=self.y[chosen],
+            given_split=parts,
+            split_by=f"{self.split_by}; {kept}" if len(chosen) < len(self.y) else self.split_by,
+        )
+
+
+def stratified(numbers: NDArray[Any], y: NDArray[Any], count: int, seed: int) -> NDArray[np.int64]:
+    """Return at most `count` of these sample numbers, drawn so that each class keeps its share.
+
+    Every class is shuffled, and the sample in place i of n gets the rank (i + 1/2) / n. Those of the lowest
+    ranks are taken, so that fewer samples are part of more.
+    """
+    shuffled = np.random.default_rng(seed).permutation(numbers)
+    ranks = np.empty(len(shuffled))
+    for label in np.unique(y[shuffled]):
+        of_class = y[shuffled] == label
+        size = int(of_class.sum())
+        ranks[of_class] = (np.arange(size) + 0.5) / size
+    chosen = shuffled[np.argsort(ranks, kind="stable")[:count]]
+    return np.sort(chosen).astype(np.int64)
 
 
 def from_arrays(x: Any, y: Any, name: str = "arrays", notes: tuple[str, ...] = ()) -> Dataset:
@@ -100,6 +169,44 @@ def from_arrays(x: Any, y: Any, name: str = "arrays", notes: tuple[str, ...] = (
     check_classes(values, np.bincount(numbers), name)
     classes = tuple(printable(value.item()) for value in values)
     return Dataset(x, numbers.astype(np.int64), classes, printable(name), axes, notes)
+
+
+def from_splits(
+    train: tuple[Any, Any], test: tuple[Any, Any], name: str, notes: tuple[str, ...] = ()
+) -> Dataset:
+    """Return a checked data set whose test split is given; validation is taken out of the training samples.
+
+    Args:
+        train: x and y, as of `from_arrays`.
+        test: the same.
+        name: what to call the data set.
+        notes: what was left out or converted on the way.
+
+    Raises:
+        DataError: as of `from_arrays`; or the samples of the two differ in shape or dtype, or too few of a
+            class are training samples.
+    """
+    parts = [(as_array(x, "x", name), as_array(y, "y", name)) for x, y in (train, test)]
+    for (x, y), part in zip(parts, ("training", "test"), strict=True):
+        check_kinds(x, y, f"the {part} data of {name}")
+    kinds = [f"{x.dtype} of shape {x.shape[1:]}, labels {y.dtype}" for x, y in parts]
+    if kinds[0] != kinds[1]:
+        problem = f"Training and test samples of different kinds: {printable(name)}"
+        raise DataError(problem, f"{kinds[0]}, and {kinds[1]}", "convert them to one shape and dtype")
+    x, y = (np.concatenate(both) for both in zip(*parts, strict=True))
+    data = from_arrays(x, y, name, notes)
+    count = len(parts[0][1])
+    counts = np.bincount(data.y[:count], minlength=len(data.classes))
+    check_classes(np.array(data.classes), counts, f"the training data of {name}")
+    validation = stratified(np.arange(count), data.y, round(count * VALIDATION_SHARE), SPLIT_SEED)
+    training = np.setdiff1d(np.arange(count), validation)
+    split = Split(training, validation, np.arange(count, len(data.y)))
+    share = f"1/{round(1 / VALIDATION_SHARE)}"
+    by = (
+        f"the test samples that come with the data; {share} of its training samples for validation, "
+        f"stratified by class with seed {SPLIT_SEED}"
+    )
+    return replace(data, given_split=split, split_by=by)
 
 
 def as_array(values: Any, which: str, name: str) -> NDArray[Any]:
@@ -203,3 +310,33 @@ def digits() -> Dataset:
     bunch = load_digits()
     data = from_arrays(bunch.images, bunch.target, "scikit-learn digits")
     return replace(data, value_range=(0.0, 16.0))
+
+
+def photos() -> Dataset:
+    """Return grey patches of scikit-learn's two photographs, 28x28, 0 to 255; each photograph is a class.
+
+    The patches do not overlap. They are split by strips of each photograph, from left to right, so that only
+    patches on either side of two lines are neighbours in different splits: at random, most of a test patch's
+    neighbours would be training samples.
+    """
+    from sklearn.datasets import load_sample_images
+
+    bunch = load_sample_images()
+    height, width = (size // PATCH for size in bunch.images[0].shape[:2])
+    patches = []
+    for photo in bunch.images:
+        # The brightness of ITU-R BT.601, as Pillow rounds it.
+        grey = (photo.astype(np.int64) @ np.array([19595, 38470, 7471]) + (1 << 15)) >> 16
+        cut = grey[: height * PATCH, : width * PATCH].astype(np.uint8)
+        patches.append(cut.reshape(height, PATCH, width, PATCH).swapaxes(1, 2))
+    x = np.stack(patches)  # (photograph, row, column, height, width)
+    photograph, _, column = np.indices(x.shape[:3]).reshape(3, -1)
+    data = from_arrays(x.reshape(-1, PATCH, PATCH), photograph, "scikit-learn photographs")
+    strip = np.searchsorted(np.cumsum(STRIPS), column, side="right")
+    names = tuple(printable(os.path.splitext(os.path.basename(path))[0]) for path in bunch.filenames)
+    by = (
+        f"columns of patches, from the left {STRIPS[0]} for training, then {STRIPS[1]} for validation and "
+        f"{STRIPS[2]} for test"
+    )
+    split = Split(*(np.flatnonzero(strip == part) for part in range(3)))
+    return replace(data, classes=names, given_split=split, split_by=by)

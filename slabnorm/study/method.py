@@ -24,7 +24,7 @@ def describe(options: Options, data: Dataset, processes: int) -> tuple[tuple[str
         *training(options, data),
         *measures(options, data, processes),
         ("Versions", versions()),
-        ("Machine", f"{platform.machine()}, {platform.system()}, {os.cpu_count()} cores, CPU only"),
+        ("Machine", machine()),
         ("Date", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")),
     )
 
@@ -107,6 +107,11 @@ def measures(options: Options, data: Dataset, processes: int) -> tuple[tuple[str
             f"norms are compared on {scheme_label(options.scheme)} inputs.",
         ),
     )
+
+
+def machine() -> str:
+    """Return what the numbers were measured on."""
+    return f"{platform.machine()}, {platform.system()}, {os.cpu_count()} cores, CPU only"
 
 
 def versions() -> str:

@@ -38,6 +38,33 @@ def conv(norm: Norm, channels: int, classes: int) -> nn.Module:
     )
 
 
+def deep_conv(norm: Norm, channels: int, classes: int) -> nn.Module:
+    """Return a network of four 3x3 convolutions, of which the last two see 2x2 positions.
+
+    As in the networks that group norm was proposed for, the late norm layers have few positions to a channel.
+
+    Args:
+        norm: a function from a number of channels to a layer.
+        channels: the number of channels of the input, (n, channels, height, width).
+        classes: the number of outputs.
+    """
+
+    def block(inputs: int, outputs: int) -> list[nn.Module]:
+        return [nn.Conv2d(inputs, outputs, 3, padding=1), norm(outputs), nn.ReLU()]
+
+    return nn.Sequential(
+        *block(channels, 16),
+        nn.MaxPool2d(2, ceil_mode=True),
+        *block(16, 32),
+        nn.AdaptiveAvgPool2d(2),
+        *block(32, 32),
+        *block(32, 32),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(32, classes),
+    )
+
+
 def mlp(
     norm: Norm,
     features: int,

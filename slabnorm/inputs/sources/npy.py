@@ -50,7 +50,9 @@ CheckDtype = Callable[[np.dtype, str], None]  # raises DataError for a dtype tha
 
 
 @dataclass(frozen=True)
-class _Header:
+class Header:
+    """What the header of a file says of the array behind it."""
+
     shape: tuple[int, ...]
     fortran: bool
     dtype: np.dtype
@@ -80,7 +82,7 @@ class NpyShard(Shard):
 
     path: Path = Path()
     start: int = 0
-    header: _Header | None = None
+    header: Header | None = None
 
     def blocks(self) -> Iterator[np.ndarray]:
         """Yield a few rows at a time."""
@@ -88,19 +90,19 @@ class NpyShard(Shard):
         assert header is not None
         try:
             with open(self.path, "rb") as file:
-                _check_size(header, self.path.stat().st_size - self.start, self.name)
+                check_size(header, self.path.stat().st_size - self.start, self.name)
                 if not header.fortran:
                     file.seek(self.start)
-                    yield from _read_rows(file, header, self.name, self.first, self.last)
+                    yield from read_rows(file, header, self.name, self.first, self.last)
                     return
             shape, start = header.shape, self.start
             yield np.memmap(self.path, header.dtype, "r", start, shape, "F")[self.first : self.last]
         except OSError as error:
-            raise _unreadable(self.name, error) from error
+            raise unreadable(self.name, error) from error
 
 
 class NpySource(Source):
-    """One `.npy` file."""
+    """One `.npy` file, or one of another format that is a header and then the values."""
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
@@ -131,16 +133,19 @@ class NpySource(Source):
             for number, (first, last) in enumerate(shard_rows(header.shape, self.chunk_values))
         ]
 
-    def _read_start(self) -> tuple[_Header, int, str]:
+    def _read_header(self, file: IO[bytes], name: str) -> Header:
+        return _read_npy_header(file, name)
+
+    def _read_start(self) -> tuple[Header, int, str]:
         """Return the header, where the values begin, and the file's mark."""
         try:
             with open(self._path, "rb") as file:
-                header = _read_header(file, self.name)
+                header = self._read_header(file, self.name)
                 start = file.tell()
-                _check_size(header, self._path.stat().st_size - start, self.name)
+                check_size(header, self._path.stat().st_size - start, self.name)
                 return header, start, file_mark(self._path)
         except OSError as error:
-            raise _unreadable(self.name, error) from error
+            raise unreadable(self.name, error) from error
 
 
 def read_npy(path: Path) -> np.ndarray:
@@ -187,7 +192,7 @@ class NpzSource(Stream):
                 if header.fortran:
                     yield _read_whole(file, header, self.name)
                 else:
-                    yield from _read_rows(file, header, self.name, 0, header.shape[0])
+                    yield from read_rows(file, header, self.name, 0, header.shape[0])
             with _zip_errors(str(self._path)):
                 _check_others(archive, f"{self._key}.npy")
 
@@ -248,7 +253,7 @@ def _read_member(archive: zipfile.ZipFile, key: str, name: str, check: CheckDtyp
         header = _member_header(archive, member, key, name, check)
         if header.fortran:
             return _read_whole(member, header, name)
-        return np.concatenate([*_read_rows(member, header, name, 0, header.shape[0])])
+        return np.concatenate([*read_rows(member, header, name, 0, header.shape[0])])
 
 
 def check_members(archive: zipfile.ZipFile, name: str) -> list[str]:
@@ -296,7 +301,7 @@ def _zip_errors(name: str) -> Iterator[None]:
             f"Not enough memory to read {name}", fix="fit a part of it, or save it as .npy"
         ) from error
     except OSError as error:
-        raise _unreadable(name, error) from error
+        raise unreadable(name, error) from error
     # BadZipFile, EOFError, NotImplementedError, UnicodeDecodeError, zlib.error, ...
     except Exception as error:
         raise DataError(
@@ -304,7 +309,7 @@ def _zip_errors(name: str) -> Iterator[None]:
         ) from error
 
 
-def _read_header(file: IO[bytes], name: str, check: CheckDtype = check_dtype) -> _Header:
+def _read_npy_header(file: IO[bytes], name: str, check: CheckDtype = check_dtype) -> Header:
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     # Read exactly the header, as a member of an archive is read once, from its start.
     start = file.read(8)
@@ -318,7 +323,7 @@ def _read_header(file: IO[bytes], name: str, check: CheckDtype = check_dtype) ->
             raise ValueError(f"format version {version[0]}.{version[1]}")
         if length > _HEADER:
             raise ValueError(f"{length:,} bytes of text")
-        header = _Header(*readers[version](text))
+        header = Header(*readers[version](text))
     except _BROKEN as error:
         raise DataError(f"Damaged header: {name}", str(error), "write it again with numpy.save") from error
     check(header.dtype, name)
@@ -327,13 +332,13 @@ def _read_header(file: IO[bytes], name: str, check: CheckDtype = check_dtype) ->
 
 def _member_header(
     archive: zipfile.ZipFile, file: IO[bytes], key: str, name: str, check: CheckDtype = check_dtype
-) -> _Header:
-    header = _read_header(file, name, check)
-    _check_size(header, archive.getinfo(f"{key}.npy").file_size - file.tell(), name)
+) -> Header:
+    header = _read_npy_header(file, name, check)
+    check_size(header, archive.getinfo(f"{key}.npy").file_size - file.tell(), name)
     return header
 
 
-def _check_size(header: _Header, held: int, name: str) -> None:
+def check_size(header: Header, held: int, name: str) -> None:
     """Raise DataError unless the shape is valid and the file has as many bytes as it says."""
     said = math.prod(header.shape) * header.dtype.itemsize
     if said != held and not any(size < 0 for size in header.shape):
@@ -351,7 +356,7 @@ def _check_size(header: _Header, held: int, name: str) -> None:
         )
 
 
-def _read_whole(file: IO[bytes], header: _Header, name: str) -> np.ndarray:
+def _read_whole(file: IO[bytes], header: Header, name: str) -> np.ndarray:
     """Return a whole array in Fortran order, as each of its rows is scattered over all of it."""
     size = header.sample_bytes * header.shape[0]
     if size > _WHOLE:
@@ -364,7 +369,12 @@ def _read_whole(file: IO[bytes], header: _Header, name: str) -> np.ndarray:
     return np.frombuffer(data, header.dtype).reshape(header.shape, order="F")
 
 
-def _read_rows(file: IO[bytes], header: _Header, name: str, first: int, last: int) -> Iterator[np.ndarray]:
+def read_rows(file: IO[bytes], header: Header, name: str, first: int, last: int) -> Iterator[np.ndarray]:
+    """Yield rows in C order, a few at a time, from a file that stands behind its header.
+
+    Raises:
+        DataError: the file ends before the last of them.
+    """
     row = header.sample_bytes
     rows = max(1, BLOCK_BYTES // row)
     if first:
@@ -388,5 +398,6 @@ def _read_exactly(file: IO[bytes], size: int, name: str, row: int) -> bytes:
     return data
 
 
-def _unreadable(name: str, error: OSError) -> DataError:
+def unreadable(name: str, error: OSError) -> DataError:
+    """Return the error of a file that the system does not let us read."""
     return DataError(f"Cannot read {name}", str(error.strerror or error), "check path and rights")

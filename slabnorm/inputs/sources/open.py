@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from slabnorm.errors import DataError, DataWarning, OptionError
 from slabnorm.extras import extra
-from slabnorm.inputs.sources import images, tars
+from slabnorm.inputs.sources import idx, images, tars
 from slabnorm.inputs.sources.base import Source, Stream, pick
 from slabnorm.inputs.sources.files import (
     HIDDEN,
@@ -174,6 +174,17 @@ def is_read_in_folders(name: str) -> bool:
     """Whether a file of this name is read where its folder is."""
     found = format_of_name(name)
     return found is not None and found.many and not name.startswith(".")
+
+
+def is_read_once(path: str, key: str | None = None) -> bool:
+    """Whether what a path names is read in one go, from the first sample on, as compressed files are.
+
+    Raises:
+        DataError: of no known kind; or there is no such file.
+    """
+    path = local_path(path)
+    found = format_of(path)
+    return found is NPZ or (found in (IDX, IDX_FILE) and idx.is_compressed(path, key))
 
 
 def _format_of_url(url: str) -> Format:
@@ -388,6 +399,9 @@ TABLES = _tables("tables", (*_CHOICE, "delimiter"))
 PARQUET = _tables("Parquet files", _CHOICE, ".parquet", ".parq", ".pq")
 ARROW = _tables("Arrow files", _CHOICE, ".arrow", ".arrows", ".feather", ".ipc")
 CSV = _tables("CSV files", (*_CHOICE, "delimiter"), ".csv", ".csv.gz")
+NPZ = Format(".npz files", ("key",), _open_npz, (".npz",))
+IDX = Format("IDX files", ("key",), idx.open_idx, idx.ENDINGS, many=True)
+IDX_FILE = Format("IDX files", (), idx.open_idx, idx.OTHER_ENDINGS)
 ZARR = Format(
     "Zarr arrays", ("key", "missing_chunks"), ZarrSource, (".zarr", ".zarr.zip"), is_zarr, urls=True
 )
@@ -398,13 +412,15 @@ _FRAMES = ("pyarrow", "'slabnorm[tables]', or give frame.to_numpy()")
 # The first row that fits is taken: a frame is also an array, and a data set an iterable.
 FORMATS = (
     Format(".npy files", (), _open_npy, (".npy",)),
-    Format(".npz files", ("key",), _open_npz, (".npz",)),
+    NPZ,
     ZARR,
     IMAGES,
     TARS,
     PARQUET,
     ARROW,
     CSV,
+    IDX,
+    IDX_FILE,
     Format("frames", _CHOICE, _open_frame, holds=is_frame, needs=_FRAMES),
     Format("opened npz files", ("key",), _open_archive, holds=_is_one_of(np.lib.npyio.NpzFile)),
     Format("iterable data sets", ("key",), IterableSource, holds=_is_one_of(IterableDataset)),
