@@ -16,6 +16,7 @@ from slabnorm.cli.claims import claims
 from slabnorm.cli.compare import compare
 from slabnorm.cli.export import export
 from slabnorm.cli.fit import fit, show
+from slabnorm.cli.lab import lab
 from slabnorm.cli.shell import as_command
 
 app = typer.Typer(
@@ -47,7 +48,7 @@ def common(
     """
 
 
-for command in (fit, show, audit, apply, export, compare, claims):
+for command in (fit, show, audit, apply, export, compare, claims, lab):
     app.command()(as_command(command))
 
 

@@ -52,11 +52,13 @@ def claims(
     hold here, or undecided. All claims take some minutes on the digits; what
     is trained is kept in PATH.ledger, from which --resume goes on.
     """
-    targets = outputs(out, json_path, (data,))
+    report, json_file, to_stdout = outputs(out, json_path, (data,))
+    ledger = Path(f"{report}.ledger")
+    from slabnorm.inputs.outputs import check_outputs
     from slabnorm.report.claims import ClaimsRecord, print_claim, print_claims, render_claims
     from slabnorm.study import claims as study
 
-    ledger = Path(f"{targets[0]}.ledger")
+    check_outputs([ledger], [data])
     with progress_bar("measuring") as progress, keeps(ledger, "what has been trained"):
         found = study.claims(
             name or study.CLAIMS,
@@ -76,4 +78,5 @@ def claims(
             print_claim(claim, console)
         print_claims(record, console)
 
-    deliver(found, render_claims, table, *targets)
+    deliver(found, render_claims, table, report, json_file, to_stdout)
+    ledger.unlink(missing_ok=True)

@@ -97,12 +97,3 @@ def finished(figure: Any, height: int) -> Any:
     figure.update_xaxes(gridcolor=GRID, zeroline=False, ticks="outside", ticklen=4, tickcolor=GRID)
     figure.update_yaxes(gridcolor=GRID, zeroline=False)
     return figure
-
-
-def only_first_in_legend(figure: Any) -> None:
-    """Keep one legend entry for each name, whichever panels it is in."""
-    seen = set()
-    for trace in figure.data:
-        if trace.showlegend is not False:
-            trace.showlegend = trace.name not in seen
-            seen.add(trace.name)

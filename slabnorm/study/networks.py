@@ -38,10 +38,10 @@ def conv(norm: Norm, channels: int, classes: int) -> nn.Module:
     )
 
 
-def deep_conv(norm: Norm, channels: int, classes: int) -> nn.Module:
-    """Return a network of four 3x3 convolutions, of which the last two see 2x2 positions.
+def conv_with_head(norm: Norm, channels: int, classes: int) -> nn.Module:
+    """Return three 3x3 convolutions and a hidden linear layer, each followed by `norm` and ReLU.
 
-    As in the networks that group norm was proposed for, the late norm layers have few positions to a channel.
+    The norm of the linear layer has a single value of a sample in each channel.
 
     Args:
         norm: a function from a number of channels to a layer.
@@ -58,10 +58,11 @@ def deep_conv(norm: Norm, channels: int, classes: int) -> nn.Module:
         *block(16, 32),
         nn.AdaptiveAvgPool2d(2),
         *block(32, 32),
-        *block(32, 32),
-        nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
-        nn.Linear(32, classes),
+        nn.Linear(4 * 32, 64),
+        norm(64),
+        nn.ReLU(),
+        nn.Linear(64, classes),
     )
 
 

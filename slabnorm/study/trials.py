@@ -31,7 +31,7 @@ from slabnorm.study.train import (
 from slabnorm.study.watch import WATCHERS
 
 RNN, TRANSFORMER = "recurrent", "transformer"
-CONVOLUTIONAL = {"conv": networks.conv, "deep conv": networks.deep_conv}
+CONVOLUTIONAL = {"conv": networks.conv, "conv with head": networks.conv_with_head}
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Trial:
     """One network to be trained once: all that decides its result, beside the data.
 
     Args:
-        network: "mlp", "conv" or "deep conv" for images, "transformer" or "recurrent" for text.
+        network: "mlp", "conv" or "conv with head" for images, "transformer" or "recurrent" for text.
         norm: the norm in it, by the names that `compare` has, or a pattern.
         scheme: how the inputs are scaled: "raw", "fixed", "minmax" or "zscore".
         activation, depth, gain: of an mlp; see `networks.mlp`.

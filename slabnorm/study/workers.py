@@ -44,24 +44,6 @@ class Work(Protocol):
         """Return a record from its fields in JSON's types."""
 
 
-def do_all(
-    work: Work,
-    jobs: Sequence[Any],
-    workers: int,
-    progress: Callable[[int, int], None] | None = None,
-    ledger: RunLedger | None = None,
-    shared: str = "",
-) -> tuple[dict[Any, Any], int]:
-    """Do every job once, and return the records by job, and the number of processes.
-
-    Args:
-        work, workers, progress, ledger, shared: as for `team`.
-        jobs: as for `Team.do`.
-    """
-    with team(work, workers, progress=progress, ledger=ledger, shared=shared) as together:
-        return together.do(jobs), together.processes
-
-
 class Engine(Protocol):
     """Does jobs, wherever that is."""
 

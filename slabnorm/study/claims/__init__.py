@@ -6,6 +6,8 @@ import hashlib
 import inspect
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from functools import partial
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -27,7 +29,7 @@ from slabnorm.study.options import check_count
 from slabnorm.study.read import read_data
 from slabnorm.study.text import Text, english
 from slabnorm.study.trials import Trial, TrialRecord, Trials, Windows
-from slabnorm.study.workers import do_all
+from slabnorm.study.workers import Team, team
 from slabnorm.text import did_you_mean, listing, printable
 
 # In the order in which one tells the story: inputs, the slab, training, modes, small batches, relatives.
@@ -61,7 +63,7 @@ def claims(
     seed: int = 0,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
-    ledger: Path | None = None,
+    ledger: str | Path | None = None,
     resume: bool = False,
 ) -> ClaimsRecord:
     """Measure claims of the field with slabnorm's own layers on real data, and return what was found.
@@ -76,7 +78,8 @@ def claims(
         workers: the number of processes.
         progress: a function to call with the number of steps since its last call, and of all steps that are
             known so far.
-        ledger: a file that keeps what is trained, from which an interrupted study goes on.
+        ledger: a file that keeps what is trained, so that a study that was interrupted can go on. It is yours
+            to delete when you have the result.
         resume: whether to go on with the ledger that is there.
 
     Raises:
@@ -97,26 +100,24 @@ def claims(
         check_count(option, number)
     whole = read_data(data)
     dataset = whole.subset(QUICK_SAMPLES if quick else SAMPLES, HELD_OUT)
-    keeper = None if ledger is None else RunLedger(ledger, resume)
-    try:
-        laboratory = Laboratory(
-            dataset, windows(english(QUICK_LETTERS if quick else LETTERS)), workers, progress, keeper
+    with ExitStack() as stack:
+        keeper = None if ledger is None else RunLedger(Path(ledger), resume)
+        if keeper:
+            stack.callback(keeper.close)
+        work = Trials(dataset, windows(english(QUICK_LETTERS if quick else LETTERS)))
+        together = stack.enter_context(
+            team(work, workers, progress=progress, ledger=keeper, shared=digest(dataset))
         )
         material = Material(
             data=dataset,
             pixels=dataset if dataset.x.dtype == np.uint8 else photos(),
-            text=laboratory.work.text,
+            text=work.text,
             seeds=tuple(range(seed, seed + seeds)),
             quick=quick,
-            train=laboratory.train,
+            train=partial(train, together),
         )
         found = tuple(measure(name, claim, material) for name, claim in every.items())
         swept = sweep_all(material) if sweep else ()
-    finally:
-        if keeper is not None:
-            keeper.close()
-    if keeper is not None:
-        keeper.remove()
     return ClaimsRecord(
         data=describe_data(dataset),
         claims=found,
@@ -126,6 +127,12 @@ def claims(
         notes=dataset.notes,
         seconds=time.perf_counter() - began,
     )
+
+
+def train(together: Team, trials: Sequence[Trial]) -> list[TrialRecord]:
+    """Return the records of trials in their order. What another claim has had trained is not done again."""
+    records = together.do(trials)
+    return [records[trial] for trial in trials]
 
 
 def windows(text: Text) -> Windows:
@@ -164,44 +171,6 @@ def verdict(tests: Sequence[Test]) -> str:
     if FAILS in found:
         return FAILS
     return HOLDS if all(one == HOLDS for one in found) else UNDECIDED
-
-
-class Laboratory:
-    """Trains networks for claims in several processes, each once, whichever claims ask for it.
-
-    Args:
-        data: labelled images.
-        text: windows of text.
-        workers: the number of processes.
-        progress: as for `claims`.
-        ledger: keeps what is trained.
-    """
-
-    def __init__(
-        self,
-        data: Dataset,
-        text: Windows,
-        workers: int,
-        progress: Callable[[int, int], None] | None,
-        ledger: RunLedger | None,
-    ) -> None:
-        self.work, self.workers, self.progress, self.ledger = Trials(data, text), workers, progress, ledger
-        self.known: dict[Trial, TrialRecord] = {}
-        self.total = 0
-        self.shared = digest(data)
-
-    def train(self, trials: Sequence[Trial]) -> list[TrialRecord]:
-        """Return the records of trials in their order; those that are known are not trained again."""
-        new = [trial for trial in dict.fromkeys(trials) if trial not in self.known]
-        self.total += sum(map(self.work.steps, new))
-
-        def report(steps: int, _: int) -> None:
-            if self.progress is not None:
-                self.progress(steps, self.total)
-
-        records, _ = do_all(self.work, new, self.workers, report, self.ledger, self.shared)
-        self.known.update(records)
-        return [self.known[trial] for trial in trials]
 
 
 def digest(data: Dataset) -> str:

@@ -8,6 +8,7 @@ from statistics import fmean
 import torch
 
 import slabnorm as sn
+from slabnorm.errors import StatisticsError
 from slabnorm.report.claims import Number, Picture, Test
 from slabnorm.study.claims.claim import Claim, Finding, Material, best_rates, exactly, line, over_seeds
 from slabnorm.study.trials import Trial, TrialRecord, in_seeds
@@ -18,6 +19,12 @@ FEW, MANY = 2, 32  # the ends of the group norm paper's curve, which are compare
 # At a batch of 32: a smaller batch takes proportionally smaller steps (Goyal et al. 2017), and for each size
 # and norm the best of these is taken.
 RATES, QUICK_RATES = (0.03, 0.1, 0.3), (0.1,)
+
+DESCRIPTIONS = {
+    "conv with head": "three convolutions and a hidden linear layer, each with a norm and ReLU; that of the "
+    "linear layer has one value of a sample in each channel",
+    "mlp": "four hidden layers, each with a norm and ReLU; a norm has one value of a sample in each channel",
+}
 
 Runs = dict[str, dict[int, list[TrialRecord]]]  # of each norm and batch size those of all seeds
 
@@ -65,7 +72,7 @@ def measure(material: Material) -> Finding:
             ),
         ),
         setting=(
-            ("Network", f"{usual.network}, ReLU; {usual.epochs} epochs of "
+            ("Network", f"{DESCRIPTIONS[usual.network]}; {usual.epochs} epochs of "
              f"{usual.samples or len(material.data.split.train):,} samples at every batch size"),
             ("Rate", "in proportion to the batch size, times the best of a grid for each size and norm"),
         ),
@@ -78,7 +85,7 @@ def network(material: Material) -> Trial:
     samples = min(samples, len(material.data.split.train))
     table = material.data.x.ndim == 2
     return Trial(
-        "mlp" if table else "deep conv", depth=4, epochs=round(sees / samples), samples=samples, looks=4
+        "mlp" if table else "conv with head", depth=4, epochs=round(sees / samples), samples=samples, looks=4
     )
 
 
@@ -111,7 +118,7 @@ def alone() -> bool:
     """Return whether batch norm refuses to train on one sample without further axes."""
     try:
         sn.BatchNorm(8)(torch.ones(1, 8))
-    except sn.StatisticsError:
+    except StatisticsError:
         return True
     return False
 
@@ -130,6 +137,7 @@ CLAIM = Claim(
     source="Wu and He 2018, https://arxiv.org/abs/1803.08494",
     example="""import torch
 import slabnorm as sn
+from slabnorm.errors import StatisticsError
 
 torch.manual_seed(0)
 images = 3 * torch.randn(4096, 8, 2, 2) + 1
@@ -138,7 +146,7 @@ for size in (2, 4, 8, 32, 128):
     print(size, "the mean of a channel varies from batch to batch by", means.std(0).mean().item())
 try:
     sn.BatchNorm(8)(torch.randn(1, 8))
-except sn.StatisticsError as error:
+except StatisticsError as error:
     print(error)""",
     measure=measure,
 )

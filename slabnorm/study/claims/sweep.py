@@ -46,14 +46,12 @@ def sweep(material: Material) -> tuple[SweepRecord, ...]:
     Args:
         material: the data, the first seed, and what trains.
     """
-    grid: tuple[tuple[float, ...], ...] = (BATCH_SIZES, RATES, DEPTHS, GAINS)
-    if material.quick:
-        grid = ((32,), RATES[1::2], DEPTHS, GAINS[:2])
+    sizes, rates, gains = ((32,), RATES[1::2], GAINS[:2]) if material.quick else (BATCH_SIZES, RATES, GAINS)
+    seed = material.seeds[0]
     trials = [
-        replace(
-            short(material, int(depth), norm, gain), batch_size=int(size), rate=rate, seed=material.seeds[0]
-        )
-        for norm, size, rate, depth, gain in product(NORMS, *grid)
+        replace(short(material, depth, norm, gain), batch_size=size, rate=rate, seed=seed)
+        for norm in NORMS
+        for size, rate, depth, gain in product(sizes, rates, DEPTHS, gains)
     ]
     return tuple(map(record, trials, material.train(trials)))
 
