@@ -21,14 +21,18 @@ def compare(
         ),
     ] = "digits",
     model: Annotated[
-        str, typer.Option(help="conv, mlp, or a function of your own, as package.module:build.")
+        str,
+        typer.Option(
+            help="conv, mlp, or your own, as package.module:name: a function build(norm), or a function or "
+            "network whose norms are exchanged."
+        ),
     ] = "conv",
     norm: Annotated[
         list[str] | None,
         typer.Option(
-            help="none, batch, layer, instance, group, or a pattern such as 'n c ... -> n c'. Repeat it, or "
-            "separate several by commas.",
-            show_default="all five",
+            help="none, batch, layer, instance, group, dyt, derf, or a pattern such as 'n c ... -> n c'. "
+            "Repeat it, or separate several by commas.",
+            show_default="the first five",
         ),
     ] = None,
     batch_size: Annotated[
@@ -50,7 +54,11 @@ def compare(
         float, typer.Option(help="Count the training steps up to this validation accuracy.")
     ] = 0.9,
     learning_rate: Annotated[
-        float, typer.Option(help="The rate at batch size 128; at other sizes in proportion.")
+        float,
+        typer.Option(
+            help="The base rate at batch size 128, in proportion at other sizes; 1/4, 1, 4 and 16 times as "
+            "much is tried."
+        ),
     ] = 0.1,
     out: Annotated[str, typer.Option(metavar="PATH", help="The HTML report to write.")] = "report.html",
     json_path: Annotated[

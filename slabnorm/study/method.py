@@ -9,13 +9,18 @@ from importlib.metadata import PackageNotFoundError, version
 
 from slabnorm.report.wording import level, norm_label, scheme_label
 from slabnorm.study.data import SHARES, SPLIT_SEED, Dataset
-from slabnorm.study.models import MOST_GROUPS
+from slabnorm.study.models import MOST_GROUPS, NORM_FREE
 from slabnorm.study.options import Options
 from slabnorm.study.rates import RATES
 from slabnorm.study.train import LOOKS_PER_EPOCH, WARM_UP
 from slabnorm.text import listing
 
 PACKAGES = ("torch", "numpy", "numba", "scikit-learn", "scipy")
+
+NORM_FREE_WORDS = (
+    " Dynamic tanh (Zhu et al. 2025) is weight * tanh(alpha * x) + bias, dynamic erf (Chen et al. 2025) "
+    "weight * erf(alpha * x + shift) + bias; weight and bias are per channel, alpha is 0.5 at first."
+)
 
 
 def describe(options: Options, data: Dataset, processes: int) -> tuple[tuple[str, str], ...]:
@@ -64,7 +69,8 @@ def training(options: Options, data: Dataset) -> tuple[tuple[str, str], ...]:
         (
             "Norms",
             f"Layer norm is that of a whole sample (n c ... → n). Group norm has as many groups, up to "
-            f"{MOST_GROUPS}, as divide the number of channels. All norms have weight and bias.",
+            f"{MOST_GROUPS}, as divide the number of channels. All norms have weight and bias."
+            + (NORM_FREE_WORDS if set(NORM_FREE) & set(options.norms) else ""),
         ),
     )
 

@@ -16,7 +16,7 @@ from slabnorm.text import printable
 
 BATCH_SIZES = (8, 64)
 SEEDS = 5
-SEARCH_SEEDS = 1  # per learning rate that is tried
+SEARCH_SEEDS = range(1000, 1001)  # of the runs that choose learning rates; a study has fewer seeds
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,8 @@ class Options:
         counts = {"seeds": self.seeds, "epochs": self.rules.epochs}
         for name, number in {**counts, **({} if self.workers is None else {"workers": self.workers})}.items():
             check_count(name, number)
+        if self.seeds > SEARCH_SEEDS[0]:
+            raise OptionError(f"seeds must be at most {SEARCH_SEEDS[0]}", str(self.seeds))
         if self.engine not in ("local", "ray"):
             raise OptionError('engine must be "local" or "ray"', printable(repr(self.engine)))
         if self.address is not None and self.engine != "ray":
@@ -104,7 +106,7 @@ class Options:
         The run that is best on validation owes it to its rate and to its luck, and the same run would take
         that luck with it into the results.
         """
-        return range(self.seeds, self.seeds + SEARCH_SEEDS)
+        return SEARCH_SEEDS
 
     def settings(self, schemes: Iterable[str]) -> tuple[list[Setting], list[Setting]]:
         """Return the settings that compare norms, and those that compare input schemes; one may be in both.

@@ -184,8 +184,8 @@ def test_runs_of_other_data_rules_or_models_are_not_taken(tmp_path, monkeypatch)
         compare(model, data, **quick, **more, ledger=ledger, resume=True)
         assert len(trained) >= runs - 1
     trained.clear()
-    compare(tiny, (x, y), **{**quick, "seeds": 1}, ledger=ledger, resume=True)
-    assert {run.seed for run in trained} == {1}  # of the search; seed 0 was there
+    compare(tiny, (x, y), **{**quick, "seeds": 3}, ledger=ledger, resume=True)
+    assert {run.seed for run in trained} == {2}  # the others were there
 
 
 def test_a_study_that_failed_leaves_no_ledger(tmp_path):
@@ -280,6 +280,7 @@ def test_a_pattern_is_a_norm():
         ({"batch_sizes": [True]}, "must be integers"),
         ({"batch_sizes": [37]}, r"larger than the training split(.|\n)*batch_sizes=\[9\]"),
         ({"seeds": 0}, "seeds must be"),
+        ({"seeds": 1001}, "seeds must be at most 1000"),
         ({"epochs": 0}, "epochs must be"),
         ({"workers": 0}, "workers must be"),
         ({"engine": "spark"}, '"local" or "ray"'),
