@@ -79,7 +79,9 @@ export function moments(values, { of, slabs, count }) {
   }
   const sums = compensated(slabs, of, (element, slab) => values[element] - shift[slab]);
   const mean = shift.map((value, slab) => value + sums[slab] / count);
-  const low = compensated(slabs, of, (element, slab) => values[element] - mean[slab]).map((sum) => sum / count);
+  const low = compensated(slabs, of, (element, slab) => values[element] - mean[slab]).map(
+    (sum) => sum / count,
+  );
   const m2 = compensated(slabs, of, (element, slab) => (values[element] - mean[slab] - low[slab]) ** 2);
   return { count, mean, low, variance: m2.map((sum) => sum / count), least, most };
 }
@@ -91,7 +93,8 @@ function compensated(slabs, of, term) {
   for (const [element, slab] of of.entries()) {
     const value = term(element, slab);
     const sum = sums[slab] + value;
-    lost[slab] += Math.abs(sums[slab]) >= Math.abs(value) ? sums[slab] - sum + value : value - sum + sums[slab];
+    lost[slab] +=
+      Math.abs(sums[slab]) >= Math.abs(value) ? sums[slab] - sum + value : value - sum + sums[slab];
     sums[slab] = sum;
   }
   return sums.map((sum, slab) => sum + lost[slab]);
