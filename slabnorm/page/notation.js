@@ -1,6 +1,6 @@
-// The notation: the same language, and the same words for what is wrong, as slabnorm/notation.py. Read that one first; the
-// tests hold the two equal. Python counts a text in characters and JavaScript in halves of them, so places in a text are
-// places in the list of its characters here.
+// The notation: the same language, and the same words for what is wrong, as slabnorm/notation.py. Read that
+// one first; the tests hold the two equal. Python counts a text in characters and JavaScript in halves of
+// them, so places in a text are places in the list of its characters here.
 
 export const ELLIPSIS = "...";
 
@@ -178,8 +178,9 @@ function matching(a, b) {
   return size + matching(a.slice(0, i), b.slice(0, j)) + matching(a.slice(i + size), b.slice(j + size));
 }
 
-// Parse a pattern such as "n (g c) ... -> n g". Return {text, left, right, names, kept, affine, poolsSamples}: left and
-// right are lists of items, each a list of names; affine are the items that weight and bias vary along.
+// Parse a pattern such as "n (g c) ... -> n g". Return {text, left, right, names, kept, affine,
+// poolsSamples}: left and right are lists of items, each a list of names; affine are the items that weight
+// and bias vary along.
 export function parse(text) {
   const tokens = tokenize(text);
   const arrows = tokens.filter(({ kind }) => kind === "arrow").map(({ at }) => at);
@@ -229,8 +230,9 @@ function checkApart(text, left, right, known) {
 
 // ---------------------------------------------------------------- the text and a shape
 
-// Return the axes of a tensor of this shape, brackets opened: a list of {name, size, axis}, axis being the place in the
-// shape. Those that `...` stands for are called "...0", "...1", and so on. `sizes` are those of split axes: {g: 4}.
+// Return the axes of a tensor of this shape, brackets opened: a list of {name, size, axis}, axis being the
+// place in the shape. Those that `...` stands for are called "...0", "...1", and so on. `sizes` are those of
+// split axes: {g: 4}.
 export function bind(pattern, shape, sizes = {}) {
   checkSizes(pattern, sizes);
   return expand(pattern, shape).flatMap((item, axis) => {

@@ -1,4 +1,5 @@
-// Room 1: a block of N x C x H x W cells, the slab that each cell lies in, and the formula with the numbers of one slab.
+// Room 1: a block of N x C x H x W cells, the slab that each cell lies in, and the formula with the numbers
+// of one slab.
 
 import { CHANNELS, MOST, values as blockOf } from "./block.js";
 import { button, choice, extent, h, HUES, histogram, number, slider, unique } from "./kit.js";
@@ -118,7 +119,8 @@ function slabColour(slab, slabs) {
 
 function colours(shade, { values, bound }, y) {
   if (shade === "slab" && bound) {
-    // A little lighter or darker by value, each channel by itself, so that one sees the pictures in the slabs.
+    // A little lighter or darker by value, each channel by itself, so that one sees the pictures in the
+    // slabs.
     const inChannel = bound.shape[2] * bound.shape[3];
     const ranges = Array.from({ length: bound.shape[0] * bound.shape[1] }, (_, at) =>
       extent(values.subarray(at * inChannel, (at + 1) * inChannel)),

@@ -1,5 +1,5 @@
-// A block of N x C x H x W cells to look at: in 3-D, where samples stand side by side and each is a box of W x H x C cells,
-// or flat, where each channel of each sample is a grid. Without WebGL it is always flat.
+// A block of N x C x H x W cells to look at: in 3-D, where samples stand side by side and each is a box of W
+// x H x C cells, or flat, where each channel of each sample is a grid. Without WebGL it is always flat.
 
 import { button, h, svg } from "./kit.js";
 
@@ -11,9 +11,10 @@ const LEGIBLE = 13; // pixels of a cell, for names of axes to have room
 const SECONDS = 0.45; // to lift a slab out
 const VIEW = { yaw: 0.55, pitch: 0.38 };
 
-// Put a block on the page. Return {show, flat, unmount}: show({shape, colours, lifted, chosen, names}) draws cells in
-// `colours` (of each element red, green and blue from 0 to 1), lifts out those for which lifted(element) holds, and frames
-// the element `chosen`; flat(wanted) switches to the grids and back. onpick(element) is called for a click on a cell.
+// Put a block on the page. Return {show, flat, unmount}: show({shape, colours, lifted, chosen, names}) draws
+// cells in `colours` (of each element red, green and blue from 0 to 1), lifts out those for which
+// lifted(element) holds, and frames the element `chosen`; flat(wanted) switches to the grids and back.
+// onpick(element) is called for a click on a cell.
 export function stage(root, { onpick, onready }) {
   const place = h("div", { class: "stage" });
   root.append(place);
@@ -194,7 +195,8 @@ function paint({ three, cells, block }) {
   cells.instanceColor.needsUpdate = true;
 }
 
-// Move each cell to the height where it belongs; at once, where the reader wants no motion or nothing was there before.
+// Move each cell to the height where it belongs; at once, where the reader wants no motion or nothing was
+// there before.
 function lift(state) {
   const { block } = state;
   const [, channels, rows, columns] = block.shape;
@@ -226,8 +228,8 @@ function lift(state) {
   step(start);
 }
 
-// Where the samples stand as one sees them: in one row, or in several where the place is narrow. Each has a tile of the
-// picture to itself, whatever the angle, and `at` is the place in space of a cell of it.
+// Where the samples stand as one sees them: in one row, or in several where the place is narrow. Each has a
+// tile of the picture to itself, whatever the angle, and `at` is the place in space of a cell of it.
 function layout({ three, block, place, room, view }) {
   const [samples, channels, rows, columns] = block.shape;
   const [sin, cos] = [Math.sin(view.yaw), Math.cos(view.yaw)];
