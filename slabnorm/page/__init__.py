@@ -27,8 +27,8 @@ _FIELDS = ("data", "claims", "sweep", "seeds")  # what a study must have
 
 def check_packages() -> None:
     """Raise ExtraError unless the packages that make the page are installed. Called before the work."""
-    for package in ("jinja2", "sklearn"):
-        extra(package, "the page", "'slabnorm[study]'")
+    for package, name in (("jinja2", "study"), ("sklearn", "study"), ("PIL", "images")):
+        extra(package, "the page", f"'slabnorm[{name}]'")
 
 
 def read_study(path: Path | None = None) -> dict[str, Any] | None:
