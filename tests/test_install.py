@@ -66,12 +66,14 @@ def test_it_depends_on_the_core_alone(installed: Path) -> None:
 def test_the_page_is_installed_whole(installed: Path) -> None:
     (site,) = installed.parent.glob("lib/python*/site-packages")
     ours, theirs = (
-        {str(file.relative_to(root)) for file in (root / "slabnorm/page").rglob("*") if file.is_file()}
+        {
+            str(file.relative_to(root))
+            for file in (root / "slabnorm/page").rglob("*.*")
+            if file.suffix != ".pyc"
+        }
         for root in (ROOT, site)
     )
-    assert {name for name in theirs if "__pycache__" not in name} == {
-        name for name in ours if "__pycache__" not in name
-    }
+    assert ours == theirs
     assert "slabnorm/page/vendor/three.LICENSE" in theirs
 
 
