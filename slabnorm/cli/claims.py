@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from slabnorm.cli.shell import deliver, error_console, outputs, progress_bar, shown
+from slabnorm.cli.shell import deliver, keeps, outputs, progress_bar
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,34 +52,31 @@ def claims(
     hold here, or undecided. All claims take some minutes on the digits; what
     is trained is kept in PATH.ledger, from which --resume goes on.
     """
-    targets = outputs(out, json_path, (data,))
+    report, json_file, to_stdout = outputs(out, json_path, (data,))
+    ledger = Path(f"{report}.ledger")
+    from slabnorm.inputs.outputs import check_outputs
     from slabnorm.report.claims import ClaimsRecord, print_claim, print_claims, render_claims
     from slabnorm.study import claims as study
 
-    ledger = Path(f"{targets[0]}.ledger")
-    try:
-        with progress_bar("measuring") as progress:
-            found = study.claims(
-                name or study.CLAIMS,
-                data,
-                quick=quick,
-                sweep=sweep,
-                seeds=seeds,
-                seed=seed,
-                workers=workers if workers is not None else min(2, os.cpu_count() or 1),
-                progress=progress,
-                ledger=ledger,
-                resume=resume,
-            )
-    except KeyboardInterrupt:
-        if ledger.exists():
-            kept = f"{shown(ledger)} holds what has been trained; --resume continues from there"
-            error_console().print(kept, markup=False, soft_wrap=True)
-        raise
+    check_outputs([ledger], [data])
+    with progress_bar("measuring") as progress, keeps(ledger, "what has been trained"):
+        found = study.claims(
+            name or study.CLAIMS,
+            data,
+            quick=quick,
+            sweep=sweep,
+            seeds=seeds,
+            seed=seed,
+            workers=workers if workers is not None else min(2, os.cpu_count() or 1),
+            progress=progress,
+            ledger=ledger,
+            resume=resume,
+        )
 
     def table(record: ClaimsRecord, console: Console) -> None:
         for claim in record.claims if show else ():
             print_claim(claim, console)
         print_claims(record, console)
 
-    deliver(found, render_claims, table, *targets)
+    deliver(found, render_claims, table, report, json_file, to_stdout)
+    ledger.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from slabnorm.cli.shell import error_console, progress_bar, shown, tab, whole_bytes, whole_sizes
+from slabnorm.cli.shell import error_console, keeps, progress_bar, shown, tab, whole_bytes, whole_sizes
 
 if TYPE_CHECKING:
     from slabnorm.inputs import InputNorm
@@ -153,7 +153,7 @@ def fit(
         ledger = None if is_read_once(data, key) else Path(f"{target}.ledger")
         written = [target, *(Ledger.files(ledger) if ledger else ())]
         check_outputs(written, [data, weights] if _is_file(weights) else [data])
-        try:
+        with keeps(ledger, "what has been counted"):
             norm = fit_statistics(
                 data,
                 scheme,
@@ -177,11 +177,6 @@ def fit(
                 progress=progress,
                 **sizes,
             )
-        except KeyboardInterrupt:
-            if ledger and ledger.exists():
-                kept = f"{shown(ledger)} holds what has been counted; --resume continues from there"
-                error_console().print(kept, markup=False, soft_wrap=True)
-            raise
         save(norm, target)
         if ledger:
             Ledger.delete(ledger)

@@ -174,6 +174,23 @@ def progress_bar(doing: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, advance=done, total=total or None, description=doing)
 
 
+@contextmanager
+def keeps(ledger: Path | None, what: str) -> Iterator[None]:
+    """Say on an interrupt how to go on, if a ledger holds what has been done.
+
+    Args:
+        ledger: the file; None for none.
+        what: what it holds, in words.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        if ledger and ledger.exists():
+            kept = f"{shown(ledger)} holds {what}; --resume continues from there"
+            error_console().print(kept, markup=False, soft_wrap=True)
+        raise
+
+
 def as_command(function: Callable[..., None]) -> Callable[..., None]:
     """Return a command that turns what can go wrong into a message on stderr and an exit code."""
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from slabnorm.report.page import DASHED, HUES, MARKERS, check_packages, faint, finished, render
-from slabnorm.report.study import DataRecord, Interval, counted, only_first_in_legend
+from slabnorm.report.study import DataRecord, Interval, counted
 from slabnorm.report.wording import minus
 from slabnorm.text import printable
 
@@ -331,7 +331,6 @@ def figure_of(picture: Picture) -> Any:
     if "y" in picture.log:
         figure.update_yaxes(dtick=1 if decades(picture) < 8 else None, exponentformat="power")
     figure.update_layout(barmode="group", showlegend=len(picture.series) > 1)
-    only_first_in_legend(figure)
     return finished(figure, 380)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -111,6 +110,7 @@ class CellRecord:
         seconds_per_step: median over the seeds.
         runs, diverged, failed: counts.
         reason: the first run's reason, where one diverged or failed.
+        learning_rate: of the first step, chosen for this cell.
     """
 
     scheme: str
@@ -125,6 +125,46 @@ class CellRecord:
     diverged: int = 0
     failed: int = 0
     reason: str = ""
+    learning_rate: float | None = None
+
+
+@dataclass(frozen=True)
+class SearchRecord:
+    """The learning rates that were tried for one scheme, norm and batch size, and the one that was chosen.
+
+    Args:
+        scheme, norm, batch_size: of which cell.
+        rates: learning rates of the first step, in ascending order.
+        validation: the mean validation accuracy at the end with each; a run that was not done counts as 0.
+        low, high: the lowest and the highest seed's.
+        chosen: the rate with the highest mean.
+        good: the lowest and the highest rate around it whose means are within 2 points of the highest.
+        open_below, open_above: whether that range ends only because no lower, or no higher, rate was tried.
+        at_edge: whether the chosen rate is the lowest or highest that was tried.
+    """
+
+    scheme: str
+    norm: str
+    batch_size: int
+    rates: tuple[float, ...]
+    validation: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    chosen: float
+    good: tuple[float, float]
+    open_below: bool
+    open_above: bool
+    at_edge: bool
+
+    @property
+    def learns(self) -> bool:
+        """Whether any run was done."""
+        return max(self.validation) > 0
+
+    @property
+    def width(self) -> float:
+        """The factor between the ends of the good range."""
+        return self.good[1] / self.good[0]
 
 
 @dataclass(frozen=True)
@@ -146,8 +186,8 @@ class DifferenceRecord:
 
     Args:
         better, other: what is compared, in words.
-        difference: its interval, in shares.
-        clear: whether the 95% interval leaves out zero.
+        difference: its interval, in shares; 95% hold all intervals of a batch size together.
+        clear: whether the interval leaves out zero.
     """
 
     better: str
@@ -163,13 +203,11 @@ class SchemeRecord:
     Args:
         name, text: the scheme, and what it does.
         reason: why it was left out.
-        rate: the multiple of the study's learning rate it was compared at; None where it was not.
     """
 
     name: str
     text: str
     reason: str = ""
-    rate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -192,6 +230,7 @@ class StudyRecord:
     """A whole comparison: the verdict, the numbers under it, and how they were measured."""
 
     verdict: str
+    rates_verdict: str
     inputs_verdict: str
     data: DataRecord
     model: str
@@ -199,6 +238,7 @@ class StudyRecord:
     norms: tuple[str, ...]
     batch_sizes: tuple[int, ...]
     seeds: tuple[int, ...]
+    search_seeds: tuple[int, ...]
     epochs: int
     target: float
     scheme: str
@@ -207,6 +247,7 @@ class StudyRecord:
     inputs_batch_size: int
     cells: tuple[CellRecord, ...]
     inputs: tuple[CellRecord, ...]
+    searches: tuple[SearchRecord, ...]
     curves: tuple[CurveRecord, ...]
     inputs_curves: tuple[CurveRecord, ...]
     differences: tuple[DifferenceRecord, ...]
@@ -256,6 +297,20 @@ def milliseconds_text(seconds: float | None) -> str:
     return NONE if seconds is None else f"{1000 * seconds:#.3g}".rstrip(".")
 
 
+def rate_text(rate: float | None) -> str:
+    """Return a learning rate with two digits, never as a power of ten."""
+    if rate is None:
+        return NONE
+    return f"{rate:.{max(0, 1 - math.floor(math.log10(rate)))}f}".removesuffix(".0")
+
+
+def range_text(found: SearchRecord | None) -> str:
+    """Return the factor between the ends of the good range, as `16` or, where it may go on, `> 16`."""
+    if found is None or not found.learns:
+        return NONE
+    return f"{'> ' if found.open_below or found.open_above else ''}{found.width:.0f}"
+
+
 def remark(cell: CellRecord) -> str:
     """Return how many runs of a cell failed or diverged; empty if none did."""
     counts = [(cell.failed, "failed"), (cell.diverged, "diverged")]
@@ -264,7 +319,11 @@ def remark(cell: CellRecord) -> str:
 
 # The study in a terminal.
 
-MEASURES = ("test accuracy, %", "steps to {target}", "ms/step", "train/eval\ngap")
+MEASURES = ("test accuracy, %", "learning\nrate", "good\nrange", "steps to\n{target}", "ms/step")
+RANGE = (
+    "Each learning rate is the best of several on the validation split. Good range: the factor between the "
+    "lowest and the highest rate that come within 2 points of it; > where it may go on."
+)
 MOST_NOTES = 8
 MOST_CHARACTERS = 2000  # in a sentence
 
@@ -276,13 +335,16 @@ def print_study(study: StudyRecord, console: Console) -> None:
     """
     from slabnorm.report.terminal import print_text
 
-    def paragraph(text: str, style: str) -> None:
+    def paragraph(text: str, style: str = "") -> None:
         print_text(console, printable(text, MOST_CHARACTERS), style)
 
     console.print()
     paragraph(study.verdict, "bold")
     console.print()
     _print_norms(study, console)
+    console.print()
+    paragraph(study.rates_verdict)
+    paragraph(RANGE, "dim")
     if study.inputs:
         console.print()
         paragraph(study.inputs_verdict, "bold")
@@ -308,7 +370,7 @@ def _print_norms(study: StudyRecord, console: Console) -> None:
         if before and cell.batch_size != before:
             rows.append(Row())
         batch = "" if cell.batch_size == before else str(cell.batch_size)
-        rows.append(_row_of([batch, norm_label(cell.norm)], cell))
+        rows.append(_row_of(study, [batch, norm_label(cell.norm)], cell))
         before = cell.batch_size
     _print_cells(console, [Column("batch"), Column("norm", "name")], study.target, rows)
 
@@ -317,7 +379,7 @@ def _print_inputs(study: StudyRecord, console: Console) -> None:
     """Print the input schemes, side by side."""
     from slabnorm.report.terminal import Column
 
-    rows = [_row_of([scheme_label(cell.scheme)], cell) for cell in study.inputs]
+    rows = [_row_of(study, [scheme_label(cell.scheme)], cell) for cell in study.inputs]
     _print_cells(console, [Column("inputs", "name")], study.target, rows)
 
 
@@ -333,18 +395,25 @@ def _print_cells(console: Console, heads: list[Column], target: float, rows: lis
     print_rows(console, columns, rows)
 
 
-def _row_of(head: list[str], cell: CellRecord) -> Row:
+def _row_of(study: StudyRecord, head: list[str], cell: CellRecord) -> Row:
     """Return a cell as a row; it is red if a run failed or diverged."""
     from slabnorm.report.terminal import Row
 
     values = [
         accuracy_text(cell.accuracy).replace("%", ""),
+        rate_text(cell.learning_rate),
+        range_text(search_of(study, cell)),
         steps_text(cell),
         milliseconds_text(cell.seconds_per_step),
-        points_text(cell.gap),
         remark(cell),
     ]
     return Row([*head, *values], "red" if cell.failed or cell.diverged else "")
+
+
+def search_of(study: StudyRecord, cell: CellRecord) -> SearchRecord | None:
+    """Return how the learning rate of a cell was chosen."""
+    where = (cell.scheme, cell.norm, cell.batch_size)
+    return next((s for s in study.searches if (s.scheme, s.norm, s.batch_size) == where), None)
 
 
 def summary(study: StudyRecord) -> str:
@@ -373,10 +442,9 @@ def render_study(study: StudyRecord) -> str:
         ExtraError: the extra `slabnorm[study]` is not installed.
     """
     check_packages()
-    drawn = [name for name in FIGURES if name != "inputs" or study.inputs]
     return render(
         "study.html.jinja",
-        {name: FIGURES[name](study) for name in drawn},
+        draw(study),
         study.as_dict(),
         study=study,
         level=level,
@@ -385,6 +453,8 @@ def render_study(study: StudyRecord) -> str:
         steps_text=steps_text,
         milliseconds_text=milliseconds_text,
         points_text=points_text,
+        rate_text=rate_text,
+        range_text=lambda cell: range_text(search_of(study, cell)),
         remark=remark,
         norm_label=norm_label,
         scheme_label=scheme_label,
@@ -443,8 +513,8 @@ class AccuracyAxis:
 
 
 def looks(names: list[str]) -> dict[str, tuple[str, str]]:
-    """Return colour and marker of each name: fixed for the known norms and schemes, in order for others."""
-    known = list(SCHEME_LABELS) if set(names) <= set(SCHEME_LABELS) else list(NORM_LABELS)
+    """Return colour and marker of each name: fixed for schemes and the usual norms, in order for others."""
+    known = list(SCHEME_LABELS if set(names) <= set(SCHEME_LABELS) else NORM_LABELS)[:5]
     every = known + [name for name in names if name not in known]
     return {
         name: (HUES[i % len(HUES)], MARKERS[i % len(MARKERS)])
@@ -520,67 +590,93 @@ def dots(
     )
 
 
-def curves_figure(study: StudyRecord) -> Any:
-    """Return validation accuracy during training: one panel per batch size, one line per norm."""
-    from plotly.subplots import make_subplots
+def curves_figure(study: StudyRecord, size: int) -> Any:
+    """Return validation accuracy during training at a batch size, one line per norm."""
+    curves = [curve for curve in study.curves if curve.batch_size == size]
+    style, axis = looks(list(study.norms)), AccuracyAxis(study.data.validation)
+    lines = [(curve, norm_label(curve.norm), style[curve.norm][0]) for curve in curves]
+    figure = bands(lines, axis, study.target)
+    # One axis for all batch sizes, so that they can be compared.
+    figure.update_yaxes(axis.layout(0.0, axis.height(highest(study.curves)), "validation accuracy"))
+    figure.update_xaxes(title=f"epochs, at batch size {size}")
+    return finished(figure, 400)
 
-    sizes = sorted(study.batch_sizes)
-    columns = min(len(sizes), 3)
-    rows = math.ceil(len(sizes) / columns)
-    figure = make_subplots(
-        rows=rows,
-        cols=columns,
-        shared_yaxes=True,
-        subplot_titles=[f"batch size {size}" for size in sizes],
-        horizontal_spacing=0.03,
-    )
-    axis = AccuracyAxis(study.data.validation)
-    style = looks(list(study.norms))
-    for number, size in enumerate(sizes):
-        place = {"row": number // columns + 1, "col": number % columns + 1}
-        for curve in (c for c in study.curves if c.batch_size == size):
-            for trace in band(curve, norm_label(curve.norm), axis, style[curve.norm][0]):
-                figure.add_trace(trace, **place)
-    figure.update_xaxes(title="epochs", rangemode="tozero")
-    figure.update_yaxes(axis.layout(0.0, axis.height(highest(study.curves))))
-    figure.update_yaxes(title="validation accuracy", col=1)
-    add_target(figure, axis.height(study.target))
-    only_first_in_legend(figure)
-    return finished(figure, 90 + 340 * rows)
+
+def rates_figure(study: StudyRecord, size: int) -> Any:
+    """Return validation accuracy by learning rate at a batch size, one line per norm, the chosen marked."""
+    import plotly.graph_objects as go
+
+    figure, axis, style = go.Figure(), AccuracyAxis(study.data.validation), looks(list(study.norms))
+    searches = [found for found in study.searches if found.scheme == study.scheme]
+    for found in (found for found in searches if found.batch_size == size):
+        colour, marker = style[found.norm]
+        chosen = [rate == found.chosen for rate in found.rates]
+        line = go.Scatter(
+            x=found.rates,
+            y=[axis.height(value) for value in found.validation],
+            mode="lines+markers",
+            name=html.escape(norm_label(found.norm)),
+            line={"color": colour, "width": 2},
+            marker={
+                "color": colour,
+                "symbol": [marker if best else f"{marker}-open" for best in chosen],
+                "size": [14 if best else 7 for best in chosen],
+                "opacity": 1,
+            },
+            customdata=[
+                [rate_text(rate), percent(value), " (chosen)" if best else ""]
+                for rate, value, best in zip(found.rates, found.validation, chosen, strict=True)
+            ],
+            hovertemplate="%{fullData.name}<br>learning rate %{customdata[0]}: %{customdata[1]}"
+            "%{customdata[2]}<extra></extra>",
+        )
+        figure.add_trace(line)
+    best = max((max(found.validation) for found in searches), default=0.9)
+    figure.update_yaxes(axis.layout(0.0, axis.height(best), "validation accuracy"))
+    figure.update_xaxes(title=f"learning rate, at batch size {size}", type="log", dtick=1, tickformat="~g")
+    return finished(figure, 400)
+
+
+def inputs_curves_figure(study: StudyRecord) -> Any:
+    """Return validation accuracy during training, one line per input scheme."""
+    style, axis = looks([cell.scheme for cell in study.inputs]), AccuracyAxis(study.data.validation)
+    lines = [(c, scheme_label(c.scheme), style[c.scheme][0]) for c in study.inputs_curves]
+    figure = bands(lines, axis, study.target)
+    figure.update_yaxes(axis.layout(0.0, axis.height(highest(study.inputs_curves)), "validation accuracy"))
+    figure.update_xaxes(title="epochs")
+    return finished(figure, 400)
 
 
 def inputs_figure(study: StudyRecord) -> Any:
-    """Return the input schemes side by side: learning curves, and test accuracy with intervals."""
-    from plotly.subplots import make_subplots
+    """Return test accuracy with intervals, one point per input scheme."""
+    import plotly.graph_objects as go
 
-    figure = make_subplots(
-        rows=1,
-        cols=2,
-        column_widths=[0.58, 0.42],
-        horizontal_spacing=0.1,
-        subplot_titles=["validation accuracy", "test accuracy"],
-    )
-    validation, test = AccuracyAxis(study.data.validation), AccuracyAxis(study.data.test)
+    figure, axis = go.Figure(), AccuracyAxis(study.data.test)
     style = looks([cell.scheme for cell in study.inputs])
-    for curve in study.inputs_curves:
-        for trace in band(curve, scheme_label(curve.scheme), validation, style[curve.scheme][0]):
-            figure.add_trace(trace, row=1, col=1)
     for cell in (cell for cell in study.inputs if cell.accuracy is not None):
         label = scheme_label(cell.scheme)
-        dot = dots(label, [html.escape(label)], [cell], test, style[cell.scheme])
-        figure.add_trace(dot.update(showlegend=False), row=1, col=2)
-    figure.update_xaxes(title="epochs", rangemode="tozero", col=1)
-    figure.update_xaxes(showgrid=False, col=2)
-    figure.update_yaxes(validation.layout(0.0, validation.height(highest(study.inputs_curves))), col=1)
-    figure.update_yaxes(test.layout(*test.room(spans(study.inputs))), col=2)
-    add_target(figure, validation.height(study.target), col=1)
-    only_first_in_legend(figure)
-    return finished(figure, 430)
+        figure.add_trace(dots(label, [html.escape(label)], [cell], axis, style[cell.scheme]))
+    figure.update_xaxes(showgrid=False)
+    figure.update_yaxes(axis.layout(*axis.room(spans(study.inputs)), "test accuracy"))
+    return finished(figure, 400)
 
 
 def highest(curves: tuple[CurveRecord, ...]) -> float:
     """Return the highest accuracy on any mean curve."""
     return max((max(curve.mean) for curve in curves), default=0.9)
+
+
+def bands(curves: list[tuple[CurveRecord, str, str]], axis: AccuracyAxis, target: float) -> Any:
+    """Return a figure of curves with their labels and colours, and the accuracy that steps are counted to."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for curve, label, colour in curves:
+        for trace in band(curve, label, axis, colour):
+            figure.add_trace(trace)
+    figure.update_xaxes(rangemode="tozero")
+    figure.add_hline(y=axis.height(target), line=DASHED)
+    return figure
 
 
 def band(curve: CurveRecord, label: str, axis: AccuracyAxis, colour: str) -> list[Any]:
@@ -614,23 +710,12 @@ def band(curve: CurveRecord, label: str, axis: AccuracyAxis, colour: str) -> lis
     return [shade, line]
 
 
-def add_target(figure: Any, height: float, **where: int) -> None:
-    """Draw the accuracy that steps are counted to."""
-    place = {"row": 1, **where} if where else {}
-    figure.add_hline(y=height, line=DASHED, **place)
-
-
-def only_first_in_legend(figure: Any) -> None:
-    """Keep one legend entry for each name, whichever panels it is in."""
-    seen = set()
-    for trace in figure.data:
-        if trace.showlegend is not False:
-            trace.showlegend = trace.name not in seen
-            seen.add(trace.name)
-
-
-FIGURES: dict[str, Callable[[StudyRecord], Any]] = {
-    "accuracy": accuracy_figure,
-    "curves": curves_figure,
-    "inputs": inputs_figure,
-}
+def draw(study: StudyRecord) -> dict[str, Any]:
+    """Return every picture by the id of its place on the page."""
+    sizes = sorted(study.batch_sizes)
+    figures = {"accuracy": accuracy_figure(study)}
+    figures |= {f"rates-{size}": rates_figure(study, size) for size in sizes}
+    figures |= {f"curves-{size}": curves_figure(study, size) for size in sizes}
+    if study.inputs:
+        figures |= {"inputs-curves": inputs_curves_figure(study), "inputs": inputs_figure(study)}
+    return figures

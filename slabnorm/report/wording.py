@@ -13,6 +13,8 @@ NORM_LABELS = {
     "layer": "layer norm",
     "instance": "instance norm",
     "group": "group norm",
+    "dyt": "dynamic tanh",
+    "derf": "dynamic erf",
 }
 SCHEME_LABELS = {"raw": "raw", "fixed": "fixed", "minmax": "min-max", "zscore": "z-score"}
 MINUS = "\N{MINUS SIGN}"

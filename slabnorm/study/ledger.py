@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
+import marshal
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from slabnorm._version import __version__
 from slabnorm.errors import LedgerError
+from slabnorm.study.models import parts_of
+from slabnorm.study.train import Bench, quiet_corner, settle, start
 from slabnorm.text import printable
 
 APPLICATION = int.from_bytes(b"slbs", "big")
@@ -74,12 +80,16 @@ class RunLedger:
             self._base.execute("INSERT OR REPLACE INTO runs VALUES (?, ?)", (key, json.dumps(record)))
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; a ledger without runs is deleted."""
+        with self._mistakes():
+            empty = not self._base.execute("SELECT EXISTS (SELECT 1 FROM runs)").fetchone()[0]
         self._base.close()
+        if empty:
+            self.path.unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Delete the file: the study is done."""
-        self.close()
+        self._base.close()
         self.path.unlink(missing_ok=True)
 
     @contextmanager
@@ -110,3 +120,36 @@ def job_key(shared: str, job: object) -> str:
         job: a frozen dataclass, whose repr names all its fields.
     """
     return hashlib.sha256(f"{__version__}\n{shared}\n{job!r}".encode()).hexdigest()
+
+
+def shared_digest(bench: Bench, norm: str) -> str:
+    """Return a digest of what all runs of a study share: inputs, labels, split, rules, and the model.
+
+    Of the model it covers the source of the module that makes it, how it prints, and its weights at seed 0.
+
+    Args:
+        bench: what all runs share.
+        norm: a norm of the study.
+    """
+    digest = hashlib.sha256(repr(bench.rules).encode())
+    split = bench.data.split
+    arrays = [bench.data.y, split.train, split.validation, split.test]
+    arrays += [bench.inputs(scheme).numpy() for scheme in bench.layers]
+    with quiet_corner():
+        model, _ = start(bench.build, norm, 0)
+        settle(model, bench.inputs(next(iter(bench.layers)))[torch.as_tensor(split.train[:2])])
+    arrays += [tensor.detach().cpu().float().numpy() for tensor in model.state_dict().values()]
+    for array in arrays:
+        digest.update(repr((array.shape, array.dtype)).encode() + array.tobytes())
+    for text in (repr(model), *map(source_of, parts_of(bench.build))):
+        digest.update(text.encode("utf-8", "backslashreplace"))
+    return digest.hexdigest()
+
+
+def source_of(part: Any) -> str:
+    """Return the source of the module of a function or class; what is compiled, if there is none."""
+    try:
+        return inspect.getsource(inspect.getmodule(part) or part)
+    except (OSError, TypeError):
+        code = getattr(part, "__code__", None)
+        return marshal.dumps(code).hex() if inspect.iscode(code) else ""

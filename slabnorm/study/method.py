@@ -10,7 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from slabnorm.report.wording import level, norm_label, scheme_label
 from slabnorm.study.data import SHARES, SPLIT_SEED, Dataset
 from slabnorm.study.models import MOST_GROUPS
-from slabnorm.study.options import RATES, Options
+from slabnorm.study.options import Options
+from slabnorm.study.rates import RATES
 from slabnorm.study.train import LOOKS_PER_EPOCH, WARM_UP
 from slabnorm.text import listing
 
@@ -32,6 +33,7 @@ def training(options: Options, data: Dataset) -> tuple[tuple[str, str], ...]:
     """Return how the networks were trained, as pairs of a heading and a few sentences."""
     rules, split = options.rules, data.split
     shares = " / ".join(level(share) for share in SHARES)
+    rates, searched = [f"{rate:g}" for rate in RATES], [str(seed) for seed in options.search_seeds]
     return (
         (
             "Split",
@@ -45,10 +47,19 @@ def training(options: Options, data: Dataset) -> tuple[tuple[str, str], ...]:
             "samples in the same order, whatever the norm.",
         ),
         (
+            "Learning rate",
+            f"Chosen for every norm, batch size and input scheme by itself: {listing(rates)} times the base "
+            f"rate {rules.learning_rate:g} * batch size / {rules.reference_batch} (linear scaling rule) were "
+            f"tried, and one more beyond where the best was at an edge. The highest validation accuracy at "
+            f"the end is taken, of equal ones the nearest to the base rate; a run that failed or diverged "
+            f"counts as 0. The test split plays no part. These runs have "
+            f"{'seed' if len(searched) == 1 else 'seeds'} {listing(searched)}, which no result has: the luck "
+            "of the run that won does not get into the results.",
+        ),
+        (
             "Optimiser",
-            f"SGD, momentum {rules.momentum:g}, learning rate {rules.learning_rate:g} * batch size / "
-            f"{rules.reference_batch} (linear scaling rule), cosine to zero over {rules.epochs} epochs; the "
-            "same for every norm. A last batch of a single sample is left out.",
+            f"SGD, momentum {rules.momentum:g}; the learning rate falls along a cosine to zero over "
+            f"{rules.epochs} epochs. A last batch of a single sample is left out.",
         ),
         (
             "Norms",
@@ -70,9 +81,9 @@ def measures(options: Options, data: Dataset, processes: int) -> tuple[tuple[str
         ),
         (
             "Clear difference",
-            "A difference is clear if the 95% interval of the paired difference over seeds leaves out zero. "
-            "Every pair is compared by itself, and nothing is corrected for the number of pairs: if nothing "
-            "differs, one pair in twenty looks clear by chance.",
+            "A difference is clear if the interval of the paired difference over seeds leaves out zero. All "
+            "intervals of one batch size hold together with 95%: they are widened for the number of pairs "
+            "(Bonferroni), since the best is picked after the fact.",
         ),
         (
             f"Steps to {level(rules.target)}",
@@ -93,9 +104,7 @@ def measures(options: Options, data: Dataset, processes: int) -> tuple[tuple[str
         (
             "Inputs",
             f"Compared with {norm_label(options.inputs_norm)} at batch size {options.inputs_batch_size}; "
-            f"norms are compared on {scheme_label(options.scheme)} inputs. Each scheme is trained at "
-            f"{listing([f'{rate:g}' for rate in RATES])} times the learning rate, and the rate with the "
-            "highest mean validation accuracy at the end is taken.",
+            f"norms are compared on {scheme_label(options.scheme)} inputs.",
         ),
     )
 

@@ -3,56 +3,90 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+import inspect
+import math
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from slabnorm.errors import ModelError, OptionError
 from slabnorm.study.data import Dataset
+from slabnorm.study.exchange import Exchanged, exchange
 from slabnorm.study.networks import Norm, conv, mlp
 from slabnorm.text import did_you_mean, listing, printable
 
-NORMS = ("none", "batch", "layer", "instance", "group")
+NORMS = ("none", "batch", "layer", "instance", "group")  # compared unless others are named
+NORM_FREE = ("dyt", "derf")
 MOST_GROUPS = 8
 
 Build = Callable[[Norm], nn.Module]
+Model = str | Build | Callable[[], nn.Module] | nn.Module
 
 
-def find_build(model: str | Build, data: Dataset) -> tuple[str, Build]:
+def find_build(model: Model, data: Dataset) -> tuple[str, Build]:
     """Return the name of a model, and its function `build(norm)`.
 
     Args:
-        model: "conv", "mlp", "package.module:build", or the function itself.
+        model: "conv", "mlp", "package.module:build", a function `build(norm)`, or a model as it is: a
+            function without an argument, or a network, whose norms are exchanged.
         data: the data set, which determines the sizes of "conv" and "mlp".
 
     Raises:
-        ModelError: there is no such name, module or function, or "conv" is given for a table.
+        ModelError: there is no such name, module or function, "conv" is given for a table, or the norms of a
+            model cannot be exchanged.
     """
-    classes = len(data.classes)
+    if isinstance(model, str) and model not in ("conv", "mlp"):
+        return printable(model), _build_of(import_build(model), data)
     if not isinstance(model, str):
         if not callable(model):
-            problem = "build_model must be a name or a function build(norm)"
+            problem = "build_model must be a name, a network, or a function that builds one"
             raise ModelError(problem, f"a {type(model).__name__}", 'such as build_model="mlp"')
-        return printable(getattr(model, "__qualname__", type(model).__name__)), model
+        return printable(getattr(model, "__qualname__", type(model).__name__)), _build_of(model, data)
+    classes = len(data.classes)
     if model == "conv":
         if data.x.ndim == 2:
             raise ModelError(
                 "The model conv is for images, and the data are a table", data.axes, 'use build_model="mlp"'
             )
         return "conv", partial(conv, channels=data.sample_shape[0], classes=classes)
-    if model == "mlp":
-        features = 1
-        for size in data.sample_shape:
-            features *= size
-        return "mlp", partial(mlp, features=features, classes=classes)
-    return printable(model), import_build(model)
+    return "mlp", partial(mlp, features=math.prod(data.sample_shape), classes=classes)
 
 
-def import_build(path: str) -> Build:
-    """Return the function that a text `package.module:name` names.
+def _build_of(model: Any, data: Dataset) -> Build:
+    """Return a function `build(norm)` as it is; of another model one that exchanges its norms."""
+    if isinstance(model, nn.Module) or not takes_norm(model):
+        return exchange(model, torch.as_tensor(data.x[data.split.train[:2]]).float())
+    build: Build = model
+    return build
+
+
+def takes_norm(build: Callable[..., Any]) -> bool:
+    """Return whether a function is to be given `norm`: it needs an argument, or has one of that name."""
+    try:
+        parameters = inspect.signature(build).parameters
+    except (TypeError, ValueError):  # of some functions written in C
+        return True
+    positional = [p for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return "norm" in parameters or any(p.default is p.empty for p in positional)
+
+
+def parts_of(build: Any) -> Iterator[Any]:
+    """Yield the functions and classes that a worker has to find to make a model."""
+    if isinstance(build, partial):
+        yield from parts_of(build.func)
+    elif isinstance(build, Exchanged):
+        yield from parts_of(build.own)
+    elif isinstance(build, nn.Module):
+        yield from dict.fromkeys(type(module) for module in build.modules())
+    else:
+        yield from (build, type(build))
+
+
+def import_build(path: str) -> Any:
+    """Return the function or network that a text `package.module:name` names.
 
     Raises:
         ModelError: the text has no colon, the module or the name in it does not exist, or importing it fails.
@@ -84,29 +118,76 @@ def import_build(path: str) -> Build:
                 f"define {printable(part)}(norm) there, or name another function",
             )
         found = getattr(found, part)
-    if not callable(found):
-        raise ModelError(f"{shown} is not a function", f"of type {type(found).__name__}", "name build(norm)")
-    build: Build = found
-    return build
+    if not callable(found):  # networks are
+        fix = "name a function build(norm)"
+        raise ModelError(f"{shown} is not a function or a network", f"of type {type(found).__name__}", fix)
+    return found
 
 
 def check_norm(name: str) -> None:
     """Raise OptionError unless `name` is one of the norms or a pattern; PatternError for a wrong pattern."""
-    if isinstance(name, str) and name in NORMS:
+    if isinstance(name, str) and name in (*NORMS, *NORM_FREE):
         return
     if isinstance(name, str) and "->" in name:
         from slabnorm.notation import parse
 
         parse(name)
         return
-    known = f"a norm is {listing(list(NORMS), 'or')}, or a pattern such as 'n c ... -> n c'"
-    question = did_you_mean(name, NORMS)
+    names = (*NORMS, *NORM_FREE)
+    known = f"a norm is {listing(list(names), 'or')}, or a pattern such as 'n c ... -> n c'"
+    question = did_you_mean(name, names)
     raise OptionError(f"There is no norm {printable(name)}", "", f"{question} {known}".strip())
 
 
 def group_count(channels: int) -> int:
     """Return the largest number of groups, at most 8, that divides the number of channels."""
     return max(groups for groups in range(1, MOST_GROUPS + 1) if channels % groups == 0)
+
+
+class DyT(nn.Module):
+    """Dynamic tanh, which takes the place of a norm (Zhu et al. 2025, "Transformers without Normalization").
+
+        y = weight * tanh(alpha * x) + bias
+
+    Args:
+        channels: the size of the second axis; weight and bias are per channel, alpha is one number.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.tensor(0.5))
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x squashed, in its shape (n, channels, ...)."""
+        return per_channel(self.weight, x) * self.squash(x) + per_channel(self.bias, x)
+
+    def squash(self, x: Tensor) -> Tensor:
+        """Return tanh(alpha * x)."""
+        return torch.tanh(self.alpha * x)
+
+
+class Derf(DyT):
+    """Dynamic erf (Chen et al. 2025, "Stronger Normalization-Free Transformers").
+
+        y = weight * erf(alpha * x + shift) + bias
+
+    Args:
+        channels: as for DyT; shift is one number, 0 at first.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.shift = nn.Parameter(torch.tensor(0.0))
+
+    def squash(self, x: Tensor) -> Tensor:
+        """Return erf(alpha * x + shift)."""
+        return torch.erf(self.alpha * x + self.shift)
+
+
+def per_channel(values: Tensor, x: Tensor) -> Tensor:
+    """Return one value per channel so that it broadcasts against x, (n, channels, ...)."""
+    return values.reshape(-1, *[1] * (x.ndim - 2))
 
 
 class NormFactory:
@@ -116,7 +197,7 @@ class NormFactory:
     the same under every norm. All layers made are in `made`.
 
     Args:
-        name: one of NORMS, or a pattern that names its channels `c`.
+        name: one of NORMS or NORM_FREE, or a pattern that names its channels `c`.
     """
 
     def __init__(self, name: str) -> None:
@@ -143,5 +224,9 @@ class NormFactory:
                 return sn.InstanceNorm(channels, affine=True)
             case "group":
                 return sn.GroupNorm(group_count(channels), channels)
+            case "dyt":
+                return DyT(channels)
+            case "derf":
+                return Derf(channels)
             case pattern:
                 return sn.SlabNorm(pattern, c=channels)

@@ -38,6 +38,34 @@ def conv(norm: Norm, channels: int, classes: int) -> nn.Module:
     )
 
 
+def conv_with_head(norm: Norm, channels: int, classes: int) -> nn.Module:
+    """Return three 3x3 convolutions and a hidden linear layer, each followed by `norm` and ReLU.
+
+    The norm of the linear layer has a single value of a sample in each channel.
+
+    Args:
+        norm: a function from a number of channels to a layer.
+        channels: the number of channels of the input, (n, channels, height, width).
+        classes: the number of outputs.
+    """
+
+    def block(inputs: int, outputs: int) -> list[nn.Module]:
+        return [nn.Conv2d(inputs, outputs, 3, padding=1), norm(outputs), nn.ReLU()]
+
+    return nn.Sequential(
+        *block(channels, 16),
+        nn.MaxPool2d(2, ceil_mode=True),
+        *block(16, 32),
+        nn.AdaptiveAvgPool2d(2),
+        *block(32, 32),
+        nn.Flatten(),
+        nn.Linear(4 * 32, 64),
+        norm(64),
+        nn.ReLU(),
+        nn.Linear(64, classes),
+    )
+
+
 def mlp(
     norm: Norm,
     features: int,

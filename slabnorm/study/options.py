@@ -9,16 +9,14 @@ from numbers import Integral, Real
 from slabnorm.errors import OptionError
 from slabnorm.study.data import Dataset
 from slabnorm.study.models import NORMS, check_norm
+from slabnorm.study.rates import Setting
 from slabnorm.study.scaling import SCHEMES, check_scheme
-from slabnorm.study.train import Rules, Run
+from slabnorm.study.train import Rules
 from slabnorm.text import printable
 
-BATCH_SIZES = (2, 16, 128)
-SEEDS = 3
-# Multiples of the learning rate, of which every input scheme takes its best on the validation split. Scaling
-# the input by k also scales the gradient of the first layer by k, so that one rate for all schemes would rank
-# them by the size of their steps.
-RATES = (1 / 16, 1 / 4, 1.0, 4.0, 16.0)
+BATCH_SIZES = (8, 64)
+SEEDS = 5
+SEARCH_SEEDS = 1  # per learning rate that is tried
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,9 @@ class Options:
         scheme: how inputs are scaled while norms are compared.
         schemes: the input schemes to compare; none for no such comparison.
         rules: how every run is trained.
-        workers: the number of processes; 1 stands for this process.
+        workers: the number of processes, or of runs at a time; None for what suits the engine.
+        engine: "local" or "ray".
+        address: of a Ray cluster.
 
     Raises:
         OptionError: something is unknown, empty, out of range or given twice.
@@ -45,7 +45,9 @@ class Options:
     scheme: str = "zscore"
     schemes: tuple[str, ...] = SCHEMES
     rules: Rules = field(default_factory=Rules)
-    workers: int = 1
+    workers: int | None = None
+    engine: str = "local"
+    address: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("norms", "batch_sizes", "schemes"):
@@ -61,8 +63,13 @@ class Options:
             check_scheme(scheme)
         for size in self.batch_sizes:
             check_count("batch_sizes", size)
-        for name, number in (("seeds", self.seeds), ("epochs", self.rules.epochs), ("workers", self.workers)):
+        counts = {"seeds": self.seeds, "epochs": self.rules.epochs}
+        for name, number in {**counts, **({} if self.workers is None else {"workers": self.workers})}.items():
             check_count(name, number)
+        if self.engine not in ("local", "ray"):
+            raise OptionError('engine must be "local" or "ray"', printable(repr(self.engine)))
+        if self.address is not None and self.engine != "ray":
+            raise OptionError("address is for a Ray cluster", repr(self.address), 'add engine="ray"')
         target, rate = self.rules.target, self.rules.learning_rate
         if not 0 < target <= 1:
             raise OptionError("target must be above 0 and at most 1", str(target), "0.9 stands for 90%")
@@ -90,12 +97,23 @@ class Options:
         """The batch size under which input schemes are compared: the middle one."""
         return sorted(self.batch_sizes)[len(self.batch_sizes) // 2]
 
-    def plan(self) -> tuple[list[Run], list[Run]]:
-        """Return the runs that compare norms, and those that compare input schemes; some may be in both."""
-        seeds = range(self.seeds)
-        norms = [Run(self.scheme, n, b, s) for n in self.norms for b in self.batch_sizes for s in seeds]
-        norm, size = self.inputs_norm, self.inputs_batch_size
-        inputs = [Run(c, norm, size, s, rate) for c in self.schemes for rate in RATES for s in seeds]
+    @property
+    def search_seeds(self) -> range:
+        """The seeds of the runs that choose learning rates: none of those that are reported.
+
+        The run that is best on validation owes it to its rate and to its luck, and the same run would take
+        that luck with it into the results.
+        """
+        return range(self.seeds, self.seeds + SEARCH_SEEDS)
+
+    def settings(self, schemes: Iterable[str]) -> tuple[list[Setting], list[Setting]]:
+        """Return the settings that compare norms, and those that compare input schemes; one may be in both.
+
+        Args:
+            schemes: those of the input schemes that fit the data.
+        """
+        norms = [Setting(self.scheme, norm, size) for norm in self.norms for size in self.batch_sizes]
+        inputs = [Setting(scheme, self.inputs_norm, self.inputs_batch_size) for scheme in schemes]
         return norms, inputs
 
 

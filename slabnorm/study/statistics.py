@@ -1,4 +1,4 @@
-"""What runs say together: means, intervals, medians, paired differences, and the best learning rates."""
+"""What runs say together: means, intervals, medians and paired differences."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from statistics import fmean, median, stdev
 
 from slabnorm.errors import OptionError
 from slabnorm.report.study import CellRecord, CurveRecord, Interval, RunRecord
-from slabnorm.report.wording import scheme_label
-from slabnorm.study.options import RATES
+from slabnorm.study.train import Rules
 
 CONFIDENCE = 0.95
 
 
-def interval(values: list[float], resolution: float = 0.0) -> Interval:
+def interval(values: list[float], resolution: float = 0.0, among: int = 1) -> Interval:
     """Return the mean and its 95% interval by Student's t over `values`.
 
         mean ± t(0.975, n-1) * s / sqrt(n)
@@ -23,6 +22,8 @@ def interval(values: list[float], resolution: float = 0.0) -> Interval:
         resolution: the least difference that values can have, which is 1/n for shares counted on n samples.
             The standard deviation is at least that of rounding, resolution / sqrt(12), so that three equal
             counts do not give an interval without width.
+        among: of how many intervals this is one. Bonferroni's correction makes each wider, so that all
+            hold together with 95%.
 
     Raises:
         OptionError: there are no values.
@@ -35,20 +36,21 @@ def interval(values: list[float], resolution: float = 0.0) -> Interval:
     from scipy.stats import t
 
     spread = max(stdev(values), resolution / math.sqrt(12))
-    quantile = float(t.ppf(0.5 + CONFIDENCE / 2, len(values) - 1))
+    quantile = float(t.ppf(1 - (1 - CONFIDENCE) / 2 / among, len(values) - 1))
     half = quantile * spread / math.sqrt(len(values))
     return Interval(mean, mean - half, mean + half, len(values))
 
 
-def paired(first: list[float], second: list[float], resolution: float) -> Interval:
+def paired(first: list[float], second: list[float], resolution: float, among: int = 1) -> Interval:
     """Return the interval of `first - second`, seed by seed.
 
     Args:
         first, second: one value for each seed, in the same order of seeds.
         resolution: that of each value; a difference of two rounded values has sqrt(2) times as much.
+        among: of how many such intervals this is one.
     """
     differences = [a - b for a, b in zip(first, second, strict=True)]
-    return interval(differences, math.sqrt(2) * resolution)
+    return interval(differences, math.sqrt(2) * resolution, among)
 
 
 def is_clear(difference: Interval) -> bool:
@@ -64,12 +66,13 @@ def accuracies(runs: list[RunRecord]) -> list[float] | None:
     return [v for v in values if v is not None] if values and None not in values else None
 
 
-def cell(runs: list[RunRecord], resolution: float) -> CellRecord:
+def cell(runs: list[RunRecord], resolution: float, rules: Rules) -> CellRecord:
     """Return what the runs of one scheme, norm and batch size say together.
 
     Args:
         runs: one run for each seed.
         resolution: 1 divided by the number of test samples.
+        rules: how they were trained.
     """
     first = runs[0]
     values = accuracies(runs)
@@ -90,6 +93,7 @@ def cell(runs: list[RunRecord], resolution: float) -> CellRecord:
         diverged=sum(run.status == "diverged" for run in runs),
         failed=sum(run.status == "failed" for run in runs),
         reason=next((run.reason for run in runs if run.reason), ""),
+        learning_rate=first.rate * rules.rate(0, 1, first.batch_size),
     )
 
 
@@ -118,38 +122,3 @@ def curve(runs: list[RunRecord]) -> CurveRecord | None:
         low=tuple(min(values) for values in looks),
         high=tuple(max(values) for values in looks),
     )
-
-
-def best_rates(runs: list[RunRecord]) -> dict[str, float]:
-    """Return for every scheme the rate with the highest mean validation accuracy at the end.
-
-    A run that diverged or failed counts as 0; of equal rates the first is taken. The test split plays no
-    part.
-
-    Args:
-        runs: runs of every scheme at every rate, over all seeds.
-    """
-    found: dict[str, float] = {}
-    for scheme in dict.fromkeys(run.scheme for run in runs):
-        means: dict[float, float] = {}
-        for rate in dict.fromkeys(run.rate for run in runs):
-            ends = [last_accuracy(run) for run in runs if run.scheme == scheme and run.rate == rate]
-            means[rate] = fmean(ends)
-        found[scheme] = max(means, key=means.__getitem__)
-    return found
-
-
-def last_accuracy(run: RunRecord) -> float:
-    """Return the validation accuracy at the end of a run; 0 unless it was done."""
-    return run.curve[-1].accuracy if run.status == "done" and run.curve else 0.0
-
-
-def edge_notes(rates: dict[str, float]) -> list[str]:
-    """Return notes on schemes whose best rate is the lowest or highest that was tried."""
-    ends = {min(RATES): "lowest", max(RATES): "highest"}
-    return [
-        f"Inputs, {scheme_label(scheme)}: best at the {ends[rate]} learning rate tried; "
-        f"one that is still {ends[rate].removesuffix('est')}er may be better."
-        for scheme, rate in rates.items()
-        if rate in ends
-    ]

@@ -72,6 +72,8 @@ class Rules:
         learning_rate: the learning rate at the reference batch size.
         reference_batch: the reference batch size.
         momentum: the momentum of SGD.
+        looks: how often the validation split is looked at in the whole training; by default four times an
+            epoch.
     """
 
     epochs: int = 3
@@ -79,11 +81,19 @@ class Rules:
     learning_rate: float = 0.1
     reference_batch: int = 128
     momentum: float = 0.9
+    looks: int | None = None
 
     def rate(self, step: int, steps: int, batch_size: int) -> float:
         """Return the learning rate of a step, counted from 0."""
         start = self.learning_rate * batch_size / self.reference_batch
         return start * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+    def looks_after(self, steps: int) -> set[int]:
+        """Return after which steps the validation split is looked at; an epoch has `steps`."""
+        if self.looks is None:
+            looks = [round(steps * k / LOOKS_PER_EPOCH) for k in range(1, LOOKS_PER_EPOCH + 1)]
+            return {epoch * steps + look for epoch in range(self.epochs) for look in looks}
+        return {round(steps * self.epochs * k / self.looks) for k in range(1, self.looks + 1)}
 
 
 @dataclass
@@ -238,14 +248,14 @@ class Training:
         samples = torch.as_tensor(self.split.train)
         for epoch, order in enumerate(orders(self.run.seed, samples, self.rules.epochs)):
             parts = batches(order, self.run.batch_size)
-            looks = {round(len(parts) * k / LOOKS_PER_EPOCH) for k in range(1, LOOKS_PER_EPOCH + 1)}
+            looks = self.rules.looks_after(len(parts))
             for number, part in enumerate(parts, 1):
                 self.model.train()
                 loss = self.step(part, len(parts) * self.rules.epochs)
                 tick()
                 if not math.isfinite(loss):
                     return True
-                if number in looks:
+                if len(self.times) in looks:
                     self.look(epoch + number / len(parts))
         return False
 

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slabnorm.errors import SlabWarning
+from slabnorm.errors import SlabWarning, StatisticsError
 from slabnorm.report.study import CurvePoint
 from slabnorm.study import networks
-from slabnorm.study.data import Dataset, Split
+from slabnorm.study.data import SPLIT_SEED, Dataset, Split, stratified
 from slabnorm.study.models import Build
 from slabnorm.study.scaling import apply, fit_inputs
 from slabnorm.study.train import (
@@ -31,6 +31,7 @@ from slabnorm.study.train import (
 from slabnorm.study.watch import WATCHERS
 
 RNN, TRANSFORMER = "recurrent", "transformer"
+CONVOLUTIONAL = {"conv": networks.conv, "conv with head": networks.conv_with_head}
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Trial:
     """One network to be trained once: all that decides its result, beside the data.
 
     Args:
-        network: "mlp" or "conv" for images, "transformer" or "recurrent" for text.
+        network: "mlp", "conv" or "conv with head" for images, "transformer" or "recurrent" for text.
         norm: the norm in it, by the names that `compare` has, or a pattern.
         scheme: how the inputs are scaled: "raw", "fixed", "minmax" or "zscore".
         activation, depth, gain: of an mlp; see `networks.mlp`.
@@ -47,6 +48,9 @@ class Trial:
         epochs: passes over the training split.
         seed: of weights and order.
         watch: what is looked at during training: names of WATCHERS.
+        samples: how many of the training samples an epoch has, the same ones in each; 0 for all.
+        looks: how often the network is looked at in the whole training; 0 for four times an epoch.
+        affine: False keeps the weight of every norm layer at 1 and its bias at 0.
     """
 
     network: str = "mlp"
@@ -60,6 +64,9 @@ class Trial:
     epochs: int = 1
     seed: int = 0
     watch: tuple[str, ...] = ()
+    samples: int = 0
+    looks: int = 0
+    affine: bool = True
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,8 @@ class TrialRecord:
     """What came of a trial.
 
     Args:
-        status: "done", or "diverged": a loss that is not finite ended the training.
+        status: "done"; "diverged": a loss that is not finite ended the training; or "refused": a norm layer
+            found no statistics in a batch, as of one value per slab.
         accuracy: on the test split in eval mode, from 0 to 1.
         gap: the accuracy in train mode, in batches of the training batch size, minus that in eval mode.
         curve: the looks at the validation split.
@@ -125,12 +133,18 @@ class Trials:
             # What slabnorm warns of (a batch left out of the running statistics) shows in what is measured.
             warnings.simplefilter("ignore", SlabWarning)
             x, y, split = self._samples(trial)
-            model, _ = start(self._build(trial), trial.norm, trial.seed)
+            model, factory = start(self._build(trial), trial.norm, trial.seed)
+            if not trial.affine:
+                for layer in factory.made:
+                    layer.requires_grad_(False)
             watching = Watching(trial.watch)
-            rules = Rules(epochs=trial.epochs, learning_rate=1.0, reference_batch=trial.batch_size)
+            rules = Rules(trial.epochs, 0.0, 1.0, trial.batch_size, looks=trial.looks or None)
             training = Training(model, x, y, split, rules, trial, watching)
-            watching(training)
-            diverged = training.train(tick)
+            try:
+                watching(training)
+                diverged = training.train(tick)
+            except StatisticsError:
+                return TrialRecord("refused", 0.0, 0.0, (), watching.seen, time.perf_counter() - began)
             test = torch.as_tensor(split.test)
             parts = batches_of(test, trial.batch_size)
             return TrialRecord(
@@ -144,8 +158,7 @@ class Trials:
 
     def steps(self, trial: Trial) -> int:
         """Return how many optimiser steps a trial takes at most."""
-        split = self.text.split if trial.network in (RNN, TRANSFORMER) else self.data.split
-        return -(-len(split.train) // trial.batch_size) * trial.epochs
+        return -(-len(self._split(trial).train) // trial.batch_size) * trial.epochs
 
     def revive(self, kept: dict[str, Any]) -> TrialRecord:
         """Return a record from what a ledger has kept of it."""
@@ -154,11 +167,24 @@ class Trials:
     def _samples(self, trial: Trial) -> tuple[Tensor, Tensor, Split]:
         if trial.network in (RNN, TRANSFORMER):
             codes = self.text.codes
-            return codes[:, :-1], codes[:, 1:], self.text.split
+            return codes[:, :-1], codes[:, 1:], self._split(trial)
         if trial.scheme not in self._scaled:
             layer, _ = fit_inputs(self.data, trial.scheme)
             self._scaled = {trial.scheme: apply(layer, self.data)}
-        return self._scaled[trial.scheme], torch.as_tensor(self.data.y), self.data.split
+        return self._scaled[trial.scheme], torch.as_tensor(self.data.y), self._split(trial)
+
+    def _split(self, trial: Trial) -> Split:
+        of_text = trial.network in (RNN, TRANSFORMER)
+        split = self.text.split if of_text else self.data.split
+        if not 0 < trial.samples < len(split.train):
+            return split
+        # Of text the first windows: they follow each other. Of labelled samples each class keeps its share.
+        few = (
+            split.train[: trial.samples]
+            if of_text
+            else stratified(split.train, self.data.y, trial.samples, SPLIT_SEED)
+        )
+        return Split(few, split.validation, split.test)
 
     def _build(self, trial: Trial) -> Build:
         if trial.network == RNN:
@@ -166,8 +192,8 @@ class Trials:
         if trial.network == TRANSFORMER:
             return partial(networks.Transformer, letters=len(self.text.letters))
         shape, classes = self.data.sample_shape, len(self.data.classes)
-        if trial.network == "conv":
-            return partial(networks.conv, channels=shape[0], classes=classes)
+        if trial.network in CONVOLUTIONAL:
+            return partial(CONVOLUTIONAL[trial.network], channels=shape[0], classes=classes)
         return partial(
             networks.mlp,
             features=int(np.prod(shape)),

@@ -1,80 +1,54 @@
-"""The verdict: two short sentences that follow by rules from all paired comparisons.
+"""The verdict: at most two short sentences, which follow by rules from the paired differences.
 
-1. At each batch size every norm is compared with every other. Of two, the one with the higher mean test
-   accuracy is clearly ahead where the 95% interval of their paired difference over seeds leaves out zero;
-   otherwise there is no clear difference between them.
-2. The first sentence names every clear difference, or counts those it does not name. One that is clearly
-   behind all others at every batch size is named first, and once. Batch sizes between the smallest and the
-   largest are counted together where there are more than three sizes.
-3. The second says how many pairs differ clearly, of how many, and what batch norm gains or loses from the
-   largest batch size to the smallest.
+At each batch size every norm is compared with every other, seed by seed. An interval that leaves out zero is
+a clear difference. All intervals of a batch size hold together with 95%: they are widened for the number of
+pairs (Bonferroni), because the best is chosen after the fact.
 
-Each comparison stands alone; nothing is corrected for their number. Holm's correction over the ten pairs of
-five norms would ask three seeds for a mean difference of 8.1 of its standard deviations instead of 2.5. On
-the digits it keeps 6 of 16 clear differences, and hides that the network without a norm is 45 points
-behind. So the second sentence gives the number of pairs, and the report says that one in twenty looks clear
-by luck where nothing differs.
+1. If the best is clearly ahead of all others, the sentence says so, and by how much of the second.
+2. If it is not, the data do not decide between it and those it is not clearly ahead of; the sentence names
+   these, and those that are clearly behind.
 
-One seed gives no interval, hence no clear difference. A choice with a run that failed or diverged is named,
-not ranked.
+There is one sentence for the smallest and one for the largest batch size. One seed gives no interval, and the
+data decide nothing. A choice with a run that failed or diverged is named, not ranked.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from slabnorm.report.study import DifferenceRecord, RunRecord
+from slabnorm.report.study import DifferenceRecord, Interval, RunRecord, SearchRecord
 from slabnorm.report.wording import norm_label, percent, scheme_label
 from slabnorm.study.statistics import accuracies, is_clear, paired
 from slabnorm.text import listing
 
-MOST_GROUPS = 3  # of choices with the same ones behind them, that a clause names
-MOST_SIZES = 3  # batch sizes that have a clause of their own
-
 
 @dataclass(frozen=True)
 class Ranking:
-    """Choices in the order of their mean accuracy, and which are clearly ahead of which.
+    """Choices in the order of their mean accuracy, and how far the best is ahead.
 
     Attributes:
-        order: the choices of which every run was done, the best first.
-        tied: the choices with the highest mean accuracy, which is `accuracy`.
-        ahead: for each choice in `order`, those that it is clearly ahead of.
+        means: the mean accuracy of every choice of which all runs were done, the best first.
+        ahead: of each other choice, by how much the best is ahead of it.
         failed: choices with a run that failed or diverged.
-        seeds: the number of seeds of every choice.
-        differences: the differences of all pairs in `order`, the better one first.
+        differences: the differences of all pairs, the better one first.
     """
 
-    order: list[str]
-    tied: list[str]
-    accuracy: float
-    ahead: dict[str, list[str]]
+    means: dict[str, float]
+    ahead: dict[str, Interval]
     failed: list[str]
-    seeds: int
     differences: tuple[DifferenceRecord, ...]
 
     @property
-    def clear(self) -> int:
-        """How many pairs differ clearly."""
-        return sum(difference.clear for difference in self.differences)
+    def leaders(self) -> list[str]:
+        """The best, and those that it is not clearly ahead of."""
+        return [name for name in self.means if name not in self.ahead or not is_clear(self.ahead[name])]
 
     @property
-    def last(self) -> str:
-        """The choice that all others, three or more, are clearly ahead of; empty where there is none."""
-        if len(self.order) < 4:
-            return ""
-        *others, last = self.order
-        return last if all(last in self.ahead[name] for name in others) else ""
-
-    def groups(self) -> list[tuple[list[str], list[str]]]:
-        """Return groups of choices that are clearly ahead of the same others; `last` does not count."""
-        found: dict[tuple[str, ...], list[str]] = {}
-        for name in self.order:
-            behind = tuple(other for other in self.ahead[name] if other != self.last)
-            if behind:
-                found.setdefault(behind, []).append(name)
-        return [(winners, list(behind)) for behind, winners in found.items()]
+    def behind(self) -> list[str]:
+        """Those that the best is clearly ahead of."""
+        return [name for name, difference in self.ahead.items() if is_clear(difference)]
 
 
 def rank(choices: dict[str, list[RunRecord]], samples: int, where: str) -> Ranking:
@@ -90,173 +64,125 @@ def rank(choices: dict[str, list[RunRecord]], samples: int, where: str) -> Ranki
     values = {name: accuracies(runs) if trained[name] else None for name, runs in choices.items()}
     known = {name: v for name, v in values.items() if v is not None}
     # Sums of k/n over the seeds are compared as counts, so that equal counts are tied exactly.
-    counts = {name: round(sum(v) * samples) for name, v in known.items()}
-    order = sorted(known, key=lambda name: -counts[name])
-    ahead: dict[str, list[str]] = {name: [] for name in order}
-    differences = []
-    for better, other in combinations(order, 2):
-        difference = paired(known[better], known[other], 1 / samples)
-        clear = is_clear(difference)
-        differences.append(DifferenceRecord(f"{better}, {where}", f"{other}, {where}", difference, clear))
-        if clear:
-            ahead[better].append(other)
-    best = known[order[0]] if order else [0.0]
+    order = sorted(known, key=lambda name: -round(sum(known[name]) * samples))
+    pairs = list(combinations(order, 2))
+    found = {pair: paired(known[pair[0]], known[pair[1]], 1 / samples, len(pairs)) for pair in pairs}
     return Ranking(
-        order=order,
-        tied=[name for name in order if counts[name] == counts[order[0]]],
-        accuracy=sum(best) / len(best),
-        ahead=ahead,
+        means={name: sum(known[name]) / len(known[name]) for name in order},
+        ahead={other: difference for (best, other), difference in found.items() if best == order[0]},
         failed=[name for name in choices if name not in known],
-        seeds=len(best),
-        differences=tuple(differences),
+        differences=tuple(
+            DifferenceRecord(f"{better}, {where}", f"{other}, {where}", difference, is_clear(difference))
+            for (better, other), difference in found.items()
+        ),
     )
 
 
-def clause(ranking: Ranking, known: str = "") -> str:
-    """Return a ranking in words, without a full stop.
+def sentence(ranking: Ranking, where: str) -> str:
+    """Return a ranking as one sentence.
 
     Args:
-        ranking: the choices, and which are ahead of which.
-        known: the choice, if any, that another clause has called clearly behind all others.
+        ranking: the choices.
+        where: what they have in common, such as "at batch size 2".
     """
-    failed = f"; {listing(ranking.failed)} failed or diverged there" if ranking.failed else ""
-    if not ranking.order:
-        return "every run failed or diverged"
-    best = f"{listing(ranking.tied)} ({percent(ranking.accuracy)})"
-    top = f"highest: {listing(ranking.tied)}, {percent(ranking.accuracy)}"
-    if len(ranking.order) == 1:
-        return f"only {best} was measured{failed}"
-    if ranking.seeds == 1:
-        return f"{best} {'is' if len(ranking.tied) == 1 else 'are'} highest{failed}"
-    if not ranking.clear:
-        those = listing(ranking.order) if len(ranking.order) == 2 else f"any of the {len(ranking.order)}"
-        return f"there is no clear difference between {those} ({top}){failed}"
-    groups, last = ranking.groups(), ranking.last
-    named = groups if len(groups) <= MOST_GROUPS else groups[:1]
-    parts = []
-    for number, (winners, behind) in enumerate(named):
-        who = best if winners == ranking.tied else listing(winners)
-        verb = "" if number else f" {'is' if len(winners) == 1 else 'are'} clearly ahead"
-        parts.append(f"{who}{verb} of {listing(behind)}")
-    if last and last != known:
-        parts.append(f"{last} is clearly behind all others{'' if parts else f' ({top})'}")
-    said = sum(len(winners) * len(behind) for winners, behind in named)
-    more = ranking.clear - said - (len(ranking.order) - 1 if last else 0)
-    if more:
-        parts.append(f"{more} more {'pairs differ' if more > 1 else 'pair differs'} clearly")
-    return f"{', and '.join(parts)}{failed}".removeprefix("; ")
+    names, leaders, behind = list(ranking.means), ranking.leaders, ranking.behind
+    percents = [percent(ranking.means[name]) for name in leaders]
+    if not names:
+        words = f"{where} every run failed or diverged"
+    elif len(names) == 1:
+        words = f"{names[0]} reaches {percents[0]} {where}, and there is nothing to compare it with"
+    elif ranking.ahead[names[1]].low is None:
+        words = f"{names[0]} is highest {where}, {percents[0]}, but with one seed the data do not decide"
+    elif len(leaders) == 1:
+        words = f"{names[0]} does best {where}: {percents[0]}, {by(ranking.ahead[names[1]])} above {names[1]}"
+    else:
+        reach = percents[0] if len(set(percents)) == 1 else f"{percents[-1]} to {percents[0]}"
+        words = f"{where} the data do not decide between {together(leaders)} ({reach})"
+        if len(behind) == 1:
+            words += f"; {behind[0]} is {by(ranking.ahead[behind[0]])} below {names[0]}"
+        elif behind:
+            words += f"; {together(behind)} are clearly behind"
+    if names and ranking.failed:
+        words += f"; {together(ranking.failed)} failed or diverged"
+    return f"{words[:1].upper()}{words[1:]}."
 
 
-def count_clause(rankings: list[Ranking]) -> str:
-    """Return how many of the pairs differ clearly, or why none can; empty for a single pair."""
-    pairs = sum(len(ranking.differences) for ranking in rankings)
-    clear = sum(ranking.clear for ranking in rankings)
-    if not pairs:
-        return ""
-    if all(ranking.seeds == 1 for ranking in rankings if ranking.differences):
-        return "one seed gives no interval and so no clear difference"
-    if pairs == 1:
-        return ""
-    return f"{counted(clear, pairs)} clearly, each taken by itself"
+def together(names: list[str]) -> str:
+    """Return names as a list, in which `batch norm and group norm` is `batch and group norm`."""
+    short: list[str] = []
+    for name, after in zip(names, [*names[1:], ""], strict=True):
+        kind = name.split(" ")[-1]
+        alike = len(name.split(" ")) == len(after.split(" ")) == 2 and after.endswith(f" {kind}")
+        short.append(name.removesuffix(f" {kind}") if alike else name)
+    return listing(short)
 
 
-def counted(clear: int, pairs: int) -> str:
-    """Return `3 of 10 pairs differ`."""
-    if clear == pairs:
-        return "the only pair differs" if pairs == 1 else f"all {pairs} pairs differ"
-    return f"{clear or 'none'} of {pairs} pairs {'differs' if clear < 2 else 'differ'}"
+def by(difference: Interval) -> str:
+    """Return the interval of a clear difference as `1.2 to 2.6 points`."""
+    assert difference.low is not None and difference.high is not None
+    return f"{100 * difference.low:.1f} to {100 * difference.high:.1f} points"
 
 
-def batch_clause(
-    small: list[RunRecord], large: list[RunRecord], samples: int
-) -> tuple[str, DifferenceRecord | None]:
-    """Return what batch norm gains or loses from the largest batch size to the smallest.
-
-    It is empty with one seed, and if a run failed or diverged, which the first sentence says.
-    """
-    least, most = small[0].batch_size, large[0].batch_size
-    at_least, at_most = accuracies(small), accuracies(large)
-    done = all(run.status == "done" for run in (*small, *large))
-    if not done or at_least is None or at_most is None or len(at_least) == 1:
-        return "", None
-    change = paired(at_least, at_most, 1 / samples)
-    clear = is_clear(change)
-    record = DifferenceRecord(
-        f"batch norm, batch size {least}", f"batch norm, batch size {most}", change, clear
-    )
-    if not clear:
-        return f"batch norm shows no clear difference between batch sizes {least} and {most}", record
-    verb = "gains" if change.mean > 0 else "loses"
-    points = f"{100 * abs(change.mean):.1f} points"
-    # Smaller batches also mean more steps, so that the batch size alone is not the cause.
-    return f"batch norm {verb} {points} going from batch size {most} down to {least}, at equal epochs", record
-
-
-def verdict(runs: list[RunRecord], samples: int) -> tuple[str, tuple[DifferenceRecord, ...]]:
+def verdict(cells: list[list[RunRecord]], samples: int) -> tuple[str, tuple[DifferenceRecord, ...]]:
     """Return the verdict on the norms, and all differences that it follows from.
 
     Args:
-        runs: the runs of every norm, batch size and seed under one input scheme.
+        cells: the runs of every norm and batch size, over all seeds, under one input scheme.
         samples: the number of test samples.
     """
-    norms = list(dict.fromkeys(run.norm for run in runs))
     rankings = {}
-    for size in sorted({run.batch_size for run in runs}):
-        of_size = [run for run in runs if run.batch_size == size]
-        choices = {_named(norm): [run for run in of_size if run.norm == norm] for norm in norms}
+    for size in sorted({runs[0].batch_size for runs in cells}):
+        choices = {_named(runs[0].norm): runs for runs in cells if runs[0].batch_size == size}
         rankings[size] = rank(choices, samples, f"batch size {size}")
-    differences = [d for ranking in rankings.values() for d in ranking.differences]
-    sizes = list(rankings)
-    own = sizes if len(sizes) <= MOST_SIZES else [sizes[0], sizes[-1]]
-    lasts = {ranking.last for ranking in rankings.values()}
-    last = lasts.pop() if len(sizes) > 1 and len(lasts) == 1 else ""
-    here = {size: clause(rankings[size], last) for size in own}
-    clauses = [f"at batch size {size}, {words}" if words else "" for size, words in here.items()]
-    if len(own) < len(sizes):
-        clauses.insert(1, between_clause([rankings[size] for size in sizes[1:-1]]))
-    if last:
-        clauses.insert(0, f"{last} is clearly behind all others at every batch size")
-    changes = ""
-    if "batch" in norms and len(sizes) > 1:
-        small, large = (
-            [r for r in runs if r.norm == "batch" and r.batch_size == size] for size in (sizes[0], sizes[-1])
-        )
-        changes, record = batch_clause(small, large, samples)
-        differences.extend([record] if record else [])
-    counts = count_clause(list(rankings.values()))
-    return sentences([clauses, [counts, changes]]), tuple(differences)
+    ends = dict.fromkeys([min(rankings), max(rankings)])
+    words = " ".join(sentence(rankings[size], f"at batch size {size}") for size in ends)
+    return words, tuple(d for ranking in rankings.values() for d in ranking.differences)
 
 
 def _named(norm: str) -> str:
-    # "No norm is clearly behind all others" would say the opposite of what is meant.
+    # "No norm does best" would say the opposite of what is meant.
     return "the network without a norm" if norm == "none" else norm_label(norm)
 
 
-def between_clause(rankings: list[Ranking]) -> str:
-    """Return how many pairs differ clearly at the batch sizes between the smallest and the largest."""
-    pairs = sum(len(ranking.differences) for ranking in rankings)
-    clear = sum(ranking.clear for ranking in rankings)
-    failed = listing(list(dict.fromkeys(name for ranking in rankings for name in ranking.failed)))
-    words = (
-        [f"at the {len(rankings)} batch sizes between them, {counted(clear, pairs)} clearly"] if pairs else []
-    )
-    return "; ".join(
-        words + ([f"{failed} failed or diverged at a batch size between them"] if failed else [])
-    )
-
-
-def inputs_verdict(runs: list[RunRecord], samples: int) -> tuple[str, tuple[DifferenceRecord, ...]]:
+def inputs_verdict(cells: list[list[RunRecord]], samples: int) -> tuple[str, tuple[DifferenceRecord, ...]]:
     """Return the verdict on the input schemes, under one norm and batch size, and its differences."""
-    if not runs:
+    if not cells:
         return "", ()
-    where = f"{norm_label(runs[0].norm)}, batch size {runs[0].batch_size}, each at its own learning rate"
-    schemes = list(dict.fromkeys(run.scheme for run in runs))
-    ranking = rank({scheme_label(s): [r for r in runs if r.scheme == s] for s in schemes}, samples, where)
-    words = [[f"for the inputs ({where}), {clause(ranking)}"], [count_clause([ranking])]]
-    return sentences(words), ranking.differences
+    first = cells[0][0]
+    choices = {f"{scheme_label(runs[0].scheme)} input": runs for runs in cells}
+    norm, size = norm_label(first.norm), first.batch_size
+    ranking = rank(choices, samples, f"{norm}, batch size {size}")
+    return sentence(ranking, f"with {norm} at batch size {size}"), ranking.differences
 
 
-def sentences(parts: list[list[str]]) -> str:
-    """Return each list of clauses as a sentence; an empty list gives none."""
-    texts = ["; ".join(filter(None, clauses)) for clauses in parts]
-    return " ".join(f"{text[:1].upper()}{text[1:]}." for text in texts if text)
+def rates_verdict(searches: Sequence[SearchRecord]) -> str:
+    """Return which norms learn well over the widest range of learning rates, and which over the narrowest.
+
+    Args:
+        searches: what was found for every norm and batch size, under one input scheme.
+    """
+    learning = [found for found in searches if found.learns]
+    sizes = sorted({found.batch_size for found in learning})
+    sentences = []
+    for size in dict.fromkeys(sizes[:1] + sizes[-1:]):
+        widths: dict[str, list[str]] = {}
+        for found in sorted(learning, key=lambda found: -found.width):
+            if found.batch_size == size:
+                widths.setdefault(width_text(found), []).append(_named(found.norm))
+        (widest, best), *others = widths.items()
+        words = (
+            f"At batch size {size}, {together(best)} {'learns' if len(best) == 1 else 'learn'} well {widest}"
+        )
+        if others:
+            narrowest, worst = others[-1]
+            words += f", {together(worst)} {narrowest}"
+        sentences.append(f"{words}.")
+    return " ".join(sentences)
+
+
+def width_text(found: SearchRecord) -> str:
+    """Return how wide the range of good learning rates is, in words."""
+    more = " or more" if found.open_below or found.open_above else ""
+    if found.width < 1.5:
+        return f"at one of the {len(found.rates)} learning rates tried"
+    return f"over a factor of {found.width:.0f}{more} of learning rates"

@@ -1,4 +1,4 @@
-"""What is looked at while a network trains: drift of the layers' inputs, gradients by depth.
+"""What is looked at while a network trains: drift, gradients by depth, the loss's landscape, norms' weights.
 
 A watcher is made anew for each training, and called with it before the first step and at every look. It
 returns a list of numbers, and leaves the network, its running statistics, its gradients and the random
@@ -8,16 +8,20 @@ numbers as they were.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from slabnorm.nn import SlabNorm
 from slabnorm.study.train import Training
 
 PROBED = 256  # validation samples that are looked at
+STEPS = tuple(10 ** (half / 2) for half in range(-6, 5))  # along the gradient: 0.001 to 100
+CLIFF = 1e30  # stands for a loss that is not finite
 
 
 class Watcher(Protocol):
@@ -95,4 +99,101 @@ class Gradient:
         return [gradient.norm().item() for gradient in gradients]
 
 
-WATCHERS: dict[str, Callable[[], Watcher]] = {"drift": Drift, "gradient": Gradient}
+class Landscape:
+    """The loss along the gradient, as Santurkar et al. 2018 and Bjorck et al. 2018 look at it.
+
+        loss(theta - s g) and |g(theta - s g) - g| / |g|, g = gradient(theta), for each step size s of STEPS
+
+    The list holds the loss at theta, then the losses by s, then the changes of the gradient by s; what is not
+    finite is CLIFF.
+    """
+
+    def __call__(self, training: Training) -> list[float]:
+        """Return the loss here, the losses by step size, and how far the gradient turns."""
+        model, x, y = probe(training)
+        weights = [p for p in model.parameters() if p.requires_grad]
+        starts = [weight.detach().clone() for weight in weights]
+
+        def slope() -> tuple[float, list[Tensor]]:
+            loss = F.cross_entropy(model(x), y)
+            return loss.item(), list(torch.autograd.grad(loss, weights))
+
+        here, gradient = slope()
+        losses, turns = [], []
+        for size in STEPS:
+            with torch.no_grad():
+                for weight, start, way in zip(weights, starts, gradient, strict=True):
+                    weight.copy_(start - size * way)
+            loss, there = slope()
+            losses.append(loss)
+            turns.append(length([a - b for a, b in zip(there, gradient, strict=True)]) / length(gradient))
+        return [value if math.isfinite(value) else CLIFF for value in (here, *losses, *turns)]
+
+
+def length(parts: list[Tensor]) -> float:
+    """Return the Euclidean norm of tensors taken together; no norm is below 1e-30."""
+    return max(1e-30, torch.stack([part.double().norm() for part in parts]).norm().item())
+
+
+class Affine:
+    """The weights of all norm layers, first to last, and then their biases."""
+
+    def __call__(self, training: Training) -> list[float]:
+        """Return weights, then biases; both are empty for a network without norm layers."""
+        layers = norm_layers(training.model)
+        weights = [value for layer in layers for value in layer.weight.tolist()]
+        return weights + [value for layer in layers for value in layer.bias.tolist()]
+
+
+class Erased:
+    """The validation accuracy as it is, and with the weight of every norm layer put back to 1, its bias to 0.
+
+    In train mode, on the probed samples: the running statistics would be those of other inputs.
+    """
+
+    def __call__(self, training: Training) -> list[float]:
+        """Return the accuracy as it is, with the weights put back, with the biases, and with both."""
+        found = []
+        for weights, biases in ((False, False), (True, False), (False, True), (True, True)):
+            model, x, y = probe(training)
+            with torch.no_grad():
+                for layer in norm_layers(model):
+                    if weights:
+                        layer.weight.fill_(1)
+                    if biases:
+                        layer.bias.zero_()
+            # With gradients: without them slabnorm would warn of train mode, as of a forgotten eval().
+            found.append((model(x).detach().argmax(1) == y).double().mean().item())
+        return found
+
+
+def norm_layers(model: nn.Module) -> list[Any]:
+    """Return the norm layers that have weight and bias."""
+    return [m for m in model.modules() if isinstance(m, SlabNorm) and m.weight is not None]
+
+
+class Useful:
+    """The share of each layer's units that use both sides of their activation.
+
+    Such a unit gets values above 0 for 5% to 95% of the probed samples. One that never does is dead, and one
+    that always does is linear, with ReLU.
+    """
+
+    def __call__(self, training: Training) -> list[float]:
+        """Return the shares by layer."""
+        model, x, _ = probe(training)
+        found = []
+        for entered in inputs_of(model, x):
+            above = (entered > 0).double().mean([0, *range(2, entered.ndim)])
+            found.append(((above >= 0.05) & (above <= 0.95)).double().mean().item())
+        return found
+
+
+WATCHERS: dict[str, Callable[[], Watcher]] = {
+    "drift": Drift,
+    "gradient": Gradient,
+    "landscape": Landscape,
+    "affine": Affine,
+    "erased": Erased,
+    "useful": Useful,
+}

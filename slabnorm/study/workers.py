@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ import torch
 from slabnorm import interrupt
 from slabnorm.errors import SlabError
 from slabnorm.study.ledger import RunLedger, job_key
+from slabnorm.study.models import parts_of
 
 REPORT_EVERY = 0.2  # seconds between a worker's reports of its steps
 
@@ -43,53 +44,116 @@ class Work(Protocol):
         """Return a record from its fields in JSON's types."""
 
 
-def do_all(
+class Engine(Protocol):
+    """Does jobs, wherever that is."""
+
+    @property
+    def processes(self) -> int:
+        """How many jobs it has done at a time."""
+
+    def run(self, jobs: Sequence[Any], progress: Progress, done: Done) -> None:
+        """Do jobs, the longest of which come first; report steps, and each job with its record."""
+
+
+@contextmanager
+def team(
     work: Work,
-    jobs: Sequence[Any],
-    workers: int,
+    workers: int | None,
+    engine: str = "local",
+    address: str | None = None,
     progress: Callable[[int, int], None] | None = None,
     ledger: RunLedger | None = None,
     shared: str = "",
-) -> tuple[dict[Any, Any], int]:
-    """Do every job once, and return the records by job, and the number of processes.
+    log: Callable[[Any], None] | None = None,
+) -> Iterator[Team]:
+    """Gather what does the jobs of a study; it goes home at the end of the block.
 
     Args:
         work: what all jobs share.
-        jobs: frozen dataclasses, whose repr names all that decides their result.
-        workers: the number of processes; with 1, or where `work` cannot travel, it is this one.
+        workers: the number of processes; with 1 or None, or where `work` cannot travel, it is this one. On a
+            cluster, the number of jobs at a time; with None, one for every processor.
+        engine: "local", or "ray" for a cluster.
+        address: of the cluster.
         progress: a function to call with the number of steps since its last call, and of all steps.
         ledger: keeps the records of the jobs that are done, and gives those that it has.
         shared: a digest of all else that decides the results; with a ledger.
+        log: a function to call with each record as it comes.
     """
-    every = list(dict.fromkeys(jobs))
-    records: dict[Any, Any] = {}
-    if ledger is not None:
-        for job in every:
-            kept = ledger.get(job_key(shared, job))
-            if kept is not None:
-                records[job] = work.revive(kept)
-    # The longest first, so that no worker is left alone with a long one at the end. Records are looked up by
-    # job, so that the order in which they arrive does not matter.
-    left = sorted((job for job in every if job not in records), key=work.steps, reverse=True)
-    total = sum(map(work.steps, every))
+    with ExitStack() as stack:
+        hands: Engine
+        count = workers or 1
+        payload = portable(work) if count > 1 and engine == "local" else None
+        if engine == "ray":
+            from slabnorm.study.cluster import cluster
 
-    def report(steps: int) -> None:
-        if progress is not None:
-            progress(steps, total)
+            hands = stack.enter_context(cluster(work, workers, address))
+        elif payload is None:
+            hands = Here(work)
+        else:
+            hands = stack.enter_context(processes(work, payload, count))
+        yield Team(work, hands, progress, ledger, shared, log)
 
-    def done(job: Any, record: Any) -> None:
-        records[job] = record
-        if ledger is not None:
-            ledger.put(job_key(shared, job), asdict(record))
 
-    report(sum(map(work.steps, records)))
-    payload = portable(work) if workers > 1 and len(left) > 1 else None
-    if payload is None:
-        run_here(work, left, report, done)
-        return {job: records[job] for job in every}, 1
-    workers = min(workers, len(left))
-    run_apart(payload, left, workers, report, done)
-    return {job: records[job] for job in every}, workers
+class Team:
+    """Does jobs in one phase after another, each job once, and keeps the records."""
+
+    def __init__(
+        self,
+        work: Work,
+        hands: Engine,
+        progress: Callable[[int, int], None] | None,
+        ledger: RunLedger | None,
+        shared: str,
+        log: Callable[[Any], None] | None,
+    ) -> None:
+        self.work, self.hands, self.progress, self.log = work, hands, progress, log
+        self.ledger, self.shared = ledger, shared
+        self.records: dict[Any, Any] = {}
+        self.asked = self.expected = 0  # steps: of all jobs so far, and of those that are known to come
+
+    @property
+    def processes(self) -> int:
+        """How many jobs were done at a time."""
+        return self.hands.processes
+
+    def expect(self, jobs: Sequence[Any]) -> None:
+        """Count jobs of later phases among all steps."""
+        self.expected = self.asked + sum(map(self.work.steps, dict.fromkeys(jobs)))
+
+    def do(self, jobs: Sequence[Any]) -> dict[Any, Any]:
+        """Return the records of jobs, in the order given.
+
+        Args:
+            jobs: frozen dataclasses, whose repr names all that decides their result.
+        """
+        every = list(dict.fromkeys(jobs))
+        fresh = [job for job in every if job not in self.records]
+        self.asked += sum(map(self.work.steps, fresh))
+        self._report(sum(self.work.steps(job) for job in fresh if self._recall(job)))
+        # The longest first, so that no worker is left alone with a long one at the end. Records are looked
+        # up by job, so that the order in which they arrive does not matter.
+        left = sorted((job for job in fresh if job not in self.records), key=self.work.steps, reverse=True)
+        if left:
+            self.hands.run(left, self._report, self._done)
+        return {job: self.records[job] for job in every}
+
+    def _recall(self, job: Any) -> bool:
+        """Take the record of a job from the ledger; return whether it was there."""
+        kept = None if self.ledger is None else self.ledger.get(job_key(self.shared, job))
+        if kept is not None:
+            self.records[job] = self.work.revive(kept)
+        return kept is not None
+
+    def _report(self, steps: int) -> None:
+        if self.progress is not None:
+            self.progress(steps, max(self.asked, self.expected))
+
+    def _done(self, job: Any, record: Any) -> None:
+        self.records[job] = record
+        if self.ledger is not None and getattr(record, "status", "") != "failed":  # it may not fail again
+            self.ledger.put(job_key(self.shared, job), asdict(record))
+        if self.log is not None:
+            self.log(record)
 
 
 def portable(work: Any) -> bytes | None:
@@ -97,10 +161,9 @@ def portable(work: Any) -> bytes | None:
 
     A function of `__main__` is not sent, because a worker would have to run the user's script to find it.
     """
-    build: Any = getattr(work, "build", None)
-    while isinstance(build, partial):
-        build = build.func
-    if getattr(build, "__module__", None) == "__main__" or type(build).__module__ == "__main__":
+    if any(
+        getattr(part, "__module__", None) == "__main__" for part in parts_of(getattr(work, "build", None))
+    ):
         return None
     try:
         return pickle.dumps(work)
@@ -109,24 +172,28 @@ def portable(work: Any) -> bytes | None:
         return None
 
 
-def run_here(work: Work, jobs: Sequence[Any], progress: Progress, done: Done) -> None:
-    """Do the jobs in this process, one after another."""
-    for job in jobs:
-        done(job, work.do(job, partial(progress, 1)))
+class Here:
+    """Does jobs in this process, one after another."""
+
+    processes = 1
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+
+    def run(self, jobs: Sequence[Any], progress: Progress, done: Done) -> None:
+        """Do jobs."""
+        for job in jobs:
+            done(job, self.work.do(job, partial(progress, 1)))
 
 
-def run_apart(payload: bytes, jobs: Sequence[Any], workers: int, progress: Progress, done: Done) -> None:
-    """Do the jobs in worker processes.
+@contextmanager
+def processes(work: Work, payload: bytes, workers: int) -> Iterator[Processes]:
+    """Keep worker processes for a block: they start with the first jobs.
 
     Args:
-        payload: work, from `portable`.
-        jobs: the jobs, the longest first.
+        work: what all jobs share.
+        payload: the same as bytes, from `portable`.
         workers: the number of processes.
-        progress: a function to call with the number of steps done since its last call.
-        done: a function to call with each job and its record.
-
-    Raises:
-        SlabError: a worker died.
     """
     # In a file: what a process is started with goes through a pipe, which holds 64 KiB until the process has
     # imported torch. Until then it was half started, and Ctrl-C had to wait for it, 7 s on a busy machine.
@@ -134,41 +201,64 @@ def run_apart(payload: bytes, jobs: Sequence[Any], workers: int, progress: Progr
     with interrupt.temporary(Path(name)) as path:
         os.close(handle)
         path.write_bytes(payload)
-        _run_from_file(path, jobs, workers, progress, done)
+        pool = Processes(work, path, workers)
+        try:
+            yield pool
+        finally:
+            pool.stop()
 
 
-def _run_from_file(work: Path, jobs: Sequence[Any], workers: int, progress: Progress, done: Done) -> None:
-    context = multiprocessing.get_context("spawn")
-    steps = context.SimpleQueue()
-    pool = ProcessPoolExecutor(workers, context, start_worker, (work, steps))
-    started: set[Any] = set()
-    try:
+class Processes:
+    """Does jobs in worker processes, which stay for later jobs."""
+
+    def __init__(self, work: Work, path: Path, workers: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.work, self.workers, self.processes = work, workers, 1
+        self.steps = context.SimpleQueue()
+        self.pool = ProcessPoolExecutor(workers, context, start_worker, (path, self.steps))
+        self.started: set[Any] = set()
+
+    def run(self, jobs: Sequence[Any], progress: Progress, done: Done) -> None:
+        """Do jobs; a single one is not worth starting a process.
+
+        Raises:
+            SlabError: a worker died.
+        """
+        if len(jobs) == 1 and not self.started:
+            Here(self.work).run(jobs, progress, done)
+            return
+        self.processes = max(self.processes, min(self.workers, len(jobs)))
+        try:
+            waiting: set[Future[Any]] = set(futures := self._submit(jobs))
+            while waiting:
+                ended, waiting = wait(waiting, REPORT_EVERY, FIRST_COMPLETED)
+                while not self.steps.empty():
+                    progress(self.steps.get())
+                for future in ended:
+                    done(futures[future], future.result())
+        except BrokenProcessPool as error:
+            raise SlabError(
+                "A worker process died",
+                "perhaps for lack of memory",
+                "run everything in one process with workers=1",
+            ) from error
+
+    def _submit(self, jobs: Sequence[Any]) -> dict[Future[Any], Any]:
         with interrupt.held(), starting():
-            others = set(multiprocessing.active_children())
+            others = set(multiprocessing.active_children()) - self.started
             try:
-                futures = {pool.submit(run_in_worker, job): job for job in jobs}
+                return {self.pool.submit(run_in_worker, job): job for job in jobs}
             finally:
-                started = set(multiprocessing.active_children()) - others
-        waiting: set[Future[Any]] = set(futures)
-        while waiting:
-            ended, waiting = wait(waiting, REPORT_EVERY, FIRST_COMPLETED)
-            while not steps.empty():
-                progress(steps.get())
-            for future in ended:
-                done(futures[future], future.result())
-    except BrokenProcessPool as error:
-        raise SlabError(
-            "A worker process died",
-            "perhaps for lack of memory",
-            "run everything in one process with workers=1",
-        ) from error
-    finally:
+                self.started = set(multiprocessing.active_children()) - others
+
+    def stop(self) -> None:
+        """End the workers, whatever they are doing."""
         with interrupt.held():
             # A worker that imports torch or compiles does not react for seconds. No worker has anything to
             # lose.
-            for process in started:
+            for process in self.started:
                 process.terminate()
-            pool.shutdown(wait=True, cancel_futures=True)
+            self.pool.shutdown(wait=True, cancel_futures=True)
 
 
 @contextmanager

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from slabnorm.errors import DataError, ExtraError, OptionError
+from slabnorm.errors import DataError, ExtraError, OptionError, SlabError
 from slabnorm.inputs import fit, save
 from slabnorm.inputs.accumulator import count_shard, group_shards
 from slabnorm.inputs.engines import cluster, local
@@ -24,7 +25,9 @@ from slabnorm.inputs.sketch import Bounds
 from slabnorm.inputs.sources import Source, open_source
 from slabnorm.inputs.sources.memory import ArrayShard
 from slabnorm.inputs.sources.npy import NpyShard, NpySource
+from slabnorm.study import compare
 from tests.inputs.chunking import small
+from tests.study import small as studies
 
 DATA = (np.random.default_rng(6).standard_normal((4000, 6)) + 1e4).astype(np.float32)
 
@@ -140,6 +143,9 @@ def test_ray_is_an_extra(monkeypatch, table):
         fit(shards_of(table), split="train", engine="ray")
 
 
+unsendable = threading.Lock()
+
+
 def deadly(shard, counting, bounds):
     """Count, once the marked shard's first worker has died."""
     mark = Path(shard.path).with_name("died")
@@ -169,6 +175,14 @@ def test_ray_and_a_worker_that_is_killed(table, tmp_path, monkeypatch):
         with pytest.raises(DataError, match="nan at row 3999, c=1"):
             fit(shards_of(table), split="train", engine="ray")
         assert ray.is_initialized()  # it leaves running what it has found running
+        # A study, too, here rather than in a file of its own: Ray need not start twice.
+        ray.cloudpickle.register_pickle_by_value(studies)
+        quick = {"norms": ["none", "batch"], "batch_sizes": [8], "seeds": 2, "epochs": 1, "schemes": ()}
+        local, far = (compare(studies.tiny, studies.table(), **quick, engine=e) for e in ("local", "ray"))
+        here, there = ([replace(run, seconds_per_step=None) for run in study.runs] for study in (local, far))
+        assert here == there
+        with pytest.raises(SlabError, match="cannot send the model"):
+            compare(lambda norm: unsendable and studies.tiny(norm), studies.table(), **quick, engine="ray")
     finally:
         DATA[3999, 1] = 1e4
         stop()

@@ -7,6 +7,7 @@ from slabnorm.report.study import (
     Interval,
     RunRecord,
     SchemeRecord,
+    SearchRecord,
     StudyRecord,
 )
 
@@ -21,6 +22,7 @@ def cell(norm="batch", size=2, scheme="zscore", mean=0.97, **more):
         "reached": 3,
         "seconds_per_step": 0.00123,
         "runs": 3,
+        "learning_rate": 0.00625,
     }
     return CellRecord(scheme, norm, size, **{**fields, **more})
 
@@ -29,10 +31,26 @@ def curve(norm="batch", size=2, scheme="zscore"):
     return CurveRecord(scheme, norm, size, (0.5, 1.0), (0.5, 0.97), (0.4, 0.95), (0.6, 1.0))
 
 
+def searched(norm="batch", size=2, scheme="zscore", **more):
+    fields = {
+        "rates": (0.0015625, 0.00625, 0.025, 0.1),
+        "validation": (0.8, 0.97, 0.96, 0.0),
+        "low": (0.8, 0.97, 0.96, 0.0),
+        "high": (0.8, 0.97, 0.96, 0.0),
+        "chosen": 0.00625,
+        "good": (0.00625, 0.025),
+        "open_below": False,
+        "open_above": False,
+        "at_edge": False,
+    }
+    return SearchRecord(scheme, norm, size, **{**fields, **more})
+
+
 def study(name="digits", model="conv", classes=("0", "1"), norms=("none", "batch"), **more):
     sizes = (16, 2)
     fields = {
         "verdict": f"The verdict on {name}.",
+        "rates_verdict": "Of the learning rates.",
         "inputs_verdict": "Of the inputs.",
         "data": DataRecord(name, 100, (1, 8, 8), tuple(classes), 60, 20, 20, "read as images", (0.0, 16.0)),
         "model": model,
@@ -40,6 +58,7 @@ def study(name="digits", model="conv", classes=("0", "1"), norms=("none", "batch
         "norms": tuple(norms),
         "batch_sizes": sizes,
         "seeds": (0, 1, 2),
+        "search_seeds": (3,),
         "epochs": 5,
         "target": 0.9,
         "scheme": "zscore",
@@ -48,6 +67,7 @@ def study(name="digits", model="conv", classes=("0", "1"), norms=("none", "batch
         "inputs_batch_size": 16,
         "cells": tuple(cell(norm, size) for norm in norms for size in sizes),
         "inputs": (cell(norms[0], 16, "raw", 0.5), cell(norms[0], 16, "zscore")),
+        "searches": tuple(searched(norm, size) for norm in norms for size in sizes),
         "curves": tuple(curve(norm, size) for norm in norms for size in sizes),
         "inputs_curves": (curve(norms[0], 16, "raw"), curve(norms[0], 16)),
         "differences": (),

@@ -9,19 +9,22 @@ import pytest
 from plotly.offline import get_plotlyjs
 
 from slabnorm.report.study import (
-    FIGURES,
     AccuracyAxis,
     DifferenceRecord,
     Interval,
     accuracy_figure,
     curves_figure,
+    draw,
     inputs_figure,
     looks,
     print_study,
+    range_text,
+    rate_text,
+    rates_figure,
     render_study,
 )
 from slabnorm.report.terminal import Terminal
-from tests.report.studies import EVIL, cell, study
+from tests.report.studies import EVIL, cell, searched, study
 
 
 class Reader(HTMLParser):
@@ -64,6 +67,7 @@ def test_it_opens_with_the_verdict(plain):
     assert plain.text.index("The verdict on digits.") < plain.text.index("Accuracy by batch size")
     headings = [
         "Accuracy by batch size",
+        "Which learning rate?",
         "Learning curves",
         "Norms in numbers",
         "Inputs side by side",
@@ -160,21 +164,26 @@ def test_a_study_in_which_everything_failed_still_renders():
         "batch", 2, accuracy=None, gap=None, steps_to_target=None, seconds_per_step=None, reached=0, failed=3
     )
     page = render_study(
-        study(norms=("batch",), cells=(nothing,), curves=(), inputs=(nothing,), inputs_curves=())
+        study(norms=("batch",), cells=(nothing,), curves=(), searches=(), inputs=(nothing,), inputs_curves=())
     )
     assert "3 of 3 failed" in page
 
 
-@pytest.mark.parametrize("name", FIGURES)
-def test_a_norm_has_one_colour_in_every_picture(name):
-    figure = FIGURES[name](study())
+def test_a_norm_has_one_colour_in_every_picture():
+    figures = draw(study())
+    assert list(figures) == [
+        *("accuracy", "rates-2", "rates-16", "curves-2", "curves-16", "inputs-curves", "inputs")
+    ]
     colours = {}
-    for trace in figure.data:
-        if trace.line.color:
-            colours.setdefault(trace.name, set()).add(trace.line.color)
+    for trace in (trace for figure in figures.values() for trace in figure.data if trace.line.color):
+        colours.setdefault(trace.name, set()).add(trace.line.color)
     assert all(len(found) == 1 for found in colours.values())
-    if name != "inputs":
-        assert colours["batch norm"] == {looks(["none", "batch"])["batch"][0]}
+    assert colours["batch norm"] == {looks(["none", "batch"])["batch"][0]}
+
+
+def test_every_picture_has_its_place(plain):
+    places = {attributes.get("id") for tag, attributes in plain.tags if tag == "div"} - {None}
+    assert places == set(json.loads(plain.scripts[1])) == set(draw(study()))
 
 
 def test_colours_do_not_depend_on_what_else_is_compared():
@@ -195,9 +204,28 @@ def test_intervals_are_drawn_where_they_are():
 
 
 def test_legends_name_each_thing_once():
-    for figure in (curves_figure(study()), inputs_figure(study())):
+    for figure in (curves_figure(study(), 2), inputs_figure(study()), rates_figure(study(), 2)):
         shown = [trace.name for trace in figure.data if trace.showlegend is not False]
         assert len(shown) == len(set(shown)) == 2
+
+
+def test_the_chosen_learning_rate_is_marked_where_it_lies():
+    figure = rates_figure(study(), 2)
+    trace = next(t for t in figure.data if t.name == "batch norm")
+    axis = AccuracyAxis(20)
+    assert trace.x == (0.0015625, 0.00625, 0.025, 0.1)
+    assert trace.y == pytest.approx([axis.height(v) for v in (0.8, 0.97, 0.96, 0.0)])
+    assert [symbol.endswith("-open") for symbol in trace.marker.symbol] == [True, False, True, True]
+    assert figure.layout.xaxis.type == "log"
+
+
+def test_a_good_range_is_a_factor_and_open_where_nothing_else_was_tried():
+    assert range_text(searched()) == "4"
+    assert range_text(searched(good=(0.0015625, 0.1), open_above=True)) == "> 64"
+    assert range_text(searched(validation=(0.0, 0.0, 0.0, 0.0))) == range_text(None) == "\N{EN DASH}"
+    assert [rate_text(rate) for rate in (0.00625, 0.1, 1.6, 16.0, 0.000012)] == [
+        *("0.0063", "0.10", "1.6", "16", "0.000012")
+    ]
 
 
 def test_axis_is_even_in_the_logarithm_of_the_error():

@@ -17,11 +17,12 @@ from slabnorm.errors import DataError, LedgerError, OptionError
 from slabnorm.report.claims import FAILS, HOLDS, UNDECIDED
 from slabnorm.report.claims import Test as Inequality
 from slabnorm.report.study import Interval
-from slabnorm.study.claims import CLAIMS, Laboratory, digest, find, verdict, windows
+from slabnorm.study.claims import CLAIMS, digest, find, train, verdict, windows
 from slabnorm.study.data import from_arrays
 from slabnorm.study.ledger import RunLedger
 from slabnorm.study.text import english
-from slabnorm.study.trials import Trial
+from slabnorm.study.trials import Trial, Trials
+from slabnorm.study.workers import team
 from tests.study.small import few_digits
 
 pytestmark = pytest.mark.usefixtures("in_plain_torch")
@@ -86,24 +87,21 @@ def test_windows_lie_side_by_side_and_no_letter_is_in_two_splits(text):
     assert whole.decode(text.codes[text.split.test[0]]) in whole.decode(whole.test)
 
 
-def laboratory(text, **options):
-    return Laboratory(few_digits(), text, 1, options.get("progress"), options.get("ledger"))
-
-
 def test_a_trial_that_two_claims_ask_for_is_trained_once(text):
     steps = []
-    lab = laboratory(text, progress=lambda done, total: steps.append((done, total)))
     trials = [Trial(epochs=1, batch_size=32, seed=seed) for seed in (0, 1)]
-    first = lab.train(trials)
-    again = lab.train([trials[1], trials[0], Trial(epochs=1, batch_size=32, seed=2)])
+    with team(Trials(few_digits(), text), 1, progress=lambda *both: steps.append(both)) as together:
+        first = train(together, trials)
+        again = train(together, [trials[1], trials[0], Trial(epochs=1, batch_size=32, seed=2)])
     assert again[:2] == first[::-1]
     assert sum(done for done, _ in steps) == steps[-1][1] == 3 * 3  # 90 samples in batches of 32
 
 
 def test_an_interrupted_study_goes_on_with_what_is_done(text, tmp_path):
     trials = [Trial(epochs=1, batch_size=32, seed=seed, watch=("gradient",)) for seed in range(3)]
-    whole = laboratory(text).train(trials)
-    done = 0
+    work, done = Trials(few_digits(), text), 0
+    with team(work, 1) as together:
+        whole = train(together, trials)
 
     def press(steps, _):
         nonlocal done
@@ -113,14 +111,14 @@ def test_an_interrupted_study_goes_on_with_what_is_done(text, tmp_path):
 
     path = tmp_path / "claims.html.ledger"
     ledger = RunLedger(path, resume=False)
-    with pytest.raises(KeyboardInterrupt):
-        laboratory(text, progress=press, ledger=ledger).train(trials)
+    with pytest.raises(KeyboardInterrupt), team(work, 1, progress=press, ledger=ledger) as together:
+        train(together, trials)
     ledger.close()
     with pytest.raises(LedgerError, match="resume=True"):
         RunLedger(path, resume=False)
-    ledger = RunLedger(path, resume=True)
-    counted = []
-    resumed = laboratory(text, progress=lambda n, _: counted.append(n), ledger=ledger).train(trials)
+    ledger, counted = RunLedger(path, resume=True), []
+    with team(work, 1, progress=lambda n, _: counted.append(n), ledger=ledger) as together:
+        resumed = train(together, trials)
     ledger.close()
     assert counted[0] == 3  # the one trial that was done
     for new, old in zip(resumed, whole, strict=True):

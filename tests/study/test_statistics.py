@@ -8,6 +8,7 @@ from scipy import stats
 from slabnorm.errors import OptionError
 from slabnorm.report.study import CurvePoint, Interval, RunRecord
 from slabnorm.study.statistics import cell, clipped, curve, interval, is_clear, paired
+from slabnorm.study.train import Rules
 
 
 def run(seed=0, accuracy=0.9, **more):
@@ -56,16 +57,16 @@ def test_clipping_keeps_an_accuracy_an_accuracy():
 
 def test_steps_take_never_as_infinite():
     runs = [run(0, steps_to_target=10), run(1, steps_to_target=30), run(2)]
-    assert cell(runs, 0.01).steps_to_target == 30
-    assert cell(runs, 0.01).reached == 2
+    assert cell(runs, 0.01, Rules()).steps_to_target == 30
+    assert cell(runs, 0.01, Rules()).reached == 2
     runs = [run(0, steps_to_target=10), run(1), run(2)]
-    assert cell(runs, 0.01).steps_to_target is None
-    assert cell(runs, 0.01).reached == 1
+    assert cell(runs, 0.01, Rules()).steps_to_target is None
+    assert cell(runs, 0.01, Rules()).reached == 1
 
 
 def test_a_failed_run_leaves_its_cell_without_accuracy():
     failed = RunRecord("zscore", "batch", 2, 1, "failed", "why")
-    got = cell([run(0), failed], 0.01)
+    got = cell([run(0), failed], 0.01, Rules())
     assert (got.accuracy, got.gap, got.failed, got.reason) == (None, None, 1, "why")
 
 
@@ -77,3 +78,11 @@ def test_curve_is_mean_and_range_as_far_as_all_seeds_go():
     assert got.mean == pytest.approx((0.3, 0.6))
     assert (got.low, got.high, got.epochs) == ((0.2, 0.4), (0.4, 0.8), (0.0, 0.25))
     assert curve([run(0), run(1, curve=points(0.1))]) is None
+
+
+def test_one_of_many_intervals_is_wider_by_bonferroni():
+    values = [1.0, 2.0, 4.0, 3.0]
+    alone, among = interval(values), interval(values, among=10)
+    half = stats.t.ppf(1 - 0.025 / 10, 3) * stats.tstd(values) / 2
+    assert (among.low, among.high) == pytest.approx((2.5 - half, 2.5 + half))
+    assert among.low < alone.low

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from slabnorm.errors import DataError, SlabError
@@ -35,14 +36,28 @@ def run(
         ExtraError: Ray is not installed.
         DataError: what counting a shard raises, or a worker that died time and again.
     """
+    with connected(address) as ray:
+        at_once = workers or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+        yield from _run(ray, shards, counting, bounds, at_once)
+
+
+@contextmanager
+def connected(address: str | None) -> Iterator[Any]:
+    """Yield Ray, connected to a cluster; what was started for it is stopped afterwards.
+
+    Args:
+        address: of a cluster; None takes the one that this process is part of, or starts one here.
+
+    Raises:
+        ExtraError: Ray is not installed.
+    """
     ray = extra("ray", 'engine="ray"', "'slabnorm[ray]'")
     started = not ray.is_initialized()
     if started:
         quiet: dict[str, Any] = {"log_to_driver": False, "include_dashboard": False}
         ray.init(address=address, **({"log_to_driver": False} if address else quiet))
     try:
-        at_once = workers or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
-        yield from _run(ray, shards, counting, bounds, at_once)
+        yield ray
     finally:
         if started:
             ray.shutdown()

@@ -6,6 +6,8 @@ import hashlib
 import inspect
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from functools import partial
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +20,7 @@ from slabnorm.errors import OptionError
 from slabnorm.extras import extra
 from slabnorm.report.claims import FAILS, HOLDS, UNDECIDED, ClaimRecord, ClaimsRecord, Test
 from slabnorm.study.claims.claim import Claim, Material
+from slabnorm.study.claims.sweep import sweep as sweep_all
 from slabnorm.study.comparison import describe_data
 from slabnorm.study.data import Dataset, Split, photos
 from slabnorm.study.ledger import RunLedger
@@ -26,11 +29,11 @@ from slabnorm.study.options import check_count
 from slabnorm.study.read import read_data
 from slabnorm.study.text import Text, english
 from slabnorm.study.trials import Trial, TrialRecord, Trials, Windows
-from slabnorm.study.workers import do_all
+from slabnorm.study.workers import Team, team
 from slabnorm.text import did_you_mean, listing, printable
 
 # In the order in which one tells the story: inputs, the slab, training, modes, small batches, relatives.
-CLAIMS = ("unit", "faster")
+CLAIMS = ("unit", "learn", "shift", "faster", "init", "flow", "small", "layer")
 # Of larger data sets so many samples are taken: the claims are inequalities, which show with fewer than all.
 SAMPLES, QUICK_SAMPLES, HELD_OUT = 10_000, 1_000, 2_000
 LETTERS, QUICK_LETTERS, WINDOW = 200_000, 20_000, 48
@@ -60,7 +63,7 @@ def claims(
     seed: int = 0,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
-    ledger: Path | None = None,
+    ledger: str | Path | None = None,
     resume: bool = False,
 ) -> ClaimsRecord:
     """Measure claims of the field with slabnorm's own layers on real data, and return what was found.
@@ -69,13 +72,14 @@ def claims(
         names: which claims; all by default.
         data: as for `compare`: "digits", "fashion-mnist", a pair (x, y), a path, ...
         quick: whether a rough answer is enough: fewer and shorter trainings.
-        sweep: whether to train the networks, too, that `slabnorm lab` has on its sliders.
+        sweep: whether to add the many short trainings that the page of `slabnorm lab` has on its sliders.
         seeds: how many times to train each network, 3 or more for an interval worth having.
         seed: the first of the seeds.
         workers: the number of processes.
         progress: a function to call with the number of steps since its last call, and of all steps that are
             known so far.
-        ledger: a file that keeps what is trained, from which an interrupted study goes on.
+        ledger: a file that keeps what is trained, so that a study that was interrupted can go on. It is yours
+            to delete when you have the result.
         resume: whether to go on with the ledger that is there.
 
     Raises:
@@ -96,34 +100,39 @@ def claims(
         check_count(option, number)
     whole = read_data(data)
     dataset = whole.subset(QUICK_SAMPLES if quick else SAMPLES, HELD_OUT)
-    keeper = None if ledger is None else RunLedger(ledger, resume)
-    try:
-        laboratory = Laboratory(
-            dataset, windows(english(QUICK_LETTERS if quick else LETTERS)), workers, progress, keeper
+    with ExitStack() as stack:
+        keeper = None if ledger is None else RunLedger(Path(ledger), resume)
+        if keeper:
+            stack.callback(keeper.close)
+        work = Trials(dataset, windows(english(QUICK_LETTERS if quick else LETTERS)))
+        together = stack.enter_context(
+            team(work, workers, progress=progress, ledger=keeper, shared=digest(dataset))
         )
         material = Material(
             data=dataset,
             pixels=dataset if dataset.x.dtype == np.uint8 else photos(),
-            text=laboratory.work.text,
+            text=work.text,
             seeds=tuple(range(seed, seed + seeds)),
             quick=quick,
-            train=laboratory.train,
+            train=partial(train, together),
         )
         found = tuple(measure(name, claim, material) for name, claim in every.items())
-    finally:
-        if keeper is not None:
-            keeper.close()
-    if keeper is not None:
-        keeper.remove()
+        swept = sweep_all(material) if sweep else ()
     return ClaimsRecord(
         data=describe_data(dataset),
         claims=found,
-        sweep=(),
+        sweep=swept,
         seeds=material.seeds,
         method=method(material, workers),
         notes=dataset.notes,
         seconds=time.perf_counter() - began,
     )
+
+
+def train(together: Team, trials: Sequence[Trial]) -> list[TrialRecord]:
+    """Return the records of trials in their order. What another claim has had trained is not done again."""
+    records = together.do(trials)
+    return [records[trial] for trial in trials]
 
 
 def windows(text: Text) -> Windows:
@@ -162,44 +171,6 @@ def verdict(tests: Sequence[Test]) -> str:
     if FAILS in found:
         return FAILS
     return HOLDS if all(one == HOLDS for one in found) else UNDECIDED
-
-
-class Laboratory:
-    """Trains networks for claims in several processes, each once, whichever claims ask for it.
-
-    Args:
-        data: labelled images.
-        text: windows of text.
-        workers: the number of processes.
-        progress: as for `claims`.
-        ledger: keeps what is trained.
-    """
-
-    def __init__(
-        self,
-        data: Dataset,
-        text: Windows,
-        workers: int,
-        progress: Callable[[int, int], None] | None,
-        ledger: RunLedger | None,
-    ) -> None:
-        self.work, self.workers, self.progress, self.ledger = Trials(data, text), workers, progress, ledger
-        self.known: dict[Trial, TrialRecord] = {}
-        self.total = 0
-        self.shared = digest(data)
-
-    def train(self, trials: Sequence[Trial]) -> list[TrialRecord]:
-        """Return the records of trials in their order; those that are known are not trained again."""
-        new = [trial for trial in dict.fromkeys(trials) if trial not in self.known]
-        self.total += sum(map(self.work.steps, new))
-
-        def report(steps: int, _: int) -> None:
-            if self.progress is not None:
-                self.progress(steps, self.total)
-
-        records, _ = do_all(self.work, new, self.workers, report, self.ledger, self.shared)
-        self.known.update(records)
-        return [self.known[trial] for trial in trials]
 
 
 def digest(data: Dataset) -> str:

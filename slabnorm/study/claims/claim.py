@@ -109,14 +109,41 @@ def best_rate(material: Material, trial: Trial, rates: Sequence[float]) -> float
         trial: what is trained, at each of the rates.
         rates: the learning rates.
     """
-    seeds = material.seeds[: 1 if material.quick else 2]
-    trials = [replace(trial, rate=rate, seed=seed) for rate in rates for seed in seeds]
-    records = material.train(trials)
-    means = {
-        rate: fmean(r.validation for t, r in zip(trials, records, strict=True) if t.rate == rate)
-        for rate in rates
-    }
-    return max(means, key=means.__getitem__)
+    return best_rates(material, [trial], rates)[0].rate
+
+
+def best_rates(
+    material: Material,
+    trials: Sequence[Trial],
+    rates: Sequence[float],
+    seeds: int = 2,
+    reference_batch: int | None = None,
+) -> list[Trial]:
+    """Return each of some trials at its own best learning rate, chosen as by `best_rate`.
+
+    All are trained in one go.
+
+    Args:
+        material: trains.
+        trials: what is trained, at each of the rates.
+        rates: the learning rates.
+        seeds: over how many seeds the accuracy is averaged; over one if quick.
+        reference_batch: the batch size that the rates are meant for; other sizes get them in proportion
+            (Goyal et al. 2017). By default all sizes get the same.
+    """
+    chosen = material.seeds[: 1 if material.quick else seeds]
+    paces = [trial.batch_size / reference_batch if reference_batch else 1.0 for trial in trials]
+    grid = [
+        [[replace(trial, rate=rate * pace, seed=seed) for seed in chosen] for rate in rates]
+        for trial, pace in zip(trials, paces, strict=True)
+    ]
+    every = list(dict.fromkeys(one for row in grid for cell in row for one in cell))
+    found = dict(zip(every, material.train(every), strict=True))
+    best = []
+    for trial, row in zip(trials, grid, strict=True):
+        means = [fmean(found[one].validation for one in cell) for cell in row]
+        best.append(replace(trial, rate=row[means.index(max(means))][0].rate))
+    return best
 
 
 def line(name: str, x: Sequence[float], columns: Sequence[Sequence[float]]) -> Series:
