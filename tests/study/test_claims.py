@@ -39,7 +39,7 @@ def test_every_claim_is_whole_and_its_example_runs(name):
     assert claim.question.endswith("?") or "?" in claim.question
     assert claim.claim.endswith(".")
     assert claim.explanation.count(".") >= 2
-    assert re.search(r"https://\S+", claim.source)
+    assert re.search(r"https?://\S+", claim.source)
     assert len(claim.example.splitlines()) <= 14
     said = io.StringIO()
     with contextlib.redirect_stdout(said), torch.random.fork_rng(devices=[]):
