@@ -46,7 +46,8 @@ def measure(material: Material) -> Finding:
     return Finding(
         measured=f"After training {moved.mean:.0%} of the channels have a weight or a bias that is "
         f"{VISIBLE:g} or more from 1 or 0. Put back to 1 and 0, the loss on validation goes from "
-        f"{fmean(loss[0] for loss in losses):.3f} to {fmean(loss[3] for loss in losses):.3f}. A network trained without them from the start ends {abs(needed.mean) * 100:.1f} points "
+        f"{fmean(loss[0] for loss in losses):.3f} to {fmean(loss[3] for loss in losses):.3f}. A network "
+        f"trained without them from the start ends {abs(needed.mean) * 100:.1f} points "
         f"{'lower' if needed.mean > 0 else 'higher'} on test.",
         tests=(
             Test(f"share of channels moved by {VISIBLE:g} or more: most of them", moved, 0.5, "%"),
