@@ -147,13 +147,13 @@ class Affine:
 
 
 class Erased:
-    """The validation accuracy as it is, and with the weight of every norm layer put back to 1, its bias to 0.
+    """The validation loss as it is, and with the weight of every norm layer put back to 1, its bias to 0.
 
     In train mode, on the probed samples: the running statistics would be those of other inputs.
     """
 
     def __call__(self, training: Training) -> list[float]:
-        """Return the accuracy as it is, with the weights put back, with the biases, and with both."""
+        """Return the loss as it is, with the weights put back, with the biases, and with both."""
         found = []
         for weights, biases in ((False, False), (True, False), (False, True), (True, True)):
             model, x, y = probe(training)
@@ -164,7 +164,7 @@ class Erased:
                     if biases:
                         layer.bias.zero_()
             # With gradients: without them slabnorm would warn of train mode, as of a forgotten eval().
-            found.append((model(x).detach().argmax(1) == y).double().mean().item())
+            found.append(F.cross_entropy(model(x), y).item())
         return found
 
 

@@ -15,7 +15,12 @@ from slabnorm.study.trials import Trial, TrialRecord, in_seeds
 RATES = (0.03, 0.1, 0.3)
 VISIBLE = 0.05  # of the spread of a channel: what differs by less would hardly be seen in a histogram
 BINS = 24
-ERASED = ("the weights put back to 1", "the biases put back to 0", "both put back")
+ERASED = (
+    "weights and biases as learned",
+    "the weights put back to 1",
+    "the biases put back to 0",
+    "both put back",
+)
 
 
 def measure(material: Material) -> Finding:
@@ -35,21 +40,22 @@ def measure(material: Material) -> Finding:
     runs, without = records[:count], records[count:]
     weights, biases = zip(*map(learned, runs), strict=True)
     moved = over_seeds([share(w, b) for w, b in zip(weights, biases, strict=True)])
-    lost = [[run.seen["erased"][-1][0] - erased for erased in run.seen["erased"][-1][1:]] for run in runs]
-    relied = over_seeds([losses[-1] for losses in lost])
+    losses = [run.seen["erased"][-1] for run in runs]
+    relied = over_seeds([both - as_it_is for as_it_is, _, _, both in losses])
     needed = over_seeds([a.accuracy - b.accuracy for a, b in zip(runs, without, strict=True)])
     return Finding(
         measured=f"After training {moved.mean:.0%} of the channels have a weight or a bias that is "
-        f"{VISIBLE:g} or more from 1 or 0. Put back to 1 and 0, they cost {relied.mean * 100:.1f} points of "
-        f"accuracy. A network trained without them from the start ends {abs(needed.mean) * 100:.1f} points "
+        f"{VISIBLE:g} or more from 1 or 0. Put back to 1 and 0, the loss on validation goes from "
+        f"{fmean(loss[0] for loss in losses):.3f} to {fmean(loss[3] for loss in losses):.3f}. A network "
+        f"trained without them from the start ends {abs(needed.mean) * 100:.1f} points "
         f"{'lower' if needed.mean > 0 else 'higher'} on test.",
         tests=(
             Test(f"share of channels moved by {VISIBLE:g} or more: most of them", moved, 0.5, "%"),
-            Test("accuracy minus that with weights and biases put back to 1 and 0", relied, 0.0, "%"),
+            Test("loss with weights and biases put back to 1 and 0, minus that as they are", relied, 0.0),
         ),
         numbers=(
             *(
-                Number(f"accuracy lost with {what}", over_seeds([losses[i] for losses in lost]), "%")
+                Number(f"validation loss, {what}", over_seeds([loss[i] for loss in losses]))
                 for i, what in enumerate(ERASED)
             ),
             Number("accuracy with learned weight and bias minus that without any, test", needed, "%"),

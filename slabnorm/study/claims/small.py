@@ -81,7 +81,7 @@ def measure(material: Material) -> Finding:
 
 def network(material: Material) -> Trial:
     """Return what is trained: a convolutional network, or a perceptron on a table."""
-    sees, samples = (600, 300) if material.quick else (3_200, 800)
+    sees, samples = (900, 300) if material.quick else (3_200, 800)
     samples = min(samples, len(material.data.split.train))
     table = material.data.x.ndim == 2
     return Trial(
