@@ -93,11 +93,12 @@ CLAIM = Claim(
     "variance for all images, so that the differences between images remain. This serves the transfer "
     "of a style, and harms where brightness or contrast are what tells the classes apart.",
     source="Ulyanov, Vedaldi and Lempitsky 2016, https://arxiv.org/abs/1607.08022",
-    example="""import torch
+    example="""import numpy as np
+import torch
 from sklearn.datasets import load_sample_images
 import slabnorm as sn
 
-x = torch.tensor(load_sample_images().images).permute(0, 3, 1, 2)[:, :, ::4, ::4].float()
+x = torch.tensor(np.stack(load_sample_images().images)).permute(0, 3, 1, 2)[:, :, ::4, ::4].float()
 bright = x.clone()
 bright[0] = 0.5 * x[0] + 60  # the first photograph alone
 for name, pattern in (("batch norm", "n c h w -> c"), ("instance norm", "n c h w -> n c")):
