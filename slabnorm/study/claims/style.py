@@ -98,8 +98,7 @@ import torch
 from sklearn.datasets import load_sample_images
 import slabnorm as sn
 
-photos = np.stack(load_sample_images().images)  # (n, h, w, c)
-x = torch.tensor(photos).permute(0, 3, 1, 2)[:, :, ::4, ::4].float()
+x = torch.tensor(np.stack(load_sample_images().images)).permute(0, 3, 1, 2)[:, :, ::4, ::4].float()
 bright = x.clone()
 bright[0] = 0.5 * x[0] + 60  # the first photograph alone
 for name, pattern in (("batch norm", "n c h w -> c"), ("instance norm", "n c h w -> n c")):
