@@ -63,6 +63,20 @@ def test_it_depends_on_the_core_alone(installed: Path) -> None:
     assert {"cli", "study", "images", "tables", "zarr", "ray", "onnx", "all"} <= extras
 
 
+def test_the_page_is_installed_whole(installed: Path) -> None:
+    (site,) = installed.parent.glob("lib/python*/site-packages")
+    ours, theirs = (
+        {
+            str(file.relative_to(root))
+            for file in (root / "slabnorm/page").rglob("*.*")
+            if file.suffix != ".pyc"
+        }
+        for root in (ROOT, site)
+    )
+    assert ours == theirs
+    assert "slabnorm/page/vendor/three.LICENSE" in theirs
+
+
 SCRIPT = """
 import os, sys
 import numpy as np, torch

@@ -1,5 +1,6 @@
-// The values of room 1: what the first layer of a network might make of real pictures. A sample is a piece of a photograph,
-// and each channel is a simple filter of it, so that channels differ in scale as they do in a network.
+// The values of room 1: what the first layer of a network might make of real pictures. A sample is a piece of
+// a photograph, and each channel is a simple filter of it, so that channels differ in scale as they do in a
+// network.
 
 export const MOST = 8; // samples, channels, rows and columns
 
@@ -16,7 +17,8 @@ const FILTERS = [
 ];
 export const CHANNELS = FILTERS.map(([name]) => name);
 
-// Return the values of a block of this shape, in memory order. `photos` are those of the study: {side, pixels}.
+// Return the values of a block of this shape, in memory order. `photos` are those of the study: {side,
+// pixels}.
 export function values([samples, channels, rows, columns], photos) {
   const { side } = photos;
   const found = [];
@@ -32,7 +34,8 @@ export function values([samples, channels, rows, columns], photos) {
   return Float64Array.from(found);
 }
 
-// The pixels that belong to the nth of so many rows or columns; the outermost pixels have no neighbours to filter with.
+// The pixels that belong to the nth of so many rows or columns; the outermost pixels have no neighbours to
+// filter with.
 function span(nth, many, side) {
   const bound = (place) => 1 + Math.floor((place * (side - 2)) / many);
   return [bound(nth), bound(nth + 1)];

@@ -375,9 +375,9 @@ function drawHistogram({ title, x = "", values, bins = 32, range, shade = [], he
     const [start, end] = [Math.max(low, from), Math.min(high, to)];
     return start < end ? svg("rect", { class: "shade", x: at(start), y: 0, width: at(end) - at(start), height: foot }) : null;
   });
-  const columns = (all, fill) =>
+  const columns = (all, fill, least = 1) =>
     all.map((count, bin) => {
-      const tall = Math.max(1, ((foot - 6) * count) / top);
+      const tall = Math.max(least, ((foot - 6) * count) / top);
       const where = { x: left + bin * step + 0.5, y: foot - tall, width: Math.max(1, step - 1), height: tall };
       return count === 0 ? null : svg("rect", { ...where, fill });
     });
@@ -390,7 +390,7 @@ function drawHistogram({ title, x = "", values, bins = 32, range, shade = [], he
     { role: "img", "aria-label": label, width, height, viewBox: `0 0 ${width} ${height}` },
     areas,
     columns(counts, part ? `${HUES[0]}80` : colour),
-    part ? columns(counted(part, low, high, bins).counts, colour) : null,
+    part ? columns(counted(part, low, high, bins).counts, colour, 3) : null,
     svg("line", { class: "foot", x1: left, x2: width - left, y1: foot, y2: foot }),
     ticks,
   );

@@ -1,11 +1,13 @@
-// The norm: which slab each element lies in, the statistics of each slab, and the output; and the activations. In float64,
-// shifted and compensated, so that the numbers agree with those of the library to 12 digits.
+// The norm: which slab each element lies in, the statistics of each slab, and the output; and the
+// activations. In float64, shifted and compensated, so that the numbers agree with those of the library to 12
+// digits.
 
 import { bind, ELLIPSIS, product, StatisticsError, tuple } from "./notation.js";
 
-// Bind a pattern (of notation.js) to a shape. Return {pattern, shape, axes, kept, count, slabs, of, affine, affines}: `of`
-// has the slab of every element, in memory order; `kept` names the axes of the statistics and their sizes, joined axes as
-// one; `affine` has the place of every element's weight and bias, of which there are `affines`.
+// Bind a pattern (of notation.js) to a shape. Return {pattern, shape, axes, kept, count, slabs, of, affine,
+// affines}: `of` has the slab of every element, in memory order; `kept` names the axes of the statistics and
+// their sizes, joined axes as one; `affine` has the place of every element's weight and bias, of which there
+// are `affines`.
 export function plan(pattern, shape, sizes = {}) {
   const axes = bind(pattern, shape, sizes);
   const kept = gathered(axes, pattern.right);
@@ -66,8 +68,8 @@ function places(axes, some) {
   return found;
 }
 
-// Return {count, mean, low, variance, least, most}, each but count with a number for every slab. `low` is what the mean lost
-// to rounding.
+// Return {count, mean, low, variance, least, most}, each but count with a number for every slab. `low` is
+// what the mean lost to rounding.
 export function moments(values, { of, slabs, count }) {
   const make = (value) => new Float64Array(slabs).fill(value);
   const [shift, least, most] = [make(NaN), make(Infinity), make(-Infinity)];
@@ -79,7 +81,9 @@ export function moments(values, { of, slabs, count }) {
   }
   const sums = compensated(slabs, of, (element, slab) => values[element] - shift[slab]);
   const mean = shift.map((value, slab) => value + sums[slab] / count);
-  const low = compensated(slabs, of, (element, slab) => values[element] - mean[slab]).map((sum) => sum / count);
+  const low = compensated(slabs, of, (element, slab) => values[element] - mean[slab]).map(
+    (sum) => sum / count,
+  );
   const m2 = compensated(slabs, of, (element, slab) => (values[element] - mean[slab] - low[slab]) ** 2);
   return { count, mean, low, variance: m2.map((sum) => sum / count), least, most };
 }
@@ -91,14 +95,15 @@ function compensated(slabs, of, term) {
   for (const [element, slab] of of.entries()) {
     const value = term(element, slab);
     const sum = sums[slab] + value;
-    lost[slab] += Math.abs(sums[slab]) >= Math.abs(value) ? sums[slab] - sum + value : value - sum + sums[slab];
+    lost[slab] +=
+      Math.abs(sums[slab]) >= Math.abs(value) ? sums[slab] - sum + value : value - sum + sums[slab];
     sums[slab] = sum;
   }
   return sums.map((sum, slab) => sum + lost[slab]);
 }
 
-// Return y = weight * (x - mean) / sqrt(variance + eps) + bias. Weight and bias are lists, and `along` has the place in them
-// for every element; the library's own place by default.
+// Return y = weight * (x - mean) / sqrt(variance + eps) + bias. Weight and bias are lists, and `along` has
+// the place in them for every element; the library's own place by default.
 export function normalise(values, bound, found, { eps = 1e-5, weight, bias, along = bound.affine } = {}) {
   checkSpread(bound);
   const spread = found.variance.map((variance) => Math.sqrt(variance + eps));
@@ -137,8 +142,8 @@ export const ACTIVATIONS = {
   },
 };
 
-// Return what an activation leaves of a gradient: {saturated, slope}, the share of values at which its derivative lies below
-// `bound`, and the mean of the derivative.
+// Return what an activation leaves of a gradient: {saturated, slope}, the share of values at which its
+// derivative lies below `bound`, and the mean of the derivative.
 export function saturation(values, activation, bound) {
   const { slope } = ACTIVATIONS[activation];
   let [dead, sum] = [0, 0];

@@ -1,19 +1,22 @@
-// The notation: the same language, and the same words for what is wrong, as slabnorm/notation.py. Read that one first; the
-// tests hold the two equal. Python counts a text in characters and JavaScript in halves of them, so places in a text are
-// places in the list of its characters here.
+// The notation: the same language, and the same words for what is wrong, as slabnorm/notation.py. Read that
+// one first; the tests hold the two equal. Python counts a text in characters and JavaScript in halves of
+// them, so places in a text are places in the list of its characters here.
 
 export const ELLIPSIS = "...";
 
 // What Python's \s, \w and \d match in text.
 const SPACE = "\\t-\\r\\x1c-\\x20\\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000";
 const WORD = "\\p{L}\\p{N}_";
-const TOKEN = new RegExp(`[${SPACE}]*(?:(?<arrow>->)|(?<dots>\\.\\.\\.)|(?<name>[\\p{L}\\p{Nl}\\p{No}_][${WORD}]*)|(?<bracket>[()]))`, "uy");
+const TOKEN = new RegExp(
+  `[${SPACE}]*(?:(?<arrow>->)|(?<dots>\\.\\.\\.)|(?<name>[\\p{L}\\p{Nl}\\p{No}_][${WORD}]*)|(?<bracket>[()]))`,
+  "uy",
+);
 const LEADING = new RegExp(`^[${SPACE}]+`, "u");
 const TRAILING = new RegExp(`[${SPACE}]+$`, "u");
 const SPACES = new RegExp(`[${SPACE}]+`, "u");
 
 // An error says what is wrong, what was got, and the fix.
-class NotationError extends Error {
+export class NotationError extends Error {
   constructor(problem, got = "", fix = "") {
     super([problem, got && `  got: ${got}`, fix && `  fix: ${fix}`].filter(Boolean).join("\n"));
     this.name = this.constructor.name;
@@ -33,7 +36,8 @@ export function repr(text) {
   const quote = text.includes("'") && !text.includes('"') ? '"' : "'";
   const escaped = characters(text).map((character) => {
     if (character === "\\" || character === quote) return `\\${character}`;
-    if (character === "\n" || character === "\r" || character === "\t") return { "\n": "\\n", "\r": "\\r", "\t": "\\t" }[character];
+    if (character === "\n" || character === "\r" || character === "\t")
+      return { "\n": "\\n", "\r": "\\r", "\t": "\\t" }[character];
     if (character === " " || !/[\p{C}\p{Z}]/u.test(character)) return character;
     const code = character.codePointAt(0).toString(16);
     if (code.length <= 2) return `\\x${code.padStart(2, "0")}`;
@@ -90,7 +94,8 @@ function group(text, tokens) {
       open = { names: [], at };
     } else if (value === ")") {
       if (!open) fail(text, at, "A bracket closes that was never opened", "remove it, or open it with '('");
-      if (open.names.length === 0) fail(text, open.at, "A bracket is empty", "remove it, or name axes in it", 2);
+      if (open.names.length === 0)
+        fail(text, open.at, "A bracket is empty", "remove it, or name axes in it", 2);
       items.push(open);
       open = null;
     } else {
@@ -99,7 +104,8 @@ function group(text, tokens) {
         const fix = kind === "dots" ? several : "give every axis a name of its own";
         fail(text, at, `${repr(value)} is named twice`, fix, characters(value).length);
       }
-      if (kind === "dots" && open) fail(text, at, "'...' cannot stand in a bracket", "take it out of the bracket", 3);
+      if (kind === "dots" && open)
+        fail(text, at, "'...' cannot stand in a bracket", "take it out of the bracket", 3);
       seen.add(value);
       if (open) open.names.push(value);
       else items.push({ names: [value], at });
@@ -111,7 +117,12 @@ function group(text, tokens) {
 
 // Return a pattern with every letter as an axis: "n c h w -> c" of "nchw->c".
 function spaced(text) {
-  return strip(text.split("->").map((side) => characters(words(side).join("")).join(" ")).join(" -> "));
+  return strip(
+    text
+      .split("->")
+      .map((side) => characters(words(side).join("")).join(" "))
+      .join(" -> "),
+  );
 }
 
 function checkKnown(text, items, known, where) {
@@ -122,7 +133,13 @@ function checkKnown(text, items, known, where) {
       const after = characters(text).slice(at).join("");
       const found = new RegExp(`(?<![${WORD}])${name.replaceAll(".", "\\.")}(?![${WORD}])`, "u").exec(after);
       const place = found ? at + characters(after.slice(0, found.index)).length : at;
-      fail(text, place, `Axis ${repr(name)} ${where} is not on the left`, suggest(name, known), characters(name).length);
+      fail(
+        text,
+        place,
+        `Axis ${repr(name)} ${where} is not on the left`,
+        suggest(name, known),
+        characters(name).length,
+      );
     }
   }
 }
@@ -161,16 +178,24 @@ function matching(a, b) {
   return size + matching(a.slice(0, i), b.slice(0, j)) + matching(a.slice(i + size), b.slice(j + size));
 }
 
-// Parse a pattern such as "n (g c) ... -> n g". Return {text, left, right, names, kept, affine, poolsSamples}: left and
-// right are lists of items, each a list of names; affine are the items that weight and bias vary along.
+// Parse a pattern such as "n (g c) ... -> n g". Return {text, left, right, names, kept, affine,
+// poolsSamples}: left and right are lists of items, each a list of names; affine are the items that weight
+// and bias vary along.
 export function parse(text) {
   const tokens = tokenize(text);
   const arrows = tokens.filter(({ kind }) => kind === "arrow").map(({ at }) => at);
   const end = characters(text).length;
-  if (arrows.length === 0) fail(text, end, "The pattern has no arrow", 'write "axes -> kept axes", as "n c h w -> c"');
+  if (arrows.length === 0)
+    fail(text, end, "The pattern has no arrow", 'write "axes -> kept axes", as "n c h w -> c"');
   if (arrows.length > 1) fail(text, arrows[1], "The pattern has two arrows", "leave one '->'", 2);
-  const left = group(text, tokens.filter(({ at }) => at < arrows[0]));
-  const right = group(text, tokens.filter(({ at }) => at > arrows[0]));
+  const left = group(
+    text,
+    tokens.filter(({ at }) => at < arrows[0]),
+  );
+  const right = group(
+    text,
+    tokens.filter(({ at }) => at > arrows[0]),
+  );
   if (left.length === 0) {
     const fix = 'name every axis of the tensor, as "n c h w"';
     fail(text, arrows[0], "The pattern names no axes left of '->'", fix, 2);
@@ -205,8 +230,9 @@ function checkApart(text, left, right, known) {
 
 // ---------------------------------------------------------------- the text and a shape
 
-// Return the axes of a tensor of this shape, brackets opened: a list of {name, size, axis}, axis being the place in the
-// shape. Those that `...` stands for are called "...0", "...1", and so on. `sizes` are those of split axes: {g: 4}.
+// Return the axes of a tensor of this shape, brackets opened: a list of {name, size, axis}, axis being the
+// place in the shape. Those that `...` stands for are called "...0", "...1", and so on. `sizes` are those of
+// split axes: {g: 4}.
 export function bind(pattern, shape, sizes = {}) {
   checkSizes(pattern, sizes);
   return expand(pattern, shape).flatMap((item, axis) => {
@@ -240,7 +266,11 @@ function expand(pattern, shape) {
     const fix = apart
       ? `put spaces between the axes: "${spaced(pattern.text)}"`
       : "name every axis of the tensor on the left, or use `...` for any number of them";
-    throw new ShapeError(`"${pattern.text}" names ${named}, but the tensor has ${shape.length}`, `shape ${tuple(shape)}`, fix);
+    throw new ShapeError(
+      `"${pattern.text}" names ${named}, but the tensor has ${shape.length}`,
+      `shape ${tuple(shape)}`,
+      fix,
+    );
   }
   return pattern.left.flatMap((item) =>
     item[0] === ELLIPSIS ? Array.from({ length: spare }, (_, i) => [`${ELLIPSIS}${i}`]) : [item],

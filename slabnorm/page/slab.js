@@ -1,9 +1,10 @@
-// Room 1: a block of N x C x H x W cells, the slab that each cell lies in, and the formula with the numbers of one slab.
+// Room 1: a block of N x C x H x W cells, the slab that each cell lies in, and the formula with the numbers
+// of one slab.
 
 import { CHANNELS, MOST, values as blockOf } from "./block.js";
 import { button, choice, extent, h, HUES, histogram, number, slider, unique } from "./kit.js";
 import { moments, normalise, plan } from "./norm.js";
-import { parse } from "./notation.js";
+import { NotationError, parse } from "./notation.js";
 import { indices, stage } from "./stage.js";
 
 export const id = "slab";
@@ -61,7 +62,7 @@ function compute({ text, shape, groups }, photos) {
     normalise(values, bound, found, { eps: EPS }); // refuses what the library refuses
     return { values, bound, found };
   } catch (error) {
-    if (!("fix" in error || /fix:/.test(error.message))) throw error;
+    if (!(error instanceof NotationError)) throw error;
     return { values, error: error.message };
   }
 }
@@ -118,7 +119,8 @@ function slabColour(slab, slabs) {
 
 function colours(shade, { values, bound }, y) {
   if (shade === "slab" && bound) {
-    // A little lighter or darker by value, each channel by itself, so that one sees the pictures in the slabs.
+    // A little lighter or darker by value, each channel by itself, so that one sees the pictures in the
+    // slabs.
     const inChannel = bound.shape[2] * bound.shape[3];
     const ranges = Array.from({ length: bound.shape[0] * bound.shape[1] }, (_, at) =>
       extent(values.subarray(at * inChannel, (at + 1) * inChannel)),
@@ -126,7 +128,9 @@ function colours(shade, { values, bound }, y) {
     return Array.from(values, (value, element) => {
       const [low, high] = ranges[Math.floor(element / inChannel)];
       const light = (value - low) / (high - low) - 0.5;
-      return slabColour(bound.of[element], bound.slabs).map((part) => part + (light > 0 ? 0.55 * (1 - part) : 0.4 * part) * light);
+      return slabColour(bound.of[element], bound.slabs).map(
+        (part) => part + (light > 0 ? 0.55 * (1 - part) : 0.4 * part) * light,
+      );
     });
   }
   const shown = shade === "output" && y ? y : values;
@@ -153,7 +157,15 @@ function formula({ y, gamma, x, mean, variance, eps, beta }, spoken) {
   const minus = String(mean).startsWith("−") ? "+" : "−";
   const plus = String(beta).startsWith("−") ? "−" : "+";
   const bare = (text) => String(text).replace(/^−/, "");
-  const parts = [y, " = ", gamma, " · ", fraction([x, ` ${minus} `, bare(mean)], root(variance, " + ", eps)), ` ${plus} `, bare(beta)];
+  const parts = [
+    y,
+    " = ",
+    gamma,
+    " · ",
+    fraction([x, ` ${minus} `, bare(mean)], root(variance, " + ", eps)),
+    ` ${plus} `,
+    bare(beta),
+  ];
   return h("p", { class: "formula", role: "math", "aria-label": spoken }, parts);
 }
 
@@ -177,120 +189,136 @@ function formulas({ values, bound, found }, { gamma, beta }, y, element) {
 
 // ---------------------------------------------------------------- the room
 
-export function mount(rootElement, study) {
-  const photos = study.samples.photos;
-  const state = { text: SCHEMES[0].pattern, shape: [3, 4, 5, 5], groups: 2, element: 0, shade: "slab", undone: false };
-  let now = compute(state, photos);
-  let scale = scales(now);
-  const parts = {};
-
-  // Another pattern or shape: other slabs, with no gamma and beta of their own yet.
-  const changed = (what) => {
-    Object.assign(state, what);
-    now = compute(state, photos);
-    if (now.bound) scale = scales(now);
-    state.undone = false;
-    if (state.element >= now.values.length) state.element = 0;
-    show();
+export function mount(place, study) {
+  const state = {
+    text: SCHEMES[0].pattern,
+    shape: [3, 4, 5, 5],
+    groups: 2,
+    element: 0,
+    shade: "slab",
+    undone: false,
   };
-  const lift = (element) => {
-    state.element = element;
-    show();
-  };
-  const show = () => {
-    const y = now.bound && output(now, scale);
-    showBlock(parts, state, now, y);
-    showPattern(parts, state, now);
-    for (const part of [parts.facts, parts.plots]) part.classList.toggle("away", !now.bound);
-    if (now.bound) showFacts(parts, state, now, scale, y);
-  };
-  const step = (by) => {
-    if (!now.bound) return;
-    const slab = (now.bound.of[state.element] + by + now.bound.slabs) % now.bound.slabs;
-    lift(now.bound.of.indexOf(slab));
-  };
-  const rescale = (what, value) => {
-    scale[what][now.bound.of[state.element]] = value;
-    state.undone = false;
-    show();
-  };
-  const undo = () => {
-    if (state.undone) scale = scales(now);
-    else {
-      scale.gamma.set(now.found.variance.map((variance) => Math.sqrt(variance + EPS)));
-      scale.beta.set(now.found.mean.map((mean, slab) => mean + now.found.low[slab]));
-    }
-    state.undone = !state.undone;
-    show();
-  };
-  arrange(rootElement, parts, state, { changed, lift, step, rescale, undo, show });
-  show();
-  document.addEventListener("themechange", show);
+  const room = { photos: study.samples.photos, state, parts: {} };
+  arrange(room, place);
+  change(room, {});
+  const again = () => show(room);
+  document.addEventListener("themechange", again);
   return {
     unmount() {
-      document.removeEventListener("themechange", show);
-      parts.stage.unmount();
+      document.removeEventListener("themechange", again);
+      room.parts.stage.unmount();
+      room.parts.before.stop();
+      room.parts.after.stop();
     },
   };
 }
 
-function arrange(rootElement, parts, state, act) {
+// Another pattern or shape: other slabs, with no gamma and beta of their own yet.
+function change(room, what) {
+  Object.assign(room.state, what, { undone: false });
+  room.now = compute(room.state, room.photos);
+  room.scale = room.now.bound && scales(room.now);
+  if (room.state.element >= room.now.values.length) room.state.element = 0;
+  show(room);
+}
+
+function lift(room, element) {
+  room.state.element = element;
+  show(room);
+}
+
+function step(room, by) {
+  const { bound } = room.now;
+  if (!bound) return;
+  const slab = (bound.of[room.state.element] + by + bound.slabs) % bound.slabs;
+  lift(room, bound.of.indexOf(slab));
+}
+
+function rescale(room, what, value) {
+  room.scale[what][room.now.bound.of[room.state.element]] = value;
+  room.state.undone = false;
+  show(room);
+}
+
+function undo(room) {
+  const { state, now, scale } = room;
+  if (state.undone) room.scale = scales(now);
+  else {
+    scale.gamma.set(now.found.variance.map((variance) => Math.sqrt(variance + EPS)));
+    scale.beta.set(now.found.mean.map((mean, slab) => mean + now.found.low[slab]));
+  }
+  state.undone = !state.undone;
+  show(room);
+}
+
+// ---------------------------------------------------------------- its parts
+
+function arrange(room, place) {
+  const view = viewer(room);
+  place.append(
+    h("h1", {}, "One formula, different slabs"),
+    h(
+      "p",
+      { class: "lead" },
+      "Inside a network a batch of images is a block of N samples, C channels, H rows and W columns. ",
+      "A norm cuts it into slabs and gives each mean 0 and variance 1. Norms differ only in which cells share a slab.",
+    ),
+    h(
+      "div",
+      { class: "workbench" },
+      chooser(room),
+      view,
+      h("div", { class: "beside" }, sizes(room), facts(room)),
+      plots(room),
+    ),
+  );
+}
+
+// The block, how to look at it, and which slab is lifted out.
+function viewer(room) {
+  const { parts, state } = room;
   const view = h("div", { class: "card view" });
-  parts.stage = stage(view, {
-    onpick: act.lift,
-    onready: (solid) => {
-      if (!solid) parts.ways.set("flat");
-      for (const input of parts.ways.querySelectorAll("input")) input.disabled = !solid;
-    },
+  parts.ways = choice({
+    label: "View",
+    options: [
+      { value: "solid", label: "3-D" },
+      { value: "flat", label: "Flat" },
+    ],
+    value: "solid",
+    onchange: (way) => parts.stage.flat(way === "flat"),
   });
-  parts.shade = choice({
+  const shade = choice({
     label: "Colour",
     options: SHADES,
     value: state.shade,
-    onchange: (shade) => {
-      state.shade = shade;
-      act.show();
+    onchange(value) {
+      state.shade = value;
+      show(room);
     },
   });
-  parts.ways = choice({
-    label: "View",
-    options: [{ value: "solid", label: "3-D" }, { value: "flat", label: "Flat" }],
-    value: "solid",
-    onchange: (way) => parts.stage.flat(way === "flat"),
+  parts.stage = stage(view, {
+    onpick: (element) => lift(room, element),
+    onready(solid) {
+      if (!solid) parts.ways.set("flat");
+      for (const input of parts.ways.querySelectorAll("input")) input.disabled = !solid;
+    },
   });
   parts.which = h("output", { class: "which", "aria-live": "polite" });
   parts.swatch = h("i", { class: "swatch" });
   const steps = h(
     "div",
     { class: "row lifted-out" },
-    button("‹", () => act.step(-1), { "aria-label": "Previous slab" }),
+    button("‹", () => step(room, -1), { "aria-label": "Previous slab" }),
     h("p", {}, parts.swatch, parts.which),
-    button("›", () => act.step(1), { "aria-label": "Next slab" }),
+    button("›", () => step(room, 1), { "aria-label": "Next slab" }),
   );
-  view.append(h("div", { class: "row ends" }, parts.shade, parts.ways), steps);
-  parts.facts = facts(parts, act);
-  parts.plots = plots(parts);
-  rootElement.append(
-    h("h1", {}, "One formula, different slabs"),
-    h(
-      "p",
-      { class: "lead" },
-      "Inside a network a batch of images is a block of N samples, C channels, H rows and W columns. A norm cuts it into slabs and " +
-        "gives each mean 0 and variance 1. Norms differ only in which cells share a slab.",
-    ),
-    h(
-      "div",
-      { class: "workbench" },
-      chooser(parts, state, act),
-      view,
-      h("div", { class: "beside" }, sizes(parts, state, act), parts.facts),
-      parts.plots,
-    ),
-  );
+  view.append(h("div", { class: "row ends" }, shade, parts.ways), steps);
+  return view;
 }
 
 // The schemes, the pattern, and what is wrong with it.
-function chooser(parts, state, act) {
+function chooser(room) {
+  const { parts, state } = room;
   const fieldId = unique("pattern");
   const wrongId = unique("wrong");
   parts.schemes = choice({
@@ -299,7 +327,7 @@ function chooser(parts, state, act) {
     value: state.text,
     onchange: (text) => {
       parts.pattern.value = text;
-      act.changed({ text });
+      change(room, { text });
     },
   });
   parts.pattern = h("input", {
@@ -311,10 +339,16 @@ function chooser(parts, state, act) {
     autocomplete: "off",
     autocapitalize: "off",
     "aria-describedby": wrongId,
-    oninput: () => act.changed({ text: parts.pattern.value }),
+    oninput: () => change(room, { text: parts.pattern.value }),
   });
   parts.says = h("p", { class: "says" });
-  parts.wrong = h("pre", { class: "wrong", id: wrongId, role: "status", tabindex: "0", "aria-label": "What is wrong with the pattern" });
+  parts.wrong = h("pre", {
+    class: "wrong",
+    id: wrongId,
+    role: "status",
+    tabindex: "0",
+    "aria-label": "What is wrong with the pattern",
+  });
   return h(
     "div",
     { class: "chooser" },
@@ -325,7 +359,8 @@ function chooser(parts, state, act) {
   );
 }
 
-function sizes(parts, state, act) {
+function sizes(room) {
+  const { parts, state } = room;
   const names = ["N samples", "C channels", "H rows", "W columns"];
   const axes = names.map((label, axis) =>
     slider({
@@ -333,40 +368,74 @@ function sizes(parts, state, act) {
       min: 1,
       max: MOST,
       value: state.shape[axis],
-      oninput: (size) => act.changed({ shape: state.shape.map((old, at) => (at === axis ? size : old)) }),
+      oninput: (size) => change(room, { shape: state.shape.map((old, at) => (at === axis ? size : old)) }),
     }),
   );
-  parts.groups = slider({ label: "g groups", min: 1, max: MOST, value: state.groups, oninput: (groups) => act.changed({ groups }) });
+  parts.groups = slider({
+    label: "g groups",
+    min: 1,
+    max: MOST,
+    value: state.groups,
+    oninput: (groups) => change(room, { groups }),
+  });
   return h("div", { class: "card sizes" }, axes, parts.groups);
 }
 
 // The lifted slab: its numbers, the formula, gamma and beta.
-function facts(parts, act) {
+function facts(room) {
+  const { parts } = room;
   parts.numbers = h("dl", { class: "statistics" });
   parts.formulas = h("div", { class: "formulas" });
   parts.cell = h("p", { class: "axis" });
-  parts.gamma = slider({ label: "γ (gamma)", min: 0, max: 3, step: "any", value: 1, oninput: (value) => act.rescale("gamma", value) });
-  parts.beta = slider({ label: "β (beta)", min: -3, max: 3, step: "any", value: 0, oninput: (value) => act.rescale("beta", value) });
-  parts.undo = button("Undo the normalisation", act.undo, { class: "main" });
+  const any = { min: -3, max: 3, step: "any" };
+  const onslide = (what) => (value) => rescale(room, what, value);
+  parts.gamma = slider({ ...any, label: "γ (gamma)", value: 1, oninput: onslide("gamma") });
+  parts.beta = slider({ ...any, label: "β (beta)", value: 0, oninput: onslide("beta") });
+  parts.undo = button("Undo the normalisation", () => undo(room), { class: "main" });
   parts.undone = h("p", { class: "undone", "aria-live": "polite" });
-  return h(
+  const head = h("h2", {}, "γ and β of this slab");
+  parts.facts = h(
     "section",
     { class: "facts", "aria-label": "The slab that is lifted out" },
     h("div", { class: "card" }, parts.numbers, parts.formulas, parts.cell),
-    h("div", { class: "card" }, h("h2", {}, "γ and β of this slab"), parts.gamma, parts.beta, h("div", { class: "row" }, parts.undo), parts.undone),
+    h(
+      "div",
+      { class: "card" },
+      head,
+      parts.gamma,
+      parts.beta,
+      h("div", { class: "row" }, parts.undo),
+      parts.undone,
+    ),
   );
+  return parts.facts;
 }
 
-function plots(parts) {
+function plots({ parts }) {
   const [before, after] = [h("div"), h("div")];
   parts.before = histogram(before, { title: "Before: the input x", values: [0, 1] });
   parts.after = histogram(after, { title: "After: the output y", values: [0, 1] });
-  return h("section", { class: "card columns before-after", "aria-label": "Before and after" }, before, after);
+  parts.plots = h(
+    "section",
+    { class: "card columns before-after", "aria-label": "Before and after" },
+    before,
+    after,
+  );
+  return parts.plots;
 }
 
 // ---------------------------------------------------------------- showing
 
-function showBlock(parts, state, now, y) {
+function show(room) {
+  const { parts, now, scale } = room;
+  const y = now.bound && output(now, scale);
+  showBlock(room, y);
+  showPattern(room);
+  for (const part of [parts.facts, parts.plots]) part.classList.toggle("away", !now.bound);
+  if (now.bound) showFacts(room, y);
+}
+
+function showBlock({ parts, state, now }, y) {
   const slab = now.bound?.of[state.element];
   parts.stage.show({
     shape: state.shape,
@@ -377,7 +446,7 @@ function showBlock(parts, state, now, y) {
   });
 }
 
-function showPattern(parts, state, now) {
+function showPattern({ parts, state, now }) {
   const scheme = SCHEMES.find(({ pattern }) => pattern === state.text);
   parts.schemes.set(state.text);
   parts.wrong.textContent = now.error ?? "";
@@ -391,10 +460,13 @@ function showPattern(parts, state, now) {
       : pools
         ? "Samples share a slab, so at test time running statistics stand in for the batch."
         : "No slab holds two samples, so training and test time are alike.";
+  if (!now.bound) parts.which.textContent = "no slabs";
+  parts.swatch.hidden = !now.bound;
   parts.says.replaceChildren(scheme && now.bound ? `${scheme.says} ` : "", mode);
 }
 
-function showFacts(parts, state, now, scale, y) {
+function showFacts(room, y) {
+  const { parts, state, now, scale } = room;
   const { values, bound, found } = now;
   const slab = bound.of[state.element];
   const own = (list) => list.filter((_, element) => bound.of[element] === slab);
@@ -412,15 +484,15 @@ function showFacts(parts, state, now, scale, y) {
   parts.cell.textContent = `The cell with the frame: n = ${at.n}, c = ${at.c} (${CHANNELS[at.c]}), h = ${at.h}, w = ${at.w}.`;
   showScale(parts, now, scale, slab);
   showUndone(parts, state, now, y);
-  parts.before.update({ title: "Before: the input x", values, part: own(values), colour, x: describe("this slab", own(values)) });
-  parts.after.update({ title: "After: the output y", values: y, part: own(y), colour, x: describe("this slab", own(y)) });
+  parts.before.update({ values, part: own(values), colour, x: describe(own(values)) });
+  parts.after.update({ values: y, part: own(y), colour, x: describe(own(y)) });
 }
 
 function showScale(parts, { found }, { gamma, beta }, slab) {
   const reach = (value) => Math.max(3, 1.25 * Math.abs(value));
-  parts.gamma.input.max = reach(Math.sqrt(found.variance[slab] + EPS));
-  const most = reach(found.mean[slab]);
-  Object.assign(parts.beta.input, { min: -most, max: most });
+  const [wide, far] = [reach(Math.sqrt(found.variance[slab] + EPS)), reach(found.mean[slab])];
+  Object.assign(parts.gamma.input, { min: -wide, max: wide });
+  Object.assign(parts.beta.input, { min: -far, max: far });
   parts.gamma.set(gamma[slab]);
   parts.beta.set(beta[slab]);
 }
@@ -435,9 +507,9 @@ function showUndone(parts, state, { values, bound }, y) {
   parts.undone.textContent = `The output is the input again: over all ${y.length} cells they differ by ${off === 0 ? "nothing" : `at most ${number(off)}`}. ${undoable(bound)}`;
 }
 
-function describe(what, list) {
+function describe(list) {
   const mean = list.reduce((sum, value) => sum + value, 0) / list.length;
   const variance = list.reduce((sum, value) => sum + (value - mean) ** 2, 0) / list.length;
   const near = (value) => number(Math.abs(value) < 1e-9 ? 0 : value);
-  return `${what}: mean ${near(mean)}, variance ${near(variance)} · grey: all cells`;
+  return `this slab: mean ${near(mean)}, variance ${near(variance)} · grey: all cells`;
 }

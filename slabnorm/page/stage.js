@@ -1,5 +1,5 @@
-// A block of N x C x H x W cells to look at: in 3-D, where samples stand side by side and each is a box of W x H x C cells,
-// or flat, where each channel of each sample is a grid. Without WebGL it is always flat.
+// A block of N x C x H x W cells to look at: in 3-D, where samples stand side by side and each is a box of W
+// x H x C cells, or flat, where each channel of each sample is a grid. Without WebGL it is always flat.
 
 import { button, h, svg } from "./kit.js";
 
@@ -11,9 +11,10 @@ const LEGIBLE = 13; // pixels of a cell, for names of axes to have room
 const SECONDS = 0.45; // to lift a slab out
 const VIEW = { yaw: 0.55, pitch: 0.38 };
 
-// Put a block on the page. Return {show, flat, unmount}: show({shape, colours, lifted, chosen, names}) draws cells in
-// `colours` (of each element red, green and blue from 0 to 1), lifts out those for which lifted(element) holds, and frames
-// the element `chosen`; flat(wanted) switches to the grids and back. onpick(element) is called for a click on a cell.
+// Put a block on the page. Return {show, flat, unmount}: show({shape, colours, lifted, chosen, names}) draws
+// cells in `colours` (of each element red, green and blue from 0 to 1), lifts out those for which
+// lifted(element) holds, and frames the element `chosen`; flat(wanted) switches to the grids and back.
+// onpick(element) is called for a click on a cell.
 export function stage(root, { onpick, onready }) {
   const place = h("div", { class: "stage" });
   root.append(place);
@@ -78,10 +79,22 @@ function drawFlat(place, { shape, colours, lifted, chosen, names }, onpick) {
       const kind = `${lifted(element) ? "lifted" : ""} ${element === chosen ? "chosen" : ""}`;
       const inset = lifted(element) ? 0.04 : 0.16;
       cells.push(
-        svg("rect", { x: x + inset, y: y + inset, width: 1 - 2 * inset, height: 1 - 2 * inset, fill: hex(colours[element]), class: kind, "data-element": element }),
+        svg("rect", {
+          x: x + inset,
+          y: y + inset,
+          width: 1 - 2 * inset,
+          height: 1 - 2 * inset,
+          fill: hex(colours[element]),
+          class: kind,
+          "data-element": element,
+        }),
       );
     }
-    return h("div", {}, svg("svg", { viewBox: `-0.1 -0.1 ${columns + 0.2} ${rows + 0.2}`, "aria-hidden": "true" }, cells));
+    return h(
+      "div",
+      {},
+      svg("svg", { viewBox: `-0.1 -0.1 ${columns + 0.2} ${rows + 0.2}`, "aria-hidden": "true" }, cells),
+    );
   };
   const line = (n) => [h("p", {}, names.sample(n)), Array.from({ length: channels }, (_, c) => grid(n, c))];
   const head = [h("p", {}), Array.from({ length: channels }, (_, c) => h("p", {}, names.channel(c)))];
@@ -105,16 +118,15 @@ async function solidBlock(place, onpick) {
   const renderer = new three.WebGLRenderer({ antialias: true, alpha: true });
   renderer.setPixelRatio(Math.min(2, devicePixelRatio));
   const canvas = renderer.domElement;
+  canvas.setAttribute("role", "img");
+  canvas.setAttribute("aria-label", "The block of cells, with one slab lifted out");
   const labels = h("div", { class: "labels", "aria-hidden": "true" });
   const view = { ...VIEW };
   const turns = turnButtons(view, () => render(state));
   const box = h("div", { class: "solid" }, canvas, labels);
   place.append(box, turns);
-  const scene = new three.Scene();
   const camera = new three.OrthographicCamera();
-  const sun = new three.DirectionalLight(0xffffff, 1.7);
-  sun.position.set(3, 9, 5);
-  scene.add(new three.AmbientLight(0xffffff, 1.9), sun);
+  const scene = lit(three);
   const state = { three, renderer, canvas, labels, scene, camera, view, place: box, heights: null, frame: 0 };
 
   const observer = new ResizeObserver(() => state.block && render(state));
@@ -147,6 +159,12 @@ async function solidBlock(place, onpick) {
   };
 }
 
+function lit(three) {
+  const sun = new three.DirectionalLight(0xffffff, 1.7);
+  sun.position.set(3, 9, 5);
+  return new three.Scene().add(new three.AmbientLight(0xffffff, 1.9), sun);
+}
+
 // One box for every cell.
 function build(state) {
   const { three, scene, block } = state;
@@ -155,7 +173,11 @@ function build(state) {
     state.cells.dispose();
   }
   const count = block.shape.reduce((all, one) => all * one, 1);
-  state.cells = new three.InstancedMesh(new three.BoxGeometry(CELL, CELL, CELL), new three.MeshLambertMaterial(), count);
+  state.cells = new three.InstancedMesh(
+    new three.BoxGeometry(CELL, CELL, CELL),
+    new three.MeshLambertMaterial(),
+    count,
+  );
   state.cells.frustumCulled = false;
   state.edge ??= new three.LineSegments(
     new three.EdgesGeometry(new three.BoxGeometry(0.98, 0.98, 0.98)),
@@ -173,7 +195,8 @@ function paint({ three, cells, block }) {
   cells.instanceColor.needsUpdate = true;
 }
 
-// Move each cell to the height where it belongs; at once, where the reader wants no motion or nothing was there before.
+// Move each cell to the height where it belongs; at once, where the reader wants no motion or nothing was
+// there before.
 function lift(state) {
   const { block } = state;
   const [, channels, rows, columns] = block.shape;
@@ -205,8 +228,8 @@ function lift(state) {
   step(start);
 }
 
-// Where the samples stand as one sees them: in one row, or in several where the place is narrow. Each has a tile of the
-// picture to itself, whatever the angle, and `at` is the place in space of a cell of it.
+// Where the samples stand as one sees them: in one row, or in several where the place is narrow. Each has a
+// tile of the picture to itself, whatever the angle, and `at` is the place in space of a cell of it.
 function layout({ three, block, place, room, view }) {
   const [samples, channels, rows, columns] = block.shape;
   const [sin, cos] = [Math.sin(view.yaw), Math.cos(view.yaw)];
@@ -228,7 +251,10 @@ function layout({ three, block, place, room, view }) {
     const line = Math.floor(n / many);
     const inLine = line < lines - 1 ? many : samples - many * (lines - 1);
     const across = (n % many) - (inLine - 1) / 2;
-    return right.clone().multiplyScalar(across * wide).addScaledVector(up, ((lines - 1) / 2 - line) * tall + above);
+    return right
+      .clone()
+      .multiplyScalar(across * wide)
+      .addScaledVector(up, ((lines - 1) / 2 - line) * tall + above);
   };
   const middles = Array.from({ length: samples }, (_, n) => tile(n, (FOOT - room * high) / 2));
   const at = (n, c, y, x) =>
@@ -255,7 +281,14 @@ function render(state) {
   const { half, aspect } = set;
   camera.position.copy(set.towards).multiplyScalar(200);
   camera.lookAt(0, 0, 0);
-  Object.assign(camera, { left: -half * aspect, right: half * aspect, top: half, bottom: -half, near: 1, far: 400 });
+  Object.assign(camera, {
+    left: -half * aspect,
+    right: half * aspect,
+    top: half,
+    bottom: -half,
+    near: 1,
+    far: 400,
+  });
   camera.updateProjectionMatrix();
   camera.updateMatrixWorld();
   edge.visible = block.chosen !== undefined;
@@ -280,8 +313,16 @@ function label({ camera, labels, block, place, view }, { at, name, half }) {
   // Beside the edges that are seen from any angle: the front's outer one, and the one that leads back.
   const leftwards = view.yaw >= 0;
   const axes = [
-    put(`H ${rows}`, at(0, 0, (rows - 1) / 2, leftwards ? -0.8 : columns - 0.2), leftwards ? "axis-name left" : "axis-name right"),
-    put(`C ${channels}`, at(0, (channels - 1) / 2, rows - 0.2, leftwards ? columns + 0.1 : -1.1), "axis-name"),
+    put(
+      `H ${rows}`,
+      at(0, 0, (rows - 1) / 2, leftwards ? -0.8 : columns - 0.2),
+      leftwards ? "axis-name left" : "axis-name right",
+    ),
+    put(
+      `C ${channels}`,
+      at(0, (channels - 1) / 2, rows - 0.2, leftwards ? columns + 0.1 : -1.1),
+      "axis-name",
+    ),
     put(`W ${columns}`, at(0, 0, rows - 0.05, (columns - 1) / 2), "axis-name"),
   ];
   // Among small cells the names of axes would lie on top of each other.
@@ -306,16 +347,23 @@ function turnable(canvas, view, again, signal) {
     last = event;
     moved = 0;
   });
-  addEventListener("pointermove", (event) => {
-    if (!last) return;
-    const [dx, dy] = [event.clientX - last.clientX, event.clientY - last.clientY];
-    moved += Math.abs(dx) + Math.abs(dy);
-    last = event;
-    turn(view, dx * 0.008, event.pointerType === "touch" ? 0 : dy * 0.008);
-    again();
-  }, { signal });
-  for (const end of ["pointerup", "pointercancel"]) addEventListener(end, () => void (last = null), { signal });
-  canvas.addEventListener("click", (event) => moved > 5 && event.stopImmediatePropagation(), { capture: true });
+  addEventListener(
+    "pointermove",
+    (event) => {
+      if (!last) return;
+      const [dx, dy] = [event.clientX - last.clientX, event.clientY - last.clientY];
+      moved += Math.abs(dx) + Math.abs(dy);
+      last = event;
+      turn(view, dx * 0.008, event.pointerType === "touch" ? 0 : dy * 0.008);
+      again();
+    },
+    { signal },
+  );
+  for (const end of ["pointerup", "pointercancel"])
+    addEventListener(end, () => void (last = null), { signal });
+  canvas.addEventListener("click", (event) => moved > 5 && event.stopImmediatePropagation(), {
+    capture: true,
+  });
 }
 
 function turn(view, yaw, pitch) {

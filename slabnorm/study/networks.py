@@ -39,9 +39,10 @@ def conv(norm: Norm, channels: int, classes: int) -> nn.Module:
 
 
 def conv_with_head(norm: Norm, channels: int, classes: int) -> nn.Module:
-    """Return three 3x3 convolutions and a hidden linear layer, each followed by `norm` and ReLU.
+    """Return two 3x3 convolutions and a hidden linear layer, each followed by `norm` and ReLU.
 
-    The norm of the linear layer has a single value of a sample in each channel.
+    The norm of the linear layer has a single value of a sample in each channel. Weights start as He et al.
+    2015 have them, and biases at 0.
 
     Args:
         norm: a function from a number of channels to a layer.
@@ -52,18 +53,54 @@ def conv_with_head(norm: Norm, channels: int, classes: int) -> nn.Module:
     def block(inputs: int, outputs: int) -> list[nn.Module]:
         return [nn.Conv2d(inputs, outputs, 3, padding=1), norm(outputs), nn.ReLU()]
 
-    return nn.Sequential(
+    network = nn.Sequential(
         *block(channels, 16),
         nn.MaxPool2d(2, ceil_mode=True),
         *block(16, 32),
         nn.AdaptiveAvgPool2d(2),
-        *block(32, 32),
         nn.Flatten(),
         nn.Linear(4 * 32, 64),
         norm(64),
         nn.ReLU(),
         nn.Linear(64, classes),
     )
+    for layer in network:
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    return network
+
+
+class PerPixel(nn.Module):
+    """A norm of each pixel of each channel of an image by itself, as of the units of a perceptron.
+
+    Args:
+        norm: a function from a number of channels to a layer for (n, channels).
+        shape: the size of the images, (channels, height, width).
+    """
+
+    def __init__(self, norm: Norm, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.layer, self.shape = norm(math.prod(shape)), shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the images (n, c, h, w) with every pixel normalised over the batch."""
+        normed: Tensor = self.layer(x.flatten(1))
+        return normed.unflatten(1, self.shape)
+
+
+def conv_per_pixel(norm: Norm, shape: tuple[int, ...], classes: int) -> nn.Module:
+    """Return the network `conv` with the same weights, in which each pixel has statistics of its own.
+
+    Args:
+        norm: a function from a number of channels to a layer for (n, channels).
+        shape: the size of the images, (channels, height, width).
+        classes: the number of outputs.
+    """
+    sizes = [shape[1:], *[tuple(-(-size // 2) for size in shape[1:])] * 2]  # the pooling rounds up
+    places = iter(sizes)
+    return conv(lambda channels: PerPixel(norm, (channels, *next(places))), shape[0], classes)
 
 
 def mlp(

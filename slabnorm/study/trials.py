@@ -39,7 +39,8 @@ class Trial:
     """One network to be trained once: all that decides its result, beside the data.
 
     Args:
-        network: "mlp", "conv" or "conv with head" for images, "transformer" or "recurrent" for text.
+        network: "mlp", "conv", "conv with head" or "conv per pixel" for images, "transformer" or "recurrent"
+            for text.
         norm: the norm in it, by the names that `compare` has, or a pattern.
         scheme: how the inputs are scaled: "raw", "fixed", "minmax" or "zscore".
         activation, depth, gain: of an mlp; see `networks.mlp`.
@@ -194,6 +195,8 @@ class Trials:
         shape, classes = self.data.sample_shape, len(self.data.classes)
         if trial.network in CONVOLUTIONAL:
             return partial(CONVOLUTIONAL[trial.network], channels=shape[0], classes=classes)
+        if trial.network == "conv per pixel":
+            return partial(networks.conv_per_pixel, shape=shape, classes=classes)
         return partial(
             networks.mlp,
             features=int(np.prod(shape)),

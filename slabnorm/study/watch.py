@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from slabnorm.nn import SlabNorm
 from slabnorm.study.train import Training
+from slabnorm.study.watch_end import Fit, Forgotten
 
 PROBED = 256  # validation samples that are looked at
 STEPS = tuple(10 ** (half / 2) for half in range(-6, 5))  # along the gradient: 0.001 to 100
@@ -196,4 +197,6 @@ WATCHERS: dict[str, Callable[[], Watcher]] = {
     "affine": Affine,
     "erased": Erased,
     "useful": Useful,
+    "forgotten": Forgotten,
+    "fit": Fit,
 }

@@ -225,6 +225,7 @@ def test_init_holds_if_the_norm_trains_over_more_scales():
 def test_the_width_in_decades_is_interpolated():
     assert init.decades((0.1, 1, 10, 100), (0.5, 0.9, 0.9, 0.8)) == pytest.approx(0.125 + 1 + 0.5)
     assert init.decades((1, 10), (0.9, 0.9)) == 1
+    assert init.decades((1, 10, 100, 1000), (0.1, 0.1, 0.1, 0.9)) == pytest.approx(0.05 / 0.8)
 
 
 def flowing(by):

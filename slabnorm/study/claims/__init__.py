@@ -32,8 +32,29 @@ from slabnorm.study.trials import Trial, TrialRecord, Trials, Windows
 from slabnorm.study.workers import Team, team
 from slabnorm.text import did_you_mean, listing, printable
 
-# In the order in which one tells the story: inputs, the slab, training, modes, small batches, relatives.
-CLAIMS = ("unit", "learn", "shift", "faster", "init", "flow", "small", "layer")
+# In the order in which one tells the story: inputs, the slab, modes, training, small batches, relatives.
+CLAIMS = (
+    "scale",
+    "saturate",
+    "explode",
+    "schemes",
+    "leakage",
+    "shift",
+    "unit",
+    "undo",
+    "learn",
+    "modes",
+    "running",
+    "channels",
+    "faster",
+    "init",
+    "regularise",
+    "small",
+    "layer",
+    "style",
+    "family",
+    "flow",
+)
 # Of larger data sets so many samples are taken: the claims are inequalities, which show with fewer than all.
 SAMPLES, QUICK_SAMPLES, HELD_OUT = 10_000, 1_000, 2_000
 LETTERS, QUICK_LETTERS, WINDOW = 200_000, 20_000, 48

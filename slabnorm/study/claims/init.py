@@ -77,10 +77,8 @@ def decades(scales: Sequence[float], accuracies: Sequence[float]) -> float:
     bar = max(accuracies) - POINTS
     width = 0.0
     for (low, first), (high, second) in pairwise(zip(scales, accuracies, strict=True)):
-        share = 1.0
-        if min(first, second) < bar:
-            above = max(first, second) - bar
-            share = max(0.0, above / abs(first - second))
+        above = max(first, second) - bar
+        share = 1.0 if min(first, second) >= bar else above / abs(first - second) if above > 0 else 0.0
         width += share * log10(high / low)
     return width
 

@@ -24,7 +24,7 @@ from slabnorm.study.trials import Trial, TrialRecord, in_seeds
 # letters of it, which a network that predicts the next letter must not see.
 TOKEN = "n c ... -> n ..."
 NORMS = {TOKEN: "layer norm", "batch": "batch norm"}
-NETWORKS = ("transformer", "recurrent")
+NETWORKS = {"transformer": "transformer", "recurrent": "recurrent network"}
 RATES = (0.1, 0.3, 1.0)
 SAME = 1e-5  # of values around 1: some rounding errors of float32
 CHANNELS, PADDING = 32, 16
@@ -47,20 +47,20 @@ def measure(material: Material) -> Finding:
     }
     means = {key: fmean(run.accuracy for run in records) for key, records in runs.items()}
     said = "; ".join(
-        f"the {network} names {means[network, TOKEN]:.1%} of the next letters with layer norm and "
+        f"the {name} names {means[network, TOKEN]:.1%} of the next letters with layer norm and "
         f"{means[network, 'batch']:.1%} with batch norm"
-        for network in NETWORKS
+        for network, name in NETWORKS.items()
     )
     mates, padded = changes[TOKEN]
     return Finding(
-        measured=f"Other batch mates change layer norm's output by at most {mates:.0e} and batch norm's by "
+        measured=f"Other batch mates change layer norm's output by at most {mates:g} and batch norm's by "
         f"{changes['batch'][0]:.1f}. In eval mode {said}.",
         tests=(
             Test("layer norm: 1e-5 minus the largest change by batch mates", exactly(SAME - mates), 0.0),
             Test("layer norm: 1e-5 minus the largest change by padding", exactly(SAME - padded), 0.0),
             *(
-                Test(f"test accuracy of the {network}, layer minus batch norm", better[network], 0.0, "%")
-                for network in NETWORKS
+                Test(f"test accuracy of the {name}, layer minus batch norm", better[network], 0.0, "%")
+                for network, name in NETWORKS.items()
             ),
         ),
         numbers=(
@@ -78,8 +78,7 @@ def measure(material: Material) -> Finding:
         ),
         pictures=tuple(
             Picture(
-                f"Letters that a {network} network foretells" if network == "recurrent"
-                else f"Letters that a {network} foretells",
+                f"Letters that a {NETWORKS[network]} foretells",
                 "optimiser steps",
                 "validation accuracy, eval mode",
                 tuple(learning_curve(NORMS[norm], runs[network, norm]) for norm in NORMS),

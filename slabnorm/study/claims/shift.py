@@ -14,6 +14,7 @@ from slabnorm.study.trials import TrialRecord, in_seeds
 DEPTH = 20
 PLAIN, NORMED, OWN = "no norm", "batch norm", "no norm, PyTorch's own initial weights"
 NETWORKS = {PLAIN: ("none", FITTING), NORMED: ("batch", FITTING), OWN: ("none", GAINS[0])}
+LEAST = 1e-6  # the drift of a network that has not moved at all, or has diverged before the first look
 END = DEPTH // 4  # layers that count as first, and as last
 
 
@@ -32,9 +33,8 @@ def measure(material: Material) -> Finding:
     ends = {name: over_seeds([run.validation for run in runs[name]]) for name in names}
     target = min(ends[PLAIN].mean, ends[NORMED].mean) - 0.02
     without, within = ([moved(run, target) for run in runs[name]] for name in (PLAIN, NORMED))
-    # Ratios as logarithms: their interval is not symmetric otherwise.
-    depth = over_seeds([log2(fmean(drift[-END:]) / fmean(drift[:END])) for drift in without])
-    cure = over_seeds([log2(fmean(a) / fmean(b)) for a, b in zip(without, within, strict=True)])
+    depth = over_seeds([doublings(drift[-END:], drift[:END]) for drift in without])
+    cure = over_seeds([doublings(a, b) for a, b in zip(without, within, strict=True)])
     return Finding(
         measured=f"Without a norm the inputs of the last {END} layers move {2**depth.mean:.1f} times as far "
         f"as those of the first {END}, and over all layers {2**cure.mean:.1f} times as far as with "
@@ -84,6 +84,14 @@ def moved(run: TrialRecord, target: float) -> list[float]:
     """Return the drift of each layer when a network first reaches an accuracy, or at its end."""
     looks = [i for i, point in enumerate(run.curve, 1) if point.accuracy >= target]
     return run.seen["drift"][looks[0] if looks else -1][:DEPTH]
+
+
+def doublings(more: Sequence[float], less: Sequence[float]) -> float:
+    """Return how often the second mean is to be doubled to give the first.
+
+    A ratio as a logarithm: its interval over seeds would not be symmetric otherwise.
+    """
+    return log2(max(fmean(more), LEAST) / max(fmean(less), LEAST))
 
 
 def by_layer(name: str, drifts: Sequence[Sequence[float]]) -> Series:

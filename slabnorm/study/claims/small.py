@@ -21,7 +21,7 @@ FEW, MANY = 2, 32  # the ends of the group norm paper's curve, which are compare
 RATES, QUICK_RATES = (0.03, 0.1, 0.3), (0.1,)
 
 DESCRIPTIONS = {
-    "conv with head": "three convolutions and a hidden linear layer, each with a norm and ReLU; that of the "
+    "conv with head": "two convolutions and a hidden linear layer, each with a norm and ReLU; that of the "
     "linear layer has one value of a sample in each channel",
     "mlp": "four hidden layers, each with a norm and ReLU; a norm has one value of a sample in each channel",
 }
@@ -42,7 +42,7 @@ def measure(material: Material) -> Finding:
     return Finding(
         measured=f"From batches of {MANY} to batches of {FEW} the test error of batch norm changes by "
         f"{rises['batch'].mean * 100:+.1f} points, to {fmean(errors['batch'][FEW]):.1%}, and that of group "
-        f"norm by {rises['group'].mean * 100:+.1f}, to {fmean(errors['group'][FEW]):.1%}. "
+        f"norm by {rises['group'].mean * 100:+.1f}, to {fmean(errors['group'][FEW]):.1%}."
         + one_sample(runs)
         + (" A slab of one value is refused, with a StatisticsError." if refused else ""),
         tests=(
@@ -81,7 +81,7 @@ def measure(material: Material) -> Finding:
 
 def network(material: Material) -> Trial:
     """Return what is trained: a convolutional network, or a perceptron on a table."""
-    sees, samples = (600, 300) if material.quick else (1_600, 800)
+    sees, samples = (600, 300) if material.quick else (3_200, 800)
     samples = min(samples, len(material.data.split.train))
     table = material.data.x.ndim == 2
     return Trial(
@@ -109,9 +109,9 @@ def one_sample(runs: Runs) -> str:
     if records is None:
         return ""
     if any(run.status == "refused" for run in records):
-        return "With one sample at a time batch norm does not train at all: it has a slab of one value."
+        return " With one sample at a time batch norm does not train at all: it has a slab of one value."
     error = 1 - fmean(run.accuracy for run in records)
-    return f"With one sample at a time batch norm is an instance norm in training, and errs on {error:.1%}."
+    return f" With one sample at a time batch norm is an instance norm in training, and errs on {error:.1%}."
 
 
 def alone() -> bool:
