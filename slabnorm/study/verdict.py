@@ -108,13 +108,11 @@ def sentence(ranking: Ranking, where: str) -> str:
 
 
 def together(names: list[str]) -> str:
-    """Return names as a list, in which `batch norm and group norm` is `batch and group norm`."""
-    short: list[str] = []
-    for name, after in zip(names, [*names[1:], ""], strict=True):
-        kind = name.split(" ")[-1]
-        alike = len(name.split(" ")) == len(after.split(" ")) == 2 and after.endswith(f" {kind}")
-        short.append(name.removesuffix(f" {kind}") if alike else name)
-    return listing(short)
+    """Return names as a list; if all are of one kind, it is said once, as in `batch and group norm`."""
+    kinds = {name.split(" ")[-1] if name.count(" ") == 1 else name for name in names}
+    if len(names) > 1 and len(kinds) == 1:
+        return listing([name.split(" ")[0] for name in names]) + f" {kinds.pop()}"
+    return listing(names)
 
 
 def by(difference: Interval) -> str:
