@@ -79,7 +79,8 @@ class TrialRecord:
         status: "done"; "diverged": a loss that is not finite ended the training; or "refused": a norm layer
             found no statistics in a batch, as of one value per slab.
         accuracy: on the test split in eval mode, from 0 to 1.
-        gap: the accuracy in train mode, in batches of the training batch size, minus that in eval mode.
+        gap: the accuracy in train mode, in batches of the training batch size, minus that in eval mode, on at
+            most GAP_SAMPLES of the test samples.
         curve: the looks at the validation split.
         seen: what each watcher saw, one list for each time it looked: before training, and at every look.
         seconds: how long it took.
@@ -148,7 +149,9 @@ class Trials:
             except StatisticsError:
                 return TrialRecord("refused", 0.0, 0.0, (), watching.seen, time.perf_counter() - began)
             test = torch.as_tensor(split.test)
-            few = test[:GAP_SAMPLES]
+            # At random: a split may be sorted by class, and batches of one class have other statistics.
+            order = torch.randperm(len(test), generator=torch.Generator().manual_seed(SPLIT_SEED))
+            few = test[order[:GAP_SAMPLES]]
             return TrialRecord(
                 status="diverged" if diverged else "done",
                 accuracy=accuracy(model, x[test], y[test]),
