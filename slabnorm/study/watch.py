@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slabnorm.nn import SlabNorm
-from slabnorm.study.train import Training
-from slabnorm.study.watch_end import Fit, Forgotten
+from slabnorm.study.train import CHUNK, Training, accuracy, batches, train_eval_gap
 
 PROBED = 256  # validation samples that are looked at
 STEPS = tuple(10 ** (half / 2) for half in range(-6, 5))  # along the gradient: 0.001 to 100
 CLIFF = 1e30  # stands for a loss that is not finite
+MATES = (2, 4, 8, 16, 32, 64, 128)  # the sizes of the batches with eval() forgotten
+TESTED = 512  # test samples that are looked at
 
 
 class Watcher(Protocol):
@@ -187,6 +188,54 @@ class Useful:
         for entered in inputs_of(model, x):
             above = (entered > 0).double().mean([0, *range(2, entered.ndim)])
             found.append(((above >= 0.05) & (above <= 0.95)).double().mean().item())
+        return found
+
+
+def ended(training: Training) -> bool:
+    """Return whether the last step has been taken."""
+    parts = batches(torch.as_tensor(training.split.train), training.run.batch_size)
+    return len(training.times) == len(parts) * training.rules.epochs
+
+
+class Forgotten:
+    """The accuracy in train mode minus that in eval mode, on test samples, by the size of the batch.
+
+    The list holds one number for each size of MATES, with the samples in random order, and then the same with
+    the samples in the order of their classes. It is empty before the last step.
+    """
+
+    def __call__(self, training: Training) -> list[float]:
+        """Return the differences, once the training has ended."""
+        if not ended(training):
+            return []
+        few = torch.as_tensor(training.split.test[:TESTED])
+        x, y = training.x[few], training.y[few]
+        shuffled = torch.randperm(len(few), generator=torch.Generator().manual_seed(training.run.seed))
+        sorted_by_class = torch.argsort(y, stable=True)
+        return [
+            train_eval_gap(training.model, x, y, batches(order, size))
+            for order in (shuffled, sorted_by_class)
+            for size in MATES
+        ]
+
+
+class Fit:
+    """Accuracy and cross-entropy of the training split, then of the test split, both in eval mode.
+
+    The list is empty before the last step.
+    """
+
+    def __call__(self, training: Training) -> list[float]:
+        """Return the four numbers, once the training has ended."""
+        if not ended(training):
+            return []
+        found = []
+        for part in (training.split.train, training.split.test):
+            x, y = training.x[torch.as_tensor(part)], training.y[torch.as_tensor(part)]
+            found.append(accuracy(training.model, x, y))
+            with torch.no_grad():
+                scores = torch.cat([training.model(few) for few in x.split(CHUNK)])
+            found.append(F.cross_entropy(scores, y).item())
         return found
 
 

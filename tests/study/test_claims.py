@@ -125,6 +125,15 @@ def test_an_interrupted_study_goes_on_with_what_is_done(text, tmp_path):
         assert (new.accuracy, new.curve, new.seen) == (old.accuracy, old.curve, old.seen)
 
 
+def test_claims_that_the_data_say_nothing_on_are_left_out_with_a_note():
+    table = few_digits().x.reshape(-1, 64), few_digits().y
+    found = sn.claims(["unit", "channels", "undo"], table, quick=True)
+    assert [claim.id for claim in found.claims] == ["unit", "undo"]
+    assert found.notes[-1].startswith("channels: left out. ")
+    with pytest.raises(DataError, match="channels"):
+        sn.claims("channels", table, quick=True)
+
+
 def test_other_data_are_other_trials():
     x, y = np.arange(60.0).reshape(30, 2), np.arange(30) % 2
     one = from_arrays(x, y)

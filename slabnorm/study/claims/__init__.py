@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from slabnorm.errors import OptionError
+from slabnorm.errors import DataError, OptionError
 from slabnorm.extras import extra
 from slabnorm.report.claims import FAILS, HOLDS, UNDECIDED, ClaimRecord, ClaimsRecord, Test
 from slabnorm.study.claims.claim import Claim, Material
@@ -137,7 +137,7 @@ def claims(
             quick=quick,
             train=partial(train, together),
         )
-        found = tuple(measure(name, claim, material) for name, claim in every.items())
+        found, notes = measure_all(every, material)
         swept = sweep_all(material) if sweep else ()
     return ClaimsRecord(
         data=describe_data(dataset),
@@ -145,7 +145,7 @@ def claims(
         sweep=swept,
         seeds=material.seeds,
         method=method(material, workers),
-        notes=dataset.notes,
+        notes=dataset.notes + notes,
         seconds=time.perf_counter() - began,
     )
 
@@ -162,6 +162,26 @@ def windows(text: Text) -> Windows:
     ends = np.cumsum([0, *map(len, parts)])
     split = Split(*(np.arange(first, last) for first, last in pairwise(ends)))
     return Windows(torch.cat(parts), split, text.alphabet)
+
+
+def measure_all(
+    every: dict[str, Claim], material: Material
+) -> tuple[tuple[ClaimRecord, ...], tuple[str, ...]]:
+    """Measure claims, and return what was found, and a note for each that these data have nothing to say on.
+
+    Raises:
+        DataError: that is so of all of them.
+    """
+    found, notes, last = [], [], None
+    for name, claim in every.items():
+        try:
+            found.append(measure(name, claim, material))
+        except DataError as error:
+            last = error
+            notes.append(f"{name}: left out. {printable(error.problem)}.")
+    if last is not None and not found:
+        raise last
+    return tuple(found), tuple(notes)
 
 
 def measure(name: str, claim: Claim, material: Material) -> ClaimRecord:

@@ -14,7 +14,7 @@ from slabnorm.study.claims.claim import Claim, Finding, Material, best_rate, exa
 from slabnorm.study.claims.first_layer import samples, seeded
 from slabnorm.study.data import Dataset
 from slabnorm.study.trials import Trial, in_seeds
-from slabnorm.study.watch_end import MATES, TESTED
+from slabnorm.study.watch import MATES, TESTED
 
 RATES = (0.01, 0.03, 0.1, 0.3)
 ROUNDING = 1e-3  # far above what rounding in float32 can do: the mates have changed the output

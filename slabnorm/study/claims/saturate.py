@@ -63,12 +63,12 @@ def measure(material: Material) -> Finding:
     lost = {a: over_seeds([lost_units(raw, z) for raw, z in pairs[a]]) for a in ACTIVATIONS}
     return Finding(
         measured=f"With raw pixels {dead['sigmoid'].mean:.0%} of the sigmoid's derivatives and "
-        f"{dead['tanh'].mean:.0%} of tanh's are below 0.001; {lost['sigmoid'].mean:.0%} and "
-        f"{lost['tanh'].mean:.0%} of the gradient's entries are less than a hundredth of a usual one. Its "
-        "norm, to which the few others add most, is with z-scored pixels "
-        f"{signal['sigmoid'].mean:.1f} and {signal['tanh'].mean:.1f} times as large; that of the weights' "
-        f"gradient, which is multiplied by the input, {weight['sigmoid'].mean:.2f} and "
-        f"{weight['tanh'].mean:.2f} times.",
+        f"{dead['tanh'].mean:.0%} of tanh's are below 0.001, and {lost['sigmoid'].mean:.0%} and "
+        f"{lost['tanh'].mean:.0%} of the gradient's entries are less than a hundredth of a usual one with "
+        "z-scored pixels. The norm of the gradient, which the few other entries decide, is with z-scored "
+        f"pixels {signal['sigmoid'].mean:.1f} and {signal['tanh'].mean:.1f} times as large. Of the "
+        "weights, whose gradient is multiplied by the input, it is "
+        f"{weight['sigmoid'].mean:.2f} and {weight['tanh'].mean:.2f} times as large.",
         tests=tuple(
             test
             for a in ACTIVATIONS

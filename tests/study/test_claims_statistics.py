@@ -32,7 +32,7 @@ from slabnorm.study.claims.undo import undone
 from slabnorm.study.data import photos
 from slabnorm.study.models import NormFactory
 from slabnorm.study.trials import Trial, TrialRecord, Trials
-from slabnorm.study.watch_end import MATES
+from slabnorm.study.watch import MATES
 from tests.study.small import few_digits, table
 
 pytestmark = pytest.mark.usefixtures("in_plain_torch")
