@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import html
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from math import log10
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from slabnorm.report.page import DASHED, HUES, MARKERS, check_packages, faint, finished, render
@@ -314,6 +317,10 @@ def render_claims(claims: ClaimsRecord) -> str:
     )
 
 
+FEW_TICKS = 9
+LONGEST_LABEL = 34  # characters
+
+
 def figure_of(picture: Picture) -> Any:
     """Return a picture as a figure of Plotly."""
     import plotly.graph_objects as go
@@ -323,23 +330,62 @@ def figure_of(picture: Picture) -> Any:
         draw = {"lines": add_line, "points": add_points, "bars": add_bars}[picture.kind]
         draw(figure, series, HUES[number % len(HUES)], MARKERS[number % len(MARKERS)])
     for label, height in picture.marks:
-        figure.add_hline(y=height, line=DASHED, annotation_text=html.escape(label))
-    figure.update_xaxes(title=html.escape(picture.x), type="log" if "x" in picture.log else None)
-    figure.update_yaxes(title=html.escape(picture.y), type="log" if "y" in picture.log else None)
-    if "x" in picture.log:
-        figure.update_xaxes(dtick=1)
-    if "y" in picture.log:
-        figure.update_yaxes(dtick=1 if decades(picture) < 8 else None, exponentformat="power")
+        add_mark(figure, label, height, log="y" in picture.log)
+    set_axis(figure.update_xaxes, picture.x, every(picture, "x") if "x" in picture.log else None)
+    set_axis(figure.update_yaxes, folded(picture.y), every(picture, "y") if "y" in picture.log else None)
     figure.update_layout(barmode="group", showlegend=len(picture.series) > 1)
     return finished(figure, 380)
 
 
-def decades(picture: Picture) -> float:
-    """Return over how many powers of ten the values of a picture reach."""
-    from math import log10
+def add_mark(figure: Any, label: str, height: float, log: bool) -> None:
+    """Draw a line to compare with.
 
-    known = [y for series in picture.series for y in series.y if y is not None and y > 0]
-    return log10(max(known) / min(known)) if known else 0.0
+    On a logarithmic axis Plotly takes the height of a shape as it is, and that of a text as its power of ten.
+    """
+    figure.add_hline(y=height, line=DASHED)
+    figure.add_annotation(
+        text=html.escape(label),
+        x=1,
+        xref="paper",
+        xanchor="right",
+        y=log10(height) if log else height,
+        yanchor="bottom",
+        showarrow=False,
+    )
+
+
+def every(picture: Picture, axis: str) -> list[float]:
+    """Return all positive numbers along an axis of a picture."""
+    values = (value for series in picture.series for value in getattr(series, axis))
+    return sorted(
+        {value for value in values if not isinstance(value, str) and value is not None and value > 0}
+    )
+
+
+def set_axis(update: Callable[..., Any], title: str, logarithmic: list[float] | None) -> None:
+    """Set title and scale of an axis.
+
+    Args:
+        update: changes the axis.
+        title: its label.
+        logarithmic: the values along it, for a logarithmic scale. A few are ticks by themselves, as batch
+            sizes; more have one at each power of ten, if there are several.
+    """
+    update(title=html.escape(title).replace("\n", "<br>"))
+    if logarithmic is None:
+        return
+    update(type="log", exponentformat="power")
+    if not logarithmic:
+        return
+    if len(logarithmic) <= FEW_TICKS and update.__name__ == "update_xaxes":
+        update(tickvals=logarithmic, ticktext=[number_text(value) for value in logarithmic])
+    elif 10 < logarithmic[-1] / logarithmic[0] < 1e8:
+        update(dtick=1)
+
+
+def folded(label: str) -> str:
+    """Return a label that goes up the side of a figure, in lines that are short enough."""
+    return "\n".join(wrap(label, LONGEST_LABEL))
 
 
 def add_line(figure: Any, series: Series, colour: str, marker: str) -> None:
