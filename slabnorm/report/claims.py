@@ -371,7 +371,7 @@ def set_axis(update: Callable[..., Any], title: str, logarithmic: list[float] | 
         logarithmic: the values along it, for a logarithmic scale. A few are ticks by themselves, as batch
             sizes; more have one at each power of ten, if there are several.
     """
-    update(title=html.escape(title).replace("\n", "<br>"))
+    update(title=html.escape(title).replace("\n", "<br>"), automargin=True)
     if logarithmic is None:
         return
     update(type="log", exponentformat="power")

@@ -27,6 +27,7 @@ NORMS = {TOKEN: "layer norm", "batch": "batch norm"}
 NETWORKS = {"transformer": "transformer", "recurrent": "recurrent network"}
 RATES = (0.2, 0.4, 0.8)  # doublings: by a factor of three both norms fall between the steps
 SAME = 1e-5  # of values around 1: some rounding errors of float32
+NEAR = 0.02  # "it serves" is not "it is better": within 2 points, as `compare` calls a rate good
 CHANNELS, PADDING = 32, 16
 
 Runs = dict[tuple[str, str], list[TrialRecord]]
@@ -56,10 +57,10 @@ def measure(material: Material) -> Finding:
         measured=f"Other batch mates change layer norm's output by at most {mates:g} and batch norm's by "
         f"{changes['batch'][0]:.1f}. In eval mode {said}.",
         tests=(
-            Test("layer norm: 1e-5 minus the largest change by batch mates", exactly(SAME - mates), 0.0),
-            Test("layer norm: 1e-5 minus the largest change by padding", exactly(SAME - padded), 0.0),
+            Test("layer norm: largest change of a sample by batch mates", exactly(mates), SAME, below=True),
+            Test("layer norm: largest change of a sample by padding", exactly(padded), SAME, below=True),
             *(
-                Test(f"test accuracy of the {name}, layer minus batch norm", better[network], 0.0, "%")
+                Test(f"test accuracy of the {name}, layer minus batch norm", better[network], -NEAR, "%")
                 for network, name in NETWORKS.items()
             ),
         ),
