@@ -23,7 +23,11 @@ const QUESTIONS = [
       "from, beside the same layer with z-scored pixels?",
     guesses: [
       ["From very little: most sigmoids sit where they are flat, and hardly any gradient comes back.", [HOLDS]],
-      ["From more than that: the weights are small, and keep many of the sums small.", [FAILS]],
+      [
+        "From more than one would think: most are flat, but the few that are not send a gradient back, and large " +
+          "pixels make it larger.",
+        [FAILS],
+      ],
     ],
   },
   {
