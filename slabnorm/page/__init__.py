@@ -19,7 +19,7 @@ from slabnorm.extras import extra
 from slabnorm.text import printable
 
 FOLDER = Path(__file__).parent
-PACKAGED = FOLDER / "study.json.gz"
+PACKAGED = FOLDER / "study.json"
 PREFIX = "slabnorm/"  # of the names that modules have in the import map
 _IMPORT = re.compile(r"""((?:from|import)\s*\(?\s*["'])\./(?:vendor/)?([\w.]+?)\.js(["'])""")
 _FIELDS = ("data", "claims", "sweep", "seeds")  # what a study must have

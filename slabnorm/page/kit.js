@@ -452,7 +452,7 @@ export function noStudy() {
     "p",
     { class: "card" },
     "This room shows what a study has measured, and this page was made without one. Make one, and a page of it, with ",
-    h("code", {}, "slabnorm claims --json study.json"),
+    h("code", {}, "slabnorm claims --sweep --json study.json"),
     " and ",
     h("code", {}, "slabnorm lab --study study.json"),
     ".",

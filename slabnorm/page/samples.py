@@ -6,6 +6,7 @@ every machine. The browser does the rest: nothing here is an answer.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ TRACED = 4  # units whose statistics are exported for every step
 FIGURES = 7  # significant digits of what is exported, as many as float32 has
 
 
+@cache
 def samples() -> dict[str, Any]:
     """Return pictures and a trained network as lists and numbers, ready for `json.dumps`.
 

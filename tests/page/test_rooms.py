@@ -383,4 +383,4 @@ def test_rooms_fit_and_are_accessible(browser: Browser, study: Path, width: int,
 def test_without_a_study_it_is_said_how_to_make_one(page: Page) -> None:
     for room in ("network", "recall"):
         enter(page, room)
-        expect(page.locator(".card code").first).to_have_text("slabnorm claims --json study.json")
+        expect(page.locator(".card code").first).to_have_text("slabnorm claims --sweep --json study.json")
