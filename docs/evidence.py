@@ -16,7 +16,6 @@ from playwright.sync_api import sync_playwright
 from slabnorm.files import write_atomically
 from slabnorm.page import PACKAGED, build, read_study
 from slabnorm.report.claims import Picture, Series, figure_of
-from slabnorm.report.page import render
 
 DOCS = Path(__file__).parent
 PICTURES = {"saturate": 0, "shift": 0, "small": 0}  # of these claims, which of their pictures
@@ -37,15 +36,15 @@ def draw(study: dict[str, Any]) -> None:
             executable_path="/usr/bin/chromium", args=["--headless=new", "--no-sandbox", "--disable-gpu"]
         )
         page = browser.new_page(
-            viewport={"width": 760, "height": 480}, color_scheme="light", device_scale_factor=2
+            viewport={"width": 760, "height": 400}, color_scheme="light", device_scale_factor=2
         )
         for name, number in PICTURES.items():
             picture = picture_of(claims[name]["pictures"][number])
-            page.set_content(
-                render("figure.html.jinja", {"figure": figure_of(picture)}, {}, title=picture.title)
-            )
-            page.wait_for_selector("#figure .main-svg")
-            page.locator("main").screenshot(path=DOCS / f"claim_{name}.png")
+            figure = figure_of(picture).update_layout(title={"text": picture.title, "y": 0.93})
+            figure.update_layout(legend={"y": 0.86}, margin={"t": 105})
+            page.set_content(figure.to_html(config={"displayModeBar": False}))
+            page.wait_for_selector(".main-svg")
+            page.screenshot(path=DOCS / f"claim_{name}.png")
         browser.close()
 
 
