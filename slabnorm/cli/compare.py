@@ -38,7 +38,7 @@ def compare(
     batch_size: Annotated[
         list[str] | None,
         typer.Option(
-            help="Samples per training step, at most 60% of all samples. Repeat it, or separate several by "
+            help="Samples per training step, at most the training split. Repeat it, or separate several by "
             "commas.",
             show_default="8,64",
         ),

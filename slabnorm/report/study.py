@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from slabnorm.report.terminal import Column, Row
 
 
+GOOD = 0.02  # a learning rate is good within 2 points of the best
+
+
 @dataclass(frozen=True)
 class Interval:
     """A mean and its 95% interval by Student's t.
@@ -141,6 +144,7 @@ class SearchRecord:
         good: the lowest and the highest rate around it whose means are within 2 points of the highest.
         open_below, open_above: whether that range ends only because no lower, or no higher, rate was tried.
         at_edge: whether the chosen rate is the lowest or highest that was tried.
+        chance: the accuracy of always saying the most frequent class.
     """
 
     scheme: str
@@ -155,11 +159,12 @@ class SearchRecord:
     open_below: bool
     open_above: bool
     at_edge: bool
+    chance: float = 0.0
 
     @property
     def learns(self) -> bool:
-        """Whether any run was done."""
-        return max(self.validation) > 0
+        """Whether any rate does better than chance, by the 2 points that a good rate may be off."""
+        return max(self.validation) > self.chance + GOOD
 
     @property
     def width(self) -> float:

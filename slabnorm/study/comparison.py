@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -73,8 +74,7 @@ def compare(
             test split is kept; or a torch `Dataset` with a length, of items (x, y).
         norms: "none", "batch", "layer", "instance", "group", or patterns such as "n c ... -> n c"; and "dyt"
             (dynamic tanh) and "derf" (dynamic erf), which take the place of a norm.
-        batch_sizes: the numbers of samples per step. None may be larger than the training split, 60% of the
-            samples.
+        batch_sizes: the numbers of samples per step. None may be larger than the training split.
         seeds: how many times to train with each norm and batch size.
         epochs: the number of passes over the training split, the same for every run.
         scheme: how inputs are scaled while norms are compared: "raw", "fixed", "minmax" or "zscore".
@@ -230,7 +230,9 @@ def assemble(
     data, rules, samples = bench.data, bench.rules, len(bench.data.split.test)
     words, differences = verdict(norm_runs, samples)
     input_words, input_differences = inputs_verdict(input_runs, samples)
-    searches = describe(tried, rules)
+    labels = data.y[data.split.validation]
+    chance = float(np.bincount(labels).max()) / len(labels)
+    searches = describe(tried, rules, chance)
     every = list(dict.fromkeys(run for runs in norm_runs + input_runs for run in runs))
     return StudyRecord(
         verdict=words,

@@ -52,16 +52,38 @@ def exchange(own: nn.Module | Callable[[], nn.Module], x: Tensor) -> Exchanged:
     """
     with torch.random.fork_rng(devices=[]):
         model = made(own)
-        shapes = input_shapes(model, x)
+        shapes, fewer = input_shapes(model, x), input_shapes(model, x[1:])
     layers = [place for place in walk(model) if isinstance(place.module, NORM_TYPES)]
     found = tuple(describe(layer.module, layer.names, shapes.get(id(layer.module))) for layer in layers)
+    for layer in layers:
+        if shapes[id(layer.module)][0] * (len(x) - 1) != fewer[id(layer.module)][0] * len(x):
+            raise refused(layer.names, type(layer.module).__name__, "its first axis is not the samples")
     if not found:
         raise ModelError(
             "The model has no norm layer to exchange",
             f"none of {len(list(model.modules()))} layers is a norm of torch.nn or slabnorm",
             "give a function build(norm) that uses norm(channels) where a norm belongs",
         )
+    check_that_all_run(Exchanged(own, found, redraw=False), x)
     return Exchanged(own, found, isinstance(own, nn.Module) and can_redraw(model, found))
+
+
+def check_that_all_run(build: Exchanged, x: Tensor) -> None:
+    """Raise ModelError if the network keeps a norm where it is not exchanged, as in a list, and runs it."""
+    ran: list[nn.Module] = []
+    new: list[nn.Module] = []
+
+    def marker(channels: int) -> nn.Module:
+        layer = nn.Identity()
+        layer.register_forward_pre_hook(lambda layer, given: ran.append(layer))
+        new.append(layer)
+        return layer
+
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        build(marker).eval()(x)
+    for layer, found in zip(new, build.found, strict=True):
+        if not any(layer is one for one in ran):
+            raise refused(found.names, found.kind, "the network runs it from another place, such as a list")
 
 
 def made(own: nn.Module | Callable[[], nn.Module]) -> nn.Module:
@@ -99,10 +121,13 @@ def input_shapes(model: nn.Module, x: Tensor) -> dict[int, tuple[int, ...]]:
     except SlabError:
         raise
     except Exception as error:
+        kinds = {weight.dtype for weight in model.parameters()} - {torch.float32}
         raise ModelError(
             f"The network raises an error on input of shape {tuple(x.shape)}",
             f"{type(error).__name__}: {printable(error)}",
-            "compare the shape with the first layer of the network",
+            "make it one of float32, with model.float()"
+            if kinds
+            else "compare the shape with the first layer of the network",
         ) from error
     finally:
         for hook in hooks:
@@ -190,7 +215,10 @@ class Exchanged:
         for layer in self.found:
             kinds.setdefault(layer.kind, []).append(printable(layer.names[0], 60))
         layers = "; ".join(f"{kind} {listing(names)}" for kind, names in kinds.items())
-        notes = [f"Exchanged for each norm: {layers}. All norms have weight and bias."]
+        notes = [
+            f"Exchanged for each norm: {layers}. All norms have weight and bias, and their own eps and "
+            "momentum; what the old ones had learned is not kept."
+        ]
         if isinstance(self.own, nn.Module):
             notes.append(
                 "The network's weights are drawn anew for every seed, by reset_parameters() of its layers."

@@ -9,10 +9,14 @@ import marshal
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
+from torch.nn.parameter import UninitializedBuffer
 
 from slabnorm._version import __version__
 from slabnorm.errors import LedgerError
@@ -54,7 +58,7 @@ class RunLedger:
                 raise
 
     def _check(self, resume: bool) -> None:
-        with open(self.path, "rb") as file:
+        with self._mistakes(), open(self.path, "rb") as file:
             head = file.read(100)
         if head[:16] != _MAGIC or head[68:72] != APPLICATION.to_bytes(4, "big"):
             raise LedgerError(
@@ -81,16 +85,13 @@ class RunLedger:
 
     def close(self) -> None:
         """Close the file; a ledger without runs is deleted."""
-        with self._mistakes():
-            empty = not self._base.execute("SELECT EXISTS (SELECT 1 FROM runs)").fetchone()[0]
-        self._base.close()
+        try:
+            with self._mistakes():
+                empty = not self._base.execute("SELECT EXISTS (SELECT 1 FROM runs)").fetchone()[0]
+        finally:
+            self._base.close()
         if empty:
             self.path.unlink(missing_ok=True)
-
-    def remove(self) -> None:
-        """Delete the file: the study is done."""
-        self._base.close()
-        self.path.unlink(missing_ok=True)
 
     @contextmanager
     def _mistakes(self) -> Iterator[None]:
@@ -103,6 +104,10 @@ class RunLedger:
                 "The ledger is in use by another study" if busy else "The ledger cannot be used",
                 f"{printable(self.path)}: {printable(error)}",
                 "wait for that one to end" if busy else "check the rights of its folder and the space there",
+            ) from error
+        except OSError as error:
+            raise LedgerError(
+                "The ledger cannot be read", printable(error), "give the path of a file that may be written"
             ) from error
         except (sqlite3.DatabaseError, ValueError) as error:
             raise LedgerError(
@@ -125,7 +130,8 @@ def job_key(shared: str, job: object) -> str:
 def shared_digest(bench: Bench, norm: str) -> str:
     """Return a digest of what all runs of a study share: inputs, labels, split, rules, and the model.
 
-    Of the model it covers the source of the module that makes it, how it prints, and its weights at seed 0.
+    Of the model it covers the source of the modules that make it and its layers (but not torch's own), how it
+    prints, its state at seed 0, and the arguments that a `functools.partial` gives.
 
     Args:
         bench: what all runs share.
@@ -138,12 +144,29 @@ def shared_digest(bench: Bench, norm: str) -> str:
     with quiet_corner():
         model, _ = start(bench.build, norm, 0)
         settle(model, bench.inputs(next(iter(bench.layers)))[torch.as_tensor(split.train[:2])])
-    arrays += [tensor.detach().cpu().float().numpy() for tensor in model.state_dict().values()]
+    texts = [repr(model)]
+    for value in model.state_dict().values():  # a layer may keep other things than tensors
+        if isinstance(value, Tensor) and not isinstance(value, UninitializedBuffer):
+            arrays.append(value.detach().cpu().float().numpy())
+        else:
+            texts.append(repr(value))
     for array in arrays:
-        digest.update(repr((array.shape, array.dtype)).encode() + array.tobytes())
-    for text in (repr(model), *map(source_of, parts_of(bench.build))):
+        digest.update(repr((array.shape, array.dtype)).encode())
+        digest.update(np.ascontiguousarray(array).data)
+    kinds = dict.fromkeys(type(module) for module in model.modules())
+    own = [kind for kind in kinds if not kind.__module__.startswith("torch.")]
+    for text in (*texts, *arguments_of(bench.build), *map(source_of, (*own, *parts_of(bench.build)))):
         digest.update(text.encode("utf-8", "backslashreplace"))
     return digest.hexdigest()
+
+
+def arguments_of(build: Any) -> Iterator[str]:
+    """Yield what a `functools.partial` gives its function: the source of functions, the repr of values."""
+    while isinstance(build, partial):
+        for name, value in (*enumerate(build.args), *sorted(build.keywords.items())):
+            said = getattr(value, "__qualname__", "") + source_of(value) if callable(value) else repr(value)
+            yield f"{name}={said}"
+        build = build.func
 
 
 def source_of(part: Any) -> str:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 
 from slabnorm.report.wording import level, norm_label, scheme_label
-from slabnorm.study.data import SHARES, SPLIT_SEED, Dataset
+from slabnorm.study.data import Dataset
 from slabnorm.study.models import MOST_GROUPS, NORM_FREE
 from slabnorm.study.options import Options
 from slabnorm.study.rates import RATES
@@ -37,14 +37,12 @@ def describe(options: Options, data: Dataset, processes: int) -> tuple[tuple[str
 def training(options: Options, data: Dataset) -> tuple[tuple[str, str], ...]:
     """Return how the networks were trained, as pairs of a heading and a few sentences."""
     rules, split = options.rules, data.split
-    shares = " / ".join(level(share) for share in SHARES)
     rates, searched = [f"{rate:g}" for rate in RATES], [str(seed) for seed in options.search_seeds]
     return (
         (
             "Split",
-            f"{shares} stratified by class with seed {SPLIT_SEED}: {len(split.train)} training, "
-            f"{len(split.validation)} validation and {len(split.test)} test samples. Input statistics are "
-            "fitted on the training split only.",
+            f"{data.split_by}: {len(split.train):,} training, {len(split.validation):,} validation and "
+            f"{len(split.test):,} test samples. Input statistics are fitted on the training split only.",
         ),
         (
             "Pairing",
@@ -88,8 +86,9 @@ def measures(options: Options, data: Dataset, processes: int) -> tuple[tuple[str
         (
             "Clear difference",
             "A difference is clear if the interval of the paired difference over seeds leaves out zero. All "
-            "intervals of one batch size hold together with 95%: they are widened for the number of pairs "
-            "(Bonferroni), since the best is picked after the fact.",
+            "intervals between the norms of one batch size, and all between the inputs, hold together with "
+            "95%: they are widened for the number of pairs (Bonferroni), since the best is picked after the "
+            "fact.",
         ),
         (
             f"Steps to {level(rules.target)}",

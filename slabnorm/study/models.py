@@ -58,9 +58,29 @@ def find_build(model: Model, data: Dataset) -> tuple[str, Build]:
 def _build_of(model: Any, data: Dataset) -> Build:
     """Return a function `build(norm)` as it is; of another model one that exchanges its norms."""
     if isinstance(model, nn.Module) or not takes_norm(model):
-        return exchange(model, torch.as_tensor(data.x[data.split.train[:2]]).float())
-    build: Build = model
-    return build
+        return exchange(model, torch.as_tensor(data.x[data.split.train[:3]]).float())
+    return ByName(model) if wants_name(model) else model
+
+
+class ByName:
+    """A function `build(norm)` of one whose first argument is another."""
+
+    def __init__(self, own: Callable[..., nn.Module]) -> None:
+        self.own = own
+
+    def __call__(self, norm: Norm) -> nn.Module:
+        return self.own(norm=norm)
+
+
+def wants_name(build: Callable[..., Any]) -> bool:
+    """Return whether `norm` is an argument of a function, but not the first that is given without a name."""
+    try:
+        parameters = inspect.signature(build).parameters
+    except (TypeError, ValueError):
+        return False
+    return "norm" in parameters and (
+        next(iter(parameters)) != "norm" or parameters["norm"].kind is inspect.Parameter.KEYWORD_ONLY
+    )
 
 
 def takes_norm(build: Callable[..., Any]) -> bool:
@@ -77,7 +97,7 @@ def parts_of(build: Any) -> Iterator[Any]:
     """Yield the functions and classes that a worker has to find to make a model."""
     if isinstance(build, partial):
         yield from parts_of(build.func)
-    elif isinstance(build, Exchanged):
+    elif isinstance(build, Exchanged | ByName):
         yield from parts_of(build.own)
     elif isinstance(build, nn.Module):
         yield from dict.fromkeys(type(module) for module in build.modules())

@@ -71,12 +71,16 @@ class Options:
         if self.engine not in ("local", "ray"):
             raise OptionError('engine must be "local" or "ray"', printable(repr(self.engine)))
         if self.address is not None and self.engine != "ray":
-            raise OptionError("address is for a Ray cluster", repr(self.address), 'add engine="ray"')
+            raise OptionError(
+                "address must be left out without a Ray cluster", repr(self.address), 'add engine="ray"'
+            )
         target, rate = self.rules.target, self.rules.learning_rate
         if not 0 < target <= 1:
             raise OptionError("target must be above 0 and at most 1", str(target), "0.9 stands for 90%")
         if not isinstance(rate, Real) or not 0 < rate < float("inf"):
             raise OptionError("learning_rate must be a finite number above 0", str(rate), "0.1 is usual")
+        if not 1e-12 <= rate <= 1e6:  # times 64 and the batch size it is still a number, and divided by 16
+            raise OptionError("learning_rate must be from 1e-12 to 1e6", str(rate), "0.1 is usual")
 
     def check_against(self, data: Dataset) -> None:
         """Raise OptionError if a batch size is larger than the training split."""
@@ -85,7 +89,7 @@ class Options:
         if largest > train:
             raise OptionError(
                 f"The batch size {largest} is larger than the training split",
-                f"{train} training samples, 60% of the {len(data.y)} of {data.name}",
+                f"{train:,} training samples of the {len(data.y):,} of {data.name}",
                 f"give smaller ones, such as batch_sizes={fits or [max(1, train // 4)]}",
             )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from statistics import fmean
 
-from slabnorm.report.study import RunRecord, SearchRecord
+from slabnorm.report.study import GOOD, RunRecord, SearchRecord
 from slabnorm.report.wording import norm_label, scheme_label
 from slabnorm.study.train import Rules, Run
 
@@ -16,7 +16,6 @@ from slabnorm.study.train import Rules, Run
 # all would rank them by the size of their steps.
 STEP = 4.0
 RATES = (1 / 4, 1.0, 4.0, 16.0)
-GOOD = 0.02  # a rate is good within 2 points of the best
 
 
 @dataclass(frozen=True)
@@ -87,15 +86,23 @@ def mean_at(records: Sequence[RunRecord], setting: Setting, rate: float) -> floa
     return fmean(ends_at(records, setting, rate))
 
 
-def describe(records: Sequence[RunRecord], rules: Rules) -> tuple[SearchRecord, ...]:
-    """Return what was found for each setting, with learning rates as they are instead of multiples."""
+def describe(records: Sequence[RunRecord], rules: Rules, chance: float) -> tuple[SearchRecord, ...]:
+    """Return what was found for each setting, with learning rates as they are instead of multiples.
+
+    Args:
+        records: the runs that choose.
+        rules: say what the base rate is.
+        chance: the validation accuracy of always saying the most frequent class.
+    """
     return tuple(
-        _describe(records, setting, best, rules.rate(0, 1, setting.batch_size))
+        _describe(records, setting, best, rules.rate(0, 1, setting.batch_size), chance)
         for setting, best in best_rates(records).items()
     )
 
 
-def _describe(records: Sequence[RunRecord], setting: Setting, best: float, base: float) -> SearchRecord:
+def _describe(
+    records: Sequence[RunRecord], setting: Setting, best: float, base: float, chance: float
+) -> SearchRecord:
     rates = rates_of(records, setting)
     ends = [ends_at(records, setting, rate) for rate in rates]
     means = [fmean(values) for values in ends]
@@ -116,6 +123,7 @@ def _describe(records: Sequence[RunRecord], setting: Setting, best: float, base:
         open_below=first == 0,
         open_above=last == len(rates) - 1,
         at_edge=at in (0, len(rates) - 1) and means[at] > 0,
+        chance=chance,
     )
 
 

@@ -71,7 +71,11 @@ def read_data(source: Any) -> Dataset:
         return read_items(source)
     if isinstance(source, tuple | list) and len(source) == 2:
         return from_arrays(source[0], source[1])
-    if not isinstance(source, str | os.PathLike) or not str(source):
+    if isinstance(source, str | os.PathLike) and not str(source):
+        raise DataError(
+            "The data have no name", fix=f"name a file, a folder, or {listing(list(NAMES), 'or')}"
+        )
+    if not isinstance(source, str | os.PathLike):
         names = ", ".join(map(repr, NAMES))
         raise DataError(
             f"data must be a path, a pair (x, y), a torch Dataset, or one of the names {names}",
@@ -173,12 +177,13 @@ def read_items(items: Any) -> Dataset:
         raise DataError(f"A Dataset without a length: {name}", f"{error}", fix) from error
     if not count:
         raise DataError(f"No samples: {name} is empty", fix="check what was selected or filtered")
-    first, _ = read_item(items, 0, name)
+    first, label = read_item(items, 0, name)
     if first.nbytes * count > MOST_BYTES:
         size = f"{count:,} items of {first.nbytes:,} bytes, at most {MOST_BYTES >> 30} GiB"
         raise DataError(f"Too large for memory: {name}", size, "give a torch.utils.data.Subset")
-    x, y = np.empty((count, *first.shape), first.dtype), []
-    for number in range(count):
+    x, y = np.empty((count, *first.shape), first.dtype), [label]
+    x[0] = first
+    for number in range(1, count):
         value, label = read_item(items, number, name)
         if (value.shape, value.dtype) != (first.shape, first.dtype):
             raise DataError(

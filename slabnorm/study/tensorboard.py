@@ -41,6 +41,8 @@ def log_run(record: RunRecord, folder: Path, rules: Rules) -> None:
     rate = record.rate * rules.rate(0, 1, record.batch_size)
     norm = re.sub(r"[^\w.-]+", "_", record.norm)
     name = f"{record.scheme}/{norm}/batch-{record.batch_size}/rate-{rate:.2g}/seed-{record.seed}"
+    if (folder / name).exists():  # of a study that goes on
+        return
     writer = SummaryWriter(str(folder / name))
     for point in record.curve:
         writer.add_scalar("accuracy/validation", point.accuracy, point.step)

@@ -1,7 +1,7 @@
 """The verdict: at most two short sentences, which follow by rules from the paired differences.
 
 At each batch size every norm is compared with every other, seed by seed. An interval that leaves out zero is
-a clear difference. All intervals of a batch size hold together with 95%: they are widened for the number of
+a clear difference. All intervals of a ranking hold together with 95%: they are widened for the number of
 pairs (Bonferroni), because the best is chosen after the fact.
 
 1. If the best is clearly ahead of all others, the sentence says so, and by how much of the second.
@@ -174,6 +174,9 @@ def rates_verdict(searches: Sequence[SearchRecord]) -> str:
         if others:
             narrowest, worst = others[-1]
             words += f", {together(worst)} {narrowest}"
+        still = [_named(found.norm) for found in searches if found.batch_size == size and not found.learns]
+        if still:
+            words += f"; {together(still)} {'does' if len(still) == 1 else 'do'} not learn at any of them"
         sentences.append(f"{words}.")
     return " ".join(sentences)
 

@@ -142,6 +142,8 @@ class Team:
         kept = None if self.ledger is None else self.ledger.get(job_key(self.shared, job))
         if kept is not None:
             self.records[job] = self.work.revive(kept)
+            if self.log is not None:
+                self.log(self.records[job])
         return kept is not None
 
     def _report(self, steps: int) -> None:
@@ -150,10 +152,10 @@ class Team:
 
     def _done(self, job: Any, record: Any) -> None:
         self.records[job] = record
-        if self.ledger is not None and getattr(record, "status", "") != "failed":  # it may not fail again
-            self.ledger.put(job_key(self.shared, job), asdict(record))
         if self.log is not None:
             self.log(record)
+        if self.ledger is not None and getattr(record, "status", "") != "failed":  # it may not fail again
+            self.ledger.put(job_key(self.shared, job), asdict(record))
 
 
 def portable(work: Any) -> bytes | None:

@@ -1,18 +1,21 @@
 """A user's model as it is: its norms are exchanged, and nothing else."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
 import slabnorm as sn
-from slabnorm.errors import ModelError
+from slabnorm.errors import LedgerError, ModelError
 from slabnorm.study import compare
 from slabnorm.study.data import from_arrays
 from slabnorm.study.exchange import exchange
+from slabnorm.study.ledger import RunLedger, shared_digest
 from slabnorm.study.models import Derf, DyT, NormFactory, find_build, takes_norm
-from slabnorm.study.train import start
+from slabnorm.study.scaling import fit_inputs
+from slabnorm.study.train import Bench, Rules, start
 from tests.study.small import table, tiny
 
 pytestmark = pytest.mark.usefixtures("in_plain_torch")
@@ -204,3 +207,91 @@ def test_norm_free_layers_follow_their_papers(layer, squash):
     torch.testing.assert_close(module(x), want)
     assert {name for name, _ in module.named_parameters()} >= {"alpha", "weight", "bias"}
     assert ("shift" in dict(module.named_parameters())) == (layer is Derf)
+
+
+class KeptInAList(nn.Module):
+    """Runs its norm from a plain list, where an exchange does not reach."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Linear(8, 2)
+        self.steps = [self.first, self.norm, self.last]
+
+    def forward(self, x):
+        for step in self.steps:
+            x = step(x)
+        return x
+
+
+class TimeFirst(nn.Module):
+    """Gives its norm (time, samples, channels)."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.last = nn.LayerNorm(3), nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.last(self.norm(torch.stack([x, -x, x, x, 2 * x])).mean(0))
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [(KeptInAList, "from another place, such as a list"), (TimeFirst, "first axis is not the samples")],
+)
+def test_a_norm_whose_exchange_would_change_nothing_or_mix_samples_is_refused(model, says):
+    with pytest.raises(ModelError, match=says):
+        exchange(model, torch.randn(3, 3))
+
+
+def test_a_network_of_another_dtype_is_told_what_to_do():
+    with pytest.raises(ModelError, match=r"model\.float\(\)"):
+        exchange(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).double(), torch.randn(3, 3))
+
+
+def widened(width=4, norm=None):
+    return nn.Sequential(nn.Linear(3, width), norm(width), nn.Linear(width, 2))
+
+
+def by_keyword(*, norm):
+    return widened(norm=norm)
+
+
+@pytest.mark.parametrize("build", [widened, by_keyword])
+def test_a_function_may_have_norm_as_any_argument(build):
+    _, made = find_build(build, from_arrays(*table()))
+    assert isinstance(made(lambda channels: nn.Dropout(0.0))[1], nn.Dropout)
+
+
+class Keeper(nn.Module):
+    """A layer whose state is no tensor."""
+
+    def get_extra_state(self):
+        return {"seen": 3}
+
+    def set_extra_state(self, state):
+        pass
+
+    def forward(self, x):
+        return x
+
+
+def squashed(norm, act=torch.relu, layer=nn.Identity):
+    return nn.Sequential(nn.Linear(3, 8), norm(8), layer(), nn.Linear(8, 2))
+
+
+def test_a_ledger_tells_models_apart_by_arguments_and_takes_any_state():
+    data = from_arrays(*table())
+
+    def digest(build):
+        layers = {"zscore": fit_inputs(data, "zscore")[0]}
+        return shared_digest(Bench(build, data, layers, Rules()), "none")
+
+    plain = digest(squashed)
+    assert plain == digest(squashed)
+    assert plain != digest(partial(squashed, act=torch.tanh)) != digest(partial(squashed, act=torch.relu))
+    assert digest(partial(squashed, layer=Keeper)) == digest(partial(squashed, layer=Keeper)) != plain
+
+
+def test_a_folder_is_no_ledger(tmp_path):
+    with pytest.raises(LedgerError, match="cannot be read"):
+        RunLedger(tmp_path, resume=True)

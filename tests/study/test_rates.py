@@ -73,7 +73,7 @@ def test_a_best_rate_at_an_edge_extends_the_grid_once(best, tried):
 
 
 def test_a_best_rate_at_the_end_of_the_longer_grid_is_said():
-    (found,) = describe(search([RAW], (7,), landscape(1000.0)), Rules())
+    (found,) = describe(search([RAW], (7,), landscape(1000.0)), Rules(), 0.1)
     assert found.at_edge
     assert found.chosen == found.rates[-1] == pytest.approx(64 * 0.1 * 16 / 128)
     (note,) = edge_notes([found], "zscore")
@@ -87,12 +87,12 @@ def test_where_nothing_learns_the_grid_is_not_extended():
     records = search([RAW], (7,), lambda runs: {r: run("raw", r.rate, 0.9, status="failed") for r in runs})
     assert {record.rate for record in records} == set(RATES)
     assert best_rates(records) == {RAW: 1.0}
-    assert not describe(records, Rules())[0].learns
+    assert not describe(records, Rules(), 0.1)[0].learns
 
 
 def test_the_good_range_is_what_lies_within_two_points_around_the_best():
     values = {1 / 4: 0.95, 1.0: 0.90, 4.0: 0.955, 16.0: 0.97}
-    (found,) = describe([run("raw", rate, value) for rate, value in values.items()], Rules())
+    (found,) = describe([run("raw", rate, value) for rate, value in values.items()], Rules(), 0.1)
     base = 0.1 * 16 / 128
     assert found.good == pytest.approx((4 * base, 16 * base))
     assert (found.open_below, found.open_above, found.width) == (False, True, 4.0)
@@ -103,12 +103,16 @@ def test_the_good_range_is_what_lies_within_two_points_around_the_best():
 
 
 def test_the_widest_and_the_narrowest_ranges_are_named():
-    wide, narrow = (describe(search([RAW], (7,), landscape(4.0)), Rules())[0] for _ in range(2))
+    wide, narrow = (describe(search([RAW], (7,), landscape(4.0)), Rules(), 0.1)[0] for _ in range(2))
     wide = replace(wide, norm="batch", good=(0.1, 1.6))
     assert rates_verdict([narrow, wide]) == (
         "At batch size 16, batch norm learns well over a factor of 16 of learning rates, the network without "
         "a norm at one of the 4 learning rates tried."
     )
+    still = replace(wide, norm="instance", validation=(0.1,) * 4)
+    assert not still.learns
+    assert rates_verdict([narrow, still, wide]).endswith("; instance norm does not learn at any of them.")
+    assert rates_verdict([still]) == ""
 
 
 def test_a_rate_multiplies_every_step():
