@@ -177,7 +177,7 @@ function outcome(run) {
   if (run.status !== "diverged") return [h("p", { class: "status" }, `Test accuracy ${percent(run.accuracy)}`)];
   const last = run.steps.filter((_, at) => run.loss[at] !== null).at(-1);
   const when = last === undefined ? "before it was first looked at" : `after step ${last}`;
-  return [h("p", { class: "status bad" }, `Diverged: the loss was no number any more ${when}.`)];
+  return [h("p", { class: "status bad" }, `Diverged: the loss became infinite or NaN ${when}.`)];
 }
 
 function notRun(sweep, wanted, take) {

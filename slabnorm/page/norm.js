@@ -122,35 +122,3 @@ export function checkSpread({ pattern, shape, count, slabs }) {
     "use a larger batch, running statistics (eval mode), or a norm that does not pool samples",
   );
 }
-
-// ---------------------------------------------------------------- activations
-
-// Each with its derivative, both functions of the pre-activation.
-export const ACTIVATIONS = {
-  sigmoid: {
-    value: (x) => (x >= 0 ? 1 / (1 + Math.exp(-x)) : Math.exp(x) / (1 + Math.exp(x))),
-    // s(x) * s(-x) keeps its digits where 1 - s(x) would lose them.
-    slope: (x) => ACTIVATIONS.sigmoid.value(x) * ACTIVATIONS.sigmoid.value(-x),
-  },
-  tanh: {
-    value: (x) => Math.tanh(x),
-    slope: (x) => 4 * ACTIVATIONS.sigmoid.slope(2 * x),
-  },
-  relu: {
-    value: (x) => Math.max(0, x),
-    slope: (x) => (x > 0 ? 1 : 0),
-  },
-};
-
-// Return what an activation leaves of a gradient: {saturated, slope}, the share of values at which its
-// derivative lies below `bound`, and the mean of the derivative.
-export function saturation(values, activation, bound) {
-  const { slope } = ACTIVATIONS[activation];
-  let [dead, sum] = [0, 0];
-  for (const value of values) {
-    const left = slope(value);
-    if (left < bound) dead += 1;
-    sum += left;
-  }
-  return { saturated: dead / values.length, slope: sum / values.length };
-}

@@ -253,8 +253,8 @@ function measured(record, stops) {
   );
 }
 
-function testSentence({ what, value, bound, unit }) {
-  return `${what}: ${interval({ value, unit })}; it must exceed ${amount(bound, unit)}`;
+export function testSentence({ what, value, bound, unit, below }) {
+  return `${what}: ${interval({ value, unit })}; it must ${below ? "stay below" : "exceed"} ${amount(bound, unit)}`;
 }
 
 function interval({ value: { mean, low, high }, unit }) {

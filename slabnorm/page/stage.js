@@ -153,8 +153,9 @@ async function solidBlock(place, onpick) {
       observer.disconnect();
       listening.abort();
       cancelAnimationFrame(state.frame);
-      state.cells?.dispose();
+      if (state.cells) freed(state.cells);
       renderer.dispose();
+      renderer.forceContextLoss(); // a browser has only some 16 of them
     },
   };
 }
@@ -165,12 +166,19 @@ function lit(three) {
   return new three.Scene().add(new three.AmbientLight(0xffffff, 1.9), sun);
 }
 
+// Give back what cells hold on the graphics card.
+function freed(cells) {
+  cells.geometry.dispose();
+  cells.material.dispose();
+  cells.dispose();
+}
+
 // One box for every cell.
 function build(state) {
   const { three, scene, block } = state;
   if (state.cells) {
     scene.remove(state.cells);
-    state.cells.dispose();
+    freed(state.cells);
   }
   const count = block.shape.reduce((all, one) => all * one, 1);
   state.cells = new three.InstancedMesh(

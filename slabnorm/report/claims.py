@@ -135,7 +135,7 @@ class ClaimRecord:
         explanation: a few plain sentences for a newcomer.
         source: the paper, or papers, where the claim comes from.
         example: some ten lines of Python that do it.
-        code: the source of the function that measured it.
+        code: the source of the module that measured it.
         setting: how it was measured, as pairs of a heading and a few words.
         seconds: how long that took.
     """
@@ -211,7 +211,9 @@ def number_text(value: float, unit: str = "") -> str:
     """Return a number with three digits and its unit: `97.4%`, `3.21×`, `1.2e-09`, `120 steps`."""
     if unit == "%":
         return minus(f"{100 * value:.1f}%")
-    text = f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:#.3g}".rstrip(".")
+    text = f"{value:,.0f}" if 999.5 <= abs(value) < 1e6 else f"{value:#.3g}".rstrip(".")
+    if 1e-6 <= abs(value) < 1e-4 or "e" in text:
+        text = f"{float(text):g}"
     if "e" not in text and "." in text and value == int(value):
         text = text.rstrip("0").rstrip(".")
     return minus(text + {"x": TIMES, "": ""}.get(unit, f" {unit}"))

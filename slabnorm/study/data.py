@@ -116,6 +116,7 @@ class Dataset:
         validation, test = (
             stratified(part, self.y, wanted[1], seed) for part in (self.split.validation, self.split.test)
         )
+        train, validation, test = (mixed(part, self.y, seed) for part in (train, validation, test))
         chosen = np.concatenate((train, validation, test))
         ends = np.cumsum([len(train), len(validation)])
         parts = Split(*np.split(np.arange(len(chosen)), ends))
@@ -127,6 +128,16 @@ class Dataset:
             given_split=parts,
             split_by=f"{self.split_by}; {kept}" if len(chosen) < len(self.y) else self.split_by,
         )
+
+
+def mixed(numbers: NDArray[np.int64], y: NDArray[Any], seed: int) -> NDArray[np.int64]:
+    """Return sample numbers as they are, or in random order if the samples come class by class.
+
+    Who looks at the first few samples is to see all classes.
+    """
+    if np.all(np.diff(y[numbers]) >= 0):
+        return np.random.default_rng(seed).permutation(numbers)
+    return numbers
 
 
 def stratified(numbers: NDArray[Any], y: NDArray[Any], count: int, seed: int) -> NDArray[np.int64]:

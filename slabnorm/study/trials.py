@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ from slabnorm.study.train import (
     start,
     train_eval_gap,
 )
-from slabnorm.study.watch import WATCHERS
+from slabnorm.study.watch import CLIFF, WATCHERS
 
 RNN, TRANSFORMER = "recurrent", "transformer"
 GAP_SAMPLES = 500  # of the test split, on which train mode is measured: in small batches it takes long
@@ -99,8 +100,14 @@ class TrialRecord:
         return self.curve[-1].accuracy if self.status == "done" and self.curve else 0.0
 
     def steps_to(self, target: float) -> float:
-        """Return the steps to the first look at a validation accuracy of `target` or more; inf for never."""
-        return next((float(point.step) for point in self.curve if point.accuracy >= target), float("inf"))
+        """Return the steps to a validation accuracy, on straight lines between looks; inf for never."""
+        before_step, before = 0, 0.0
+        for point in self.curve:
+            if point.accuracy >= target:
+                share = (target - before) / (point.accuracy - before)
+                return before_step + share * (point.step - before_step)
+            before_step, before = point.step, point.accuracy
+        return math.inf
 
 
 class Windows(NamedTuple):
@@ -167,7 +174,9 @@ class Trials:
 
     def revive(self, kept: dict[str, Any]) -> TrialRecord:
         """Return a record from what a ledger has kept of it."""
-        return TrialRecord(**{**kept, "curve": tuple(CurvePoint(**point) for point in kept["curve"])})
+        curve = tuple(CurvePoint(**point) for point in kept["curve"])
+        seen = {name: [[tame(one) for one in look] for look in looks] for name, looks in kept["seen"].items()}
+        return TrialRecord(**{**kept, "curve": curve, "seen": seen})
 
     def _samples(self, trial: Trial) -> tuple[Tensor, Tensor, Split]:
         if trial.network in (RNN, TRANSFORMER):
@@ -223,7 +232,12 @@ class Watching:
 
     def __call__(self, training: Training) -> None:
         for name, watcher in self.watchers.items():
-            self.seen[name].append([float(value) for value in watcher(training)])
+            self.seen[name].append([tame(float(value)) for value in watcher(training)])
+
+
+def tame(value: float) -> float:
+    """Return a number, or CLIFF for one that is not finite, as after a step to infinite weights."""
+    return value if math.isfinite(value) else CLIFF
 
 
 def finite(point: CurvePoint) -> CurvePoint:
@@ -235,8 +249,3 @@ def finite(point: CurvePoint) -> CurvePoint:
 def in_seeds(trial: Trial, seeds: tuple[int, ...]) -> list[Trial]:
     """Return a trial with each of some seeds."""
     return [replace(trial, seed=seed) for seed in seeds]
-
-
-def fields(trial: Trial) -> dict[str, Any]:
-    """Return what a trial is, by name."""
-    return asdict(trial)

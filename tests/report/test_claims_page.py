@@ -89,7 +89,7 @@ def test_an_interval_decides(low, high, above, below):
         (3.2, "x", f"3.20{TIMES}"),
         (12.0, "x", f"12{TIMES}"),
         (0.0, "", "0"),
-        (5.1e-16, "", f"5.10e{MINUS}16"),
+        (5.1e-16, "", f"5.1e{MINUS}16"),
         (1234.4, "steps", "1,234 steps"),
     ],
 )

@@ -134,12 +134,12 @@ def test_claims_that_the_data_say_nothing_on_are_left_out_with_a_note():
         sn.claims("channels", table, quick=True)
 
 
-def test_other_data_are_other_trials():
+def test_other_data_or_another_text_are_other_trials(text):
     x, y = np.arange(60.0).reshape(30, 2), np.arange(30) % 2
-    one = from_arrays(x, y)
-    assert digest(one) == digest(from_arrays(x.copy(), y))
-    assert digest(one) != digest(from_arrays(x + 1, y))
-    assert digest(one) != digest(from_arrays(x, 1 - y))
+    one = digest(Trials(from_arrays(x, y), text))
+    assert one == digest(Trials(from_arrays(x.copy(), y), text))
+    others = [(x + 1, y, text), (x, 1 - y, text), (x, y, windows(english(2_100)))]
+    assert one not in [digest(Trials(from_arrays(a, b), c)) for a, b, c in others]
 
 
 def test_the_command_shows_a_claim_and_refuses_what_is_none(tmp_path, monkeypatch):

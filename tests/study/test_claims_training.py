@@ -223,9 +223,9 @@ def test_init_holds_if_the_norm_trains_over_more_scales():
 
 
 def test_the_width_in_decades_is_interpolated():
-    assert init.decades((0.1, 1, 10, 100), (0.5, 0.9, 0.9, 0.8)) == pytest.approx(0.125 + 1 + 0.5)
-    assert init.decades((1, 10), (0.9, 0.9)) == 1
-    assert init.decades((1, 10, 100, 1000), (0.1, 0.1, 0.1, 0.9)) == pytest.approx(0.05 / 0.8)
+    assert init.decades((0.1, 1, 10, 100), (0.5, 0.9, 0.9, 0.8), 0.85) == pytest.approx(0.125 + 1 + 0.5)
+    assert init.decades((1, 10), (0.9, 0.9), 0.85) == 1
+    assert init.decades((1, 10, 100, 1000), (0.1, 0.1, 0.1, 0.9), 0.85) == pytest.approx(0.05 / 0.8)
 
 
 def flowing(by):
@@ -253,21 +253,40 @@ def flowing(by):
 def test_flow_says_which_explanation_the_data_favour():
     found = flow.measure(flowing("flow"))
     assert "favour gradient flow" in found.measured
-    assert found.tests[2].verdict == HOLDS
-    assert found.tests[1].value.mean == pytest.approx(2)  # four half decades
+    assert found.tests[1].verdict == HOLDS
+    assert found.tests[0].value.mean == pytest.approx(2)  # four half decades
     rival = flow.measure(flowing("drift"))
     assert "favour drift" in rival.measured
-    assert rival.tests[2].verdict == FAILS
+    assert rival.tests[1].verdict == FAILS
 
 
 def test_small_holds_if_batch_norm_alone_suffers():
     def of(sufferer, trial):
-        return 0.9 - (0.3 / trial.batch_size if trial.norm == sufferer else 0.0), {}
+        return 0.9 - (0.6 / trial.batch_size if trial.norm == sufferer else 0.0), {}
 
     found = small.measure(made_up(lambda t: of("batch", t)))
-    assert [test.verdict for test in found.tests[1:]] == [HOLDS, HOLDS]
-    assert found.tests[0].value.mean == pytest.approx(0.3 / 2 - 0.3 / 32)
-    assert small.measure(made_up(lambda t: of("group", t))).tests[1].verdict == FAILS
+    assert [test.verdict for test in found.tests[1:]] == [HOLDS, HOLDS, HOLDS]
+    assert found.tests[0].value.mean == pytest.approx(0.6 / 2 - 0.6 / 32)
+    cares = small.measure(made_up(lambda t: of("group", t)))
+    assert [test.verdict for test in cares.tests[1:3]] == [FAILS, FAILS]
+    assert "does not train" not in found.measured
+
+
+def test_small_leaves_out_what_batch_norm_refuses_to_train():
+    def train(trials):
+        records = made_up(lambda t: (0.9 - 0.3 / t.batch_size * (t.norm == "batch"), {})).train(trials)
+        alone = [t.norm == "batch" and t.batch_size == 1 for t in trials]
+        return [
+            replace(record, status="refused", accuracy=0.0) if refused else record
+            for record, refused in zip(records, alone, strict=True)
+        ]
+
+    found = small.measure(replace(made_up(lambda t: (0.9, {})), train=train, quick=False))
+    assert "does not train" in found.measured
+    (picture,) = found.pictures
+    assert [series.x for series in picture.series] == [small.SIZES[1:], small.SIZES]
+    assert max(picture.series[0].y) < 0.3
+    assert not any(number.what[-25:] == "batch norm, batches of 1" for number in found.numbers)
 
 
 def test_learn_holds_if_weights_have_moved_and_matter():

@@ -180,3 +180,11 @@ def test_given_test_samples_stay_the_test_split():
         from_splits((x, Y), (x, Y + 4), "two")
     with pytest.raises(DataError, match="of different kinds"):
         from_splits((x, Y), (x[:7], Y[:7].astype(str)), "two")
+
+
+def test_a_subset_of_samples_in_the_order_of_their_classes_is_mixed():
+    x, y = np.arange(400.0).reshape(200, 2), np.repeat(np.arange(4), 50)
+    few = from_arrays(x, y).subset(80, 20)
+    assert set(few.y[few.split.train[:20]]) == {0, 1, 2, 3}
+    assert set(few.y[few.split.validation[:10]]) == {0, 1, 2, 3}
+    assert np.array_equal(few.x[:, 0] // 100, few.y)  # each sample has kept its label

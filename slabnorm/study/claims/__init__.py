@@ -19,10 +19,13 @@ import torch
 from slabnorm.errors import DataError, OptionError
 from slabnorm.extras import extra
 from slabnorm.report.claims import FAILS, HOLDS, UNDECIDED, ClaimRecord, ClaimsRecord, Test
+from slabnorm.study import networks, scaling, watch
+from slabnorm.study import train as train_module
+from slabnorm.study import trials as trials_module
 from slabnorm.study.claims.claim import Claim, Material
 from slabnorm.study.claims.sweep import sweep as sweep_all
 from slabnorm.study.comparison import describe_data
-from slabnorm.study.data import Dataset, Split, photos
+from slabnorm.study.data import Split, photos
 from slabnorm.study.ledger import RunLedger
 from slabnorm.study.method import machine, versions
 from slabnorm.study.options import check_count
@@ -127,11 +130,11 @@ def claims(
             stack.callback(keeper.close)
         work = Trials(dataset, windows(english(QUICK_LETTERS if quick else LETTERS)))
         together = stack.enter_context(
-            team(work, workers, progress=progress, ledger=keeper, shared=digest(dataset))
+            team(work, workers, progress=progress, ledger=keeper, shared=digest(work))
         )
         material = Material(
             data=dataset,
-            pixels=dataset if dataset.x.dtype == np.uint8 else photos(),
+            pixels=dataset if dataset.x.dtype == np.uint8 and dataset.x.max() > 127 else photos(),
             text=work.text,
             seeds=tuple(range(seed, seed + seeds)),
             quick=quick,
@@ -200,7 +203,7 @@ def measure(name: str, claim: Claim, material: Material) -> ClaimRecord:
         explanation=claim.explanation,
         source=claim.source,
         example=claim.example,
-        code=inspect.getsource(claim.measure),
+        code=inspect.getsource(inspect.getmodule(claim.measure) or claim.measure),
         setting=finding.setting,
         seconds=time.perf_counter() - began,
     )
@@ -214,11 +217,14 @@ def verdict(tests: Sequence[Test]) -> str:
     return HOLDS if all(one == HOLDS for one in found) else UNDECIDED
 
 
-def digest(data: Dataset) -> str:
-    """Return a digest of all that decides what is learned from a data set."""
+def digest(work: Trials) -> str:
+    """Return a digest of all that decides what is learned: data, text, and the source of what trains."""
     found = hashlib.sha256()
-    split = data.split
-    for array in (data.x, data.y, split.train, split.validation, split.test):
+    for module in (networks, scaling, train_module, trials_module, watch):
+        found.update(inspect.getsource(module).encode())
+    split = work.data.split
+    arrays = (work.data.x, work.data.y, split.train, split.validation, split.test, work.text.codes.numpy())
+    for array in arrays:
         found.update(repr((array.dtype, array.shape)).encode())
         found.update(np.ascontiguousarray(array).tobytes())
     return found.hexdigest()
@@ -236,7 +242,11 @@ def method(material: Material, workers: int) -> tuple[tuple[str, str], ...]:
         (
             "Training",
             "SGD with momentum 0.9, the learning rate falling to zero by a cosine. Each network has its own "
-            "best rate of a grid, by its validation accuracy; the test split plays no part in any choice.",
+            "best rate of a grid, by its validation accuracy; the test split plays no part in any choice."
+            + (
+                " This was a quick study, in which some networks had a grid of a single rate."
+                * material.quick
+            ),
         ),
         (
             "Seeds",

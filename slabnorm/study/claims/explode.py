@@ -18,6 +18,7 @@ NETWORKS = 4  # for each seed: of one network alone, the growth is a matter of l
 # A product of 19 random layers of 256 units wanders by a third either way even if no layer grows on average.
 # Values that keep growing, by as little as 4% a layer, have doubled by then.
 DOUBLED = 2.0
+TINY = 1e-300  # black images, of which there is no logarithm
 
 
 def by_depth(x: Tensor, rule: Rule, norm: bool, generator: torch.Generator) -> list[float]:
@@ -33,7 +34,7 @@ def by_depth(x: Tensor, rule: Rule, norm: bool, generator: torch.Generator) -> l
 def average(x: Tensor, rule: str, norm: bool, seed: int) -> list[float]:
     """Return the geometric mean of `by_depth` over several networks of a seed."""
     every = [by_depth(x, RULES[rule], norm, seeded(NETWORKS * seed + i, 3)) for i in range(NETWORKS)]
-    return [math.exp(fmean(map(math.log, layer))) for layer in zip(*every, strict=True)]
+    return [math.exp(fmean(math.log(max(one, TINY)) for one in layer)) for layer in zip(*every, strict=True)]
 
 
 def measure(material: Material) -> Finding:

@@ -63,12 +63,16 @@ def rows(data: Dataset, scheme: str, count: int) -> Tensor:
 
 
 def check_images(data: Dataset, claim: str) -> None:
-    """Raise DataError if the data are a table."""
+    """Raise DataError if the data are a table, or images too small for a kernel of 3x3 pixels."""
     if data.x.ndim != 4:
         raise DataError(
             f"The claim {claim} is about images, and the data are a table",
             data.axes,
             "leave this claim out, or give images",
+        )
+    if min(data.sample_shape[1:]) < 3:
+        raise DataError(
+            f"The claim {claim} needs images of 3x3 pixels or more", data.axes, "leave this claim out"
         )
 
 

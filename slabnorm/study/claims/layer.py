@@ -48,7 +48,7 @@ def measure(material: Material) -> Finding:
     }
     means = {key: fmean(run.accuracy for run in records) for key, records in runs.items()}
     said = "; ".join(
-        f"the {name} names {means[network, TOKEN]:.1%} of the next letters with layer norm and "
+        f"the {name} predicts {means[network, TOKEN]:.1%} of the next letters correctly with layer norm and "
         f"{means[network, 'batch']:.1%} with batch norm"
         for network, name in NETWORKS.items()
     )
@@ -79,7 +79,7 @@ def measure(material: Material) -> Finding:
         ),
         pictures=tuple(
             Picture(
-                f"Letters that a {NETWORKS[network]} foretells",
+                f"Next letters predicted correctly, {NETWORKS[network]}",
                 "optimiser steps",
                 "validation accuracy, eval mode",
                 tuple(learning_curve(NORMS[norm], runs[network, norm]) for norm in NORMS),

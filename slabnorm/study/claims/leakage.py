@@ -108,8 +108,9 @@ def measure(material: Material) -> Finding:
     flattery = over_seeds([b - a for a, b in zip(honest, leaked, strict=True)], 1 / len(parts.truth))
     names = ("honest", "leaked", "honest, another camera", "leaked, another camera")
     return Finding(
-        measured=f"Statistics of the test split move the measured accuracy by {moves[sizes[0]].mean:.1%} "
-        f"with {sizes[0]} training samples and by {moves[sizes[-1]].mean:.1%} with {sizes[-1]}. On test "
+        measured=f"Statistics of the test split move the measured accuracy by "
+        f"{100 * moves[sizes[0]].mean:.1f} points with {sizes[0]} training samples and by "
+        f"{100 * moves[sizes[-1]].mean:.1f} with {sizes[-1]}. On test "
         f"samples of another contrast and brightness it is {fmean(leaked):.1%} with them, and "
         f"{fmean(honest):.1%} without.",
         tests=(

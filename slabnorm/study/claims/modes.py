@@ -74,9 +74,9 @@ def measure(material: Material) -> Finding:
     return Finding(
         measured=f"With other batch mates the output for one sample moves by {by_size[0].mean:.0%} of its "
         f"size in train mode (a batch of {sizes[0]}; {by_size[-1].mean:.0%} for {sizes[-1]}), and by "
-        f"{in_eval:g} in eval mode. A forgotten eval() costs {least.mean:.1%} of accuracy in batches of "
-        f"{MATES[0]}, {largest.mean:.1%} in batches of {MATES[-1]}, and up to {most.mean:.1%} if the samples "
-        "come class by class.",
+        f"{in_eval:g} in eval mode. A forgotten eval() costs {100 * least.mean:.1f} points of accuracy in "
+        f"batches of {MATES[0]}, {100 * largest.mean:.1f} in batches of {MATES[-1]}, and up to "
+        f"{100 * most.mean:.1f} if the samples come class by class.",
         tests=(
             Test("eval mode: the output is the same to the last bit", exactly(float(in_eval == 0)), 0.5),
             Test("train mode: least change of the output", exactly(in_train), ROUNDING, "%"),
@@ -128,13 +128,13 @@ def measure(material: Material) -> Finding:
 
 CLAIM = Claim(
     claim="In eval mode the output depends on the sample alone; in train mode it depends on its batch mates.",
-    question="A trained network sees the same picture twice, each time in other company. May its answer "
-    "differ?",
+    question="A trained network sees the same picture twice, each time with other batch mates. May its "
+    "answer differ?",
     explanation="In train mode batch norm takes mean and variance from the batch, so that each sample is "
     "measured against its mates: exchange them, and the output moves. In eval mode the layer uses the "
     "statistics that it has remembered from training, which are constants, and a sample gets the same "
-    "answer in whatever company. To forget eval() is a common mistake. It is dearest in small batches, and "
-    "where a batch is not a fair sample of all, as when the test data are sorted by class.",
+    "answer whatever its batch mates are. To forget eval() is a common mistake. It costs most in small "
+    "batches, and where a batch is not a fair sample of all, as when the test data are sorted by class.",
     source="Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167",
     example="""import torch
 import slabnorm as sn

@@ -20,9 +20,10 @@ MOMENTA = {0.1: "running average, momentum 0.1", None: "average over all batches
 
 def batches(count: int, steps: int, generator: torch.Generator) -> list[Tensor]:
     """Return the sample numbers of each step, in a new order for each pass over the samples."""
-    passes = math.ceil(steps / (count // BATCH))
-    parts = [torch.randperm(count, generator=generator)[: count // BATCH * BATCH] for _ in range(passes)]
-    return list(torch.cat(parts).split(BATCH))[:steps]
+    size = min(BATCH, count)
+    passes = math.ceil(steps / (count // size))
+    parts = [torch.randperm(count, generator=generator)[: count // size * size] for _ in range(passes)]
+    return list(torch.cat(parts).split(size))[:steps]
 
 
 def errors(mean: Tensor, var: Tensor, population: sn.Moments) -> tuple[float, float]:
@@ -75,7 +76,7 @@ def measure(material: Material) -> Finding:
             ends = [fmean(errs[which] for errs in run[late:]) for run in runs[momentum]]
             starts = over_seeds([run[0][which] for run in runs[momentum]])
             better = over_seeds([s[which] / e for s, e in zip(single, ends, strict=True)])
-            # Whoever does not come nearer than a single batch does need no average.
+            # An average that is no nearer than a single batch is not needed.
             tests.append(Test(f"error of one batch's {what} over that of the {name}", better, 1.0, "x"))
             numbers.append(Number(f"error of the {what} at the start, {name}", starts, "%"))
             numbers.append(Number(f"error of the {what} in the second half, {name}", over_seeds(ends), "%"))

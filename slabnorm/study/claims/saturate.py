@@ -74,6 +74,7 @@ def measure(material: Material) -> Finding:
             for a in ACTIVATIONS
             for test in (
                 Test(f"share of derivatives below 0.001, raw pixels, {a}", dead[a], MOST, "%"),
+                Test(f"gradient entries below a hundredth of a usual one, raw, {a}", lost[a], MOST, "%"),
                 Test(
                     f"norm of the gradient of the pre-activations, z-scored over raw, {a}",
                     signal[a],
@@ -86,7 +87,6 @@ def measure(material: Material) -> Finding:
             number
             for a in ACTIVATIONS
             for number in (
-                Number(f"gradient entries below a hundredth of a usual one, raw pixels, {a}", lost[a], "%"),
                 Number(f"norm of the gradient of the weights, z-scored over raw, {a}", weight[a], "x"),
                 *(
                     Number(
@@ -148,8 +148,8 @@ CLAIM = Claim(
     "activation is flat that factor is nearly 0, and what lies before it learns nothing from this sample. A "
     "unit is rarely flat for all samples, and the few entries where it is not decide the norm of the whole "
     "gradient. For the weights there is a second factor, the input itself: large raw inputs make the little "
-    "that is left large again. So the norm of a gradient alone tells little; what tells is how many samples "
-    "and units take part in it.",
+    "that is left large again. So a gradient can be lost for nearly all samples and units while its norm is "
+    "still there; the claim holds here only if both are lost.",
     source="LeCun, Bottou, Orr and Müller 1998, http://yann.lecun.com/exdb/publis/pdf/lecun-98b.pdf; "
     "Glorot and Bengio 2010, https://proceedings.mlr.press/v9/glorot10a.html",
     example="""import torch

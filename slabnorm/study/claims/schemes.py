@@ -16,7 +16,7 @@ from slabnorm.study.claims.claim import (
     over_seeds,
 )
 from slabnorm.study.claims.first_layer import SCHEMES
-from slabnorm.study.trials import Trial, TrialRecord, in_seeds
+from slabnorm.study.trials import Trial, in_seeds
 
 RATES = (1e-5, 1e-4, 1e-3, 0.01, 0.03, 0.1, 0.3)
 SHORT = 0.05  # counted are the steps to this much below the best scheme's accuracy at the end
@@ -34,7 +34,7 @@ def measure(material: Material) -> Finding:
         runs[scheme] = material.train(in_seeds(best, material.seeds))
     target = max(fmean(run.validation for run in records) for records in runs.values()) - SHORT
     last = max(point.step for records in runs.values() for run in records for point in run.curve)
-    steps = {scheme: [steps_to(run, target, last) for run in records] for scheme, records in runs.items()}
+    steps = {scheme: [min(run.steps_to(target), last) for run in records] for scheme, records in runs.items()}
     # A difference and no ratio: of small numbers of steps a ratio is noisy, and both say the same.
     saved = {
         scheme: over_seeds([a - b for a, b in zip(steps["raw"], steps[scheme], strict=True)])
@@ -76,17 +76,6 @@ def measure(material: Material) -> Finding:
             ("Network", "2 hidden layers of 64 ReLU units, batches of 32"),
         ),
     )
-
-
-def steps_to(run: TrialRecord, target: float, last: int) -> float:
-    """Return the steps to an accuracy, on straight lines between the looks; `last` if it is never reached."""
-    before_step, before = 0, 0.0
-    for point in run.curve:
-        if point.accuracy >= target:
-            share = (target - before) / (point.accuracy - before)
-            return before_step + share * (point.step - before_step)
-        before_step, before = point.step, point.accuracy
-    return float(last)
 
 
 CLAIM = Claim(

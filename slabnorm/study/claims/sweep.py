@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from itertools import product
 
 from slabnorm.report.claims import SweepRecord
 from slabnorm.study.claims.claim import Material
 from slabnorm.study.trials import Trial, TrialRecord
+from slabnorm.study.watch import CLIFF
 
 NORMS = ("none", "batch", "layer", "group")
 BATCH_SIZES = (8, 32, 128)
@@ -77,6 +77,6 @@ def record(trial: Trial, found: TrialRecord) -> SweepRecord:
 
 def rounded(value: float | None) -> float | None:
     """Return a number with four digits, and None for one that is not finite."""
-    if value is None or not math.isfinite(value):
+    if value is None or not abs(value) < CLIFF:
         return None
     return float(f"{value:.{DIGITS}g}")

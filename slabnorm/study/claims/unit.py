@@ -7,6 +7,7 @@ import torch
 import slabnorm as sn
 from slabnorm.report.claims import Number, Picture, Series, Test
 from slabnorm.study.claims.claim import Claim, Finding, Material, exactly
+from slabnorm.study.claims.first_layer import check_images
 
 PATTERNS = {
     "batch norm": "n c h w -> c",
@@ -20,6 +21,7 @@ EXACT = 1e-9  # in float64, where rounding leaves 1e-15 or so
 
 def measure(material: Material) -> Finding:
     """Normalise real images over four kinds of slabs, and measure mean and variance of every slab."""
+    check_images(material.pixels, "unit")
     images = torch.as_tensor(material.pixels.x[:32]).double()
     x = torch.cat([images, images.flip(-1) / 2 + 10, images.flip(-2) ** 2 / 255], dim=1)
     means, variances = [], []
