@@ -15,7 +15,7 @@ from slabnorm.report.claims import FAILS, HOLDS
 from slabnorm.report.study import CurvePoint
 from slabnorm.study.claims import flow, init, layer, learn, shift, small, sweep, verdict, windows
 from slabnorm.study.claims.claim import Material, best_rates
-from slabnorm.study.data import Dataset
+from slabnorm.study.data import Dataset, digits
 from slabnorm.study.text import english
 from slabnorm.study.train import Rules, Training, start
 from slabnorm.study.trials import Trial, TrialRecord, Trials
@@ -264,10 +264,10 @@ def test_small_holds_if_batch_norm_alone_suffers():
     def of(sufferer, trial):
         return 0.9 - (0.6 / trial.batch_size if trial.norm == sufferer else 0.0), {}
 
-    found = small.measure(made_up(lambda t: of("batch", t)))
+    found = small.measure(made_up(lambda t: of("batch", t), digits()))
     assert [test.verdict for test in found.tests[1:]] == [HOLDS, HOLDS, HOLDS]
     assert found.tests[0].value.mean == pytest.approx(0.6 / 2 - 0.6 / 32)
-    cares = small.measure(made_up(lambda t: of("group", t)))
+    cares = small.measure(made_up(lambda t: of("group", t), digits()))
     assert [test.verdict for test in cares.tests[1:3]] == [FAILS, FAILS]
     assert "does not train" not in found.measured
 
