@@ -325,7 +325,7 @@ def test_two_runs_side_by_side(watched: Page) -> None:
     expect(a.get_by_label("batch", exact=True)).to_be_checked()
     expect(b.get_by_label("no norm")).to_be_checked()
     a.get_by_label("Batch size").fill("0")
-    expect(b.locator(".status")).to_have_text("Diverged: the loss was no number any more after step 1.")
+    expect(b.locator(".status")).to_have_text("Diverged: the loss became infinite or NaN after step 1.")
     expect(a.locator(".status")).to_have_text("Test accuracy 87.5%")
     b.get_by_label("group").check()
     expect(b.locator(".status")).to_have_text("This combination was not run.")

@@ -28,6 +28,7 @@ DESCRIPTIONS = {
     "mlp": "four hidden layers, each with a norm and ReLU; a norm has one value of a sample in each channel",
 }
 
+SEEDS = 5
 NEAR = 0.02  # more error than that would be a rise; less error is none: small batches take more steps
 
 Runs = dict[str, dict[int, list[TrialRecord]]]  # of each norm and batch size those of all seeds
@@ -81,7 +82,8 @@ def measure(material: Material) -> Finding:
         ),
         setting=(
             ("Network", f"{DESCRIPTIONS[usual.network]}; {usual.epochs} epochs of "
-             f"{usual.samples or len(material.data.split.train):,} samples at every batch size"),
+             f"{usual.samples or len(material.data.split.train):,} samples at every batch size; "
+                f"{len(enough(material.seeds))} seeds"),
             ("Rate", "in proportion to the batch size, times the best of a grid for each size and norm"),
         ),
     )  # fmt: skip
@@ -103,12 +105,18 @@ def trained(material: Material, usual: Trial) -> Runs:
     trials = [replace(usual, norm=norm, batch_size=size) for norm in NORMS for size in sizes]
     rates = QUICK_RATES if material.quick else RATES
     best = best_rates(material, trials, rates, seeds=1, reference_batch=MANY)
-    records = material.train([one for trial in best for one in in_seeds(trial, material.seeds)])
-    count = len(material.seeds)
+    seeds = enough(material.seeds)
+    records = material.train([one for trial in best for one in in_seeds(trial, seeds)])
+    count = len(seeds)
     runs: Runs = {norm: {} for norm in NORMS}
     for i, trial in enumerate(best):
         runs[trial.norm][trial.batch_size] = records[i * count :][:count]
     return runs
+
+
+def enough(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the seeds, and those that follow up to five: short trainings vary from seed to seed."""
+    return tuple(range(seeds[0], seeds[0] + max(SEEDS, len(seeds))))
 
 
 def one_sample(runs: Runs) -> str:
