@@ -64,6 +64,13 @@ DRAW = """async ([rule, inputs, seed]) => {
 }"""
 
 
+def test_a_bound_is_said_on_its_side(shared: Page) -> None:
+    say = 'async (test) => (await import("slabnorm/recall")).testSentence(test)'
+    test = {"what": "error", "value": {"mean": 0.5, "low": None, "high": None}, "bound": 2, "unit": ""}
+    assert shared.evaluate(say, {**test, "below": True}) == "error: 0.5; it must stay below 2"
+    assert shared.evaluate(say, {**test, "below": False}) == "error: 0.5; it must exceed 2"
+
+
 @pytest.mark.parametrize("rule", ["default", "kaiming", "normal"])
 def test_the_browser_draws_the_weights_that_torch_draws(shared: Page, rule: str) -> None:
     for inputs, seed in ((64, 0), (784, 7)):

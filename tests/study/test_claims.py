@@ -62,6 +62,11 @@ def test_a_claim_that_is_none_is_refused():
     for option in ({"seeds": 0}, {"workers": 0}, {"seeds": True}):
         with pytest.raises(OptionError, match="1 or more"):
             sn.claims("unit", **option)
+    for option in ({"seed": -1}, {"seed": 0.5}):
+        with pytest.raises(OptionError, match="seed must be"):
+            sn.claims("unit", **option)
+    with pytest.raises(OptionError, match="names must not be empty"):
+        sn.claims([])
     with pytest.raises(DataError, match="No such file"):
         sn.claims("unit", "nosuchfile.npz")
 

@@ -120,8 +120,12 @@ def claims(
     began = time.perf_counter()
     chosen = [names] if isinstance(names, str) else list(names)
     every = {name: find(name) for name in dict.fromkeys(chosen)}
+    if not every:
+        raise OptionError("names must not be empty", "", "name a claim, or leave them out for all")
     for option, number in (("seeds", seeds), ("workers", workers)):
         check_count(option, number)
+    if not isinstance(seed, int) or not 0 <= seed < 2**31:
+        raise OptionError("seed must be an integer from 0 to 2**31 - 1", printable(repr(seed)))
     whole = read_data(data)
     dataset = whole.subset(QUICK_SAMPLES if quick else SAMPLES, HELD_OUT)
     with ExitStack() as stack:
