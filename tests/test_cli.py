@@ -314,7 +314,9 @@ def test_ctrl_c_ends_the_process_and_its_workers():
 
 
 def test_a_closed_pipe_is_no_error():
-    process = start("--data", save(), "--model", "mlp", *QUICK)
+    process = start(
+        "--data", save(), "--model", "mlp", "--no-inputs", "--norm", "none", *QUICK[:2], *QUICK[4:]
+    )
     process.stdout.close()
     err = process.stderr.read()
     process.stderr.close()

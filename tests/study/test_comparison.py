@@ -284,7 +284,7 @@ def test_a_pattern_is_a_norm():
         ({"epochs": 0}, "epochs must be"),
         ({"workers": 0}, "workers must be"),
         ({"engine": "spark"}, '"local" or "ray"'),
-        ({"address": "auto"}, "for a Ray cluster"),
+        ({"address": "auto"}, "without a Ray cluster"),
         ({"scheme": "z"}, "scheme must be raw"),
         ({"schemes": ["raw", "raw"]}, "raw twice"),
         ({"target": 0.0}, "target must be above 0"),

@@ -26,6 +26,9 @@ from slabnorm.study.train import (
 )
 from tests.study.small import few_digits, greedy, table, tiny
 
+# Kernels would be compiled for nothing that these tests are about.
+pytestmark = pytest.mark.usefixtures("in_plain_torch")
+
 
 def bench(build=tiny, data=None, **rules):
     data = data or from_arrays(*table())
