@@ -40,7 +40,7 @@ def compare(
         typer.Option(
             help="Samples per training step, at most the training split. Repeat it, or separate several by "
             "commas.",
-            show_default="8,64",
+            show_default="16,64",
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(help="How many times to train with each norm and batch size.")] = 5,

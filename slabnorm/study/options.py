@@ -14,7 +14,7 @@ from slabnorm.study.scaling import SCHEMES, check_scheme
 from slabnorm.study.train import Rules
 from slabnorm.text import printable
 
-BATCH_SIZES = (8, 64)
+BATCH_SIZES = (16, 64)
 SEEDS = 5
 SEARCH_SEEDS = range(1000, 1001)  # of the runs that choose learning rates; a study has fewer seeds
 
