@@ -15,7 +15,7 @@ from math import log10
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
-from slabnorm.report.page import DASHED, HUES, MARKERS, check_packages, faint, finished, render
+from slabnorm.report.page import DASHED, HUES, MARKERS, check_packages, finished, render, shaded
 from slabnorm.report.study import DataRecord, Interval, counted
 from slabnorm.report.wording import minus
 from slabnorm.text import printable
@@ -401,21 +401,8 @@ def add_line(figure: Any, series: Series, colour: str, marker: str) -> None:
             for i, (low, high) in enumerate(zip(series.low, series.high, strict=True))
             if None not in (low, high)
         ]
-        around = known + known[::-1]
-        edge = [series.high[i] for i in known] + [series.low[i] for i in known[::-1]]
-        figure.add_trace(
-            go.Scatter(
-                x=[series.x[i] for i in around],
-                y=edge,
-                mode="lines",
-                fill="toself",
-                fillcolor=faint(colour),
-                line={"width": 0},
-                hoverinfo="skip",
-                showlegend=False,
-                legendgroup=name,
-            )
-        )
+        x, low, high = ([values[i] for i in known] for values in (series.x, series.low, series.high))
+        figure.add_trace(shaded(x, low, high, colour, name))
     few = len(series.x) <= 25
     figure.add_trace(
         go.Scatter(

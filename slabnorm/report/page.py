@@ -82,6 +82,24 @@ def faint(colour: str, opacity: float = 0.13) -> str:
     return f"rgba({red},{green},{blue},{opacity})"
 
 
+def shaded(x: list[Any], low: list[Any], high: list[Any], colour: str, name: str) -> Any:
+    """Return the band between two curves as a trace; it goes with the line of that name in the legend."""
+    import plotly.graph_objects as go
+
+    return go.Scatter(
+        x=x + x[::-1],
+        y=high + low[::-1],
+        mode="lines",
+        fill="toself",
+        fillcolor=faint(colour),
+        line={"width": 0},
+        hoverinfo="skip",
+        showlegend=False,
+        legendgroup=name,
+        name=name,
+    )
+
+
 def finished(figure: Any, height: int) -> Any:
     """Return a figure in the style of the page. The page itself sets the colour of its text."""
     figure.update_layout(

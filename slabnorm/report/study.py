@@ -11,7 +11,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from slabnorm.report.page import DASHED, HUES, MARKERS, check_packages, faint, finished, render
+from slabnorm.report.page import DASHED, HUES, MARKERS, check_packages, finished, render, shaded
 from slabnorm.report.wording import (
     NONE,
     NORM_LABELS,
@@ -689,19 +689,7 @@ def band(curve: CurveRecord, label: str, axis: AccuracyAxis, colour: str) -> lis
     import plotly.graph_objects as go
 
     epochs, name = list(curve.epochs), html.escape(label)
-    edge = [axis.height(value) for value in curve.high + curve.low[::-1]]
-    shade = go.Scatter(
-        x=epochs + epochs[::-1],
-        y=edge,
-        mode="lines",
-        fill="toself",
-        fillcolor=faint(colour),
-        line={"width": 0},
-        hoverinfo="skip",
-        showlegend=False,
-        legendgroup=name,
-        name=name,
-    )
+    low, high = ([axis.height(value) for value in values] for values in (curve.low, curve.high))
     line = go.Scatter(
         x=epochs,
         y=[axis.height(value) for value in curve.mean],
@@ -712,7 +700,7 @@ def band(curve: CurveRecord, label: str, axis: AccuracyAxis, colour: str) -> lis
         customdata=[percent(value) for value in curve.mean],
         hovertemplate="%{fullData.name}<br>epoch %{x:.2f}: %{customdata}<extra></extra>",
     )
-    return [shade, line]
+    return [shaded(epochs, low, high, colour, name), line]
 
 
 def draw(study: StudyRecord) -> dict[str, Any]:

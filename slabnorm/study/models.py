@@ -72,25 +72,26 @@ class ByName:
         return self.own(norm=norm)
 
 
+def parameters_of(build: Callable[..., Any]) -> list[inspect.Parameter]:
+    """Return the arguments of a function; of some written in C, which do not say, one without a default."""
+    try:
+        return list(inspect.signature(build).parameters.values())
+    except (TypeError, ValueError):
+        return [inspect.Parameter("x", inspect.Parameter.POSITIONAL_ONLY)]
+
+
 def wants_name(build: Callable[..., Any]) -> bool:
     """Return whether `norm` is an argument of a function, but not the first that is given without a name."""
-    try:
-        parameters = inspect.signature(build).parameters
-    except (TypeError, ValueError):
-        return False
-    return "norm" in parameters and (
-        next(iter(parameters)) != "norm" or parameters["norm"].kind is inspect.Parameter.KEYWORD_ONLY
-    )
+    parameters = parameters_of(build)
+    named = [p.name for p in parameters]
+    return "norm" in named and (named[0] != "norm" or parameters[0].kind is inspect.Parameter.KEYWORD_ONLY)
 
 
 def takes_norm(build: Callable[..., Any]) -> bool:
     """Return whether a function is to be given `norm`: it needs an argument, or has one of that name."""
-    try:
-        parameters = inspect.signature(build).parameters
-    except (TypeError, ValueError):  # of some functions written in C
-        return True
-    positional = [p for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return "norm" in parameters or any(p.default is p.empty for p in positional)
+    parameters = parameters_of(build)
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return any(p.name == "norm" for p in parameters) or any(p.default is p.empty for p in positional)
 
 
 def parts_of(build: Any) -> Iterator[Any]:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 Norm = Callable[[int], nn.Module]
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
 
 
 def conv(norm: Norm, channels: int, classes: int) -> nn.Module:
@@ -109,10 +108,9 @@ def mlp(
     classes: int,
     depth: int = 2,
     width: int = 64,
-    activation: str = "relu",
     gain: float = 1.0,
 ) -> nn.Module:
-    """Return a perceptron of hidden layers, each followed by `norm` and an activation.
+    """Return a perceptron of hidden layers, each followed by `norm` and ReLU.
 
     Weights and biases are PyTorch's own, uniform in +-1/sqrt(inputs), times the gain.
 
@@ -122,7 +120,6 @@ def mlp(
         classes: the number of outputs.
         depth: the number of hidden layers.
         width: the number of units of each.
-        activation: "relu", "sigmoid" or "tanh".
         gain: a factor of the initial weights and biases of the hidden layers.
     """
     layers: list[nn.Module] = [nn.Flatten()]
@@ -131,7 +128,7 @@ def mlp(
         with torch.no_grad():
             linear.weight.mul_(gain)
             linear.bias.mul_(gain)
-        layers += [linear, norm(width), ACTIVATIONS[activation]()]
+        layers += [linear, norm(width), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(width, classes))
 
 

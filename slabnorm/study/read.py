@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils.data import IterableDataset
 
 from slabnorm.errors import DataError
 from slabnorm.extras import extra
@@ -170,11 +171,10 @@ def read_items(items: Any) -> Dataset:
             or raises an error; or all together do not fit in memory.
     """
     name = type(items).__name__
-    try:
-        count = len(items)
-    except (TypeError, NotImplementedError) as error:
+    if isinstance(items, IterableDataset) or not hasattr(items, "__len__"):
         fix = "give a map-style Dataset, which has __len__ and __getitem__, or a pair (x, y)"
-        raise DataError(f"A Dataset without a length: {name}", f"{error}", fix) from error
+        raise DataError(f"Not a map-style Dataset: {name}", "its items cannot be counted and chosen", fix)
+    count = len(items)
     if not count:
         raise DataError(f"No samples: {name} is empty", fix="check what was selected or filtered")
     first, label = read_item(items, 0, name)

@@ -13,7 +13,7 @@ from slabnorm.study.train import Rules
 from slabnorm.text import printable
 
 
-def logger(folder: str | Path, rules: Rules) -> Callable[[RunRecord], None]:
+def logger(folder: str | Path, rules: Rules) -> Callable[[RunRecord, bool], None]:
     """Return a function that writes a run into a folder of its own, as soon as the run is done.
 
     Args:
@@ -31,17 +31,20 @@ def logger(folder: str | Path, rules: Rules) -> Callable[[RunRecord], None]:
         why = getattr(error, "strerror", None) or str(error)
         problem = "log_dir must be a folder that can be written to"
         raise OptionError(problem, f"{printable(folder)}: {why}", "name another one") from error
-    return lambda record: log_run(record, Path(folder), rules)
+    return lambda record, recalled: log_run(record, recalled, Path(folder), rules)
 
 
-def log_run(record: RunRecord, folder: Path, rules: Rules) -> None:
-    """Write the looks of a run during training, its test accuracy, and what it was."""
+def log_run(record: RunRecord, recalled: bool, folder: Path, rules: Rules) -> None:
+    """Write the looks of a run during training, its test accuracy, and what it was.
+
+    A run that is recalled from a ledger is written only if the study that did it has not written it.
+    """
     from torch.utils.tensorboard import SummaryWriter
 
     rate = record.rate * rules.rate(0, 1, record.batch_size)
     norm = re.sub(r"[^\w.-]+", "_", record.norm)
     name = f"{record.scheme}/{norm}/batch-{record.batch_size}/rate-{rate:.2g}/seed-{record.seed}"
-    if (folder / name).exists():  # of a study that goes on
+    if recalled and (folder / name).exists():
         return
     writer = SummaryWriter(str(folder / name))
     for point in record.curve:

@@ -29,7 +29,7 @@ from slabnorm.study.train import (
     start,
     train_eval_gap,
 )
-from slabnorm.study.watch import CLIFF, WATCHERS
+from slabnorm.study.watch import CLIFF, LAST, WATCHERS, Watcher
 
 RNN, TRANSFORMER = "recurrent", "transformer"
 GAP_SAMPLES = 500  # of the test split, on which train mode is measured: in small batches it takes long
@@ -45,12 +45,12 @@ class Trial:
             for text.
         norm: the norm in it, by the names that `compare` has, or a pattern.
         scheme: how the inputs are scaled: "raw", "fixed", "minmax" or "zscore".
-        activation, depth, gain: of an mlp; see `networks.mlp`.
+        depth, gain: of an mlp; see `networks.mlp`.
         batch_size: samples per step.
         rate: the learning rate of the first step, from which it falls to zero by a cosine.
         epochs: passes over the training split.
         seed: of weights and order.
-        watch: what is looked at during training: names of WATCHERS.
+        watch: what is looked at: names of WATCHERS during training, and of LAST at its end.
         samples: how many of the training samples an epoch has, the same ones in each; 0 for all.
         looks: how often the network is looked at in the whole training; 0 for four times an epoch.
         affine: False keeps the weight of every norm layer at 1 and its bias at 0.
@@ -59,7 +59,6 @@ class Trial:
     network: str = "mlp"
     norm: str = "none"
     scheme: str = "zscore"
-    activation: str = "relu"
     depth: int = 2
     gain: float = 1.0
     batch_size: int = 128
@@ -83,7 +82,8 @@ class TrialRecord:
         gap: the accuracy in train mode, in batches of the training batch size, minus that in eval mode, on at
             most GAP_SAMPLES of the test samples.
         curve: the looks at the validation split.
-        seen: what each watcher saw, one list for each time it looked: before training, and at every look.
+        seen: what each watcher saw, one list for each time it looked: before training and at every look, or
+            once at the end.
         seconds: how long it took.
     """
 
@@ -153,6 +153,7 @@ class Trials:
             try:
                 watching(training)
                 diverged = training.train(tick)
+                watching.end(training)
             except StatisticsError:
                 return TrialRecord("refused", 0.0, 0.0, (), watching.seen, time.perf_counter() - began)
             test = torch.as_tensor(split.test)
@@ -215,7 +216,6 @@ class Trials:
             features=int(np.prod(shape)),
             classes=classes,
             depth=trial.depth,
-            activation=trial.activation,
             gain=trial.gain,
         )
 
@@ -227,12 +227,22 @@ class Watching:
     """Looks at a network during training, by the watchers of the names given; what they saw is in `seen`."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
-        self.watchers = {name: WATCHERS[name]() for name in names}
+        self.names = names
+        self.watchers = {name: WATCHERS[name]() for name in names if name in WATCHERS}
         self.seen: dict[str, list[list[float]]] = {name: [] for name in names}
 
     def __call__(self, training: Training) -> None:
         for name, watcher in self.watchers.items():
-            self.seen[name].append([tame(float(value)) for value in watcher(training)])
+            self._look(name, watcher, training)
+
+    def end(self, training: Training) -> None:
+        """Look once more, at what is looked at when the training has ended."""
+        for name in self.names:
+            if name in LAST:
+                self._look(name, LAST[name](), training)
+
+    def _look(self, name: str, watcher: Watcher, training: Training) -> None:
+        self.seen[name].append([tame(float(value)) for value in watcher(training)])
 
 
 def tame(value: float) -> float:

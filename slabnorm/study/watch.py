@@ -1,8 +1,8 @@
 """What is looked at while a network trains: drift, gradients by depth, the loss's landscape, norms' weights.
 
-A watcher is made anew for each training, and called with it before the first step and at every look. It
-returns a list of numbers, and leaves the network, its running statistics, its gradients and the random
-numbers as they were.
+A watcher is made anew for each training. It is called with it before the first step and at every look, or
+once at the end. It returns a list of numbers, and leaves the network, its running statistics, its gradients
+and the random numbers as they were.
 """
 
 from __future__ import annotations
@@ -47,11 +47,10 @@ def linear_layers(model: nn.Module) -> list[nn.Linear | nn.Conv2d]:
 def inputs_of(model: nn.Module, x: Tensor) -> list[Tensor]:
     """Return what enters each activation: the pre-activations, after the norm if there is one."""
     found: list[Tensor] = []
-    kinds = (nn.ReLU, nn.Sigmoid, nn.Tanh)
     hooks = [
         m.register_forward_pre_hook(lambda _, given: found.append(given[0].detach()))
         for m in model.modules()
-        if isinstance(m, kinds)
+        if isinstance(m, nn.ReLU)
     ]
     try:
         model(x)
@@ -137,7 +136,7 @@ def length(parts: list[Tensor]) -> float:
     return max(1e-30, torch.stack([part.double().norm() for part in parts]).norm().item())
 
 
-class Affine:
+class NormWeights:
     """The weights of all norm layers, first to last, and then their biases."""
 
     def __call__(self, training: Training) -> list[float]:
@@ -191,23 +190,15 @@ class Useful:
         return found
 
 
-def ended(training: Training) -> bool:
-    """Return whether the last step has been taken."""
-    parts = batches(torch.as_tensor(training.split.train), training.run.batch_size)
-    return len(training.times) == len(parts) * training.rules.epochs
-
-
 class Forgotten:
     """The accuracy in train mode minus that in eval mode, on test samples, by the size of the batch.
 
     The list holds one number for each size of MATES, with the samples in random order, and then the same with
-    the samples in the order of their classes. It is empty before the last step.
+    the samples in the order of their classes.
     """
 
     def __call__(self, training: Training) -> list[float]:
-        """Return the differences, once the training has ended."""
-        if not ended(training):
-            return []
+        """Return the differences."""
         few = torch.as_tensor(training.split.test[:TESTED])
         x, y = training.x[few], training.y[few]
         shuffled = torch.randperm(len(few), generator=torch.Generator().manual_seed(training.run.seed))
@@ -220,15 +211,10 @@ class Forgotten:
 
 
 class Fit:
-    """Accuracy and cross-entropy of the training split, then of the test split, both in eval mode.
-
-    The list is empty before the last step.
-    """
+    """Accuracy and cross-entropy of the training split, then of the test split, both in eval mode."""
 
     def __call__(self, training: Training) -> list[float]:
-        """Return the four numbers, once the training has ended."""
-        if not ended(training):
-            return []
+        """Return the four numbers."""
         found = []
         for part in (training.split.train, training.split.test):
             x, y = training.x[torch.as_tensor(part)], training.y[torch.as_tensor(part)]
@@ -243,9 +229,9 @@ WATCHERS: dict[str, Callable[[], Watcher]] = {
     "drift": Drift,
     "gradient": Gradient,
     "landscape": Landscape,
-    "affine": Affine,
+    "affine": NormWeights,
     "erased": Erased,
     "useful": Useful,
-    "forgotten": Forgotten,
-    "fit": Fit,
 }
+# What is looked at once, when the training has ended.
+LAST: dict[str, Callable[[], Watcher]] = {"forgotten": Forgotten, "fit": Fit}

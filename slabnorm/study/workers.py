@@ -64,7 +64,7 @@ def team(
     progress: Callable[[int, int], None] | None = None,
     ledger: RunLedger | None = None,
     shared: str = "",
-    log: Callable[[Any], None] | None = None,
+    log: Callable[[Any, bool], None] | None = None,
 ) -> Iterator[Team]:
     """Gather what does the jobs of a study; it goes home at the end of the block.
 
@@ -77,7 +77,7 @@ def team(
         progress: a function to call with the number of steps since its last call, and of all steps.
         ledger: keeps the records of the jobs that are done, and gives those that it has.
         shared: a digest of all else that decides the results; with a ledger.
-        log: a function to call with each record as it comes.
+        log: a function to call with each record as it comes, and whether it comes from the ledger.
     """
     with ExitStack() as stack:
         hands: Engine
@@ -104,7 +104,7 @@ class Team:
         progress: Callable[[int, int], None] | None,
         ledger: RunLedger | None,
         shared: str,
-        log: Callable[[Any], None] | None,
+        log: Callable[[Any, bool], None] | None,
     ) -> None:
         self.work, self.hands, self.progress, self.log = work, hands, progress, log
         self.ledger, self.shared = ledger, shared
@@ -143,7 +143,7 @@ class Team:
         if kept is not None:
             self.records[job] = self.work.revive(kept)
             if self.log is not None:
-                self.log(self.records[job])
+                self.log(self.records[job], True)
         return kept is not None
 
     def _report(self, steps: int) -> None:
@@ -153,7 +153,7 @@ class Team:
     def _done(self, job: Any, record: Any) -> None:
         self.records[job] = record
         if self.log is not None:
-            self.log(record)
+            self.log(record, False)
         if self.ledger is not None and getattr(record, "status", "") != "failed":  # it may not fail again
             self.ledger.put(job_key(self.shared, job), asdict(record))
 

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -160,3 +161,13 @@ def test_the_command_shows_a_claim_and_refuses_what_is_none(tmp_path, monkeypatc
     none = CliRunner().invoke(app, ["claims", "unit", "--data", "fashion-mnits"])
     assert none.exit_code == 2
     assert "did you mean 'fashion-mnist'" in none.output.replace("\n", " ")
+
+
+def test_what_is_looked_at_at_the_end_is_seen_once_even_if_the_training_diverges(text):
+    usual = Trial(batch_size=32, epochs=1, norm="batch", watch=("gradient", "forgotten", "fit"))
+    with team(Trials(few_digits(), text), 1) as together:
+        done, diverged = train(together, [usual, replace(usual, norm="none", rate=1e30)])
+    assert (done.status, diverged.status) == ("done", "diverged")
+    assert [len(done.seen[name]) for name in ("gradient", "forgotten", "fit")] == [len(done.curve) + 1, 1, 1]
+    assert [len(diverged.seen[name][0]) for name in ("forgotten", "fit")] == [14, 4]
+    assert done.seen["fit"][0][2] == pytest.approx(done.accuracy)

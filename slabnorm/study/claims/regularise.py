@@ -62,7 +62,7 @@ def trained(material: Material) -> dict[tuple[str, int], list[TrialRecord]]:
 
 def gap(run: TrialRecord, which: int) -> float:
     """Return train minus test accuracy (0), or test minus train cross-entropy (1)."""
-    seen = run.seen["fit"][-1] or [0.0] * 4
+    seen = run.seen["fit"][-1]
     difference = seen[which] - seen[which + 2]
     return difference if which == 0 else -difference
 
