@@ -173,7 +173,8 @@ def read_items(items: Any) -> Dataset:
     name = type(items).__name__
     if isinstance(items, IterableDataset) or not hasattr(items, "__len__"):
         fix = "give a map-style Dataset, which has __len__ and __getitem__, or a pair (x, y)"
-        raise DataError(f"Not a map-style Dataset: {name}", "its items cannot be counted and chosen", fix)
+        problem = "Not a map-style Dataset" if hasattr(items, "__len__") else "A Dataset without a length"
+        raise DataError(f"{problem}: {name}", "its items cannot be counted and chosen", fix)
     count = len(items)
     if not count:
         raise DataError(f"No samples: {name} is empty", fix="check what was selected or filtered")
