@@ -4,18 +4,24 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-# Python compiles what is imported; pip would compile all of every package, for a minute.
+# Python compiles what is imported; pip would compile all of every package, for a minute. Where Python is told not to
+# keep what it has compiled, each process would compile PyTorch anew, for four seconds.
 QUIETLY := --quiet --no-compile --constraint constraints.txt
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test bench lint clean
 
-.venv/ready: pyproject.toml constraints.txt
+.venv/demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install $(QUIETLY) torch
+	$(BIN)/pip install $(QUIETLY) --editable '.[cli,study]'
+	touch $@
+
+.venv/ready: .venv/demo
 	$(BIN)/pip install $(QUIETLY) --editable '.[dev]'
 	touch $@
 
-demo: .venv/ready
+demo: .venv/demo
 	$(BIN)/slabnorm compare --out report.html
 
 lint: .venv/ready
