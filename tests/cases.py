@@ -49,8 +49,9 @@ class Case:
 _SPACE = {2: (), 3: (60,), 4: (9, 10), 5: (4, 5, 6)}  # odd sizes on purpose
 
 
-def _of_rank(rank: int) -> list[Case]:
-    n, c, space = 5, 6, _SPACE[rank]
+def of_rank(rank: int, n: int = 5, space: tuple[int, ...] | None = None) -> list[Case]:
+    """Return the norms of tensors with so many axes, six of them channels."""
+    c, space = 6, _SPACE[rank] if space is None else space
     x = (n, c, *space)
     inner = tuple(range(2, rank))
     cases = [
@@ -67,7 +68,7 @@ def _of_rank(rank: int) -> list[Case]:
 
 
 _X = (4, 6, 5, 7)
-NORMS: list[Case] = [case for rank in (2, 3, 4, 5) for case in _of_rank(rank)] + [
+NORMS: list[Case] = [case for rank in (2, 3, 4, 5) for case in of_rank(rank)] + [
     Case("layer-full-4d", "n c h w -> n", _X, _X, (1, 2, 3), (1, 2, 3), {}, affine="c h w"),
     Case("channel-4d", "n c h w -> n h w", _X, _X, (1,), (1,), {}),
     Case("everything-4d", "n c h w ->", _X, _X, (0, 1, 2, 3), (1,), {}),

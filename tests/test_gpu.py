@@ -15,7 +15,7 @@ from slabnorm.kernels.backend import choose
 from slabnorm.notation import parse
 from slabnorm.prepare import forget
 from tests import laws
-from tests.cases import CONSTANTS, DISTRIBUTIONS, LAYOUTS, NORMS, Case, draw
+from tests.cases import CONSTANTS, DISTRIBUTIONS, LAYOUTS, NORMS, Case, draw, of_rank
 
 pytest.importorskip("triton", reason="the GPU kernels need Triton")
 from slabnorm.kernels.gpu import tiling
@@ -25,6 +25,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BY_NAME = {case.name: case for case in NORMS}
+# The interpreter takes 0.2 ms an operation, however many elements that has: a quarter of the runs.
+BY_NAME |= {case.name: case for case in of_rank(4, n=3, space=(5, 6))}
 GATED = [name for name in DISTRIBUTIONS if name not in CONSTANTS]
 # Tiles so small that every loop turns: one kernel in one tile, one kernel in many, reduce, merge and apply.
 _TILES = {"SWEEP": 512, "SMALL": 64, "WHOLE": {False: 1, True: 1}}
@@ -205,7 +207,7 @@ def test_every_dtype_and_absence_of_weight_and_bias() -> None:
     y = sn.normalize(x, case.pattern, bias=zero)
     assert torch.equal(y, plain)
     y.sum().backward()
-    assert torch.equal(zero.grad, torch.full_like(zero, 5 * 9 * 10))
+    assert torch.equal(zero.grad, torch.full_like(zero, x.numel() // 6))
 
 
 @pytest.mark.parametrize("mode", ["one", "split"], indirect=True)
