@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-FORMAT = 1
-PARTS = ("layers", "small", "inference", "first_use", "training")
+FORMAT = 2
+# Of `layers` and what follows, results lie where the system puts them; `reused` is the same in freed memory.
+PARTS = ("layers", "small", "inference", "first_use", "training", "settings", "reused")
 
 
 class Record:

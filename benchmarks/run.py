@@ -15,7 +15,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import cases, first_use, runtime, tasks, training
+from benchmarks import cases, first_use, runtime, settings, tasks, training
+from benchmarks.allocator import described, keep_freed_memory
 from benchmarks.layers import measure_inference, measure_small, measure_training
 from benchmarks.machine import caches, machine, versions
 from benchmarks.page import write_page
@@ -40,7 +41,7 @@ class Options:
     budget: float | None
     path: Path
     resume: bool
-    allocator: str
+    case: cases.Case | None  # the only one to measure
 
     def __post_init__(self) -> None:
         """Refuse names that do not exist."""
@@ -91,7 +92,7 @@ def _conditions(options: Options) -> dict[str, Any]:
         "machine": machine(),
         "versions": versions(),
         "threads": torch.get_num_threads(),
-        "allocator": options.allocator,
+        "allocator": described(),
         "budget_seconds": options.seconds(0.25, 1.0),
         "quick": options.quick,
         "peers": options.peers,
@@ -103,7 +104,9 @@ def _print_conditions(console: Console, conditions: dict[str, Any]) -> None:
     sizes = ", ".join(f"{name} {size >> 10:,} KiB" for name, size in on["caches_per_core"].items())
     console.print(f"{on['cpu']}, {on['cores']} cores, {sizes}; {conditions['threads']} threads")
     console.print(", ".join(f"{name} {version}" for name, version in with_.items()))
-    console.print(f"allocator: {conditions['allocator']}")
+    console.print(
+        f"allocator: {conditions['allocator']}; in the part `reused`, keeping freed memory for all peers"
+    )
     console.print("bfloat16: weight and bias are float32; for PyTorch's RMS norm bfloat16, its faster case")
     console.print()
 
@@ -116,21 +119,42 @@ def measurements(options: Options) -> list[Measurement]:
         "inference": _inference,
         "first_use": _first_use,
         "training": _training,
+        "settings": _settings,
+        "reused": _reused,
     }
-    return [measurement for part in options.parts for measurement in makers[part](options)]
+    return [measurement for part in PARTS if part in options.parts for measurement in makers[part](options)]
 
 
 def _layers(options: Options) -> list[Measurement]:
     l2 = caches()["L2"]
-    everything = cases.quick() if options.quick else cases.full()
-    chosen = cases.select(everything, options.only, options.dtype)
 
     def measure(case: cases.Case) -> Any:
         compiled = case.name in cases.QUICK_COMPILED if options.quick else case.dtype == "float32"
         names = tuple(peer for peer in options.peers if peer != "compile" or compiled)
         return measure_training(case, names, options.seconds(0.25, 1.0), l2)
 
-    return [("layers", case.name, partial(measure, case)) for case in chosen]
+    return [("layers", case.name, partial(measure, case)) for case in _chosen(options)]
+
+
+def _reused(options: Options) -> list[Measurement]:
+    l2 = caches()["L2"]
+    names = tuple(peer for peer in options.peers if peer != "compile")
+
+    def measure(case: cases.Case) -> Any:
+        allocator = keep_freed_memory()  # for good: this part is the last
+        return {**measure_training(case, names, options.seconds(0.25, 0.7), l2), "allocator": allocator}
+
+    return [("reused", case.name, partial(measure, case)) for case in _chosen(options)]
+
+
+def _settings(options: Options) -> list[Measurement]:
+    return [("settings", name, partial(settings.measure, name)) for name in settings.settings()]
+
+
+def _chosen(options: Options) -> list[cases.Case]:
+    if options.case is not None:
+        return [options.case]
+    return cases.select(cases.quick() if options.quick else cases.full(), options.only, options.dtype)
 
 
 def _small(options: Options) -> list[Measurement]:

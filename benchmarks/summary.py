@@ -5,10 +5,11 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+from benchmarks.allocator import AS_INSTALLED
 from benchmarks.record import PARTS
 
 LARGE, LARGEST = 1_000_000, 4_000_000  # elements of the cases that ratios, and shares of the floor, count
-FORWARD_SHARE, BACKWARD_SHARE = 0.80, 0.70  # below these a case is listed
+SHARES = {"forward": 0.80, "backward": 0.75}  # below these a case is listed
 DISTURBED = 0.10  # of the cores taken by others while a case is timed
 EXACT = {"float32": 1e-3, "bfloat16": 4e-2}  # relative to float64, in the mean square
 
@@ -30,17 +31,12 @@ def share(measured: dict[str, Any], what: str) -> float | None:
 
 def summarise(content: dict[str, Any]) -> dict[str, Any]:
     """Return the summary of a record."""
-    layers = content["layers"]
-    large = {name: case for name, case in layers.items() if case["elements"] >= LARGE}
-    single = {name: case for name, case in large.items() if case["dtype"] == "float32"}
-    half = {name: case for name, case in large.items() if case["dtype"] == "bfloat16"}
+    layers, reused = content["layers"], content["reused"]
     return {
-        "float32": {peer: _ratios(single, peer) for peer in ("eager", "compile")},
-        "bfloat16": {"eager": _ratios(half, "eager")},
-        "floor": {
-            "forward": _shares(layers, "forward", FORWARD_SHARE),
-            "backward": _shares(layers, "backward", BACKWARD_SHARE),
-        },
+        "as installed": _by_dtype(layers),
+        "reused memory": _by_dtype(reused),
+        "floor": {what: _shares(reused, what, SHARES[what]) for what in SHARES},
+        "settings": _settings(content["settings"]),
         "small": {what: _slowest(content["small"], what) for what in ("forward", "both")},
         "inference": {
             peer: _ratios(content["inference"], peer, "forward")
@@ -54,11 +50,43 @@ def summarise(content: dict[str, Any]) -> dict[str, Any]:
             for name, found in content["training"].items()
             if "failed" not in found
         },
-        "copy_gb_per_second": _bandwidth(layers),
+        "copy_gb_per_second": _bandwidth(reused or layers),
         "others": _others(content),
         "inexact": _inexact(content),
         "failed": _failed(content),
     }
+
+
+def _by_dtype(cases: dict[str, Any]) -> dict[str, Any]:
+    """Return what the ratios of the large cases come to, by dtype and peer."""
+    large = {name: case for name, case in cases.items() if case["elements"] >= LARGE}
+    return {
+        dtype: {peer: _ratios(chosen, peer) for peer in ("eager", "compile")}
+        for dtype in EXACT
+        if (chosen := {name: case for name, case in large.items() if case["dtype"] == dtype})
+    }
+
+
+def _settings(measured: dict[str, Any]) -> dict[str, Any]:
+    """Return how many times as long eager takes with each setting as slabnorm with it, and as installed."""
+    plain = measured.get(AS_INSTALLED, {}).get("cases", {})
+    found = {}
+    for name, under in measured.items():
+        pairs = [(case, plain[key]) for key, case in under.get("cases", {}).items() if key in plain]
+        if pairs:
+            same = [ratio(case, "eager") for case, _ in pairs]
+            other = [_both(case, "eager") / _both(before, "slabnorm") for case, before in pairs]
+            found[name] = {
+                "cases": len(pairs),
+                "same": statistics.geometric_mean(same),
+                "as_installed": statistics.geometric_mean(other),
+                "worst": min(other),
+            }
+    return found
+
+
+def _both(measured: dict[str, Any], peer: str) -> float:
+    return measured["peers"][peer]["both"]["median"]
 
 
 def _ratios(cases: dict[str, Any], peer: str, what: str = "both") -> dict[str, Any] | None:
@@ -117,7 +145,7 @@ def _others(content: dict[str, Any]) -> dict[str, Any] | None:
     """Return how much of the cores other processes took while timing."""
     found = {
         f"{part}: {name}": share
-        for part in ("layers", "small", "inference", "training")
+        for part in ("layers", "small", "inference", "training", "reused")
         for name, measured in content[part].items()
         if (share := measured.get("others")) is not None
     }
@@ -143,7 +171,7 @@ def _inexact(content: dict[str, Any]) -> dict[str, float]:
     """Return the cases in which a peer's results differ from float64's by more than rounding."""
     return {
         f"{name}: {peer}": value
-        for part in ("layers", "small", "inference")
+        for part in ("layers", "small", "inference", "reused")
         for name, case in content[part].items()
         for peer, value in case["error"].items()
         if not value <= EXACT[case.get("dtype", "float32")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from rich import box
@@ -43,12 +44,12 @@ def _table(title: str, columns: str, left: int) -> Table:
     return table
 
 
-def layers_table(layers: dict[str, Any]) -> Table:
-    """Return the table of every training case."""
+def layers_table(where: str, layers: dict[str, Any]) -> Table:
+    """Return the table of every training case; `where`: the memory that results are written to."""
     columns = "norm|shape|layout|activation|dtype|forward\nms|both\nms|eager|compile"
     columns += "|reads|floor\nforward|floor\nbackward|saved"
     table = _table(
-        "Training: slabnorm's time, others' time for both over slabnorm's, saved tensors of both",
+        f"Training, {where}: slabnorm's time, others' time for both over slabnorm's, saved tensors of both",
         columns,
         5,
     )
@@ -139,10 +140,21 @@ def training_table(training: dict[str, Any]) -> Table:
     return table
 
 
+def settings_table(settings: dict[str, Any]) -> Table:
+    """Return the table of what users can set, from the summary."""
+    columns = "setting|cases|eager / slabnorm\nwith the same|eager / slabnorm\nas installed|worst"
+    table = _table("Settings: eager's time with each over slabnorm's, geometric means", columns, 1)
+    for name, found in settings.items():
+        ratios = (times(found[key]) for key in ("same", "as_installed", "worst"))
+        table.add_row(name, str(found["cases"]), *ratios)
+    return table
+
+
 def print_tables(console: Console, content: dict[str, Any]) -> None:
     """Print every part that was measured."""
     parts = {
-        "layers": layers_table,
+        "layers": partial(layers_table, "as installed"),
+        "reused": partial(layers_table, "in reused memory"),
         "small": small_table,
         "inference": inference_table,
         "first_use": first_use_table,
@@ -152,14 +164,19 @@ def print_tables(console: Console, content: dict[str, Any]) -> None:
         if content[part]:
             console.print(table(content[part]))
             console.print()
+    if content["summary"].get("settings"):
+        console.print(settings_table(content["summary"]["settings"]))
+        console.print()
 
 
 def print_summary(console: Console, summary: dict[str, Any]) -> None:
     """Print what the measurements come to."""
     console.print("[bold]Summary[/]")
-    for dtype in ("float32", "bfloat16"):
-        for peer, found in summary[dtype].items():
-            _print_ratios(console, f"{dtype}, 1M elements and more, forward + backward, {peer}", found)
+    for where in ("as installed", "reused memory"):
+        for dtype, peers in summary[where].items():
+            for peer, found in peers.items():
+                title = f"{where}, {dtype}, 1M elements and more, forward + backward, {peer}"
+                _print_ratios(console, title, found)
     for peer, found in summary["inference"].items():
         _print_ratios(console, f"eval mode, forward, {peer}", found)
     for what, found in summary["floor"].items():

@@ -13,12 +13,12 @@ from slabnorm import operators
 from slabnorm.errors import OptionError, ShapeError, StatisticsError
 from slabnorm.kernels import eager
 from slabnorm.kernels.activations import ACTIVATIONS, check_activation
-from slabnorm.kernels.backend import Backend, choose, plain
+from slabnorm.kernels.backend import Backend, choose
 from slabnorm.kernels.call import Call, Found, FoundTensors, Given, Statistics, restored, unchanged
 from slabnorm.mergeable_moments import Moments
 from slabnorm.notation import Pattern, parse, parse_uncached
 from slabnorm.prepare import Bound, bind, check_fits
-from slabnorm.tracing import readable, traced
+from slabnorm.tracing import plain, readable, traced
 
 
 def moments(x: Tensor, pattern: str | Pattern, /, **sizes: int) -> Moments:

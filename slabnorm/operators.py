@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from slabnorm.kernels import eager
-from slabnorm.kernels.backend import may_run_on_gpu, plain
+from slabnorm.kernels.backend import may_run_on_gpu
 from slabnorm.kernels.call import Call, Given, Statistics, check_shapes
 from slabnorm.notation import Item, Pattern, parse, product
 from slabnorm.prepare import Bound, find
 from slabnorm.slab import plan
+from slabnorm.tracing import plain
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

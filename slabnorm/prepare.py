@@ -10,12 +10,12 @@ from torch import Tensor
 
 from slabnorm.errors import DeviceError, DtypeError, ShapeError
 from slabnorm.kernels import backend as backends
-from slabnorm.kernels.backend import Backend, choose, plain
+from slabnorm.kernels.backend import Backend, choose
 from slabnorm.kernels.call import Kind
 from slabnorm.kernels.memory_format import order_of
 from slabnorm.notation import Item, Pattern
 from slabnorm.slab import Slab, plan
-from slabnorm.tracing import traced
+from slabnorm.tracing import plain, traced
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _KEPT = 512  # bound calls of different kinds that are remembered

@@ -1,4 +1,4 @@
-"""Whether torch records a call instead of running it, and whether the values of a tensor can be read."""
+"""Whether torch records a call instead of running it, and what can be known of a tensor."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+_TENSORS = (Tensor, torch.nn.Parameter)
 _MODES = torch._C._TorchDispatchModeKey
 _RECORDERS = (_MODES.FAKE, _MODES.PROXY, _MODES.FUNCTIONAL)
 
@@ -28,6 +29,21 @@ def traced() -> bool:
 
 def _recording() -> bool:
     return any(torch._C._get_dispatch_mode(key) is not None for key in _RECORDERS)
+
+
+def plain(x: Tensor) -> bool:
+    """Return whether a tensor is memory and strides, and nothing else."""
+    # Batched gradients arrive as tensors of tensors (torch.func, or is_grads_batched); a lazily negated
+    # tensor shares its memory with the original.
+    return (
+        type(x) in _TENSORS
+        and x.layout is torch.strided
+        and not x.is_nested
+        and not x.is_neg()
+        and not x._is_zerotensor()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+        and not torch._C._functorch.is_legacy_batchedtensor(x)
+    )
 
 
 def readable(t: Tensor) -> bool:

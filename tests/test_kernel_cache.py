@@ -127,7 +127,8 @@ def test_kernels_of_other_sources_have_files_of_their_own(folder: Path, tmp_path
     source.write_text(source.read_text().replace("= 1.0 / np.sqrt", "= 7.0 / np.sqrt"))
 
     def run(before: str = "") -> str:
-        command = [sys.executable, "-W", "ignore", "-c", before + OTHER]
+        # -B: Python would leave its own compiled modules torn under the limit.
+        command = [sys.executable, "-B", "-W", "ignore", "-c", before + OTHER]
         return subprocess.run(command, cwd=copy, capture_output=True, text=True, check=True).stdout
 
     compile_use()
@@ -163,11 +164,12 @@ def test_sources_are_those_of_a_package_or_of_some_of_its_modules(tmp_path, monk
 def small_files_only() -> Iterator[None]:
     import resource
 
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before, sys.dont_write_bytecode = resource.getrlimit(resource.RLIMIT_FSIZE), True  # or modules are torn
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
     try:
         yield
     finally:
+        sys.dont_write_bytecode = False
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 

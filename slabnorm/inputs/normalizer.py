@@ -15,6 +15,7 @@ from slabnorm.inputs.quantile_sample import rank_error
 from slabnorm.inputs.record import Record
 from slabnorm.inputs.schemes import Scheme
 from slabnorm.inputs.sketch import Sketch
+from slabnorm.kernels.huge_pages import empty_like, numbers_only
 from slabnorm.mergeable_moments import FIELDS, Moments
 from slabnorm.notation import Pattern, parse
 
@@ -234,7 +235,7 @@ class InputNorm(nn.Module):
         """
         work, out = self._dtypes(x)
         shift, low, scale = self._values(work, x.dim())
-        y = normalise(x.to(work) - shift, low, scale, self._target)
+        y = normalise(_difference(x, shift, work), low, scale, self._target)
         if self._clip is not None:
             y = y.clamp_(*self._clip)
         return y.to(out)
@@ -248,7 +249,8 @@ class InputNorm(nn.Module):
         """
         work, out = self._dtypes(y)
         shift, low, scale = self._values(work, y.dim())
-        return denormalise(y.to(work) - self._target[1], shift, low, scale, self._target).to(out)
+        difference = _difference(y, self._target[1], work)
+        return denormalise(difference, shift, low, scale, self._target).to(out)
 
     def fold_into(self, layer: nn.Module) -> nn.Module:
         """Return a layer that takes raw data and computes `layer(norm(x))` at no extra cost.
@@ -397,6 +399,18 @@ class InputNorm(nn.Module):
         low = (self.shift - shift.double() + self.shift_low).to(work)
         spread = self._features.spread
         return spread(shift, rank), spread(low, rank), spread(self.scale.to(work), rank)
+
+
+def _difference(x: Tensor, shift: Tensor | float, dtype: torch.dtype) -> Tensor:
+    """Return x - shift, computed in a dtype; in huge pages where they pay."""
+    if not numbers_only(dtype, x, shift):
+        return x.to(dtype) - shift
+    y = empty_like(x, dtype)
+    if x.dtype == dtype:
+        return torch.sub(x, shift, out=y)
+    y.copy_(x)
+    y -= shift
+    return y
 
 
 def _check_state(given: dict[str, Tensor], prefix: str) -> None:

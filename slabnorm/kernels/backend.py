@@ -18,6 +18,7 @@ from slabnorm.errors import KernelWarning, OptionError
 from slabnorm.kernels import eager
 from slabnorm.kernels.call import Call, Found, FoundTensors, Statistics
 from slabnorm.slab import Slab
+from slabnorm.tracing import plain
 
 Name = Literal["cpu", "gpu", "eager"]
 
@@ -61,7 +62,6 @@ class Backend(Protocol):
         """Return what a forward has normalised with."""
 
 
-_TENSORS = (Tensor, torch.nn.Parameter)
 _WIDE = (torch.float32, torch.float64)
 _TRITON = torch.version.hip is None and find_spec("triton") is not None  # for NVIDIA's GPUs
 forced: Name | None = None  # the backend of the latest block of `using` that has not ended
@@ -174,21 +174,6 @@ def _starts(device: torch.device) -> bool:
         )
         return False
     return True
-
-
-def plain(x: Tensor) -> bool:
-    """Return whether a tensor is memory and strides, and nothing else."""
-    # Batched gradients arrive as tensors of tensors (torch.func, or is_grads_batched); a lazily negated
-    # tensor shares its memory with the original.
-    return (
-        type(x) in _TENSORS
-        and x.layout is torch.strided
-        and not x.is_nested
-        and not x.is_neg()
-        and not x._is_zerotensor()
-        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
-        and not torch._C._functorch.is_legacy_batchedtensor(x)
-    )
 
 
 def _simple(t: Tensor | None) -> bool:

@@ -6,13 +6,14 @@ and every double backward.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from slabnorm.kernels.activations import ACTIVATIONS, PASSED
 from slabnorm.kernels.call import Call, Found, FoundTensors, Statistics
+from slabnorm.kernels.huge_pages import empty_like, numbers_only
 from slabnorm.slab import Slab
 
 NAME = "eager"
@@ -88,16 +89,19 @@ def backward(
     dresidual = g.reshape(x.shape) if need_residual else None
     if need_x:
         if weight is not None:
-            g = g * slab.affine.spread(weight.double())
+            g = _op(torch.mul, g, slab.affine.spread(weight.double()))
         if call.given is None:
             g_mean = _sum(g, slab.pooled) / slab.count if call.center else 0.0
             g = g - g_mean - z * (_sum(g * z, slab.pooled) / slab.count)
-        g = (g * slab.kept.spread(stats.rstd)).reshape(x.shape)
+        g = _op(torch.mul, g, slab.kept.spread(stats.rstd)).reshape(x.shape)
     of_residual = x if residual is None else residual  # not kept where it has x's dtype and no activation
     owners = zip(
         (g if need_x else None, dweight, dbias, dresidual), (x, weight, bias, of_residual), strict=True
     )
-    return tuple(None if t is None or owner is None else t.to(owner.dtype) for t, owner in owners)
+    return tuple(
+        t if t is None or owner is None or t.dtype == owner.dtype else _copied(t, owner.dtype)
+        for t, owner in owners
+    )
 
 
 def differentiable_backward(
@@ -168,22 +172,32 @@ def _affine(
 ) -> Tensor:
     """Return the pre-activation, split and in float64."""
     if weight is not None:
-        z = z * slab.affine.spread(weight.double())
+        z = _op(torch.mul, z, slab.affine.spread(weight.double()))
     if bias is not None:
-        z = z + slab.affine.spread(bias.double())
-    return z if residual is None else z + _wide(residual, slab)
+        z = _op(torch.add, z, slab.affine.spread(bias.double()))
+    return z if residual is None else _op(torch.add, z, _wide(residual, slab))
 
 
 def _activated(p: Tensor, x: Tensor, call: Call) -> Tensor:
     # In float64, and rounded once. A copy even of float64: autograd lets nobody change a function's result in
     # place (`y += r`) that is a view.
     y = p if call.activation is None else ACTIVATIONS[call.activation](p)
-    return y.reshape(x.shape).to(x.dtype, copy=True)
+    return _copied(y.reshape(x.shape), x.dtype)
 
 
 def _wide(x: Tensor, slab: Slab) -> Tensor:
     # Splitting axes is a view for any strides.
-    return x.reshape(slab.split).double()
+    parts = x.reshape(slab.split)
+    return parts if parts.dtype == torch.float64 else _copied(parts, torch.float64)
+
+
+def _copied(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return empty_like(x, dtype).copy_(x) if numbers_only(dtype, x) else x.to(dtype, copy=True)
+
+
+def _op(operation: Callable[..., Tensor], x: Tensor, y: Tensor) -> Tensor:
+    """Return operation(x, y) of two float64 tensors, of which y is broadcast."""
+    return operation(x, y, out=empty_like(x)) if numbers_only(x.dtype, x, y) else operation(x, y)
 
 
 def _sum(x: Tensor, dims: tuple[int, ...]) -> Tensor:
@@ -207,7 +221,7 @@ def _spread_statistics(wide: Tensor, slab: Slab) -> tuple[Tensor, Tensor, Tensor
 
 def _normalised(x: Tensor, slab: Slab, stats: Statistics) -> Tensor:
     spread = slab.kept.spread
-    centred = _wide(x, slab) - spread(stats.mean)
+    centred = _op(torch.sub, _wide(x, slab), spread(stats.mean))
     if stats.low is not None:
-        centred = centred - spread(stats.low)
-    return centred * spread(stats.rstd)
+        centred = _op(torch.sub, centred, spread(stats.low))
+    return _op(torch.mul, centred, spread(stats.rstd))

@@ -429,6 +429,7 @@ def test_a_full_disk(suffix, digits, wine, monkeypatch):
             patch.setattr(os, step, full)
             with pytest.raises(OptionError, match=r"No space left|Cannot write"):
                 apply(norm, source, f"y.{suffix}")
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # or modules are left torn
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
     try:

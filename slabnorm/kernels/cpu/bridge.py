@@ -15,6 +15,7 @@ from slabnorm.kernels.cpu.activations import PIECEWISE
 from slabnorm.kernels.cpu.addressing import LOW, M2, MEAN, RSTD, SHIFT
 from slabnorm.kernels.cpu.elements import HAS_FLOAT16
 from slabnorm.kernels.cpu.plans import Plan, Plans, constant
+from slabnorm.kernels.huge_pages import empty_like
 from slabnorm.kernels.layout import find_placement
 from slabnorm.slab import Axes, Slab
 
@@ -84,9 +85,9 @@ def _forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, call: Call, write: bool
 ) -> tuple[Tensor, np.ndarray]:
     plan = call.plans.find(x, weight, bias, residual, call, back=False, write=write)
-    y = x if not write or _taken(x, weight, bias, residual, call, plan) else torch.empty_like(x)
+    y = x if not write or _taken(x, weight, bias, residual, call, plan) else empty_like(x)
     if plan.copied:
-        x = x.clone(memory_format=torch.preserve_format)
+        x = _like(x, x)
     if residual is not None and residual.stride() != plan.strides:
         residual = _like(residual, y)
     stats = np.empty((5, call.slab.slabs))
@@ -121,11 +122,11 @@ def backward(
     if dy.stride() != plan.strides or dy.dtype != x.dtype:
         dy = _like(dy, x)
     if plan.copied:
-        x = x.clone(memory_format=torch.preserve_format)
+        x = _like(x, x)
     if residual is not None and residual.stride() != plan.strides:
         residual = _like(residual, x)
-    dx = torch.empty_like(x) if write else None
-    dresidual = torch.empty_like(x) if inner else None
+    dx = empty_like(x) if write else None
+    dresidual = empty_like(x) if inner else None
     wide_weight, wide_bias = _cast(weight, plan.weight, 1, plan), _cast(bias, plan.bias, 0, plan)
     x_at, residual_at, weight_at, bias_at, dy_at = (
         x.data_ptr(), _address(residual), wide_weight.data_ptr(), wide_bias.data_ptr(), dy.data_ptr(),
@@ -218,7 +219,7 @@ def _use(given: Given, stats: np.ndarray, eps: float) -> None:
 
 
 def _like(t: Tensor, x: Tensor) -> Tensor:
-    return torch.empty_like(x).copy_(t)
+    return empty_like(x).copy_(t)
 
 
 def _gathered(values: np.ndarray, axes: Axes) -> Tensor:

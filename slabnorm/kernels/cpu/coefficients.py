@@ -79,7 +79,7 @@ def narrow(stats, slab):
 # are constant (`each` is None) they go into scale and offset: p = scale * (x - shift) + offset.
 
 Affine = namedtuple("Affine", "shift scale offset")
-Gradient = namedtuple("Gradient", "shift scale offset slope intercept")
+Gradient = namedtuple("Gradient", "affine slope intercept")
 
 
 @inlined
@@ -146,10 +146,9 @@ def line_of(rstd, low, c1, c2):
 @inlined
 def gradient(fast, each, tensors, j, stats, slab, c1, c2):
     """Return the coefficients of a run's gradient: in float32, or in float64 where `fast` is None."""
-    shift, low = shift_of(stats, slab, fast is not None)
-    scale, offset = folded(each, tensors, j, stats[RSTD, slab], low)
+    _, low = shift_of(stats, slab, fast is not None)
     d, e = line_of(stats[RSTD, slab], low, c1, c2)
-    return Gradient(real(fast, shift), real(fast, scale), real(fast, offset), real(fast, d), real(fast, e))
+    return Gradient(affine(fast, each, tensors, j, stats, slab), real(fast, d), real(fast, e))
 
 
 @inlined

@@ -552,7 +552,7 @@ def _write_pieces_backward(code, each, layout, task, first, last, tensors, of, b
     block, lo, hi = bounds(layout, task)
     n, one_room, also, tile = hi - lo, data(buffers[0], 0), data(buffers[1], 0), layout.tile
     shift, scale, offset = data(of, 0), data(of, tile), data(of, 2 * tile)
-    gradient = Gradient(shift, scale, offset, data(of, 3 * tile), data(of, 4 * tile))
+    gradient = Gradient(Affine(shift, scale, offset), data(of, 3 * tile), data(of, 4 * tile))
     # From the last piece to the first: what was summed last is still in the caches.
     for piece in range(last - 1, first - 1, -1):
         start, end = runs_of(layout, piece)

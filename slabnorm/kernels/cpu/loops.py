@@ -200,11 +200,11 @@ def back_columns_weighted(code, n, tensors, affine, s1, s2):
 def _backward_block(code, n, tensors, dx, dresidual, gradient):
     widely(code)
     for i in range(n):
-        apart = _apart(tensors, i, gradient)
-        dp = _through(code, tensors, i, apart, gradient)
+        apart = _apart(tensors, i, gradient.affine)
+        dp = _through(code, tensors, i, apart, gradient.affine)
         store(dresidual, i, dp)
         line = at(gradient.slope, i) * apart + at(gradient.intercept, i)
-        store(dx, i, times(tensors.weight, i, at(gradient.scale, i) * dp) + line)
+        store(dx, i, times(tensors.weight, i, at(gradient.affine.scale, i) * dp) + line)
 
 
 @_loop

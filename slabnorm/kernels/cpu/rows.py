@@ -52,6 +52,10 @@ from slabnorm.kernels.cpu.llvm import ahead, data, fence, record, room, stream
 from slabnorm.kernels.cpu.loops import BLOCK
 from slabnorm.kernels.layout import CHUNK, LAYOUT
 
+# No elements held back. Numba compiles all that a literal 0 is passed to, and then anew for other numbers: a
+# seventh of a kernel's time.
+NONE = np.int64(0)
+
 # Forward.
 #
 # A *lane* is a block being worked on. Where there are many lanes, each thread takes some, and does every step
@@ -147,7 +151,7 @@ def _write(code, each, fast, layout, block, run, start, n, tensors, stats, buffe
     here = forward_ahead(layout, tensors, block, run, start, weight, bias)
     if to != end:
         stream(ahead(tensors.out, end - held), data(buffer, 0), held)
-        held = 0
+        held = NONE
     if fast is not None and narrow(stats, slab):
         of32 = affine(1, each, tensors, j, stats, slab)
         held = loops.forward(code, n, here, data(buffer, 0), past, held, of32)
@@ -162,7 +166,7 @@ def _forward_lanes(code, each, fast, call, layout, lo, hi, tensors, stats, sums,
     if call.own:
         _reduce_lanes(fast, call, layout, lo, hi, tensors.x, sums, stats)
     # From the last run to the first: what was summed last is still in the cache.
-    run, held, end, n = (layout.runs1 - 1, layout.runs0 - 1), 0, 0, layout.run
+    run, held, end, n = (layout.runs1 - 1, layout.runs0 - 1), NONE, NONE, layout.run
     past = call.past
     for _ in range(layout.runs1 * layout.runs0 * call.write):
         block = block_of(layout, lo)
@@ -235,7 +239,9 @@ def _share_write(code, each, fast, call, layout, unit, tensors, stats):
     """Write the output of one chunk."""
     (lane, run, chunk), buffer = unit_of(layout, unit), room(tensors.out, BLOCK)
     (start, n), block, past = chunk_of(layout, chunk), block_of(layout, lane), call.past
-    held, end = _write(code, each, fast, layout, block, run, start, n, tensors, stats, buffer, past, 0, 0)
+    held, end = _write(
+        code, each, fast, layout, block, run, start, n, tensors, stats, buffer, past, NONE, NONE
+    )
     stream(ahead(tensors.out, end - held), data(buffer, 0), held)
     fence()
 
@@ -340,7 +346,7 @@ def _write_backward(
     one, two = data(buffers[0], 0), data(buffers[1], 0)
     if to != end:
         _release(tensors, buffers, held, end)
-        held = 0
+        held = NONE
     if fast is not None and narrow(stats, slab):
         of32 = gradient(1, each, tensors, j, stats, slab, *means)
         held = loops.backward(code, n, here, one, two, past, held, of32)
@@ -365,7 +371,7 @@ def _backward_lanes(code, fast, call, layout, lo, hi, tensors, stats, cells, sum
                     p, q = _sum_chunk(code, fast, layout, block, (r1, r0), chunk, tensors, stats)
                     add_sums(layout, lane, block, (r1, r0), p, q, tensors.weight, cells, sums, lane - lo)
                 block = next_block(layout, block)
-    run, held, end, n = (layout.runs1 - 1, layout.runs0 - 1), 0, 0, layout.run
+    run, held, end, n = (layout.runs1 - 1, layout.runs0 - 1), NONE, NONE, layout.run
     for _ in range(layout.runs1 * layout.runs0 * call.write):
         block = block_of(layout, lo)
         for lane in range(hi - lo):
@@ -381,8 +387,8 @@ def _backward_lanes(code, fast, call, layout, lo, hi, tensors, stats, cells, sum
 @inlined
 def _backward_each(code, fast, call, layout, lo, hi, tensors, stats, cells, sums, buffers):
     """Do every step of some lanes, one by one; gradients of weight and bias are float32 at first."""
-    chunks, block, run, held, end, n = chunks_of(layout), block_of(layout, lo), (0, 0), 0, 0, layout.run
-    past = call.past
+    chunks, block, run, n, past = chunks_of(layout), block_of(layout, lo), (0, 0), layout.run, call.past
+    held, end = NONE, NONE
     for _ in range(lo, hi):
         s1, s2 = 0.0, 0.0
         for chunk in range(chunks):
@@ -457,7 +463,7 @@ def _share_write_backward(code, each, fast, call, layout, unit, tensors, stats, 
     buffers = room(tensors.dx, BLOCK), room(tensors.dresidual, BLOCK)
     means = constants(layout.count, sums[0, lane], sums[1, lane], call)
     held, end = _write_backward(
-        code, each, fast, layout, block, run, start, n, tensors, stats, means, buffers, past, 0, 0
+        code, each, fast, layout, block, run, start, n, tensors, stats, means, buffers, past, NONE, NONE
     )
     _release(tensors, buffers, held, end)
     fence()
