@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from slabnorm.errors import KernelWarning, OptionError
-from slabnorm.kernels import eager
+from slabnorm.kernels import eager, memory_format
 from slabnorm.kernels.call import Call, Found, FoundTensors, Statistics
 from slabnorm.slab import Slab
-from slabnorm.tracing import plain
+from slabnorm.tracing import plain, traced
 
 Name = Literal["cpu", "gpu", "eager"]
 
@@ -121,6 +121,16 @@ def choose(
         if plans is not None:
             return backend, plans
     return eager, eager.bind(x, slab)
+
+
+def dense(x: Tensor, order: torch.memory_format) -> Tensor:
+    """Return `x.contiguous(memory_format=order)`, also under vmap."""
+    if traced() or not plain(x) or x.device.type != "cpu" or forced not in (None, "cpu") or _forked:
+        return memory_format.dense(x, order)
+    from slabnorm.kernels.cpu.memory_order import Dense
+
+    y: Tensor = Dense.apply(x, order)
+    return y
 
 
 def _backend_of(x: Tensor) -> Backend:

@@ -59,9 +59,11 @@ def numbers_only(dtype: torch.dtype, *of: Tensor | float) -> bool:
     return largest * dtype.itemsize >= _LEAST
 
 
-def empty_like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+def empty_like(
+    x: Tensor, dtype: torch.dtype | None = None, order: torch.memory_format = torch.preserve_format
+) -> Tensor:
     """Return `torch.empty_like(x)`, in huge pages if it is large."""
-    y = torch.empty_like(x, dtype=dtype)
+    y = torch.empty_like(x, dtype=dtype, memory_format=order)
     if y.nbytes >= _LEAST:
         advise(y)
     return y

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from slabnorm.errors import PatternError, ShapeError, SlabError
 from slabnorm.functional import check_eps, run
 from slabnorm.kernels.activations import check_activation
-from slabnorm.kernels.memory_format import dense, suggested
+from slabnorm.kernels.backend import dense
+from slabnorm.kernels.memory_format import suggested
 from slabnorm.nn.diagnostics import name_of, root_of, user_line
 from slabnorm.nn.running_stats import RunningStatistics, held
 from slabnorm.notation import Pattern, parse

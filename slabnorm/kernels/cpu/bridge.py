@@ -14,6 +14,7 @@ from slabnorm.kernels.cpu import compiled
 from slabnorm.kernels.cpu.activations import PIECEWISE
 from slabnorm.kernels.cpu.addressing import LOW, M2, MEAN, RSTD, SHIFT
 from slabnorm.kernels.cpu.elements import HAS_FLOAT16
+from slabnorm.kernels.cpu.memory_order import copy
 from slabnorm.kernels.cpu.plans import Plan, Plans, constant
 from slabnorm.kernels.huge_pages import empty_like
 from slabnorm.kernels.layout import find_placement
@@ -219,7 +220,7 @@ def _use(given: Given, stats: np.ndarray, eps: float) -> None:
 
 
 def _like(t: Tensor, x: Tensor) -> Tensor:
-    return empty_like(x).copy_(t)
+    return copy(t, empty_like(x))
 
 
 def _gathered(values: np.ndarray, axes: Axes) -> Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numba import types
 
-from slabnorm.kernels.cpu import columns, launch, rows, running_stats
+from slabnorm.kernels.cpu import columns, launch, rows, running_stats, transpose
 from slabnorm.kernels.cpu.activations import CODES
 from slabnorm.kernels.cpu.addressing import CALL
 from slabnorm.kernels.cpu.kernel_cache import Build, compile_address, compile_function, flag
@@ -76,6 +76,12 @@ def drive() -> tuple[Callable[..., None], np.ndarray]:
     work = compile_address(_WORK, launch.work_kernel)
     team = np.array([work, *(launch.pool() or (0, 0, 0))], dtype=np.int64)
     return compile_function(_DRIVER, launch.drive_kernel), team
+
+
+@cache
+def turn(itemsize: int) -> int:
+    """Return the address of the compiled `transpose.turn`, for elements of so many bytes."""
+    return compile_address(_KERNEL, transpose.turn_kernel, {2: np.int16, 4: np.int32, 8: np.int64}[itemsize])
 
 
 @cache
