@@ -38,8 +38,10 @@ TASK, START, SUM, MERGE, FINISH, WRITE, ADD_UP = 0, 1, 2, 5, 8, 9, 10
 
 # The tensors of a forward and of a backward: pointers to their starts, or to some element of each. None is a
 # tensor that is not there; weight and bias are numbers where they are the same all along a run of columns.
+# `kept` is where the first sweep of a backward leaves the gradient at the pre-activation for the second, if
+# an activation costs more than that: the residual's gradient, which it is, or dx, which takes its place.
 Forward = namedtuple("Forward", "x residual out weight bias")
-Backward = namedtuple("Backward", "dy x residual dx dresidual weight bias")
+Backward = namedtuple("Backward", "dy x residual dx dresidual weight bias kept")
 # Rows of the statistics of a forward: mean and sum of squared deviations of each slab, then what it is
 # normalised with: z = ((x - SHIFT) - LOW) * RSTD.
 MEAN, M2, SHIFT, RSTD, LOW = range(5)
@@ -66,12 +68,19 @@ def of_forward(call, dtype, affine, fused):
 
 
 @inlined
-def of_backward(call, dtype, affine, fused, inner):
-    """Return the tensors of a backward; `inner`: None or 1, whether the residual's gradient is written."""
+def of_backward(call, dtype, affine, fused, inner, keeps):
+    """Return the tensors of a backward.
+
+    `inner`: None or 1, whether the residual's gradient is written; `keeps`: None or 1, whether the gradient
+    at the pre-activation is kept between the sweeps.
+    """
     dy, x, dx = pointer(call.dy, dtype), pointer(call.x, dtype), pointer(call.dx, dtype)
-    residual, dresidual = memory(fused, call.residual, dtype), memory(inner, call.dresidual, dtype)
+    residual = memory(fused, call.residual, dtype)
     weight, bias = pointer(call.weight, affine), pointer(call.bias, affine)
-    return Backward(dy, x, residual, dx, dresidual, weight, bias)
+    if keeps is None:
+        return Backward(dy, x, residual, dx, memory(inner, call.dresidual, dtype), weight, bias, None)
+    kept = call.dx if inner is None else call.dresidual
+    return Backward(dy, x, residual, dx, None, weight, bias, pointer(kept, dtype))
 
 
 @inlined
@@ -146,8 +155,8 @@ def backward_ahead(layout, tensors, block, run, start, weight, bias):
     """Return the tensors from an element of a run on, with the weight and bias of that place."""
     x, out = start_of(layout.x, block, run) + start, start_of(layout.out, block, run) + start
     residual, dresidual = ahead(tensors.residual, out), ahead(tensors.dresidual, out)
-    dx = ahead(tensors.dx, out)
-    return Backward(ahead(tensors.dy, out), ahead(tensors.x, x), residual, dx, dresidual, weight, bias)
+    dy, dx, kept = ahead(tensors.dy, out), ahead(tensors.dx, out), ahead(tensors.kept, out)
+    return Backward(dy, ahead(tensors.x, x), residual, dx, dresidual, weight, bias, kept)
 
 
 @serial

@@ -651,17 +651,17 @@ def _cells(each, call, layout):
     return addressing.cells(call, (blocks * tiles(layout), 2, layout.runs1 * layout.runs0))
 
 
-def backward_kernel(shared, dtype, affine_dtype, code, each, fast, fused, inner):
+def backward_kernel(shared, dtype, affine_dtype, code, each, fast, fused, inner, keeps):
     """Return the backward of a columns layout as plain Python, to be compiled.
 
     `shared`: whether all threads share every task; `fused`: None or 1, a residual; `inner`: None or 1,
-    whether its gradient is written.
+    whether its gradient is written; `keeps`: None or 1, whether the gradient at the pre-activation is kept.
     """
 
     def columns_backward(phase, i, address):
         call = record(address, CALL)
         layout = record(call.layout, LAYOUT)
-        tensors, stats = of_backward(call, dtype, affine_dtype, fused, inner), statistics(call)
+        tensors, stats = of_backward(call, dtype, affine_dtype, fused, inner, keeps), statistics(call)
         cells = _cells(each, call, layout)
         if phase == TASK:
             _backward_task(code, each, fast, call, layout, i, tensors, stats, cells)
@@ -671,7 +671,7 @@ def backward_kernel(shared, dtype, affine_dtype, code, each, fast, fused, inner)
     def columns_backward_shared(phase, i, address):
         call = record(address, CALL)
         layout = record(call.layout, LAYOUT)
-        tensors, stats = of_backward(call, dtype, affine_dtype, fused, inner), statistics(call)
+        tensors, stats = of_backward(call, dtype, affine_dtype, fused, inner, keeps), statistics(call)
         tasks, between, tile = layout.blocks1 * layout.blocks0 * tiles(layout), pieces(layout), layout.tile
         cells = _cells(each, call, layout)
         narrows, of = work(call, 0, (tasks,)), work(call, tasks, (tasks, 5, tile))

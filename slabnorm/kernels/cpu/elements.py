@@ -18,7 +18,6 @@ from slabnorm.kernels.cpu.llvm import overload, read, read_back, write
 # torch has no array of 16-bit floats that Numba knows: bfloat16 comes as int16, float16 as uint16.
 # Where the processor cannot convert float16 itself, LLVM would call a function that is not there.
 HAS_FLOAT16 = bool(binding.get_host_cpu_features().get("f16c"))
-_MOVE = 1.5 * 2**23  # a float32 of less than 2^22 plus this has no fraction
 
 
 @intrinsic
@@ -59,23 +58,6 @@ def _to_float16(context, value):
         return builder.bitcast(builder.fptrunc(args[0], ir.HalfType()), ir.IntType(16))
 
     return types.uint16(types.float32), build
-
-
-@intrinsic
-def nearest_power(context, x):
-    """Return a float32 of -126 to 127 rounded to an integer, and 2 to the power of that.
-
-    The integer is in the lowest bits of the sum. Flags that let LLVM reassociate stay off.
-    """
-
-    def build(context, builder, signature, args):
-        f32, i32 = ir.FloatType(), ir.IntType(32)
-        moved = builder.fadd(args[0], f32(_MOVE))
-        exponent = builder.shl(builder.bitcast(moved, i32), i32(23))
-        power = builder.bitcast(builder.add(exponent, i32(127 << 23)), f32)
-        return context.make_tuple(builder, signature.return_type, (builder.fsub(moved, f32(_MOVE)), power))
-
-    return types.UniTuple(types.float32, 2)(types.float32), build
 
 
 def load(u: Any, i: Any, like: Any) -> Any:

@@ -14,11 +14,14 @@ offset. Sums are taken in float32 over at most BLOCK elements, and added up in f
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numba import types
 
 from slabnorm.kernels.cpu.activations import activate, passes, widely
 from slabnorm.kernels.cpu.elements import add_to, added, at, load, plus, store, times, type_of
-from slabnorm.kernels.cpu.llvm import INNER, ahead, njit, stream, to_line
+from slabnorm.kernels.cpu.llvm import INNER, ahead, njit, overload, stream, to_line
 
 BLOCK = 1024
 
@@ -102,8 +105,21 @@ def forward(code, n, tensors, buffer, past, held, affine):
 
 @_loop
 def _through(code, tensors, i, apart, affine):
-    # The gradient at the pre-activation.
-    return load(tensors.dy, i, affine.shift) * passes(code, _before(tensors, i, apart, affine))
+    # The gradient at the pre-activation, left for the second sweep where that takes it from memory.
+    dp = load(tensors.dy, i, affine.shift) * passes(code, _before(tensors, i, apart, affine))
+    store(tensors.kept, i, dp)
+    return dp
+
+
+def _kept(code: Any, tensors: Any, i: Any, apart: Any, affine: Any) -> Any:
+    """Return the gradient at the pre-activation, as the first sweep has left it or computed once more."""
+
+
+@overload(_kept)
+def _kept_or_not(code, tensors, i, apart, affine):
+    if isinstance(tensors.types[tensors.fields.index("kept")], types.NoneType):
+        return lambda code, tensors, i, apart, affine: _through(code, tensors, i, apart, affine)
+    return lambda code, tensors, i, apart, affine: load(tensors.kept, i, affine.shift)
 
 
 @_loop
@@ -201,7 +217,7 @@ def _backward_block(code, n, tensors, dx, dresidual, gradient):
     widely(code)
     for i in range(n):
         apart = _apart(tensors, i, gradient.affine)
-        dp = _through(code, tensors, i, apart, gradient.affine)
+        dp = _kept(code, tensors, i, apart, gradient.affine)
         store(dresidual, i, dp)
         line = at(gradient.slope, i) * apart + at(gradient.intercept, i)
         store(dx, i, times(tensors.weight, i, at(gradient.affine.scale, i) * dp) + line)

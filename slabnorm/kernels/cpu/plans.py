@@ -40,6 +40,7 @@ class Plan(NamedTuple):
         copied: whether it takes a dense copy of x.
         strides: of the output, and so of what else has x's shape.
         affine: the dtype of weight and bias.
+        keeps: whether a backward needs the memory of dx, whether dx is asked for or not.
         weight, bias: what stands for them in a call that has none; None where it is too large to be kept.
     """
 
@@ -54,6 +55,7 @@ class Plan(NamedTuple):
     copied: bool
     strides: tuple[int, ...]
     affine: torch.dtype
+    keeps: bool
     weight: Tensor | None
     bias: Tensor | None
 
@@ -100,13 +102,14 @@ class Plans:
             record["layout"], record["group"] = numbers.ctypes.data, axes.ctypes.data
             record["axes"], record["slabs"] = len(axes), self.slab.slabs
             record["own"], record["center"], record["write"], record["again"] = own, call.center, write, again
-            record["past"] = _past(layout, x)
+            keeps = back and kernel.keeps
+            record["past"] = _past(layout, x) and (not keeps or inner)  # what was kept in dx is in the caches
             n = layout.parameters
             one, zero = (constant(n, value, affine) if n <= _SMALL else None for value in (1, 0))
             work = _work(layout) if shared else 0
             plan = self.kept[key] = Plan(
                 address, phases, record, threads, work, _cells(layout), layout, (numbers, axes),
-                self.memory.copied, self.memory.strides, affine, one, zero,
+                self.memory.copied, self.memory.strides, affine, keeps and not inner, one, zero,
             )  # fmt: skip
         return plan
 

@@ -489,17 +489,17 @@ def _cells(each, call, layout):
     return addressing.cells(call, (1, (lanes + layout.lanes - 1) // layout.lanes, 2 * layout.run))
 
 
-def backward_kernel(shared, dtype, affine_dtype, code, each, fast, fused, inner):
+def backward_kernel(shared, dtype, affine_dtype, code, each, fast, fused, inner, keeps):
     """Return the backward of a rows layout as plain Python, to be compiled.
 
     `shared`: whether all threads share every task; `fused`: None or 1, a residual; `inner`: None or 1,
-    whether its gradient is written.
+    whether its gradient is written; `keeps`: None or 1, whether the gradient at the pre-activation is kept.
     """
 
     def rows_backward(phase, i, address):
         call = record(address, CALL)
         layout = record(call.layout, LAYOUT)
-        tensors, stats = of_backward(call, dtype, affine_dtype, fused, inner), statistics(call)
+        tensors, stats = of_backward(call, dtype, affine_dtype, fused, inner, keeps), statistics(call)
         cells = _cells(each, call, layout)
         if phase == TASK:
             _backward_task(code, each, fast, call, layout, i, tensors, stats, cells)
@@ -509,7 +509,7 @@ def backward_kernel(shared, dtype, affine_dtype, code, each, fast, fused, inner)
     def rows_backward_shared(phase, i, address):
         call = record(address, CALL)
         layout = record(call.layout, LAYOUT)
-        tensors, stats = of_backward(call, dtype, affine_dtype, fused, inner), statistics(call)
+        tensors, stats = of_backward(call, dtype, affine_dtype, fused, inner, keeps), statistics(call)
         cells, lanes = _cells(each, call, layout), layout.blocks1 * layout.blocks0
         units = lanes * layout.runs1 * layout.runs0 * chunks_of(layout)
         sums, parts = work(call, 0, (2, lanes)), work(call, 2 * lanes, (2, units))
