@@ -163,3 +163,25 @@ def test_a_result_of_plain_torch_may_be_changed_in_place(dtype: torch.dtype) -> 
     (dx,) = torch.autograd.grad(y, x, DY.to(dtype))
     (alone,) = torch.autograd.grad(sn.normalize(x, "n (g c) -> n g", g=8), x, DY.to(dtype))
     torch.testing.assert_close(dx, alone + 2 * DY.to(dtype))
+
+
+@pytest.mark.parametrize("layout", ["n c s -> c", "n s c -> c"])
+def test_whatever_is_frozen_through_the_kernels(layout: str) -> None:
+    """A smooth activation leaves something in the memory of dx, whether dx is asked for or not."""
+    shape = (3, 8, 50) if layout.startswith("n c") else (3, 50, 8)
+    values = {"x": draw(shape), "weight": draw((8,), seed=1), "bias": draw((8,), seed=2)}
+    values["residual"] = draw(shape, seed=3)
+    dy, whole = draw(shape, seed=4), {}
+    for trained in [NAMES, *_some()]:
+        t = {name: value.clone().requires_grad_(name in trained) for name, value in values.items()}
+        x, rest = t["x"], {name: t[name] for name in NAMES[1:]}
+        y = sn.normalize(x, layout, activation="silu", **rest)
+        found = torch.autograd.grad(y, [t[name] for name in trained], dy.clone())
+        whole = whole or dict(zip(trained, found, strict=True))
+        for name, got in zip(trained, found, strict=True):
+            assert torch.equal(got, whole[name]), (name, trained)
+    exact = {name: value.double().requires_grad_() for name, value in values.items()}
+    x, rest = exact["x"], {name: exact[name] for name in NAMES[1:]}
+    wanted = torch.autograd.grad(sn.normalize(x, layout, activation="silu", **rest), list(exact.values()), dy)
+    for name, want in zip(exact, wanted, strict=True):
+        assert (whole[name] - want).abs().max() <= 1e-5 * want.abs().max(), name
