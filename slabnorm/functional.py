@@ -187,8 +187,11 @@ def run(
         return _empty(x, weight, bias, residual, call), None
     if backend is None or x.device.type == "meta":
         return _traced(x, weight, bias, residual, call)
-    if torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (x, weight, bias, residual)
+    if torch.is_grad_enabled() and (
+        x.requires_grad
+        or (weight is not None and weight.requires_grad)
+        or (bias is not None and bias.requires_grad)
+        or (residual is not None and residual.requires_grad)
     ):
         out: list[Found | None] = []
         y = _apply(x, weight, bias, residual, call, bound, out)

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 _TENSORS = (Tensor, torch.nn.Parameter)
+_plain: dict[int, bool] = {}  # by dispatch keys
 _MODES = torch._C._TorchDispatchModeKey
 _RECORDERS = (_MODES.FAKE, _MODES.PROXY, _MODES.FUNCTIONAL)
 
@@ -33,11 +34,21 @@ def _recording() -> bool:
 
 def plain(x: Tensor) -> bool:
     """Return whether a tensor is memory and strides, and nothing else."""
+    if type(x) not in _TENSORS:
+        return False
+    # All that is asked here of a tensor follows from its dispatch keys, which one look tells.
+    keys = torch._C._dispatch_keys(x).raw_repr()
+    known = _plain.get(keys)
+    if known is None:
+        known = _plain[keys] = _is_plain(x)
+    return known
+
+
+def _is_plain(x: Tensor) -> bool:
     # Batched gradients arrive as tensors of tensors (torch.func, or is_grads_batched); a lazily negated
     # tensor shares its memory with the original.
     return (
-        type(x) in _TENSORS
-        and x.layout is torch.strided
+        x.layout is torch.strided
         and not x.is_nested
         and not x.is_neg()
         and not x._is_zerotensor()
