@@ -19,6 +19,7 @@ from benchmarks import cases, first_use, runtime, settings, tasks, training
 from benchmarks.allocator import described, keep_freed_memory
 from benchmarks.layers import measure_inference, measure_small, measure_training
 from benchmarks.machine import caches, machine, versions
+from benchmarks.markdown import markdown
 from benchmarks.page import write_page
 from benchmarks.peers import PEERS
 from benchmarks.record import PARTS, Record
@@ -82,6 +83,9 @@ def run(options: Options) -> None:
     print_tables(console, record.content)
     print_summary(console, record.content["summary"])
     console.print(f"every number: {options.path}")
+    text = options.path.with_suffix(".md")
+    text.write_text(markdown(record.content), encoding="utf-8")
+    console.print(f"in Markdown: {text}")
     page = options.path.with_name(f"{options.path.stem}-training.html")
     if write_page(page, record.content["training"]):
         console.print(f"loss curves and steps: {page}")
