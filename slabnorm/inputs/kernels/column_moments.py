@@ -154,46 +154,6 @@ _loop = njit(**INNER, fastmath={"reassoc", "contract"})
 
 
 @_loop
-def sum_columns(p, rows, step, width, k, s1, s2, lo, hi):
-    """Add v - k and its square to s1 and s2, column by column; keep the extremes."""
-    whole, last = width // LANES * LANES, rows // TALL * TALL
-    shifts, totals, squares = data(k, 0), data(s1, 0), data(s2, 0)
-    least, most = data(lo, 0), data(hi, 0)
-    # Several rows at once: sums are loaded and stored as many times less often.
-    for r in range(0, last, TALL):
-        x = ahead(p, r * step)
-        for j in range(0, whole, LANES):
-            shift, s, q = load(shifts, j), load(totals, j), load(squares, j)
-            low, high = load(least, j), load(most, j)
-            for i in range(TALL):
-                v = load(x, i * step + j)
-                low, high = less(v, low), more(v, high)  # NaN is never less and never more
-                t = widened(v) - shift
-                s += t
-                q += t * t
-            store(totals, j, s)
-            store(squares, j, q)
-            store(least, j, low)
-            store(most, j, high)
-    _sum_rows(p, 0, last, step, whole, width, k, s1, s2, lo, hi)
-    _sum_rows(p, last, rows, step, 0, width, k, s1, s2, lo, hi)
-
-
-@_loop
-def _sum_rows(p, first, last, step, left, right, k, s1, s2, lo, hi):
-    """As `sum_columns`, of the rows and columns that are left over."""
-    for r in range(first, last):
-        x = ahead(p, r * step)
-        for j in range(left, right):
-            a = read(x, j)
-            t = a - k[j]
-            s1[j] += t
-            s2[j] += t * t
-            lo[j] = a if a < lo[j] else lo[j]
-            hi[j] = a if a > hi[j] else hi[j]
-
-
-@_loop
 def _less(a, b):
     return a if a < b else b
 
@@ -201,6 +161,52 @@ def _less(a, b):
 @_loop
 def _more(a, b):
     return a if a > b else b
+
+
+@_loop
+def sum_columns(p, rows, step, width, k, s1, s2, lo, hi):
+    """Add v - k and its square to s1 and s2, column by column; keep the extremes."""
+    whole, last = width // LANES * LANES, rows // TALL * TALL
+    shifts, totals, squares = data(k, 0), data(s1, 0), data(s2, 0)
+    least, most = data(lo, 0), data(hi, 0)
+    # Several rows at once: sums are loaded and stored as many times less often, and rounded less.
+    for r in range(0, last, TALL):
+        x = ahead(p, r * step)
+        for j in range(0, whole, LANES):
+            v, shift = load(x, j), load(shifts, j)
+            low, high = less(v, load(least, j)), more(v, load(most, j))  # NaN is never less and never more
+            t = widened(v) - shift
+            s, q = t, t * t
+            for i in range(1, TALL):
+                v = load(x, i * step + j)
+                low, high = less(v, low), more(v, high)
+                t = widened(v) - shift
+                s += t
+                q += t * t
+            store(totals, j, load(totals, j) + s)
+            store(squares, j, load(squares, j) + q)
+            store(least, j, low)
+            store(most, j, high)
+        for j in range(whole, width):
+            s, q, low, high = 0.0, 0.0, lo[j], hi[j]
+            for i in range(TALL):
+                a = read(x, i * step + j)
+                t = a - k[j]
+                s += t
+                q += t * t
+                low, high = _less(a, low), _more(a, high)
+            s1[j] += s
+            s2[j] += q
+            lo[j], hi[j] = low, high
+    for r in range(last, rows):
+        x = ahead(p, r * step)
+        for j in range(width):
+            a = read(x, j)
+            t = a - k[j]
+            s1[j] += t
+            s2[j] += t * t
+            lo[j] = a if a < lo[j] else lo[j]
+            hi[j] = a if a > hi[j] else hi[j]
 
 
 @_loop
