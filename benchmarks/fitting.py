@@ -27,8 +27,9 @@ import slabnorm as sn
 from benchmarks import fitting_data as data
 from benchmarks.load import Others
 from benchmarks.machine import machine
+from slabnorm.inputs.accumulator import count_shard
 from slabnorm.inputs.engines.local import cores
-from slabnorm.inputs.fitting import Opened, count_shard
+from slabnorm.inputs.fitting import Opened
 from slabnorm.inputs.ledger import Ledger
 from slabnorm.inputs.shard_statistics import Tally, TallyTree
 from slabnorm.inputs.sources import open_source

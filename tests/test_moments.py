@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import slabnorm as sn
 from slabnorm import Moments
 from slabnorm.errors import DtypeError, OptionError, ShapeError, StatisticsError
+from slabnorm.mergeable_moments import FIELDS
 from tests import laws
 from tests.cases import CONSTANTS, DISTRIBUTIONS, LAYOUTS, NORMS, Case, draw
 from tests.inputs.oracle import mean_var
@@ -27,6 +28,20 @@ def close(got: torch.Tensor, want: Fraction, relative: float) -> bool:
 
 
 values = st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=60)
+
+
+def test_numpy_and_torch_merge_to_the_same_bits() -> None:
+    g = torch.Generator().manual_seed(3)
+    a, b = (sn.moments(1e9 + torch.randn(50, 9, generator=g, dtype=torch.float64), "n c -> c") for _ in "ab")
+    odd = torch.tensor([0.0, 1e300, -1e300, float("inf")], dtype=torch.float64)
+    counts = torch.tensor([0, 3, 0, 5])
+    strange = Moments(counts, odd, odd.abs(), odd, odd)
+    for x, y in ((a, b), (b, a), (strange, strange), (Moments.empty(), a)):
+        tracked = Moments(x.count, x.mean.clone().requires_grad_(), x.m2, x.min, x.max, x.mean_low, x.m2_low)
+        by_numpy, by_torch = x.merge(y), tracked.merge(y)  # autograd sees only what torch computes
+        assert by_torch.mean.requires_grad
+        for name in FIELDS:
+            np.testing.assert_array_equal(getattr(by_numpy, name), getattr(by_torch, name).detach())
 
 
 @settings(deadline=None)

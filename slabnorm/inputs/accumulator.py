@@ -402,9 +402,15 @@ class DenseReader(BlockReader):
             self._layout = layout
             if self._columns is None:
                 self._columns = column_moments(line.dtype, layout.features)
-            self._columns.add(line, layout.run)
+            # Samples of one value are hashed as a column.
+            hashes = None
+            if len(line) > len(part):
+                hashes = collector.begin(len(part), len(line) // len(part))
+            self._columns.add(line, layout.run, hashes)
             if self._columns.hold_refusable(self.counting.nan == "omit"):
                 refuse_values(part, self.counting.nan, self.place())
+            if hashes is not None:
+                return hashes
         return hash_samples(line, len(part), collector)
 
     def values(self, part: np.ndarray) -> np.ndarray:

@@ -55,6 +55,8 @@ class Sketch:
 
     def _with(self, hashes: np.ndarray) -> Sketch:
         """Return the sketch with more hashes, sorted."""
+        if self.bound < 1 << 64:
+            hashes = hashes[: np.searchsorted(hashes, np.uint64(self.bound))]
         both = hashes
         if len(self.hashes):
             # A stable sort merges what is sorted already, in 0.1 ms; numpy.unique takes 4.

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slabnorm.inputs.kernels.column_moments import EXACT_DTYPES, ColumnMoments
-from slabnorm.inputs.kernels.hashing import add_values, finish_hashes
+from slabnorm.inputs.kernels.hashing import JOIN, KEYS, add_values, finish_hashes, keys
 from tests.inputs.oracle import mean_var, relative
 
 RNG = np.random.default_rng(11)
@@ -140,6 +140,52 @@ def test_a_sample_has_one_hash_in_every_dtype_and_from_columns(length):
             add_values(column, 1, place, out)
         finish_hashes(out, np.empty_like(out))
         assert (out == hashes).all()
+
+
+def defined(values, length):
+    """Unfinished hashes as the format defines them, in plain integers."""
+    words = np.where(np.isnan(values), np.float32(np.nan), values + np.float32(0)).view(np.uint32)
+    hashes = []
+    for sample in words.reshape(-1, length).tolist():
+        h = length
+        for first in range(0, length, KEYS):
+            block = sample[first : first + KEYS]
+            h = h * int(JOIN) + sum(map(int.__mul__, block, keys()[0].tolist()))
+        hashes.append(h % 2**64)
+    return hashes
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 8, 15, 16, 63, 64, 100, 4096, 4097, 8200])
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_a_hash_is_what_its_format_says(length, count):
+    values = RNG.standard_normal(count * length).astype(np.float32)
+    values[:: max(3, length // 3)] = -0.0
+    assert unfinished(values, length).tolist() == defined(values, length)
+    values[1::5] = np.frombuffer(np.uint32(0xFFC00001).tobytes(), np.float32)
+    assert unfinished(values, length).tolist() == defined(values, length)
+
+
+# (samples, rows of a sample, features, run): narrow, wider than a strip, over several pieces, long runs
+@pytest.mark.parametrize(
+    "shape", [(9000, 1, 7, 1), (3000, 1, 64, 1), (300, 1, 1500, 1), (3, 200_000, 3, 1), (60, 1, 3, 9000)]
+)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "uint8", "int64"])
+def test_counting_hashes_the_same(shape, dtype):
+    count, _, features, run = shape
+    values = (100 + 20 * RNG.standard_normal(np.prod(shape))).astype(dtype)
+    length = values.size // count
+    for nan in (False, True)[: 1 + (values.dtype.kind == "f")]:
+        if nan:
+            values[values.size // 2 :: 100_001] = np.nan
+        hashes, sums, alone = np.full(count, length, np.uint64), *(
+            ColumnMoments(values.dtype, features) for _ in range(2)
+        )  # fmt: skip
+        sums.add(values, run, hashes)
+        alone.add(values, run)
+        assert (hashes == unfinished(values, length)).all()
+        assert sums.hold_refusable(False) == nan
+        for a, b in zip(sums.fields(), alone.fields(), strict=True):
+            assert (a == b).all()
 
 
 def test_hashes_tell_apart_what_differs_a_little():
