@@ -24,7 +24,8 @@ def markdown(content: dict[str, Any]) -> str:
     on, summary = content["conditions"], content["summary"]
     machine, versions = on["machine"], on["versions"]
     parts = [
-        "# Speed on the CPU\n\nWritten by `make bench`; every number is from one run.",
+        "# Speed on the CPU\n\nWritten by `make bench`; every number is from one run. For another "
+        "shape: `python -m benchmarks --shape 24,160,28,28 --norm group --groups 16`.",
         f"{machine['cpu']}, {machine['cores']} cores, {on['threads']} threads, L3 of "
         f"{machine['caches_per_core'].get('L3', 0) >> 20} MB; PyTorch {versions['torch']}, "
         f"Numba {versions['numba']}; {content['date'][:10]}. {_others(summary)}",
