@@ -1,4 +1,4 @@
-"""A run in Markdown, for docs/speed.md: what it was measured on, ratios by norm and layout, the rest."""
+"""A run in Markdown, for the documents: what it was measured on, ratios by norm and layout, the rest."""
 
 from __future__ import annotations
 

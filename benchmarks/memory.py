@@ -17,7 +17,8 @@ def saved_bytes(forward: Callable[[], Tensor], parameters: Iterable[Tensor]) -> 
         storage = saved.untyped_storage()
         if storage.data_ptr() not in excluded:
             kept[storage.data_ptr()] = storage.nbytes()
-        return saved
+        # Without its graph: an output that its own graph saves would never be freed.
+        return saved.detach()
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
         # The output holds what was saved, so that no address is given out twice.

@@ -152,6 +152,8 @@ def _reused(options: Options) -> list[Measurement]:
 
 
 def _settings(options: Options) -> list[Measurement]:
+    if options.case is not None or options.only or options.dtype:
+        return []  # they are measured on the quick cases, whichever others are asked for
     return [("settings", name, partial(settings.measure, name)) for name in settings.settings()]
 
 

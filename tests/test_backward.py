@@ -165,23 +165,50 @@ def test_a_result_of_plain_torch_may_be_changed_in_place(dtype: torch.dtype) -> 
     torch.testing.assert_close(dx, alone + 2 * DY.to(dtype))
 
 
-@pytest.mark.parametrize("layout", ["n c s -> c", "n s c -> c"])
-def test_whatever_is_frozen_through_the_kernels(layout: str) -> None:
-    """A smooth activation leaves something in the memory of dx, whether dx is asked for or not."""
-    shape = (3, 8, 50) if layout.startswith("n c") else (3, 50, 8)
-    values = {"x": draw(shape), "weight": draw((8,), seed=1), "bias": draw((8,), seed=2)}
+# Kinds of layout, with threads that share a task, and one whose results leave the caches.
+KEPT = {
+    "rows": ("n c s -> c", (3, 8, 50)),
+    "columns": ("n s c -> c", (3, 50, 8)),
+    "tokens": ("n s c -> n s", (3, 50, 80)),
+    "channel": ("n c s -> n s", (3, 8, 50)),
+    "shared rows": ("n c s -> n", (1, 8, 20000)),
+    "shared columns": ("n s c -> c", (4, 10000, 8)),
+    "large": ("n c s -> c", (8, 40, 4000)),
+}
+
+
+@pytest.mark.parametrize("kind", KEPT)
+def test_whatever_is_frozen_through_the_kernels(kind: str) -> None:
+    """A smooth activation leaves its gradient in the memory of a result, if that is asked for."""
+    pattern, shape = KEPT[kind]
+    channels = shape[1] if pattern.startswith("n c") else shape[2]
+    values = {"x": draw(shape), "weight": draw((channels,), seed=1), "bias": draw((channels,), seed=2)}
     values["residual"] = draw(shape, seed=3)
-    dy, whole = draw(shape, seed=4), {}
-    for trained in [NAMES, *_some()]:
-        t = {name: value.clone().requires_grad_(name in trained) for name, value in values.items()}
-        x, rest = t["x"], {name: t[name] for name in NAMES[1:]}
-        y = sn.normalize(x, layout, activation="silu", **rest)
-        found = torch.autograd.grad(y, [t[name] for name in trained], dy.clone())
-        whole = whole or dict(zip(trained, found, strict=True))
-        for name, got in zip(trained, found, strict=True):
-            assert torch.equal(got, whole[name]), (name, trained)
+    dy = draw(shape, seed=4)
     exact = {name: value.double().requires_grad_() for name, value in values.items()}
     x, rest = exact["x"], {name: exact[name] for name in NAMES[1:]}
-    wanted = torch.autograd.grad(sn.normalize(x, layout, activation="silu", **rest), list(exact.values()), dy)
-    for name, want in zip(exact, wanted, strict=True):
-        assert (whole[name] - want).abs().max() <= 1e-5 * want.abs().max(), name
+    wide = torch.autograd.grad(sn.normalize(x, pattern, activation="silu", **rest), list(exact.values()), dy)
+    wanted = dict(zip(exact, wide, strict=True))
+    some = list(_some()) if np.prod(shape) < 20000 else [NAMES, ("x",), ("residual",), ("weight", "bias")]
+    for trained in some:
+        t = {name: value.clone().requires_grad_(name in trained) for name, value in values.items()}
+        x, rest = t["x"], {name: t[name] for name in NAMES[1:]}
+        y = sn.normalize(x, pattern, activation="silu", **rest)
+        inputs, upstream = [t[name] for name in trained], dy.clone()
+        found = torch.autograd.grad(y, inputs, upstream, retain_graph=True)
+        again = torch.autograd.grad(y, inputs, upstream)
+        assert torch.equal(upstream, dy)
+        for name, got, other in zip(trained, found, again, strict=True):
+            assert torch.equal(got, other)
+            assert (got - wanted[name]).abs().max() <= 1e-5 * wanted[name].abs().max(), (name, trained)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_gradient_that_nobody_asks_for_takes_no_memory(frozen: bool) -> None:
+    x = draw((64, 40, 40)).requires_grad_(not frozen)
+    w = draw((40,), seed=1).requires_grad_()
+    y = sn.normalize(x, "n c s -> c", weight=w, activation="silu")
+    wanted, dy = [w] if frozen else [w, x], torch.ones_like(y)
+    with torch.profiler.profile(profile_memory=True) as profiled:
+        torch.autograd.grad(y, wanted, dy)
+    assert any(event.self_cpu_memory_usage >= x.nbytes for event in profiled.events()) != frozen

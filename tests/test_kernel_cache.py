@@ -164,12 +164,13 @@ def test_sources_are_those_of_a_package_or_of_some_of_its_modules(tmp_path, monk
 def small_files_only() -> Iterator[None]:
     import resource
 
-    before, sys.dont_write_bytecode = resource.getrlimit(resource.RLIMIT_FSIZE), True  # or modules are torn
+    before, writes = resource.getrlimit(resource.RLIMIT_FSIZE), sys.dont_write_bytecode
+    sys.dont_write_bytecode = True  # or modules are left torn
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
     try:
         yield
     finally:
-        sys.dont_write_bytecode = False
+        sys.dont_write_bytecode = writes
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 

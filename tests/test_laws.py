@@ -308,3 +308,19 @@ def test_activation_and_residual_are_exact(
     laws.output_is_exact(case, done, exact)
     if dtype in laws.GATES:
         laws.gradients_are_exact(case, done, exact)
+
+
+@pytest.mark.parametrize("bits", [0x7FFFFFFF, 0xFFFFFFFF, 0x7FC00001, 0x7FC00080], ids=hex)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_any_nan_stays_nan(activation: str, bits: int) -> None:
+    """Not the usual one alone: a GPU's has all bits set, and so has memory that was filled with ones."""
+    x = draw((4, 64)).requires_grad_()
+    with torch.no_grad():
+        x.view(torch.int32)[1, 3] = torch.tensor(bits, dtype=torch.int64).to(torch.int32)
+    y = sn.normalize(x, "n c -> n", activation=activation)
+    (dx,) = torch.autograd.grad(y.sum(), x)
+    for t in (y, dx):
+        assert t[1].isnan().all()
+        assert t[[0, 2, 3]].isfinite().all()
+    given = {"mean": torch.zeros(4), "var": torch.ones(4)}
+    assert sn.normalize(x, "n c -> n", activation=activation, **given).isnan().sum() == 1

@@ -124,7 +124,7 @@ def choose(
 
 
 def dense(x: Tensor, order: torch.memory_format) -> Tensor:
-    """Return `x.contiguous(memory_format=order)`, also under vmap."""
+    """Return x, which is not dense in this order, as a copy that is; also under vmap."""
     if traced() or not plain(x) or x.device.type != "cpu" or forced not in (None, "cpu") or _forked:
         return memory_format.dense(x, order)
     from slabnorm.kernels.cpu.memory_order import Dense

@@ -3,8 +3,9 @@
 A block that malloc takes anew from the system comes as zeroed pages of 4 KiB, each handed out when it is
 first touched. glibc does so at every call from 32 MiB on, and below that wherever freed memory was given
 back. Layer norm 2048x4096 takes four times as long as its kernel then, whichever library computes it.
-Advised before it is touched, the block comes 2 MiB at a time. The advice ends with the block: no memory is
-held longer for it.
+Advised before it is touched, the block comes 2 MiB at a time. The advice belongs to the addresses: a block
+that goes back to the system takes it along, one that malloc keeps for others keeps it. No memory is held for
+it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _ENABLED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 @cache
 def _advise() -> Callable[[int, int, int], int] | None:
-    """Return the system's madvise; None where huge pages come to everybody or to nobody."""
+    """Return the system's madvise; None where the system gives huge pages unasked, or never."""
     if os.environ.get("SLABNORM_HUGE_PAGES") == "0":
         return None
     try:

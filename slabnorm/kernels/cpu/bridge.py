@@ -126,7 +126,7 @@ def backward(
         x = _like(x, x)
     if residual is not None and residual.stride() != plan.strides:
         residual = _like(residual, x)
-    dx = empty_like(x) if write or plan.keeps else None
+    dx = empty_like(x) if write else None
     dresidual = empty_like(x) if inner else None
     wide_weight, wide_bias = _cast(weight, plan.weight, 1, plan), _cast(bias, plan.bias, 0, plan)
     x_at, residual_at, weight_at, bias_at, dy_at = (

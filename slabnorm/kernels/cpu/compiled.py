@@ -12,7 +12,7 @@ import torch
 from numba import types
 
 from slabnorm.kernels.cpu import columns, launch, rows, running_stats, transpose
-from slabnorm.kernels.cpu.activations import CODES, PIECEWISE
+from slabnorm.kernels.cpu.activations import CODES
 from slabnorm.kernels.cpu.addressing import CALL
 from slabnorm.kernels.cpu.kernel_cache import Build, compile_address, compile_function, flag
 
@@ -37,7 +37,8 @@ class Kernel(NamedTuple):
     """What a kernel is compiled for.
 
     A kind of layout, whether threads share every task, the dtypes of x and of weight and bias, the
-    activation, whether there is a residual, and whether its gradient is written.
+    activation, whether there is a residual, whether its gradient is written, and whether a backward keeps the
+    gradient at the pre-activation from one sweep for the next.
     """
 
     rows: bool
@@ -48,15 +49,7 @@ class Kernel(NamedTuple):
     activation: str | None
     residual: bool
     writes: bool = False
-
-    @property
-    def keeps(self) -> bool:
-        """Whether a backward keeps the gradient at the pre-activation from one sweep for the next.
-
-        A smooth activation costs more than that: SiLU's derivative takes 0.7 ns an element and core, and a
-        write and a read 0.2. float32 alone keeps it as exactly as it is computed.
-        """
-        return self.dtype == torch.float32 and self.activation not in (None, *PIECEWISE)
+    keeps: bool = False
 
 
 @cache

@@ -13,7 +13,7 @@ from llvmlite import binding, ir
 from numba import types
 from numba.extending import intrinsic
 
-from slabnorm.kernels.cpu.llvm import overload, read, read_back, write
+from slabnorm.kernels.cpu.llvm import keep_at, overload, read, read_back, write
 
 # torch has no array of 16-bit floats that Numba knows: bfloat16 comes as int16, float16 as uint16.
 # Where the processor cannot convert float16 itself, LLVM would call a function that is not there.
@@ -66,6 +66,10 @@ def load(u: Any, i: Any, like: Any) -> Any:
 
 def store(u: Any, i: Any, value: Any) -> Any:
     """Round a number to the memory's dtype and write it; nothing where there is none."""
+
+
+def leave(u: Any, i: Any, value: Any) -> None:
+    """Leave a number, in float32, for a later sweep; nothing where there is no memory for it."""
 
 
 def added(u: Any, i: Any, value: Any) -> Any:
@@ -130,6 +134,13 @@ def _store(u, i, value):
         return lambda u, i, value: write(u, i, _to_float16(np.float32(value)))
     real = _real(u)
     return lambda u, i, value: write(u, i, real(value))
+
+
+@overload(leave)
+def _leave(u, i, value):
+    if isinstance(u, types.NoneType):
+        return lambda u, i, value: None
+    return lambda u, i, value: keep_at(u, i, np.float32(value))
 
 
 @overload(added)

@@ -105,8 +105,8 @@ overload = partial(extending.overload, jit_options=INNER)
 
 def _scopes(module):
     domain = module.add_metadata(["slabnorm"])
-    read, written = (module.add_metadata([name, domain]) for name in ("read", "written"))
-    return module.add_metadata([read]), module.add_metadata([written])
+    names = "read", "written", "kept"
+    return [module.add_metadata([module.add_metadata([name, domain])]) for name in names]
 
 
 @intrinsic
@@ -165,7 +165,7 @@ def read(context, p, i):
 
     def build(context, builder, signature, args):
         value = builder.load(builder.gep(args[0], [args[1]], inbounds=True))
-        read, written = _scopes(builder.module)
+        read, written, _ = _scopes(builder.module)
         value.set_metadata("alias.scope", read)
         value.set_metadata("noalias", written)
         return value
@@ -179,12 +179,44 @@ def write(context, p, i, value):
 
     def build(context, builder, signature, args):
         stored = builder.store(args[2], builder.gep(args[0], [args[1]], inbounds=True))
-        read, written = _scopes(builder.module)
+        read, written, _ = _scopes(builder.module)
         stored.set_metadata("alias.scope", written)
         stored.set_metadata("noalias", read)
         return context.get_dummy_value()
 
     return types.none(p, types.int64, p.dtype), build
+
+
+@intrinsic
+def keep_at(context, p, i, value):
+    """Write element i of what one sweep keeps for the next, whose `kept_at` reads it."""
+
+    def build(context, builder, signature, args):
+        stored = builder.store(args[2], builder.gep(args[0], [args[1]], inbounds=True))
+        read, _, kept = _scopes(builder.module)
+        stored.set_metadata("alias.scope", kept)
+        stored.set_metadata("noalias", read)
+        return context.get_dummy_value()
+
+    return types.none(p, types.int64, p.dtype), build
+
+
+@intrinsic
+def kept_at(context, p, i):
+    """Return element i of what `keep_at` has written.
+
+    It may be overwritten by the output, element by element: no other element depends on that, and so the two
+    are promised to be apart. Else LLVM would compare their addresses, and not vectorise.
+    """
+
+    def build(context, builder, signature, args):
+        value = builder.load(builder.gep(args[0], [args[1]], inbounds=True))
+        _, written, kept = _scopes(builder.module)
+        value.set_metadata("alias.scope", kept)
+        value.set_metadata("noalias", written)
+        return value
+
+    return p.dtype(p, types.int64), build
 
 
 @intrinsic

@@ -20,8 +20,8 @@ import numpy as np
 from numba import types
 
 from slabnorm.kernels.cpu.activations import activate, passes, widely
-from slabnorm.kernels.cpu.elements import add_to, added, at, load, plus, store, times, type_of
-from slabnorm.kernels.cpu.llvm import INNER, ahead, njit, overload, stream, to_line
+from slabnorm.kernels.cpu.elements import add_to, added, at, leave, load, plus, store, times, type_of
+from slabnorm.kernels.cpu.llvm import INNER, ahead, kept_at, njit, overload, stream, to_line
 
 BLOCK = 1024
 
@@ -107,7 +107,7 @@ def forward(code, n, tensors, buffer, past, held, affine):
 def _through(code, tensors, i, apart, affine):
     # The gradient at the pre-activation, left for the second sweep where that takes it from memory.
     dp = load(tensors.dy, i, affine.shift) * passes(code, _before(tensors, i, apart, affine))
-    store(tensors.kept, i, dp)
+    leave(tensors.kept, i, dp)
     return dp
 
 
@@ -119,7 +119,7 @@ def _kept(code: Any, tensors: Any, i: Any, apart: Any, affine: Any) -> Any:
 def _kept_or_not(code, tensors, i, apart, affine):
     if isinstance(tensors.types[tensors.fields.index("kept")], types.NoneType):
         return lambda code, tensors, i, apart, affine: _through(code, tensors, i, apart, affine)
-    return lambda code, tensors, i, apart, affine: load(tensors.kept, i, affine.shift)
+    return lambda code, tensors, i, apart, affine: type_of(affine.shift, kept_at(tensors.kept, i))
 
 
 @_loop

@@ -38,7 +38,7 @@ def copy(x: Tensor, out: Tensor) -> Tensor:
     threads = torch.get_num_threads() if pool() is not None else 1
     drive, team = compiled.drive()
     drive(
-        compiled.turn(x.itemsize), np.array([[TASK, strips, 0]]), call, threads, _NOTHING, _NOTHING,
+        compiled.turn(x.itemsize), np.array([[TASK, strips, 0]], np.int64), call, threads, _NOTHING, _NOTHING,
         _NOTHING, team, 0.0, addresses[0], 0, addresses[1], 0, 0, 0, 0, 0, 0, 0,
     )  # fmt: skip
     return out

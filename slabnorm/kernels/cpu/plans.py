@@ -10,6 +10,7 @@ from torch import Tensor
 
 from slabnorm.kernels.call import Call
 from slabnorm.kernels.cpu import compiled
+from slabnorm.kernels.cpu.activations import PIECEWISE
 from slabnorm.kernels.cpu.addressing import ADD_UP, CALL, FINISH, MERGE, START, SUM, TASK, WRITE
 from slabnorm.kernels.cpu.compiled import Kernel
 from slabnorm.kernels.cpu.launch import pool
@@ -40,7 +41,6 @@ class Plan(NamedTuple):
         copied: whether it takes a dense copy of x.
         strides: of the output, and so of what else has x's shape.
         affine: the dtype of weight and bias.
-        keeps: whether a backward needs the memory of dx, whether dx is asked for or not.
         weight, bias: what stands for them in a call that has none; None where it is too large to be kept.
     """
 
@@ -55,7 +55,6 @@ class Plan(NamedTuple):
     copied: bool
     strides: tuple[int, ...]
     affine: torch.dtype
-    keeps: bool
     weight: Tensor | None
     bias: Tensor | None
 
@@ -92,7 +91,12 @@ class Plans:
                 self.kept.clear()
             layout, affine = self.memory.layout, _dtype_of(weight, bias)
             shared = threads > 1 and layout.shared(threads)
-            kernel = Kernel(layout.rows, layout.mixed, shared, x.dtype, affine, call.activation, fused, inner)
+            # A smooth activation costs more than to keep its gradient for the second sweep: SiLU's derivative
+            # takes 0.7 ns an element and core, a write and a read 0.2. In half precision that would round it.
+            smooth = call.activation not in (None, *PIECEWISE)
+            keeps = back and write and smooth and x.dtype == torch.float32
+            kinds = layout.rows, layout.mixed, shared, x.dtype, affine
+            kernel = Kernel(*kinds, call.activation, fused, inner, keeps)
             again = not back and (not write or x.dtype == torch.float64)
             if back:
                 address, phases = compiled.backward(kernel), _backward_phases(layout, shared, write)
@@ -102,14 +106,13 @@ class Plans:
             record["layout"], record["group"] = numbers.ctypes.data, axes.ctypes.data
             record["axes"], record["slabs"] = len(axes), self.slab.slabs
             record["own"], record["center"], record["write"], record["again"] = own, call.center, write, again
-            keeps = back and kernel.keeps
             record["past"] = _past(layout, x) and (not keeps or inner)  # what was kept in dx is in the caches
             n = layout.parameters
             one, zero = (constant(n, value, affine) if n <= _SMALL else None for value in (1, 0))
             work = _work(layout) if shared else 0
             plan = self.kept[key] = Plan(
                 address, phases, record, threads, work, _cells(layout), layout, (numbers, axes),
-                self.memory.copied, self.memory.strides, affine, keeps and not inner, one, zero,
+                self.memory.copied, self.memory.strides, affine, one, zero,
             )  # fmt: skip
         return plan
 
