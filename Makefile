@@ -22,7 +22,7 @@ unexport PYTHONDONTWRITEBYTECODE
 	touch $@
 
 demo: .venv/demo
-	$(BIN)/slabnorm compare --out report.html
+	$(BIN)/slabnorm compare --seeds 3 --out report.html
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -41,8 +41,8 @@ def two_sum(a: Any, b: Any, of: Any = torch) -> tuple[Any, Any]:
 
 def _by_numpy(fields: Sequence[Tensor]) -> bool:
     """Return whether NumPy may compute with tensors, which takes it half as long (64 features: 0.27 ms)."""
-    here = all(plain(x) and x.device.type == "cpu" and not x.requires_grad for x in fields)
-    return here and readable(fields[0])
+    here = not traced()
+    return here and all(plain(x) and x.device.type == "cpu" and not x.requires_grad for x in fields)
 
 
 def _merge(a: Sequence[Any], b: Sequence[Any], of: Any = torch) -> list[Any]:
