@@ -15,11 +15,11 @@ RESULTS = Path(__file__).with_name("results")
 
 
 def main(
-    quick: Annotated[bool, typer.Option(help="A few cases of everything, in about a minute.")] = False,
+    quick: Annotated[bool, typer.Option(help="A few cases of everything, in minutes.")] = False,
     only: Annotated[str, typer.Option(help="Norms, or how they begin, such as batch,group.")] = "",
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
     peers: Annotated[str, typer.Option(help="Of slabnorm, eager, compile.")] = "slabnorm,eager,compile",
-    part: Annotated[str, typer.Option(help="What to measure.")] = "",
+    part: Annotated[str, typer.Option(help=f"Of {', '.join(PARTS)}; all by default.")] = "",
     budget: Annotated[float | None, typer.Option(help="Seconds of timing per case.")] = None,
     json: Annotated[Path | None, typer.Option(help="Where the numbers go.")] = None,
     shape: Annotated[str, typer.Option(help="Measure this shape alone, such as 24,160,28,28.")] = "",

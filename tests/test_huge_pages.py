@@ -98,14 +98,13 @@ def test_small_results_are_left_alone(advised: list[tuple[int, int]]) -> None:
     assert not advised
 
 
-@pytest.mark.skipif(huge_pages._advise() is None, reason="huge pages come to everybody or to nobody here")
 def test_the_system_has_heard() -> None:
-    """In /proc/self/smaps, which has the flag `hg` for a mapping that was advised."""
+    """In /proc/self/smaps, which has the flag `hg` for a mapping that was advised, and for no other."""
     y = sn.normalize(torch.randn(4096, 2048), "n c -> n")
     middle = y.data_ptr() + y.nbytes // 2
     for entry in re.split(r"(?m)^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text()):
         found = re.match(r"([0-9a-f]+)-([0-9a-f]+) ", entry)
         if found and int(found[1], 16) <= middle < int(found[2], 16):
-            assert re.search(r"VmFlags:.*\bhg\b", entry)
+            assert bool(re.search(r"VmFlags:.*\bhg\b", entry)) == (huge_pages._advise() is not None)
             return
     pytest.fail("the output lies in no mapping")

@@ -63,7 +63,7 @@ def test_off_every_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory that begins at any element, past the caches or not; nothing beside the output changes."""
     x = torch.randn(50, 2000).t()
     for past in (1 << 40, 0):
-        monkeypatch.setattr(memory_order, "_STREAM", past)
+        monkeypatch.setattr(memory_order, "STREAM", past)
         for first in (0, 1, 7, 15):
             memory = torch.full((100100,), float("nan"))
             out = memory[first : first + 100000].view(2000, 50)

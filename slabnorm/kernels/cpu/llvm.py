@@ -97,6 +97,7 @@ class InnerCompiler(CompilerBase):
 # then reads, such as coefficients, is filled as an array, whose stores promise nothing.
 
 LINE = 64  # bytes of a cache line
+STREAM = 4 << 20  # bytes of an output that leave the caches before anyone can read them
 # What only kernels call needs no entry from Python or C. A kernel is made of ninety functions.
 _NO_ENTRIES = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 INNER: dict[str, Any] = {"error_model": "numpy", "pipeline_class": InnerCompiler, **_NO_ENTRIES}
@@ -159,16 +160,29 @@ def address_of(context, p):
     return types.int64(p), build
 
 
+def _read(builder, args, scope, apart):
+    """Load an element of one scope, promised to be apart from another."""
+    value = builder.load(builder.gep(args[0], [args[1]], inbounds=True))
+    value.set_metadata("alias.scope", scope)
+    value.set_metadata("noalias", apart)
+    return value
+
+
+def _write(context, builder, args, scope, apart):
+    """Store an element of one scope, promised to be apart from another."""
+    stored = builder.store(args[2], builder.gep(args[0], [args[1]], inbounds=True))
+    stored.set_metadata("alias.scope", scope)
+    stored.set_metadata("noalias", apart)
+    return context.get_dummy_value()
+
+
 @intrinsic
 def read(context, p, i):
     """Return element i of an input."""
 
     def build(context, builder, signature, args):
-        value = builder.load(builder.gep(args[0], [args[1]], inbounds=True))
         read, written, _ = _scopes(builder.module)
-        value.set_metadata("alias.scope", read)
-        value.set_metadata("noalias", written)
-        return value
+        return _read(builder, args, read, written)
 
     return p.dtype(p, types.int64), build
 
@@ -178,11 +192,8 @@ def write(context, p, i, value):
     """Write element i of an output."""
 
     def build(context, builder, signature, args):
-        stored = builder.store(args[2], builder.gep(args[0], [args[1]], inbounds=True))
         read, written, _ = _scopes(builder.module)
-        stored.set_metadata("alias.scope", written)
-        stored.set_metadata("noalias", read)
-        return context.get_dummy_value()
+        return _write(context, builder, args, written, read)
 
     return types.none(p, types.int64, p.dtype), build
 
@@ -192,11 +203,8 @@ def keep_at(context, p, i, value):
     """Write element i of what one sweep keeps for the next, whose `kept_at` reads it."""
 
     def build(context, builder, signature, args):
-        stored = builder.store(args[2], builder.gep(args[0], [args[1]], inbounds=True))
         read, _, kept = _scopes(builder.module)
-        stored.set_metadata("alias.scope", kept)
-        stored.set_metadata("noalias", read)
-        return context.get_dummy_value()
+        return _write(context, builder, args, kept, read)
 
     return types.none(p, types.int64, p.dtype), build
 
@@ -210,11 +218,8 @@ def kept_at(context, p, i):
     """
 
     def build(context, builder, signature, args):
-        value = builder.load(builder.gep(args[0], [args[1]], inbounds=True))
         _, written, kept = _scopes(builder.module)
-        value.set_metadata("alias.scope", kept)
-        value.set_metadata("noalias", written)
-        return value
+        return _read(builder, args, kept, written)
 
     return p.dtype(p, types.int64), build
 

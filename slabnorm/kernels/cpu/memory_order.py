@@ -15,13 +15,12 @@ from torch import Tensor
 from slabnorm.kernels.cpu import compiled
 from slabnorm.kernels.cpu.addressing import CALL, TASK
 from slabnorm.kernels.cpu.launch import pool
-from slabnorm.kernels.cpu.llvm import LINE
+from slabnorm.kernels.cpu.llvm import LINE, STREAM
 from slabnorm.kernels.cpu.transpose import MATRICES
 from slabnorm.kernels.huge_pages import empty_like
 
 _LEAST = 65536  # elements: below, torch's copy takes no longer than a call of a kernel
 _SHORT = 8  # elements of rows or columns that are not worth turning
-_STREAM = 4 << 20  # bytes of an output that leave the caches before anyone can read them
 _NOTHING = np.zeros(1)
 
 
@@ -32,7 +31,7 @@ def copy(x: Tensor, out: Tensor) -> Tensor:
     if matrices is None or any(address % x.itemsize for address in addresses):
         return out.copy_(x)
     call = np.zeros(1, CALL)
-    call["layout"], call["past"] = matrices.ctypes.data, out.nbytes >= _STREAM
+    call["layout"], call["past"] = matrices.ctypes.data, out.nbytes >= STREAM
     of = matrices[0]
     strips = int(of["outer"] * of["inner"] * -(-of["b"] // of["tile_b"]))
     threads = torch.get_num_threads() if pool() is not None else 1

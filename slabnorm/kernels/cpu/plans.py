@@ -14,7 +14,7 @@ from slabnorm.kernels.cpu.activations import PIECEWISE
 from slabnorm.kernels.cpu.addressing import ADD_UP, CALL, FINISH, MERGE, START, SUM, TASK, WRITE
 from slabnorm.kernels.cpu.compiled import Kernel
 from slabnorm.kernels.cpu.launch import pool
-from slabnorm.kernels.cpu.llvm import LINE
+from slabnorm.kernels.cpu.llvm import LINE, STREAM
 from slabnorm.kernels.layout import Layout, Placement
 from slabnorm.slab import Slab
 
@@ -23,7 +23,6 @@ from slabnorm.slab import Slab
 
 _GRAIN = 32768  # elements that are not worth waking a second thread for
 _SMALL = 4096  # elements of a weight or bias that are kept for calls without
-_STREAM = 4 << 20  # bytes of an output that leave the caches before anyone can read them
 _KEPT = 32  # plans for calls on tensors of the same kinds
 
 
@@ -131,7 +130,7 @@ def constant(n: int, value: int, dtype: torch.dtype) -> Tensor:
 def _past(layout: Layout, out: Tensor) -> bool:
     """Return whether an output goes past the caches: it would not stay in them, nor is a run too short."""
     size = out.element_size()
-    return out.numel() * size >= _STREAM and layout.run * size >= 4 * LINE
+    return out.numel() * size >= STREAM and layout.run * size >= 4 * LINE
 
 
 # Which phases a call runs, and how much room they share.
