@@ -16,6 +16,7 @@ from slabnorm.surgery.fusion.call_sites import hooked, name_of
 from slabnorm.surgery.fusion.rewriting import Site
 from slabnorm.surgery.norms import KINDS, Accelerated, become, donor, revert, why_not
 from slabnorm.surgery.record import Acceleration, Left, Replaced
+from slabnorm.surgery.transaction import transaction
 from slabnorm.surgery.verify import check
 from slabnorm.surgery.walk import Place, follow, walk
 
@@ -56,11 +57,11 @@ def accelerate(model: nn.Module, *, verify: Any = None, always: bool = False) ->
     """
     if not isinstance(model, nn.Module):
         raise ModelError("accelerate() needs a torch.nn.Module", type(model).__name__, "give it the model")
-    plan = _Plan(walk(model))
+    plan = _Plan(model)
     report = plan.report(verify is not None, always)
     if verify is not None:
         # The batch may be small, later ones large: what is verified is slabnorm's part.
-        check(model, lambda twin: _Plan(walk(twin)).commit(always=True), verify)
+        check(model, lambda twin: _Plan(twin).commit(always=True), verify)
     plan.commit(always)
     return report
 
@@ -106,7 +107,8 @@ class _Norm:
 class _Plan:
     """What is to become of every module of a model."""
 
-    def __init__(self, places: list[Place]) -> None:
+    def __init__(self, model: nn.Module) -> None:
+        self.model, places = model, walk(model)
         self.norms: dict[int, _Norm] = {}
         self.left: list[Left] = []
         self.classes: list[tuple[nn.Module, type[nn.Module]]] = []
@@ -169,22 +171,15 @@ class _Plan:
     def commit(self, always: bool) -> None:
         """Change the model; where anything fails, nothing is changed."""
         twins = {key: donor(norm.place.module) for key, norm in self.norms.items() if not _done(norm)}
-        saved: list[_Saved] = []
-        try:
+        with transaction(self.model):
             for key, norm in self.norms.items():
                 module = norm.place.module
-                saved.append(_Saved(module))
                 if key in twins:
                     become(module, twins[key], norm.activation, always)
                 else:
                     module.__dict__ |= {"activation": norm.activation, "always": always}
             for module, kind in self.classes:
-                saved.append(_Saved(module))
                 object.__setattr__(module, "__class__", kind)
-        except BaseException:
-            for state in reversed(saved):
-                state.put_back()
-            raise
 
     def report(self, verified: bool, always: bool) -> Acceleration:
         """Return what `commit` will do; before it, for it says what the modules are until then."""
@@ -201,27 +196,6 @@ class _Plan:
 
 def _done(norm: _Norm) -> bool:
     return isinstance(norm.place.module, Accelerated)
-
-
-class _Saved:
-    """A module's class and tables as they are, to put back."""
-
-    _tables = ("__dict__", "_parameters", "_buffers", "_non_persistent_buffers_set")
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module, self.kind = module, type(module)
-        self.tables = [(_table(module, name), _table(module, name).copy()) for name in self._tables]
-
-    def put_back(self) -> None:
-        """Make the module what it was."""
-        object.__setattr__(self.module, "__class__", self.kind)
-        for table, before in self.tables:
-            table.clear()
-            table.update(before)
-
-
-def _table(module: nn.Module, name: str) -> Any:
-    return vars(module) if name == "__dict__" else vars(module)[name]
 
 
 def _norm_like(module: nn.Module) -> bool:

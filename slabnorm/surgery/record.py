@@ -1,4 +1,4 @@
-"""What an acceleration did and what it left, as plain records."""
+"""What surgery did and what it left, as plain records."""
 
 from __future__ import annotations
 
@@ -95,6 +95,66 @@ class Acceleration:
         )
 
     __repr__ = __str__
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A module that a surgery has changed.
+
+    Attributes:
+        names: every name of the module in the model; several where it is shared; "" is the model itself.
+        was, became: what it was and is, in words such as `BatchNorm2d` and `GroupNorm(32 groups)`.
+        note: what the user should know of it.
+        difference: ||after - before|| / ||before|| of its outputs on the same inputs, in eval mode; None
+            where no batch was given.
+    """
+
+    names: tuple[str, ...]
+    was: str
+    became: str
+    note: str = ""
+    difference: float | None = None
+
+
+@dataclass(frozen=True)
+class Surgery:
+    """What a function such as `convert` or `fold` did to a model: print it.
+
+    Attributes:
+        done: what happened to the changed modules, in a word such as "converted".
+        changed: the modules that were changed.
+        left: the modules that were left, each with the reason.
+        difference: that of the model's outputs on the batch, as in `Changed`.
+    """
+
+    done: str
+    changed: tuple[Changed, ...]
+    left: tuple[Left, ...] = ()
+    difference: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the record as plain dictionaries, lists, strings and numbers, ready for JSON."""
+        return {
+            "done": self.done,
+            "changed": [asdict(module) | {"names": list(module.names)} for module in self.changed],
+            "left": [asdict(module) | {"names": list(module.names)} for module in self.left],
+            "difference": self.difference,
+        }
+
+    def __str__(self) -> str:
+        counts = f"{len(self.changed)} {self.done}, {len(self.left)} left"
+        if self.difference is not None:
+            counts += f"; the model's outputs differ by {self.difference:.1e} of their size"
+        rows = [
+            (_name(c.names), c.was, f"-> {c.became}", _share(c.difference), c.note) for c in self.changed
+        ] + [(_name(m.names), m.kind, "left", "", m.reason) for m in self.left]
+        return "\n".join([counts, *_table(rows)])
+
+    __repr__ = __str__
+
+
+def _share(difference: float | None) -> str:
+    return "" if difference is None else f"differs by {difference:.1e}"
 
 
 def _name(names: tuple[str, ...]) -> str:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from slabnorm.errors import ModelError, VerificationError
+from slabnorm.surgery.effect import arguments
 
 _Results = dict[str, dict[str, Tensor]]
 
@@ -48,7 +49,7 @@ def check(model: nn.Module, change: Callable[[nn.Module], None], batch: Any) -> 
     model's largest error, or by 1e-4 (float32; 1e-9, 5e-2 and 1e-2 for float64, bfloat16 and float16). What
     fails is compared twice more, with weights 1% off, and fails if it fails each time.
     """
-    args, options = _arguments(batch)
+    args, options = arguments(batch)
     devices = {t.device.index or 0 for t in model.parameters() if t.device.type == "cuda"}
     with torch.random.fork_rng(devices=sorted(devices)), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -86,12 +87,6 @@ def _fault(
     except ModelError as error:
         return _differs("the accelerated model in float64", f"does not run: {error.got}")
     return _compare(before, after, truth, exact, "train" if training else "eval")
-
-
-def _arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(batch, dict):
-        return (), batch
-    return (batch if isinstance(batch, tuple) else (batch,)), {}
 
 
 def _results(
