@@ -21,7 +21,9 @@ COPY = "copy"
 STEPS_IN_A_ROW = 8  # of a small case, whose step is shorter than what the turn before it left in the cache
 
 
-def measure_training(case: Case, names: tuple[str, ...], budget: float, l2: int) -> dict[str, Any]:
+def measure_training(
+    case: Case, names: tuple[str, ...], budget: float, l2: int, twice: bool
+) -> dict[str, Any]:
     """Return forward and backward of every peer, with the floor.
 
     Args:
@@ -29,11 +31,12 @@ def measure_training(case: Case, names: tuple[str, ...], budget: float, l2: int)
         names: of the peers.
         budget: seconds to spend on timing.
         l2: bytes of a core's second cache.
+        twice: as in `interleave`.
     """
     tensors = Tensors.draw(case)
     peers, failed = _prepared({name: partial(prepare, case, name, tensors) for name in names})
     calls = {COPY: copy_of(tensors.x), **{name: training_step(peer) for name, peer in peers.items()}}
-    rounds = interleave(calls, budget)
+    rounds = interleave(calls, budget, twice)
     copy = spread([seconds for (seconds,) in rounds.of.pop(COPY)])
     limit = floor(case, l2)
     measured = {
@@ -72,7 +75,7 @@ def measure_inference(case: Case, names: tuple[str, ...], budget: float) -> dict
         tensor.requires_grad_(False)
     calls, failed = _prepared({name: partial(_eval_call, case, name, tensors) for name in names})
     timed = {name: forward_only(call) for name, call in calls.items()}
-    rounds = interleave({COPY: copy_of(tensors.x), **timed}, budget)
+    rounds = interleave({COPY: copy_of(tensors.x), **timed}, budget, twice=True)
     copy = spread([seconds for (seconds,) in rounds.of.pop(COPY)])
     with torch.no_grad():
         outputs = {name: _tensor(call()) for name, call in calls.items()}

@@ -97,7 +97,7 @@ def _conditions(options: Options) -> dict[str, Any]:
         "versions": versions(),
         "threads": torch.get_num_threads(),
         "allocator": described(),
-        "budget_seconds": options.seconds(0.25, 1.0),
+        "budget_seconds": options.seconds(0.25, 1.5),
         "quick": options.quick,
         "peers": options.peers,
     }
@@ -135,7 +135,7 @@ def _layers(options: Options) -> list[Measurement]:
     def measure(case: cases.Case) -> Any:
         compiled = case.name in cases.QUICK_COMPILED if options.quick else case.dtype == "float32"
         names = tuple(peer for peer in options.peers if peer != "compile" or compiled)
-        return measure_training(case, names, options.seconds(0.25, 1.0), l2)
+        return measure_training(case, names, options.seconds(0.25, 1.5), l2, twice=True)
 
     return [("layers", case.name, partial(measure, case)) for case in _chosen(options)]
 
@@ -146,7 +146,8 @@ def _reused(options: Options) -> list[Measurement]:
 
     def measure(case: cases.Case) -> Any:
         allocator = keep_freed_memory()  # for good: this part is the last
-        return {**measure_training(case, names, options.seconds(0.25, 0.7), l2), "allocator": allocator}
+        found = measure_training(case, names, options.seconds(0.25, 0.7), l2, twice=False)
+        return {**found, "allocator": allocator}
 
     return [("reused", case.name, partial(measure, case)) for case in _chosen(options)]
 
