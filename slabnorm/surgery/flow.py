@@ -215,7 +215,14 @@ class _Recorder(TorchDispatchMode):
 
 
 def _recorded(model: nn.Module, batch: Any) -> Flow:
-    twin = _twin(model).eval()
+    try:
+        twin = _twin(model).eval()
+    except Exception as error:
+        raise ModelError(
+            "The model could not be copied, to be run on the batch given as batch=",
+            f"{type(error).__name__}: {error}",
+            "leave batch= away",
+        ) from error
     watched = {place.name: place.module for place in walk(twin) if _leaf(place.module)}
     held = [(name, p) for name, layer in watched.items() for p in layer._parameters.values()]
     owners = {id(p): name for name, p in held if p is not None}

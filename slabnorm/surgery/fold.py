@@ -226,12 +226,12 @@ class _Search:
             if not reason:
                 return _Fold(norm, self.places[name or ""], before, applied(norm.module)), ""
             reasons.append(reason)
-        return None, f"before it: {reasons[0]}; after it: {reasons[1]}"
+        return None, "; ".join(reasons)
 
     def _why_not(self, norm: Place, name: str | None, before: bool) -> str:
         """Return why a norm cannot go into a layer; "" if it can."""
         if name is None or beneath(self.places[name].module) not in LAYERS:
-            return "no layer alone with it"
+            return "no layer makes its input for it alone" if before else "no layer alone takes its output"
         layer: Any = self.places[name].module
         reason = self._why_not_layer(name)
         if reason:

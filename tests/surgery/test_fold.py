@@ -219,9 +219,9 @@ USED: dict[str, tuple[Callable[..., Tensor], str]] = {
     ),
     "norm twice": (lambda self, x: self.bn(self.conv(x)) + self.bn(self.other(x)), "more than once"),
     "norm unused": (lambda self, x: self.conv(x), "not used"),
-    "output twice": (_twice, "no layer alone"),
-    "output kept": (_kept, "no layer alone"),
-    "sum": (lambda self, x: self.bn(self.conv(x) + self.other(x)), "no layer alone"),
+    "output twice": (_twice, "no layer makes its input for it alone"),
+    "output kept": (_kept, "no layer makes its input for it alone"),
+    "sum": (lambda self, x: self.bn(self.conv(x) + self.other(x)), "no layer makes its input for it alone"),
     "weight beside": (
         lambda self, x: self.bn(self.conv(x)) + self.conv.weight.mean(),
         "shares its weights",
@@ -277,7 +277,10 @@ class Own(nn.BatchNorm2d):
 
 ALONE: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "hook": (lambda: hooked(nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))), "0 has hooks"),
-    "hook above": (lambda: hooked_above([nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)]), "no layer alone"),
+    "hook above": (
+        lambda: hooked_above([nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)]),
+        "no layer makes its input for it alone",
+    ),
     "tied": (lambda: tied([nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU()]), "0 shares its weights"),
     "pruned": (lambda: pruned(nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))), "parameters elsewhere"),
     "batch statistics": (
@@ -355,7 +358,7 @@ def test_a_model_that_cannot_be_traced_is_run() -> None:
 def test_a_branch_that_a_batch_does_not_take_counts_too() -> None:
     model, x = trained(Optional(lambda: None)), torch.randn(2, 4, 6, 6)
     for batch in (None, x, (x, torch.ones(()))):
-        assert "no layer alone" in sn.fold(model, batch=batch).left[0].reason
+        assert "no layer makes its input for it alone" in sn.fold(model, batch=batch).left[0].reason
 
 
 class Frozen(Derived):
