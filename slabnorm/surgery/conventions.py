@@ -55,7 +55,7 @@ def to_keras(layer: nn.Module, *, count: int | None = None) -> Foreign:
         momentum = 1 - momentum        moving_variance = running_var * (count - 1) / count, if count is given
 
     `getattr(keras.layers, kind)(**options)` makes the layer, and `set_weights(values)`, once it is built,
-    gives it its numbers. It takes data with channels last.
+    gives it its numbers. It takes data with channels last; with `options["axis"] = 1`, as the layer does.
 
     Args:
         layer: a norm of torch.nn or slabnorm.
@@ -456,7 +456,12 @@ def _array(value: Any) -> Any:
 
 
 def _tensor(value: Any) -> Tensor:
-    return torch.from_numpy(np.array(value, dtype=None if hasattr(value, "dtype") else "float32"))
+    """Return a tensor of float64 if an array is, else of float32, which holds JAX's bfloat16 too."""
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().to(torch.promote_types(value.dtype, torch.float32)).numpy()
+    array = np.asarray(value)
+    wide = hasattr(value, "dtype") and array.dtype == np.float64
+    return torch.from_numpy(array.astype("float64" if wide else "float32"))
 
 
 def _made(

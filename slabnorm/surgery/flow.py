@@ -2,8 +2,8 @@
 
 A trace by torch.fx shows the flow for any input, and a recorded run in eval mode shows it for one batch. In
 both a value is known by what made it, and every use of it is counted: by a layer, by anything else, by a
-hook, by an attribute that keeps it. What a trace takes for a constant, and what leaves torch (`x.numpy()`),
-shows in neither.
+hook, by an attribute that keeps it. Neither shows everything: a trace follows one branch of what asks
+`isinstance(x, Tensor)`, a run the branches of its batch, and what leaves torch (`x.numpy()`) is seen by none.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Flow:
     Attributes:
         calls: in order.
         uses: of a value, by anything at all.
-        touched: the layers and norms whose parameters are used beside a call.
+        touched: the layers and norms whose parameters or buffers are used beside a call.
         entry: what the model itself is given first.
     """
 
@@ -123,6 +123,17 @@ def _twin(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *made)})
 
 
+def _owners(model: nn.Module) -> dict[int, str]:
+    """Return which layer or norm has a parameter or buffer, by its id."""
+    return {
+        id(t): place.name
+        for place in walk(model)
+        if _leaf(place.module)
+        for t in (*place.module._parameters.values(), *place.module._buffers.values())
+        if t is not None
+    }
+
+
 class _Tracer(fx.Tracer):
     """Traces down to layers and norms; `seen` are the values that hooks see."""
 
@@ -144,10 +155,13 @@ class _Tracer(fx.Tracer):
 
 def _traced(model: nn.Module, fixed: dict[str, Any]) -> Flow:
     tracer, twin = _Tracer(), _twin(model)
-    with warnings.catch_warnings():
+    recorder = _Recorder(
+        _owners(twin)
+    )  # of operations on parameters alone, which the trace takes for constants
+    with warnings.catch_warnings(), recorder:
         warnings.simplefilter("ignore")
         graph = tracer.trace(twin, fixed or None)
-    flow = Flow()
+    flow = recorder.flow
     for node in graph.nodes:
         flow.uses[node] += len(node.users)
         if node.op == "call_module":
@@ -176,7 +190,7 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
         self.flow, self.inside = Flow(), 0
         self.values: dict[int, Tensor] = {}  # kept, so that no other tensor gets the id of one
-        self.owners = owners  # of parameters, by id
+        self.owners = owners  # of parameters and buffers, by id
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not self.inside:
@@ -223,15 +237,13 @@ def _recorded(model: nn.Module, batch: Any) -> Flow:
             f"{type(error).__name__}: {error}",
             "leave batch= away",
         ) from error
-    watched = {place.name: place.module for place in walk(twin) if _leaf(place.module)}
-    held = [(name, p) for name, layer in watched.items() for p in layer._parameters.values()]
-    owners = {id(p): name for name, p in held if p is not None}
-    recorder = _Recorder(owners)
+    recorder = _Recorder(_owners(twin))
     for module in twin.modules():
         if not _leaf(module) and (module._forward_hooks or module._forward_pre_hooks):
             module.register_forward_hook(lambda _, args, result: recorder.use((args, result)))
-    for name, module in watched.items():
-        recorder.watch(module, name)
+    for place in walk(twin):
+        if _leaf(place.module):
+            recorder.watch(place.module, place.name)
     args, options = arguments(copy.deepcopy(batch))
     given = [value for value in pytree.tree_leaves((args, options)) if isinstance(value, Tensor)]
     recorder.flow.entry = recorder.know(given[0]) if given else None

@@ -51,16 +51,17 @@ def fold(model: nn.Module, *, batch: Any = None, inputs: InputNorm | None = None
     A norm goes into the convolution, transposed convolution or Linear whose output it alone takes; else into
     the convolution or Linear that alone takes its own output, which must not pad with zeros. It leaves an
     `nn.Identity` behind, or the activation that it ended with. Names, parameters and references to the
-    layers stay; a bias that is missing is made. That one layer takes what another makes, and nothing else
-    does, is shown by a trace (torch.fx), by a run on `batch`, or by both. What these do not show is left,
-    with the reason. Weights are computed in float64 and rounded once.
+    layers stay, and a bias that is missing is made; the state_dict has the norms' keys no more. That one
+    layer takes what another makes, and nothing else does, is shown by a trace (torch.fx), by a run on
+    `batch`, or by both, which then have to agree. What these do not show is left, with the reason. Weights
+    are computed in float64 and rounded once.
 
     Args:
         model: any module, in eval mode; to be trained on, it would lack its norms.
         batch: what the model can be called with: a tensor, a tuple of positional or a dict of keyword
-            arguments. The outputs before and after are compared on it, and in float64. Without it nothing is
-            compared, models that cannot be traced are left, and so are norms behind a Linear, whose input
-            may have three axes.
+            arguments. The outputs before and after are compared on it, and in float64. If the model cannot
+            be traced, it should take every branch that matters. Without it nothing is compared, models that
+            cannot be traced are left, and so are norms beside a Linear, which may give them three axes.
         inputs: an InputNorm to fold into the first layer, see `InputNorm.fold_into`: the model then computes
             from raw data what it computed from `inputs(data)`. `batch` has to be raw, too.
 
@@ -219,6 +220,8 @@ class _Search:
         calls = [flow.of(norm.name) for flow in self.flows]
         if max(map(len, calls)) != 1:
             return None, "it is used more than once" if any(calls) else "it is not used in a forward"
+        if any(norm.name in flow.touched for flow in self.flows):
+            return None, "its parameters or statistics are used elsewhere, too"
         reasons = []
         for before in (True, False):
             name = agreed(self.flows, norm.name, _maker if before else _taker)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -59,7 +59,8 @@ def recalibrate(
     Args:
         model: any module; a wrapper such as `AveragedModel` too. Modes, momentum and parameters come out as
             they were, and `num_batches_tracked` counts the batches.
-        loader: batches; with `sequential=True` it is read once for each layer.
+        loader: batches; with `sequential=True` it is read once for each layer, and has to give the same
+            samples each time, in any order.
         call: how the model is called with a batch. By default the first element of a tuple or list and any
             other batch is the one argument, and a dict holds keyword arguments; they are moved to the device
             of the model's first parameter.
@@ -210,7 +211,10 @@ class _Sweeps:
     ) -> None:
         self.model, self.loader, self.call, self.progress = model, loader, call, progress
         self.done, self.batch = 0, 0
-        self.total = len(loader) * sweeps if isinstance(loader, Sized) else 0
+        try:
+            self.total = len(loader) * sweeps  # type: ignore[arg-type]
+        except TypeError:  # an iterator, or a DataLoader of what has no length
+            self.total = 0
 
     def run(self, places: list[Place], training: bool = True, first_alone: bool = False) -> dict[str, _Tally]:
         """Run the model over all batches; return what some norms were given, by name, as they first ran.

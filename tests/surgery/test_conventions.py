@@ -247,6 +247,18 @@ def test_half_precision_travels_as_float32() -> None:
     layer = drawn(sn.BatchNorm(C).bfloat16())
     assert all(value.dtype == np.float32 for value in to_keras(layer).values)
     assert to_flax(layer).values["params"]["scale"].tolist() == layer.weight.float().tolist()
+    ours: Any = from_keras("RMSNormalization", {}, [layer.weight])
+    assert torch.equal(ours.weight, layer.weight.float())
+    assert from_keras("RMSNormalization", {}, [np.ones(C)]).weight.dtype == torch.float64
+
+
+def test_half_precision_of_jax_becomes_float32(flax: Any) -> None:
+    import jax.numpy as jnp
+
+    scale = jnp.asarray([1.0, 1.0078125], jnp.bfloat16)
+    layer: Any = from_flax("RMSNorm", {}, {"params": {"scale": scale}})
+    assert layer.weight.dtype == torch.float32
+    assert layer.weight.tolist() == [1.0, 1.0078125]
 
 
 def test_gemma() -> None:

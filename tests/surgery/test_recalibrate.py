@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, update_bn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import slabnorm as sn
 from slabnorm.errors import DataError, ModelError, StatisticsError
@@ -283,6 +283,19 @@ def test_batches_of_any_structure() -> None:
         sn.recalibrate(model, loader, call=call)
         assert_is(model[0], x)
         assert model[0].num_batches_tracked == 3
+
+
+class Stream(IterableDataset):  # type: ignore[type-arg]
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(samples(12, 3))
+
+
+def test_a_loader_without_a_length_is_read_again() -> None:
+    model, seen = deep(), []
+    loader = DataLoader(Stream(), batch_size=5)
+    sn.recalibrate(model, loader, sequential=True, progress=lambda *done: seen.append(done))
+    assert_is(model[0], samples(12, 3))
+    assert seen == [(number, 0) for number in range(1, 7)]
 
 
 def test_averaged_models() -> None:
