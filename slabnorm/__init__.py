@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from slabnorm.study import compare
     from slabnorm.study.claims import claims
     from slabnorm.surgery.accelerate import accelerate, restore
+    from slabnorm.surgery.fold import fold
+    from slabnorm.surgery.recalibrate import recalibrate
 
 __all__ = [  # but SlabScaler, which needs scikit-learn: an import of * has to work without
     "BatchNorm",
@@ -42,9 +44,11 @@ __all__ = [  # but SlabScaler, which needs scikit-learn: an import of * has to w
     "claims",
     "compare",
     "fit",
+    "fold",
     "load",
     "moments",
     "normalize",
+    "recalibrate",
     "restore",
     "save",
 ]
@@ -60,7 +64,7 @@ _ROOMS = {
     "slabnorm.nn": ("BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm", "SlabNorm"),
     "slabnorm.study": ("compare",),
     "slabnorm.study.claims": ("claims",),
-    "slabnorm.surgery": ("accelerate", "restore"),
+    "slabnorm.surgery": ("accelerate", "fold", "recalibrate", "restore"),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 

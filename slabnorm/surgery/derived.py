@@ -47,3 +47,11 @@ def again(mixin: type[nn.Module], under: type[nn.Module]) -> nn.Module:
     """Return an empty object of a derived class, as pickle and deepcopy fill it."""
     kind = derived(mixin, under)
     return kind.__new__(kind)
+
+
+def beneath(module: nn.Module) -> type[nn.Module]:
+    """Return the class that a module had before it was given a derived one; its own if it has none."""
+    kind = type(module)
+    while issubclass(kind, Derived):
+        kind = kind.under
+    return kind

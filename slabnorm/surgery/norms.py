@@ -187,6 +187,11 @@ KINDS: dict[type[nn.Module], type[Accelerated]] = {
 }  # fmt: skip
 
 
+def applied(norm: nn.Module) -> str | None:
+    """Return the activation that a plain call ends with, by name; that of an accelerated norm has none."""
+    return None if isinstance(norm, Accelerated) else getattr(norm, "activation", None)
+
+
 def why_not(norm: nn.Module) -> str:
     """Return why a norm cannot become an accelerated one; "" if it can."""
     if type(norm) not in KINDS:

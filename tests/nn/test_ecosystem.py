@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torch.optim.swa_utils import AveragedModel, update_bn
 
 import slabnorm as sn
@@ -120,6 +120,37 @@ def test_fusion_into_a_convolution() -> None:
     x = draw((4, 3, 6, 6), seed=1)
     fused = fuse_conv_bn_eval(ours.conv, ours.bn)
     torch.testing.assert_close(fused(x), theirs.bn(theirs.conv(x)), rtol=1e-5, atol=1e-5)
+
+
+def test_fusion_as_fold_does_it() -> None:
+    """torch's two functions give a layer of slabnorm's norm what `fold` gives it."""
+    ours, _ = nets()
+    ours(draw((4, 3, 6, 6)))
+    line: Any = nn.Sequential(nn.Linear(3, 4), sn.BatchNorm(4))
+    line(draw((9, 3)))
+    ours.eval(), line.eval()
+    want = [fuse_conv_bn_eval(ours.conv, ours.bn), fuse_conv_bn_eval(ours.conv2, ours.bn2)]
+    want += [fuse_linear_bn_eval(*line)]  # type: ignore[list-item]
+    assert len(sn.fold(ours).changed) == 2
+    assert len(sn.fold(line, batch=draw((9, 3))).changed) == 1
+    for mine, its in zip((ours.conv, ours.conv2, line[0]), want, strict=True):
+        torch.testing.assert_close(mine.weight, its.weight, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(mine.bias, its.bias, rtol=1e-6, atol=1e-6)
+
+
+def test_an_averaged_model_is_recomputed_by_update_bn_and_by_recalibrate() -> None:
+    """Of one batch both take the same mean and variance, whoever computes the norm."""
+    x, found = draw((4, 3, 6, 6)), []
+    for net in nets():
+        net.train()(draw((4, 3, 6, 6), seed=1))
+        for recompute in (update_bn, lambda loader, model: sn.recalibrate(model, loader)):
+            average = AveragedModel(net)
+            average.update_parameters(net)
+            recompute([x], average)
+            assert int(average.module.bn.num_batches_tracked) == 1
+            found.append(average)
+    for average in found[1:]:
+        assert_same(average, found[0])
 
 
 def test_freezing_loops_and_filters_of_weight_decay_find_them() -> None:
