@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from slabnorm.study import compare
     from slabnorm.study.claims import claims
     from slabnorm.surgery.accelerate import accelerate, restore
+    from slabnorm.surgery.convert import convert
+    from slabnorm.surgery.freeze import freeze, unfreeze
 
 __all__ = [  # but SlabScaler, which needs scikit-learn: an import of * has to work without
     "BatchNorm",
@@ -41,12 +43,15 @@ __all__ = [  # but SlabScaler, which needs scikit-learn: an import of * has to w
     "audit",
     "claims",
     "compare",
+    "convert",
     "fit",
+    "freeze",
     "load",
     "moments",
     "normalize",
     "restore",
     "save",
+    "unfreeze",
 ]
 
 # Names are loaded when they are first used: `slabnorm --help` need not wait for torch and Numba, 3 s.
@@ -60,7 +65,7 @@ _ROOMS = {
     "slabnorm.nn": ("BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm", "SlabNorm"),
     "slabnorm.study": ("compare",),
     "slabnorm.study.claims": ("claims",),
-    "slabnorm.surgery": ("accelerate", "restore"),
+    "slabnorm.surgery": ("accelerate", "convert", "freeze", "restore", "unfreeze"),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 
