@@ -17,7 +17,7 @@ from slabnorm.nn.norm_free import DyT
 from slabnorm.notation import ELLIPSIS, Item, Pattern, parse, product
 from slabnorm.slab import plan
 from slabnorm.surgery.derived import plain_class
-from slabnorm.surgery.norms import Accelerated, revert, why_not
+from slabnorm.surgery.norms import KINDS, Accelerated, revert, why_not
 
 NAMES = ("batch", "layer", "instance", "group", "rms", "dyt", "torch")
 MOST_GROUPS = 32
@@ -108,8 +108,8 @@ def _unfit(norm: nn.Module) -> str:
     kind = type(norm)
     if kind is not plain_class(kind):
         return "frozen: unfreeze it first"
-    if kind not in OURS and kind is not nn.SyncBatchNorm:
-        return "" if isinstance(norm, Accelerated) else why_not(norm)
+    if kind not in (*OURS, *KINDS.values(), nn.SyncBatchNorm):
+        return why_not(norm)
     if "forward" in norm.__dict__:
         return "its forward was replaced on the object"
     if not norm._parameters.keys() <= {"alpha", "weight", "bias"}:
@@ -131,7 +131,10 @@ def _of_pattern(norm: ours.SlabNorm, more: dict[str, Any]) -> Norm | str:
         (channels,) = pattern.sizes_of(axis, norm.sizes, "the channels")
     except SlabError as error:
         return error.problem
-    last = _place(pattern) == "last"
+    places = _places(pattern)
+    if not places:
+        return "its channels are neither the second nor the last axis"
+    last = places == ["last"]
     kind, groups = _kind(pattern, axis[0], last), 1
     if kind == "group":
         groups = channels // norm.sizes["c"]
@@ -141,13 +144,11 @@ def _of_pattern(norm: ours.SlabNorm, more: dict[str, Any]) -> Norm | str:
     return Norm(kind or pattern.text, (channels,), last, groups, sizes, **more)
 
 
-def _place(pattern: Pattern) -> str:
-    """Return where the channels of a pattern are: "second", "last", or "" for anywhere else."""
-    axis = pattern.default_affine[0]
-    at = pattern.left.index(axis)
-    if at == 1 and pattern.left[0] != (ELLIPSIS,):
-        return "second"
-    return "last" if at == len(pattern.left) - 1 else ""
+def _places(pattern: Pattern) -> list[str]:
+    """Return where the channels of a pattern are: at the second axis, the last, both or elsewhere."""
+    at = pattern.left.index(pattern.default_affine[0])
+    second = at == 1 and pattern.left[0] != (ELLIPSIS,)
+    return ["second"] * second + ["last"] * (at == len(pattern.left) - 1)
 
 
 def _kind(pattern: Pattern, axis: Item, last: bool) -> str:
@@ -179,8 +180,9 @@ def layer_of(norm: Norm, to: str, sizes: dict[str, int], device: Any, dtype: Any
     It has weight and bias where the norm has them; a bias, too, where the norm is an RMS norm, which cannot.
     """
     if norm.kind == "rms" and to not in ("rms", "torch"):
-        eps = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
-        norm = replace(norm, bias=norm.weight, eps=eps if norm.eps is None else norm.eps)
+        norm = replace(norm, bias=norm.weight)
+    if norm.eps is None and not (norm.kind == "rms" and to in ("rms", "torch")):
+        norm = replace(norm, eps=torch.finfo(torch.promote_types(dtype or torch.float32, torch.float32)).eps)
     made: dict[str, Any] = {"device": device, "dtype": dtype}
     if to == "torch":
         return _torch_layer(norm, made)
@@ -229,8 +231,9 @@ def _channel_layer(norm: Norm, to: str, sizes: dict[str, int], made: dict[str, A
     pattern = parse(written.get(to, to))
     if to == "group":
         sizes = {"g": groups}
-    if to not in written and _place(pattern) != ("last" if norm.last else "second"):
-        return f'"{pattern}" has its channels elsewhere: those of this norm are its {_where(norm)} axis'
+    place = "last" if norm.last else "second"
+    if to not in written and place not in _places(pattern):
+        return f'"{pattern}" has its channels elsewhere: those of this norm are its {place} axis'
     if norm.spatial is not None and to not in written and (ELLIPSIS,) not in pattern.left:
         ranks = (2, 3) if norm.spatial == 1 else (norm.spatial + 2,)
         if len(pattern.left) not in ranks:
@@ -245,10 +248,6 @@ def _channel_layer(norm: Norm, to: str, sizes: dict[str, int], made: dict[str, A
     )  # fmt: skip
 
 
-def _where(norm: Norm) -> str:
-    return "last" if norm.last else "second"
-
-
 def _torch_layer(norm: Norm, made: dict[str, Any]) -> nn.Module | str:
     if norm.activation is not None:
         return f"it ends with {norm.activation}, which torch.nn's norms do not"
@@ -257,10 +256,11 @@ def _torch_layer(norm: Norm, made: dict[str, Any]) -> nn.Module | str:
         if kind is None:
             return "torch.nn has a class for each number of axes: give batch= to know it"
         return kind(norm.channels, norm.eps, norm.momentum, norm.weight, norm.tracks, **made)
+    eps: Any = norm.eps
     if not norm.last and norm.kind in ("layer", "group"):
-        return nn.GroupNorm(norm.groups, norm.channels, norm.eps or 0.0, norm.weight, **made)
+        return nn.GroupNorm(norm.groups, norm.channels, eps, norm.weight, **made)
     if norm.last and norm.kind == "layer":
-        return nn.LayerNorm(norm.shape, norm.eps or 0.0, norm.weight, norm.bias, **made)
+        return nn.LayerNorm(norm.shape, eps, norm.weight, norm.bias, **made)
     if norm.last and norm.kind == "rms":
         return nn.RMSNorm(norm.shape, norm.eps, norm.weight, **made)
     return "torch.nn has no layer that computes it"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import slabnorm as sn
-from slabnorm.errors import ModelError, OptionError, PatternError, StatisticsError, StatisticsWarning
+from slabnorm.errors import ModelError, OptionError, PatternError, StatisticsError
 from slabnorm.nn.norm_free import DyT
 from slabnorm.surgery.kinds import group_count
 from tests.surgery.nets import NETS, build
@@ -188,8 +188,7 @@ def test_the_axes_of_a_batch_norm_are_remembered_or_measured() -> None:
     sn.convert(model, "group")
     sn.convert(model, "batch")
     copied = pickle.loads(pickle.dumps(model))
-    with pytest.warns(StatisticsWarning, match="before any training step"):
-        report = sn.convert(copied, "torch", batch=drawn(2, 4, 3, 3))
+    report = sn.convert(copied, "torch", batch=drawn(2, 4, 3, 3))
     assert [type(n) for n in copied] == [nn.BatchNorm2d] * 2
     assert not report.left
     report = sn.convert(model, "torch")
@@ -571,6 +570,13 @@ def _frozen() -> nn.Module:
     return norm
 
 
+def _patched_later() -> nn.Module:
+    norm = nn.BatchNorm2d(4)
+    sn.accelerate(norm)
+    norm.forward = lambda x: x  # type: ignore[method-assign]
+    return norm
+
+
 class Own(nn.BatchNorm2d):
     """Somebody's own batch norm."""
 
@@ -586,6 +592,8 @@ class Own(nn.BatchNorm2d):
         (_patched, "forward was replaced"),
         (_frozen, "unfreeze it first"),
         (lambda: nn.LayerNorm((4, 5)), "last 2 axes"),
+        (lambda: sn.SlabNorm("n h c w -> c", c=4), "neither the second nor the last axis"),
+        (_patched_later, "forward was replaced"),
         (lambda: sn.SlabNorm("n h w -> n", affine="h", h=4), "do not vary along channels"),
     ],
 )
@@ -617,6 +625,22 @@ def test_what_does_not_fit_is_left(norm: nn.Module, to: str, sizes: dict[str, in
     report = sn.convert(norm, to, **sizes)
     assert not report.changed
     assert why in report.left[0].reason
+
+
+def test_the_second_axis_of_two_is_the_last_as_well() -> None:
+    norm, x = learned(nn.LayerNorm(6, EPS)), drawn(5, 6)
+    weight, bias = norm.weight.detach().double(), norm.bias.detach().double()
+    assert sn.convert(norm, "n c -> c", batch=x).changed
+    torch.testing.assert_close(norm(x).double(), normalised(x, (0,)) * weight + bias, rtol=1e-5, atol=1e-5)
+
+
+def test_an_eps_that_follows_the_dtype_becomes_a_number() -> None:
+    for norm, to in ((nn.RMSNorm(6), "layer"), (sn.SlabNorm("n c ... -> n", c=6, eps=None), "torch")):
+        sn.convert(norm, to)
+        assert norm.eps == torch.finfo(torch.float32).eps
+    kept = nn.RMSNorm(6)
+    sn.convert(kept, "rms")
+    assert kept.eps is None
 
 
 def test_an_unbatched_instance_norm_is_left() -> None:

@@ -74,10 +74,13 @@ def unfreeze_all(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     sn.unfreeze(model)
 
 
-CHANGES = frozenset(
-    "convert _commit take_place _take_statistics _fast_paths exchange _insert revert freeze unfreeze _freeze start "
-    "_track look note _look _change layer_of after".split()
-)
+# fmt: off
+CHANGES = frozenset((
+    "convert", "_commit", "take_place", "_take_statistics", "_fast_paths", "exchange", "_insert", "revert",
+    "freeze", "unfreeze", "_freeze", "start", "_track", "look", "note", "_look", "_change", "layer_of",
+    "after",
+))
+# fmt: on
 
 
 @pytest.mark.parametrize(
