@@ -162,11 +162,12 @@ class RunningStatistics(nn.Module):
             )
 
     def _warn_half_frozen(self) -> None:
-        weight, bias = held(self, "weight"), held(self, "bias")
-        if weight is None or weight.requires_grad or (bias is not None and bias.requires_grad):
+        weight = self._parameters.get("weight")
+        if weight is None or weight.requires_grad or not torch.is_grad_enabled():
             return
-        # What stands in for a parameter during torch.func.functional_call asks for no gradient either.
-        if isinstance(weight, nn.Parameter) and torch.is_grad_enabled():
+        bias = self._parameters.get("bias")
+        # What stands in for a parameter in torch.func.functional_call asks for no gradient, either.
+        if isinstance(weight, nn.Parameter) and (bias is None or not bias.requires_grad):
             self._warn_once(
                 "half frozen",
                 ModeWarning,

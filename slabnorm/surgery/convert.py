@@ -29,6 +29,9 @@ from slabnorm.text import did_you_mean, listing
 
 _Shapes = dict[str, tuple[int, ...]]  # of the inputs of norms, by the first name
 
+_UNTRAINED = "its running statistics start anew: train it before eval mode, or give loader="
+_FITTED = "fitted to the loader's batches"
+
 
 def convert(
     model: nn.Module, to: str, *, where: Where | None = None, optimizer: Optimizer | None = None,
@@ -138,9 +141,8 @@ def _check(model: Any, to: Any, optimizer: Any, sizes: dict[str, int]) -> None:
             raise PatternError(f'"{pattern}" names no channels', "", "name the axis of the channels `c`")
         pattern.check_sizes(sizes)
         if "c" in sizes:
-            raise PatternError(
-                "The size of `c` follows from each norm's channels", f"c={sizes['c']!r}", "leave it away"
-            )
+            problem = "The size of `c` follows from each norm's channels"
+            raise PatternError(problem, f"c={sizes['c']!r}", "leave it away")
         missing = [name for name in pattern.default_affine[0] if name != "c" and name not in sizes]
         if missing:
             problem = f"The size of {missing[0]!r} is missing, by which the channels are divided"
@@ -233,9 +235,6 @@ def _notes(change: _Change) -> list[str]:
     return notes
 
 
-_UNTRAINED = "its running statistics start anew: train it before eval mode, or give loader="
-
-
 def _words(layer: nn.Module) -> str:
     kind = type(layer).__name__
     if isinstance(layer, nn.GroupNorm):
@@ -272,14 +271,12 @@ class _Warm:
             take_place(norm, copy.deepcopy(change.new))
             reason = "it shares a parameter" if tied else _no_start(change, name in self.seen)
             if reason:
-                change.notes.append(f"not fitted to the loader's batches: {reason}")
+                change.notes.append(f"not {_FITTED}: {reason}")
                 continue
             warm_start.start(norm, self.seen[name].returned, lambda: self._look({name: last})[name])  # noqa: B023
             stored = [*norm.named_parameters(recurse=False), *norm.named_buffers(recurse=False)]
             change.values = {name: value.detach().clone() for name, value in stored}
-            change.notes = [note for note in change.notes if note != _UNTRAINED] + [
-                "fitted to the loader's batches"
-            ]
+            change.notes = [*(note for note in change.notes if note != _UNTRAINED), _FITTED]
 
 
 def _no_start(change: _Change, seen: bool) -> str:
@@ -296,13 +293,11 @@ def _no_start(change: _Change, seen: bool) -> str:
 
 
 def _commit(model: nn.Module, changes: list[_Change], optimizer: Optimizer | None) -> None:
-    if any(not c.same for c in changes) and any(
-        isinstance(m, DistributedDataParallel) for m in model.modules()
-    ):
+    wrapped = any(isinstance(module, DistributedDataParallel) for module in model.modules())
+    if wrapped and not all(change.same for change in changes):
         got = "DistributedDataParallel knows the parameters and buffers that it was given"
-        raise ModelError(
-            "The model is wrapped, and its norms cannot change", got, "convert it before you wrap it"
-        )
+        fix = "convert the model before you wrap it"
+        raise ModelError("The model is wrapped, and its norms cannot change", got, fix)
     before, beside = list(model.parameters()), {}
     for change in changes:
         norm = change.place.module
@@ -315,19 +310,14 @@ def _commit(model: nn.Module, changes: list[_Change], optimizer: Optimizer | Non
             else:
                 norm._buffers[name] = value
     _fast_paths(model, changes)
-    was, now = {id(p) for p in before}, dict(model.named_parameters())
-    gone = [p for p in before if not any(p is other for other in now.values())]
+    was, now = ({id(p) for p in held} for held in (before, model.parameters()))
+    gone = [p for p in before if id(p) not in now]
     born = [
         Born(p, f"{change.place.name}.{name}".lstrip("."), beside[id(change.place.module)])
         for change in changes
         for name, p in change.place.module.named_parameters(recurse=False)
         if id(p) not in was
     ]
-    if (gone or born) and any(isinstance(m, DistributedDataParallel) for m in model.modules()):
-        got = "DistributedDataParallel, which knows the parameters that it was given"
-        raise ModelError(
-            "The model is wrapped, and parameters come or go", got, "convert it before you wrap it"
-        )
     if optimizer is not None:
         exchange(optimizer, born, gone)
 

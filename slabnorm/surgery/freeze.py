@@ -50,11 +50,13 @@ def freeze(
 
         y = weight * (x - running_mean) / sqrt(running_var + eps) + bias        in train mode, too
 
-    As one fine-tunes with small batches, whose own statistics say little. A norm's object takes a subclass of
-    its class that has the same name: parameters, `state_dict` keys, hooks and references stay, `isinstance`
-    stays true, and copies, pickles and wrappers such as DistributedDataParallel keep the norm frozen. The
-    `training` of a frozen norm reads False, and `reset_running_stats()` does nothing. A second call changes
-    nothing more; `unfreeze` goes back. `accelerate` and `restore` may come before and after.
+    This is for fine-tuning, where batches are small or from other data. A frozen norm is the same object
+    under a subclass of its class that has the same name: its parameters, `state_dict` keys, hooks and
+    references stay, `isinstance` stays true, and copies, pickles and wrappers such as
+    DistributedDataParallel keep it frozen. Its `training` reads False whoever sets it, and
+    `reset_running_stats()` does nothing, so that `torch.optim.swa_utils.update_bn` leaves it alone. A
+    second call changes nothing more, and `unfreeze` goes back. `accelerate` and `restore` may come before
+    or after.
 
     Args:
         model: any module; the model itself may be a norm.
@@ -69,8 +71,8 @@ def freeze(
     Raises:
         ModelError: `model` is no module, or it does not run on the batch.
 
-    He, Zhang, Ren and Sun, "Deep Residual Learning for Image Recognition" (2016), freeze batch norm so when
-    they fine-tune a detector: https://arxiv.org/abs/1512.03385, appendix A.
+    He, Zhang, Ren and Sun fix batch norm so to fine-tune a detector: "Deep Residual Learning for Image
+    Recognition" (2016), appendix A, https://arxiv.org/abs/1512.03385.
 
     >>> import slabnorm as sn, torch
     >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.LayerNorm(6))
@@ -106,9 +108,10 @@ def freeze(
 
 
 def unfreeze(model: nn.Module, *, where: Where | None = None) -> Surgery:
-    """Let the frozen norms of a model go on, in place: class and `requires_grad` are what they were.
+    """Let the frozen norms of a model go on, in place.
 
-    The mode is the one that the last `train()` or `eval()` asked for.
+    Class and `requires_grad` are what they were before `freeze`. So is the mode, unless `train()` or `eval()`
+    has asked for another one meanwhile.
 
     Args:
         model: any module; the model itself may be a norm.
