@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from slabnorm.study import compare
     from slabnorm.study.claims import claims
     from slabnorm.surgery.accelerate import accelerate, restore
+    from slabnorm.surgery.convert import convert
     from slabnorm.surgery.fold import fold
+    from slabnorm.surgery.freeze import freeze, unfreeze
     from slabnorm.surgery.recalibrate import recalibrate
 
 __all__ = [  # but SlabScaler, which needs scikit-learn: an import of * has to work without
@@ -43,14 +45,17 @@ __all__ = [  # but SlabScaler, which needs scikit-learn: an import of * has to w
     "audit",
     "claims",
     "compare",
+    "convert",
     "fit",
     "fold",
+    "freeze",
     "load",
     "moments",
     "normalize",
     "recalibrate",
     "restore",
     "save",
+    "unfreeze",
 ]
 
 # Names are loaded when they are first used: `slabnorm --help` need not wait for torch and Numba, 3 s.
@@ -64,7 +69,15 @@ _ROOMS = {
     "slabnorm.nn": ("BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm", "SlabNorm"),
     "slabnorm.study": ("compare",),
     "slabnorm.study.claims": ("claims",),
-    "slabnorm.surgery": ("accelerate", "fold", "recalibrate", "restore"),
+    "slabnorm.surgery": (
+        "accelerate",
+        "convert",
+        "fold",
+        "freeze",
+        "recalibrate",
+        "restore",
+        "unfreeze",
+    ),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 

@@ -91,6 +91,8 @@ class RunningStatistics(nn.Module):
         running = held(self, "running_mean")
         if running is None or not self.track_running_stats or recomputing():
             return
+        if observed:
+            self._warn_half_frozen()
         if observed and center and self.momentum is not None and slab.kept.dims == slab.running.dims:
             written = running, held(self, "running_var")
             counters = (
@@ -157,6 +159,21 @@ class RunningStatistics(nn.Module):
                 "a layer that pools samples runs in train mode while gradients are off, so its output "
                 f"depends on the batch{moves}",
                 "call model.eval() before you evaluate",
+            )
+
+    def _warn_half_frozen(self) -> None:
+        weight = self._parameters.get("weight")
+        if weight is None or weight.requires_grad or not torch.is_grad_enabled():
+            return
+        bias = self._parameters.get("bias")
+        # What stands in for a parameter in torch.func.functional_call asks for no gradient, either.
+        if isinstance(weight, nn.Parameter) and (bias is None or not bias.requires_grad):
+            self._warn_once(
+                "half frozen",
+                ModeWarning,
+                "weight and bias of a layer are constants (requires_grad=False), but its running statistics "
+                "still move in train mode, and with them its output in eval mode",
+                "call slabnorm.freeze(model), which keeps the statistics as they are, too",
             )
 
     def _warn_untrained(self, mean: Tensor, var: Tensor) -> None:

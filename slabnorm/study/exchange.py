@@ -9,18 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 
 from slabnorm.errors import ModelError, SlabError
-from slabnorm.nn import SlabNorm
 from slabnorm.study.networks import Channels, Norm
+from slabnorm.surgery.norms import NORM_TYPES, TORCH_TYPES
 from slabnorm.surgery.walk import walk
 from slabnorm.text import listing, printable
 
 FIX = "give a function build(norm) that uses norm(channels) there"
-TORCH_TYPES = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
-NORM_TYPES = (*TORCH_TYPES, SlabNorm)
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from slabnorm.errors import ModelError, OptionError
+from slabnorm.nn.norm_free import Derf, DyT
 from slabnorm.study.data import Dataset
 from slabnorm.study.exchange import Exchanged, exchange
 from slabnorm.study.networks import Norm, conv, mlp
@@ -163,52 +164,6 @@ def check_norm(name: str) -> None:
 def group_count(channels: int) -> int:
     """Return the largest number of groups, at most 8, that divides the number of channels."""
     return max(groups for groups in range(1, MOST_GROUPS + 1) if channels % groups == 0)
-
-
-class DyT(nn.Module):
-    """Dynamic tanh, which takes the place of a norm (Zhu et al. 2025, "Transformers without Normalization").
-
-        y = weight * tanh(alpha * x) + bias
-
-    Args:
-        channels: the size of the second axis; weight and bias are per channel, alpha is one number.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.alpha = nn.Parameter(torch.tensor(0.5))
-        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return x squashed, in its shape (n, channels, ...)."""
-        return per_channel(self.weight, x) * self.squash(x) + per_channel(self.bias, x)
-
-    def squash(self, x: Tensor) -> Tensor:
-        """Return tanh(alpha * x)."""
-        return torch.tanh(self.alpha * x)
-
-
-class Derf(DyT):
-    """Dynamic erf (Chen et al. 2025, "Stronger Normalization-Free Transformers").
-
-        y = weight * erf(alpha * x + shift) + bias
-
-    Args:
-        channels: as for DyT; shift is one number, 0 at first.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels)
-        self.shift = nn.Parameter(torch.tensor(0.0))
-
-    def squash(self, x: Tensor) -> Tensor:
-        """Return erf(alpha * x + shift)."""
-        return torch.erf(self.alpha * x + self.shift)
-
-
-def per_channel(values: Tensor, x: Tensor) -> Tensor:
-    """Return one value per channel so that it broadcasts against x, (n, channels, ...)."""
-    return values.reshape(-1, *[1] * (x.ndim - 2))
 
 
 class NormFactory:

@@ -1,4 +1,4 @@
-"""Surgery on an existing model: faster norms in place, and back; norms folded, recalibrated, carried over."""
+"""Surgery on an existing model, in place: norms made faster, other, still, exact, or folded; and back."""
 
 from slabnorm.surgery.accelerate import accelerate, restore
 from slabnorm.surgery.conventions import (
@@ -12,7 +12,9 @@ from slabnorm.surgery.conventions import (
     to_keras,
     to_onnx,
 )
+from slabnorm.surgery.convert import convert
 from slabnorm.surgery.fold import fold
+from slabnorm.surgery.freeze import freeze, unfreeze
 from slabnorm.surgery.recalibrate import recalibrate
 from slabnorm.surgery.record import Acceleration, Changed, Left, Replaced, Surgery
 
@@ -24,7 +26,9 @@ __all__ = [
     "Replaced",
     "Surgery",
     "accelerate",
+    "convert",
     "fold",
+    "freeze",
     "from_flax",
     "from_gemma",
     "from_keras",
@@ -35,4 +39,5 @@ __all__ = [
     "to_gemma",
     "to_keras",
     "to_onnx",
+    "unfreeze",
 ]

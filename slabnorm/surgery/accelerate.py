@@ -11,10 +11,11 @@ from torch import nn
 
 from slabnorm.errors import ModelError
 from slabnorm.nn import SlabNorm
+from slabnorm.surgery.derived import plain_class
 from slabnorm.surgery.fusion import rewriting
 from slabnorm.surgery.fusion.call_sites import hooked, name_of
 from slabnorm.surgery.fusion.rewriting import Site
-from slabnorm.surgery.norms import KINDS, Accelerated, become, donor, revert, why_not
+from slabnorm.surgery.norms import KINDS, Accelerated, become, donor, norm_like, revert, why_not
 from slabnorm.surgery.record import Acceleration, Left, Replaced
 from slabnorm.surgery.transaction import transaction
 from slabnorm.surgery.verify import check
@@ -185,8 +186,8 @@ class _Plan:
         """Return what `commit` will do; before it, for it says what the modules are until then."""
         done = [
             Replaced(
-                norm.place.names, type(norm.place.module).__name__, KINDS[type(norm.place.module)].layer,
-                norm.activation, norm.residual, norm.note,
+                norm.place.names, type(norm.place.module).__name__,
+                KINDS[plain_class(type(norm.place.module))].layer, norm.activation, norm.residual, norm.note,
             )
             for norm in self.norms.values()
             if not _done(norm)
@@ -199,10 +200,5 @@ def _done(norm: _Norm) -> bool:
 
 
 def _norm_like(module: nn.Module) -> bool:
-    if isinstance(module, SlabNorm):  # slabnorm computes it as it is, also where it is torch's class as well
-        return False
-    if isinstance(module, tuple(KINDS)):
-        return True
-    kind = type(module)
-    own = kind.__module__.startswith("slabnorm.")
-    return not own and not module._modules and "norm" in kind.__name__.lower()
+    # slabnorm computes its own layers as they are, also where they are torch's class as well.
+    return norm_like(module) and not isinstance(module, SlabNorm)

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from slabnorm.errors import OptionError, StatisticsError
 from slabnorm.nn import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm
-from slabnorm.surgery.derived import beneath
+from slabnorm.surgery.derived import plain_class
 from slabnorm.surgery.norms import Accelerated, applied
 
 
@@ -424,7 +424,7 @@ _KINDS: dict[str, tuple[type[nn.Module], ...]] = {
 
 def _kind(given: nn.Module, library: str) -> str:
     layer: Any = given
-    kind = beneath(layer)
+    kind = plain_class(type(layer))
     kind = kind.plain if issubclass(kind, Accelerated) else kind  # a subclass may compute something else
     found = next((name for name, kinds in _KINDS.items() if kind in kinds), None)
     if found is None or (found == "Instance" and (library != "ONNX" or layer.running_mean is not None)):

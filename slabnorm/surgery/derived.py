@@ -16,15 +16,16 @@ class Derived(nn.Module):
 
     mixin: ClassVar[type[nn.Module]]
     under: ClassVar[type[nn.Module]]
+    transparent: ClassVar[bool] = False  # whether a call computes what the class underneath computes
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Keep a user's own `__init_subclass__`, such as a registry, from seeing the class."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Name the mixin and the class underneath, which pickle finds."""
+        """Name the mixins and the class underneath them, which pickle finds."""
         reduced = super().__reduce_ex__(protocol)
         if reduced[0] is copyreg.__newobj__ and reduced[1] == (type(self),):  # type: ignore[attr-defined]
-            return (again, (self.mixin, self.under), *reduced[2:])
+            return (again, _parts(type(self)), *reduced[2:])
         return reduced
 
 
@@ -43,15 +44,38 @@ def derived(mixin: type[nn.Module], under: type[nn.Module]) -> type[nn.Module]:
     return made
 
 
-def again(mixin: type[nn.Module], under: type[nn.Module]) -> nn.Module:
-    """Return an empty object of a derived class, as pickle and deepcopy fill it."""
-    kind = derived(mixin, under)
-    return kind.__new__(kind)
-
-
-def beneath(module: nn.Module) -> type[nn.Module]:
-    """Return the class that a module had before it was given a derived one; its own if it has none."""
-    kind = type(module)
-    while issubclass(kind, Derived):
+def plain_class(kind: type[nn.Module]) -> type[nn.Module]:
+    """Return the class under the mixins that leave alone what it computes."""
+    while issubclass(kind, Derived) and kind.transparent:
         kind = kind.under
     return kind
+
+
+def moved(kind: type[nn.Module], other: type[nn.Module]) -> type[nn.Module]:
+    """Return another class under the mixins that a class has above its plain one."""
+    if kind is plain_class(kind):
+        return other
+    assert issubclass(kind, Derived)
+    return derived(kind.mixin, moved(kind.under, other))
+
+
+def without(kind: type[nn.Module], mixin: type[nn.Module]) -> type[nn.Module]:
+    """Return a derived class without one of its mixins."""
+    if not issubclass(kind, Derived):
+        return kind
+    under = without(kind.under, mixin)
+    return under if kind.mixin is mixin else derived(kind.mixin, under)
+
+
+def again(under: type[nn.Module], *mixins: type[nn.Module]) -> nn.Module:
+    """Return an empty object of a derived class, as pickle and deepcopy fill it."""
+    for mixin in mixins:
+        under = derived(mixin, under)
+    return under.__new__(under)
+
+
+def _parts(kind: type[nn.Module]) -> tuple[type[nn.Module], ...]:
+    """Return the class under all mixins, and these, the lowest first."""
+    if not issubclass(kind, Derived):
+        return (kind,)
+    return (*_parts(kind.under), kind.mixin)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from slabnorm.errors import ModelError
+from slabnorm.errors import ModelError, SlabWarning
 
 Span = tuple[str, ...]  # names of modules of which each takes the output of the one before
 
@@ -65,7 +66,8 @@ def after(model: nn.Module, found: Before) -> tuple[float, dict[Span, float]]:
         if span not in found.results:
             continue
         args, options = copy.deepcopy((args, options))
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", SlabWarning)
             value = twin.get_submodule(span[0])(*args, **options)
             for name in span[1:]:
                 value = twin.get_submodule(name)(value)
@@ -106,7 +108,8 @@ def _run(model: nn.Module, batch: Any) -> list[Tensor]:
     args, options = arguments(batch)
     run: Callable[..., Any] = model
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore", SlabWarning)  # what they say is of a copy
             torch.manual_seed(0)
             return _tensors(run(*copy.deepcopy(args), **copy.deepcopy(options)))
     except Exception as error:

@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from slabnorm.errors import ModelError
 from slabnorm.kernels.backend import using
 from slabnorm.nn import SlabNorm
-from slabnorm.surgery.derived import beneath
+from slabnorm.surgery.derived import plain_class
 from slabnorm.surgery.effect import arguments
 from slabnorm.surgery.walk import walk
 
@@ -93,7 +93,7 @@ def flows(model: nn.Module, batch: Any) -> tuple[list[Flow], str]:
     Raises:
         ModelError: the model does not run on the batch.
     """
-    if beneath(model) in LAYERS:
+    if plain_class(type(model)) in LAYERS:
         return [Flow([Call("", 0, 1)], Counter({0: 1, 1: 1}), entry=0)], ""
     found: list[Flow] = []
     why = ""
@@ -113,7 +113,7 @@ def flows(model: nn.Module, batch: Any) -> tuple[list[Flow], str]:
 
 
 def _leaf(module: nn.Module) -> bool:
-    return beneath(module) in LAYERS or isinstance(module, _BatchNorm)
+    return plain_class(type(module)) in LAYERS or isinstance(module, _BatchNorm)
 
 
 def _twin(model: nn.Module) -> nn.Module:

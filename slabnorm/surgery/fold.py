@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from slabnorm import nn as ours
 from slabnorm.errors import ModelError, VerificationError
 from slabnorm.surgery import effect
-from slabnorm.surgery.derived import beneath
+from slabnorm.surgery.derived import plain_class
 from slabnorm.surgery.effect import Span, difference
 from slabnorm.surgery.flow import LAYERS, TRANSPOSED, Call, Flow, agreed, flows
 from slabnorm.surgery.fusion.call_sites import hooked
@@ -233,7 +233,7 @@ class _Search:
 
     def _why_not(self, norm: Place, name: str | None, before: bool) -> str:
         """Return why a norm cannot go into a layer; "" if it can."""
-        if name is None or beneath(self.places[name].module) not in LAYERS:
+        if name is None or plain_class(type(self.places[name].module)) not in LAYERS:
             return "no layer makes its input for it alone" if before else "no layer alone takes its output"
         layer: Any = self.places[name].module
         reason = self._why_not_layer(name)
@@ -264,7 +264,11 @@ class _Search:
         layer: Any = self.places[name].module
         if set(layer._parameters) != {"weight", "bias"} or not isinstance(layer.weight, nn.Parameter):
             return "keeps its parameters elsewhere (pruning or a weight norm does that)"
-        if type(layer).forward is not beneath(layer).forward or hooked(layer) or _has_any_global_hook():
+        if (
+            type(layer).forward is not plain_class(type(layer)).forward
+            or hooked(layer)
+            or _has_any_global_hook()
+        ):
             return "has hooks or another forward"
         if layer.weight.is_meta or not layer.weight.is_floating_point():
             return "has no real numbers as weights"
@@ -286,7 +290,7 @@ class _Search:
         reason = (
             "nothing is known of its flow" if not self.flows else "no one layer alone takes what it is given"
         )
-        if name is not None and beneath(self.places[name].module) in LAYERS:
+        if name is not None and plain_class(type(self.places[name].module)) in LAYERS:
             reason = self._why_not_layer(name)
             if not reason and all(len(flow.of(name)) == 1 for flow in self.flows):
                 return self.places[name]
@@ -307,7 +311,7 @@ def _taker(flow: Flow, call: Call) -> str | None:
 
 
 def _why_not_norm(norm: Any) -> str:
-    kind = beneath(norm)
+    kind = plain_class(type(norm))
     if kind not in _NORMS or type(norm).forward is not kind.forward:
         return "not one of the batch norms of torch.nn and slabnorm: it may compute something else"
     if set(norm._parameters) != {"weight", "bias"}:
@@ -351,7 +355,7 @@ def _folded(
 ) -> tuple[Tensor, Tensor]:
     """Return weight and bias of a layer with scale and shift of its outputs, or of its inputs, in them."""
     groups, rest = getattr(layer, "groups", 1), (1,) * (weight.dim() - 2)
-    transposed = beneath(layer) in TRANSPOSED
+    transposed = plain_class(type(layer)) in TRANSPOSED
     if before and transposed:  # (inputs, outputs of a group, ...)
         by_group = weight.unflatten(0, (groups, -1)) * scale.reshape(groups, 1, -1, *rest)
         return by_group.flatten(0, 1), bias * scale + shift

@@ -12,12 +12,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from slabnorm import nn as ours
 from slabnorm.errors import SlabError
 from slabnorm.nn.running_stats import held
 from slabnorm.surgery.crossover import pays
+from slabnorm.surgery.derived import moved, plain_class
 from slabnorm.tracing import traced
+
+TORCH_TYPES = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+NORM_TYPES = (*TORCH_TYPES, ours.SlabNorm)
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _HALVES = (torch.float16, torch.bfloat16)
@@ -192,9 +198,16 @@ def applied(norm: nn.Module) -> str | None:
     return None if isinstance(norm, Accelerated) else getattr(norm, "activation", None)
 
 
+def norm_like(module: nn.Module) -> bool:
+    """Whether a module is a norm, or a single layer of another library that calls itself one."""
+    kind = type(module)
+    foreign = not kind.__module__.startswith("slabnorm.") and not module._modules
+    return isinstance(module, NORM_TYPES) or (foreign and "norm" in kind.__name__.lower())
+
+
 def why_not(norm: nn.Module) -> str:
     """Return why a norm cannot become an accelerated one; "" if it can."""
-    if type(norm) not in KINDS:
+    if plain_class(type(norm)) not in KINDS:
         if isinstance(norm, nn.modules.lazy.LazyModuleMixin):
             return "not initialised yet: run the model once"
         if isinstance(norm, nn.SyncBatchNorm):
@@ -234,7 +247,7 @@ def donor(norm: nn.Module) -> ours.SlabNorm:
         return ours.LayerNorm(n.normalized_shape, n.eps, n.elementwise_affine, _biased(norm), **where)
     if isinstance(norm, nn.RMSNorm):
         return ours.RMSNorm(n.normalized_shape, n.eps, n.elementwise_affine, **where)
-    kind = ours.InstanceNorm if isinstance(norm, nn.modules.instancenorm._InstanceNorm) else ours.BatchNorm
+    kind = ours.InstanceNorm if isinstance(norm, _InstanceNorm) else ours.BatchNorm
     tracks = norm._buffers.get("running_mean") is not None  # the attribute may be switched for a while
     return kind(n.num_features, n.eps, n.momentum, n.affine, tracks, bias=_biased(norm), **where)
 
@@ -245,7 +258,8 @@ def _biased(norm: nn.Module) -> bool:
 
 def become(norm: nn.Module, twin: ours.SlabNorm, activation: str | None, always: bool) -> None:
     """Make a torch.nn norm an accelerated one, in place."""
-    object.__setattr__(norm, "__class__", KINDS[type(norm)])
+    kind = type(norm)
+    object.__setattr__(norm, "__class__", moved(kind, KINDS[plain_class(kind)]))
     for key in ("running_mean", "running_var"):
         value = norm._buffers.get(key)
         if value is not None and value.dtype in _HALVES:
@@ -262,7 +276,7 @@ def become(norm: nn.Module, twin: ours.SlabNorm, activation: str | None, always:
 def revert(norm: Accelerated) -> None:
     """Make an accelerated norm the torch.nn norm that it was, with its present values."""
     added = norm.__dict__["_added"]
-    kind = type(norm).plain
+    kind = moved(type(norm), type(norm).plain)
     norm._non_persistent_buffers_set -= set(added["_buffers"])
     for store in ("_parameters", "_buffers", "__dict__"):
         mine = vars(norm) if store == "__dict__" else getattr(norm, store)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from slabnorm.surgery.walk import walk
 
@@ -75,7 +76,8 @@ class _Values:
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor, self.data = tensor, tensor.data
-        self.copied = None if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
+        holds = not isinstance(tensor, nn.Parameter) and not is_lazy(tensor)
+        self.copied = tensor.detach().clone() if holds else None
         self.asks, self.gradient = tensor.requires_grad, tensor.grad if tensor.is_leaf else None
 
     def put_back(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -17,6 +18,14 @@ class Place(NamedTuple):
     def name(self) -> str:
         """The first name."""
         return self.names[0]
+
+
+Where = Callable[[str, nn.Module], bool]  # whether a module of this name is meant
+
+
+def meant(place: Place, where: Where | None) -> bool:
+    """Whether `where` is true for one of a module's names; without it every module is meant."""
+    return where is None or any(where(name, place.module) for name in place.names)
 
 
 def walk(model: nn.Module) -> list[Place]:
