@@ -92,7 +92,9 @@ class Segments:
         return t.new_zeros((self.number, *t.shape[1:])).index_copy(0, self.ids, t)
 
     def _sums(self, t: Tensor) -> Tensor:
-        # In the order of the steps, each segment by itself.
+        # In the order of the steps. A GPU adds to an index in any order; the CPU takes a third of the time.
+        if t.device.type == "cpu":
+            return t.new_zeros((self.number, *t.shape[1:])).index_add(0, self.ids, t)
         return torch.segment_reduce(t.contiguous(), "sum", lengths=self.lengths, axis=0, unsafe=True)
 
     def _spread(self, t: Tensor) -> Tensor:

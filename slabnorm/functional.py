@@ -57,7 +57,7 @@ def moments(
     >>> m.mean, m.std()
     (tensor([ 2., 20.], dtype=torch.float64), tensor([ 1., 10.], dtype=torch.float64))
     """
-    bound = bind(_as_pattern(pattern), (), tuple(sorted(sizes.items())), x)
+    bound = bind(as_pattern(pattern), (), tuple(sorted(sizes.items())), x)
     slab = bound.slab
     cut = None
     if mask is not None or lengths is not None or segments is not None:
@@ -184,7 +184,7 @@ def normalize(
     tensor([[-1.0000,  1.0000,  0.0000],
             [-1.2247,  0.0000,  1.2247]])
     """
-    pattern = _as_pattern(pattern)
+    pattern = as_pattern(pattern)
     check_eps(eps)
     check_activation(activation)
     items = pattern.affine(affine) if weight is not None or bias is not None else ()
@@ -214,7 +214,8 @@ def check_eps(eps: object) -> None:
         raise OptionError("eps must be a finite number, 0 or more", repr(eps), "1e-5 is the usual one")
 
 
-def _as_pattern(pattern: str | Pattern) -> Pattern:
+def as_pattern(pattern: str | Pattern) -> Pattern:
+    """Return the Pattern of a text, also where torch.compile follows."""
     if isinstance(pattern, Pattern):
         return pattern
     return parse_uncached(pattern) if torch.compiler.is_compiling() else parse(pattern)

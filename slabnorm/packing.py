@@ -14,7 +14,8 @@ Where these calls would be many and small, one call of the formula takes all gro
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -29,8 +30,9 @@ from slabnorm.notation import Item, Pattern, parse, product
 from slabnorm.prepare import Bound, bind
 from slabnorm.slab import Slab, plan
 
-# Valid elements that a further call has to have to be worth its start, rather than to go into the formula.
-_WORTH_A_CALL = 1 << 14
+# Elements that a further call has to have to be worth its start, rather than to go into the formula. These
+# are what counts: padding must not decide which of the two computes.
+_WORTH_A_CALL = 1 << 13
 
 
 class Part(NamedTuple):
@@ -59,7 +61,7 @@ class Rows:
         slab: of the whole tensor.
         across: the dims of the split tensor that rows lie along, those that the statistics keep first.
         rest: its other dims.
-        index: for each of the dims across, where the rows lie.
+        flat: where the rows lie, along the dims across as one.
         runs: the groups in order, by length.
         groups: the number of each group in order, among all there are; None if there is one.
         number: how many groups there are, the empty ones too.
@@ -71,7 +73,7 @@ class Rows:
     slab: Slab
     across: tuple[int, ...]
     rest: tuple[int, ...]
-    index: tuple[Tensor, ...]
+    flat: Tensor
     runs: tuple[Run, ...]
     groups: Tensor | None
     number: int
@@ -82,7 +84,12 @@ class Rows:
     @property
     def rows(self) -> int:
         """How many rows count."""
-        return len(self.index[0])
+        return len(self.flat)
+
+    @cached_property
+    def index(self) -> tuple[Tensor, ...]:
+        """Where the rows lie along each of the dims across."""
+        return torch.unravel_index(self.flat, [self.slab.split[dim] for dim in self.across])
 
     @property
     def kept(self) -> tuple[int, ...]:
@@ -108,7 +115,21 @@ class Rows:
         return apply_linear(rows, partial(self._put_into, x.detach()), self._taken, put)
 
     def _taken(self, t: Tensor) -> Tensor:
-        return t.reshape(self.slab.split).permute(self.across + self.rest)[self.index].contiguous()
+        moved, one = self._moved(t)
+        # A tenth of the time, where rows are one after another.
+        return moved.index_select(0, self.flat) if one else moved[self.index].contiguous()
+
+    def _moved(self, t: Tensor) -> tuple[Tensor, bool]:
+        """Return a view with the dims across first, and whether they are one dim of it."""
+        moved = t.view(self.slab.split).permute(self.across + self.rest)
+        width = len(self.across)
+        axes = [
+            pair for pair in zip(moved.shape[:width], moved.stride()[:width], strict=True) if pair[0] != 1
+        ]
+        for (_, step), (size, inner) in pairwise(axes):
+            if step != size * inner:
+                return moved, False
+        return moved.flatten(0, width - 1), True
 
     def _put(self, rows: Tensor, shape: torch.Size, strides: tuple[int, ...]) -> Tensor:
         return self._filled(rows.new_empty_strided(shape, strides).zero_(), rows)
@@ -117,7 +138,11 @@ class Rows:
         return self._filled(x.clone(), rows)
 
     def _filled(self, t: Tensor, rows: Tensor) -> Tensor:
-        t.view(self.slab.split).permute(self.across + self.rest)[self.index] = rows
+        moved, one = self._moved(t)
+        if one:
+            moved.index_copy_(0, self.flat, rows)
+        else:
+            moved[self.index] = rows
         return t
 
     def whole(self, t: Tensor, value: float = 0) -> Tensor:
@@ -171,14 +196,15 @@ class Rows:
         return parse(" ".join([*left, "->", *kept, *(f"d{dim}" for dim in self.kept)]))
 
 
-def rows_of(slab: Slab, cut: Cut, single: bool = False, worth: int = _WORTH_A_CALL) -> Rows:
+def rows_of(slab: Slab, cut: Cut, single: bool = False, worth: int | None = None) -> Rows:
     """Return where the rows that count lie.
 
     Args:
         slab: of the tensor.
         cut: how it is cut.
         single: whether every row is a group of its own, if there are groups: where statistics are given.
-        worth: elements that a further call has to have; with less all groups are one run of any lengths.
+        worth: elements that a further call has to have, if not as ever; with less all groups are one run of
+            any lengths.
     """
     valid = None if cut.valid is None else opened(cut.valid, slab)
     across = [dim for dim in range(len(slab.split)) if valid is not None and valid.shape[dim] > 1]
@@ -189,26 +215,28 @@ def rows_of(slab: Slab, cut: Cut, single: bool = False, worth: int = _WORTH_A_CA
     rest = [dim for dim in range(len(slab.split)) if dim not in across]
     sizes = [slab.split[dim] for dim in across]
     if valid is None:
-        index: tuple[Tensor, ...] = (torch.arange(sizes[0], device=cut.ids.device),)  # type: ignore[union-attr]
+        flat = torch.arange(sizes[0], device=cut.ids.device)  # type: ignore[union-attr]
     else:
         valid = valid.expand([slab.split[dim] if dim in across else 1 for dim in range(len(slab.split))])
-        index = valid.permute(across + rest).reshape(sizes).nonzero(as_tuple=True)
-    rows = len(index[0])
-    key = None if cut.ids is None else cut.ids[index[across.index(0)]]
-    for at, dim in enumerate(kept):
-        key = index[at] if key is None else key * slab.split[dim] + index[at]
-    number = product([slab.split[dim] for dim in kept]) * (1 if cut.ids is None else cut.segments)
+        flat = valid.permute(across + rest).reshape(-1).nonzero().squeeze(1)
+    rows, number = len(flat), product(sizes[: len(kept)])
+    key = flat // product(sizes[len(kept) :]) if kept else None
+    if cut.ids is not None:
+        at = across.index(0)
+        segment = cut.ids[flat // product(sizes[at + 1 :]) % sizes[at]]
+        key = segment if key is None else segment * number + key
+        number *= cut.segments
     runs: tuple[Run, ...]
     if key is None:
-        groups, runs, lengths = None, (Run(1, rows),), torch.tensor([rows], device=index[0].device)
+        groups, runs, lengths = None, (Run(1, rows),), torch.tensor([rows], device=flat.device)
     elif single or rows == 0 or (cut.ids is None and len(kept) == len(across)):
         groups, runs, lengths = key, (Run(rows, 1),), torch.ones_like(key)
     else:
         depth = slab.numel // max(1, product(sizes))
-        groups, runs, lengths, order = _grouped(key, number, depth, worth)
+        groups, runs, lengths, order = _grouped(key, number, depth, _WORTH_A_CALL if worth is None else worth)
         if order is not None:
-            index = tuple([at[order] for at in index])
-    return Rows(slab, tuple(across), tuple(rest), index, runs, groups, number, lengths, cut.lead, len(kept))
+            flat = flat[order]
+    return Rows(slab, tuple(across), tuple(rest), flat, runs, groups, number, lengths, cut.lead, len(kept))
 
 
 def _grouped(

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from slabnorm.cut import Counted, Cut, opened
 from slabnorm.errors import OptionError, PatternError
-from slabnorm.functional import run, run_cut, statistics_of
+from slabnorm.functional import as_pattern, run, run_cut, statistics_of
 from slabnorm.kernels.call import Found, Given
-from slabnorm.notation import ELLIPSIS, Item, Pattern, parse
+from slabnorm.notation import ELLIPSIS, Item, Pattern
 from slabnorm.prepare import Bound, bind
 from slabnorm.slab import Slab
 
@@ -70,7 +70,7 @@ def bind_ghosts(
     left, _, right = pattern.text.partition("->")
     text = f"({apart} {sample}) {left.strip()[len(sample) :]} -> {apart} {right}"
     sizes = tuple(sorted([*((name, size) for name, size in sizes if name != sample), (sample, ghost)]))
-    return bind(parse(" ".join(text.split())), affine, sizes, *tensors)
+    return bind(as_pattern(" ".join(text.split())), affine, sizes, *tensors)
 
 
 def ghosts(samples: int, ghost: int) -> list[tuple[int, int]]:

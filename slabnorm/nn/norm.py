@@ -221,6 +221,7 @@ class SlabNorm(RunningStatistics):
             call = bind(self.pattern, items, self._sizes, x, weight, bias, residual)
         found: Found | Counted | None
         if self.training and self.ghost is not None:
+            check_ghost(self.ghost, self.pattern, self.affine_axes)
             bound = partial(bind_ghosts, self.pattern, self.affine_axes, self._sizes)
             y, found = run_ghosts(x, bound, cut, self.ghost, weight, bias, options, residual, masked)
         elif cut is not None:
