@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slabnorm import operators
+from slabnorm import cut_slab, operators, packing
+from slabnorm.cut import Counted, Cut, check_masked, cut_of
 from slabnorm.errors import OptionError, ShapeError, StatisticsError
 from slabnorm.kernels import eager
 from slabnorm.kernels.activations import ACTIVATIONS, check_activation
@@ -18,10 +19,20 @@ from slabnorm.kernels.call import Call, Found, FoundTensors, Given, Statistics, 
 from slabnorm.mergeable_moments import Moments
 from slabnorm.notation import Pattern, parse, parse_uncached
 from slabnorm.prepare import Bound, bind, check_fits
+from slabnorm.slab import Slab
 from slabnorm.tracing import plain, readable, traced
 
 
-def moments(x: Tensor, pattern: str | Pattern, /, **sizes: int) -> Moments:
+def moments(
+    x: Tensor,
+    pattern: str | Pattern,
+    /,
+    *,
+    mask: Tensor | None = None,
+    lengths: Any = None,
+    segments: Any = None,
+    **sizes: int,
+) -> Moments:
     """Return count, mean, squared deviations, minimum and maximum of every slab of a tensor.
 
     Statistics are taken in float64: shifted by an element of the slab, then by the mean.
@@ -29,28 +40,73 @@ def moments(x: Tensor, pattern: str | Pattern, /, **sizes: int) -> Moments:
     Args:
         x: a floating-point tensor.
         pattern: what to keep apart and what to pool, such as "n c h w -> c".
+        mask, lengths, segments: what counts, and which samples are counted together, as in `normalize`.
         **sizes: sizes of split axes, as in `g=32`.
 
     Returns:
-        Moments whose fields have the shape of the pattern's right side, without a graph.
+        Moments whose fields have the shape of the pattern's right side, without a graph; with segments, one
+        such for each of them. The count of a slab of which no element counts is 0.
 
     Raises:
         PatternError, ShapeError: the pattern is wrong or does not fit x.
         DtypeError: x holds integers, complex numbers or is sparse.
+        Others of mask, lengths and segments as in `normalize`.
 
     >>> import slabnorm as sn, torch
     >>> m = sn.moments(torch.tensor([[1.0, 10.0], [3.0, 30.0]]), "n c -> c")
     >>> m.mean, m.std()
     (tensor([ 2., 20.], dtype=torch.float64), tensor([ 1., 10.], dtype=torch.float64))
     """
-    slab, backend, plans, *_ = bind(_as_pattern(pattern), (), tuple(sorted(sizes.items())), x)
+    bound = bind(as_pattern(pattern), (), tuple(sorted(sizes.items())), x)
+    slab = bound.slab
+    cut = None
+    if mask is not None or lengths is not None or segments is not None:
+        cut = cut_of(x, slab.pattern, mask, lengths, segments)
     if slab.count == 0 or slab.slabs == 0:
-        return Moments.empty(slab.kept.shape, x.device)
+        return Moments.empty(slab.kept.shape if cut is None else (*cut.lead, *slab.kept.shape), x.device)
     with torch.no_grad():
         x = x.detach()
-        mean, low, m2 = (backend or eager).statistics(x, Call(slab, plans=plans))
+        if cut is not None:
+            count, mean, m2, least, most, low = _moments_of(x, slab, cut)
+            return Moments(count, mean, m2, least, most, mean_low=low)
+        mean, low, m2 = (bound.backend or eager).statistics(x, Call(slab, plans=bound.plans))
         count = torch.full_like(mean, slab.count, dtype=torch.int64)
         return Moments(count, mean, m2, *eager.extrema(x, slab), mean_low=low)
+
+
+def _moments_of(x: Tensor, slab: Slab, cut: Cut) -> tuple[Tensor, ...]:
+    """Return count, mean, m2, minimum, maximum and low part of the mean of what counts in every slab."""
+    if not _packs(x):
+        return cut_slab.moments(x, slab, cut)
+    rows = packing.rows_of(slab, cut, worth=0)
+    found = []
+    for part in packing.parts_of(rows, x, None, None, None, None):
+        of = part.bound.slab
+        if of.numel == 0:
+            nothing = torch.zeros(of.kept.shape, dtype=torch.float64, device=x.device)
+            found.append((nothing, nothing, nothing, nothing + torch.inf, nothing - torch.inf))
+            continue
+        mean, low, m2 = (part.bound.backend or eager).statistics(part.x, Call(of, plans=part.bound.plans))
+        found.append((mean, m2, low, *eager.extrema(part.x, of)))
+    fills = (0, 0, 0, torch.inf, -torch.inf)
+    fields = zip(zip(*found, strict=True), fills, strict=True)
+    mean, m2, low, least, most = (rows.whole(torch.cat(values), fill) for values, fill in fields)
+    return packing.counts_of(rows), mean, m2, least, most, low
+
+
+def statistics_of(x: Tensor, bound: Bound, cut: Cut | None) -> tuple[Tensor, Tensor, int | Tensor]:
+    """Return mean, squared deviations and count, 1 where there is none, of every slab of a bound call."""
+    slab = bound.slab
+    if cut is not None:
+        count, mean, m2, *_ = _moments_of(x, slab, cut)
+        return mean, m2, count.clamp(min=1)
+    mean, _, m2 = (bound.backend or eager).statistics(x, Call(slab, plans=bound.plans))
+    return mean, m2, slab.count
+
+
+def _packs(x: Tensor) -> bool:
+    """Whether what counts can be packed: what is recorded, or has no values, keeps its shape."""
+    return readable(x) and not traced()
 
 
 def normalize(
@@ -68,6 +124,10 @@ def normalize(
     mean: Tensor | None = None,
     var: Tensor | None = None,
     inplace: bool = False,
+    mask: Tensor | None = None,
+    lengths: Any = None,
+    segments: Any = None,
+    masked: str = "zero",
     **sizes: int,
 ) -> Tensor:
     """Normalise a tensor over the slabs that a pattern names.
@@ -86,11 +146,19 @@ def normalize(
         center: False leaves the mean where it is (RMS norm).
         affine: the axes of weight and bias, such as "c h w" or "(g c)".
         mean, var: use these statistics instead of the slab's own: constants of the shape of the
-            pattern's right side. No gradient flows to them.
+            pattern's right side, with segments one such for each. No gradient flows to them.
         inplace: allow the result to take the memory of x, which then is the result: go on with that alone.
             Compiled kernels on the CPU do so where no gradient is needed, eps is not 0, and x is dense
             memory that PyTorch has allocated and shares with no other tensor of the call. Elsewhere x
             stays as it is.
+        mask: True where an element counts, in any shape that broadcasts to x. Statistics are of these alone,
+            and what lies elsewhere, NaN included, changes no bit of an output or gradient.
+        lengths: instead of a mask, how many elements of each sample count: along the one axis beside samples
+            and channels (`c`), or along those named, as in `{"t": lengths}`.
+        segments: the segment of each sample, such as its graph, as a tensor of numbers from 0 on; or the
+            lengths of segments that follow one another, as a list. Each has statistics of its own.
+        masked: what elements that do not count become: "zero", or "keep" for what they were in x. No gradient
+            flows through them, in or out.
         **sizes: sizes of split axes, as in `g=32`.
 
     Returns:
@@ -99,9 +167,10 @@ def normalize(
     Raises:
         PatternError, ShapeError: the pattern is wrong, or a tensor does not fit it.
         DtypeError, DeviceError: a tensor has a dtype, layout or device that cannot take part.
-        OptionError: `eps` or `activation` is out of range.
+        OptionError: `eps`, `activation`, lengths or segments are out of range; mask and lengths are given.
         StatisticsError: eps is 0 and a slab is constant, a variance is negative, or the pattern
-            pools samples and a slab has one element, whose variance says nothing.
+            pools samples and a slab has one element, whose variance says nothing. With segments one
+            element is a slab like others, and the output its bias.
 
     Batch norm: Ioffe and Szegedy (2015). Layer norm: Ba, Kiros and Hinton (2016). Instance norm:
     Ulyanov, Vedaldi and Lempitsky (2016). Group norm: Wu and He (2018). RMS norm: Zhang and Sennrich (2019).
@@ -111,8 +180,11 @@ def normalize(
     >>> sn.normalize(x, "n c -> n", eps=0.0)
     tensor([[-1.2247,  0.0000,  1.2247],
             [-1.2247,  0.0000,  1.2247]])
+    >>> sn.normalize(x, "n t -> n", eps=0.0, lengths=torch.tensor([2, 3]), affine="")
+    tensor([[-1.0000,  1.0000,  0.0000],
+            [-1.2247,  0.0000,  1.2247]])
     """
-    pattern = _as_pattern(pattern)
+    pattern = as_pattern(pattern)
     check_eps(eps)
     check_activation(activation)
     items = pattern.affine(affine) if weight is not None or bias is not None else ()
@@ -120,12 +192,19 @@ def normalize(
         problem = f'"{pattern}" has no axis `c` for weight and bias to vary along'
         raise ShapeError(problem, fix='say along which axes they vary, as in affine="h w"')
     bound = bind(pattern, items, tuple(sorted(sizes.items())), x, weight, bias, residual)
+    cut = None
+    if mask is not None or lengths is not None or segments is not None:
+        cut = cut_of(x, pattern, mask, lengths, segments)
+        check_masked(masked)
     for name, tensor in (("mean", mean), ("var", var)):
         if tensor is not None:
-            check_fits(name, tensor, bound.slab.kept.shape, x, pattern)
+            shape = bound.slab.kept.shape if cut is None else (*cut.lead, *bound.slab.kept.shape)
+            check_fits(name, tensor, shape, x, pattern)
     given = None
     if mean is not None or var is not None:
         given = _given(mean, var, center, pattern)
+    if cut is not None:
+        return run_cut(x, bound, cut, weight, bias, eps, center, given, activation, residual, masked)[0]
     return run(x, bound, weight, bias, eps, center, given, activation, residual, inplace)[0]
 
 
@@ -135,7 +214,8 @@ def check_eps(eps: object) -> None:
         raise OptionError("eps must be a finite number, 0 or more", repr(eps), "1e-5 is the usual one")
 
 
-def _as_pattern(pattern: str | Pattern) -> Pattern:
+def as_pattern(pattern: str | Pattern) -> Pattern:
+    """Return the Pattern of a text, also where torch.compile follows."""
     if isinstance(pattern, Pattern):
         return pattern
     return parse_uncached(pattern) if torch.compiler.is_compiling() else parse(pattern)
@@ -201,6 +281,42 @@ def run(
     y, stats, found = backend.forward(x, weight, bias, residual, call)
     _check_spread(stats, call, backend)
     return y, found
+
+
+def run_cut(
+    x: Tensor,
+    bound: Bound,
+    cut: Cut,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    center: bool,
+    given: Given | None,
+    activation: str | None,
+    residual: Tensor | None,
+    masked: str,
+) -> tuple[Tensor, Counted | None]:
+    """Run a bound call on what counts of x; return y, and the statistics it found unless they were given."""
+    slab = bound.slab
+    if slab.numel == 0:
+        return run(x, bound, weight, bias, eps, center, given, activation, residual)[0], None
+    if not _packs(x):
+        call = Call(slab, float(eps), center, given, activation)
+        return cut_slab.formula(x, weight, bias, residual, call, cut, masked)
+    rows = packing.rows_of(slab, cut, single=given is not None)
+    if given is None:
+        packing.check_counts(rows)
+    try:
+        done = [
+            run(p.x, p.bound, p.weight, p.bias, eps, center, p.given, activation, p.residual)
+            for p in packing.parts_of(rows, x, weight, bias, residual, given)
+        ]
+    except StatisticsError as error:  # in the words of the caller's pattern
+        problem = f'A slab of "{slab.pattern}" is constant where it counts, and eps is 0'
+        raise StatisticsError(problem, "", error.fix) from None
+    y = packing.joined(rows, [part for part, _ in done], x, masked)
+    found = [part for _, part in done if part is not None]
+    return y, packing.counted(rows, found) if found else None
 
 
 def _check_spread(stats: Any, call: Call, backend: Backend) -> None:

@@ -69,6 +69,27 @@ class Slab:
     slabs: int
     numel: int
 
+    def total(self, x: Tensor) -> Tensor:
+        """Return the sum over every slab of a tensor of the split shape, spread."""
+        # torch sums over every dim when it is given none.
+        return x.sum(self.pooled, keepdim=True) if self.pooled else x
+
+    def first(self, x: Tensor) -> Tensor:
+        """Return one element of every slab, spread."""
+        for dim in self.pooled:
+            x = x.narrow(dim, 0, 1)
+        return x
+
+    @property
+    def spread_count(self) -> int | Tensor:
+        """Elements in every slab, as a number or spread."""
+        return self.count
+
+    @property
+    def gathered_count(self) -> int | Tensor:
+        """Elements in every slab, as a number or gathered."""
+        return self.count
+
 
 def plan(
     pattern: Pattern, affine: tuple[Item, ...], shape: tuple[int, ...], sizes: tuple[tuple[str, int], ...]

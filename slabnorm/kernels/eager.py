@@ -56,7 +56,7 @@ def forward(
     if call.given is None:
         mean, low, m2 = statistics(x, call)
         found = FoundTensors(mean, m2)
-        stats = used_of(mean, m2 / call.slab.count, call)
+        stats = used_of(mean, m2 / call.slab.gathered_count, call)
         if call.center:
             stats = stats._replace(low=low)
     else:
@@ -91,8 +91,8 @@ def backward(
         if weight is not None:
             g = _op(torch.mul, g, slab.affine.spread(weight.double()))
         if call.given is None:
-            g_mean = _sum(g, slab.pooled) / slab.count if call.center else 0.0
-            g = g - g_mean - z * (_sum(g * z, slab.pooled) / slab.count)
+            g_mean = slab.total(g) / slab.spread_count if call.center else 0.0
+            g = g - g_mean - z * (slab.total(g * z) / slab.spread_count)
         g = _op(torch.mul, g, slab.kept.spread(stats.rstd)).reshape(x.shape)
     of_residual = x if residual is None else residual  # not kept where it has x's dtype and no activation
     owners = zip(
@@ -151,9 +151,9 @@ def formula(
     wide = _wide(x, slab)
     mean, low, m2 = _spread_statistics(wide, slab)
     if call.center:
-        z = (wide - mean - low) * (m2 / slab.count + call.eps).rsqrt()
+        z = (wide - mean - low) * (m2 / slab.spread_count + call.eps).rsqrt()
     else:
-        z = wide * (m2 / slab.count + (mean + low).square() + call.eps).rsqrt()
+        z = wide * (m2 / slab.spread_count + (mean + low).square() + call.eps).rsqrt()
     return _activated(_affine(z, weight, bias, residual, slab), x, call)
 
 
@@ -209,13 +209,11 @@ def _spread_statistics(wide: Tensor, slab: Slab) -> tuple[Tensor, Tensor, Tensor
     # Shifted by an element of the slab, so that a constant slab gives exactly its value and no
     # variance; then by the mean found, so that an outlier taken as the shift costs no digits.
     # The shift is any constant to the formula: no gradient flows through it.
-    shift = wide.detach()
-    for dim in slab.pooled:
-        shift = shift.narrow(dim, 0, 1)
-    shift = shift + _sum(wide.detach() - shift, slab.pooled) / slab.count
+    shift = slab.first(wide.detach())
+    shift = shift + slab.total(wide.detach() - shift) / slab.spread_count
     centred = wide - shift
-    low = _sum(centred, slab.pooled) / slab.count
-    m2 = _sum((centred - low).square(), slab.pooled)
+    low = slab.total(centred) / slab.spread_count
+    m2 = slab.total((centred - low).square())
     return shift, low, m2
 
 

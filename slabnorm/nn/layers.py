@@ -46,11 +46,12 @@ class _PerFeature(SlabNorm):
         bias: bool = True,
         activation: str | None = None,
         inplace: bool = False,
+        **modes: Any,
     ) -> None:
         super().__init__(
             self._pattern, affine=None if affine else "", bias=bias, eps=eps, momentum=momentum,
             track_running_stats=track_running_stats, activation=activation, inplace=inplace,
-            device=device, dtype=dtype, c=num_features,
+            device=device, dtype=dtype, c=num_features, **modes,
         )  # fmt: skip
         self.num_features, self.affine = num_features, affine
 
@@ -76,12 +77,24 @@ class BatchNorm(_PerFeature, _BatchNorm):  # type: ignore[misc]
         eps, momentum, affine, track_running_stats, bias, device, dtype: as in `torch.nn.BatchNorm2d`.
         activation: applied last, such as "relu".
         inplace: allow the output to take the input's memory in eval mode without gradients.
+        ghost: in train mode normalise so many samples at a time, each ghost batch by its own statistics. A
+            remainder is one of its own, but a single sample joins the ghost batch before it.
+        renorm: (rmax, dmax) of batch renormalisation, which in train mode corrects by the running statistics:
+            y = weight * (z * r + d) + bias with z as above, r = clip(sigma / sigma_run, 1 / rmax, rmax) and
+            d = clip((mean - mean_run) / sigma_run, -dmax, dmax), through which no gradient flows, and
+            sigma = sqrt(var + eps). With (1, 0) it is batch norm. Set the attribute anew to widen it.
+
+    Running statistics take in a batch once a step and as a whole, also in ghost batches. Hoffer et al. let
+    one ghost batch after another enter, whose variances lack that between them.
 
     Raises:
         StatisticsError: in train mode, one element per channel.
+        OptionError: `ghost` or `renorm` is out of range, or both are given.
         Others as in `SlabNorm`.
 
     Ioffe and Szegedy, "Batch Normalization" (2015), https://arxiv.org/abs/1502.03167
+    Hoffer, Hubara and Soudry, "Train longer, generalize better" (2017), https://arxiv.org/abs/1705.08741
+    Ioffe, "Batch Renormalization" (2017), https://arxiv.org/abs/1702.03275
 
     >>> import slabnorm as sn, torch
     >>> norm = sn.BatchNorm(3)
@@ -91,6 +104,27 @@ class BatchNorm(_PerFeature, _BatchNorm):  # type: ignore[misc]
     """
 
     _pattern, formats = "n c ... -> c", KEEPS_CHANNELS_LAST
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        activation: str | None = None,
+        inplace: bool = False,
+        ghost: int | None = None,
+        renorm: tuple[float, float] | None = None,
+    ) -> None:
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias,
+            activation=activation, inplace=inplace, ghost=ghost, renorm=renorm,
+        )  # fmt: skip
 
 
 class InstanceNorm(_PerFeature, _InstanceNorm):  # type: ignore[misc]

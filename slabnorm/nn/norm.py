@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from slabnorm.errors import PatternError, ShapeError, SlabError
-from slabnorm.functional import check_eps, run
+from slabnorm.cut import Counted, Cut, check_masked, cut_of
+from slabnorm.errors import OptionError, PatternError, ShapeError, SlabError
+from slabnorm.functional import check_eps, run, run_cut
 from slabnorm.kernels.activations import check_activation
 from slabnorm.kernels.backend import dense
+from slabnorm.kernels.call import Found, Given
 from slabnorm.kernels.memory_format import suggested
+from slabnorm.nn.batch_modes import (
+    bind_ghosts,
+    check_ghost,
+    check_one_count,
+    check_renorm,
+    named_axes,
+    renormed,
+    run_ghosts,
+)
 from slabnorm.nn.diagnostics import name_of, root_of, user_line
 from slabnorm.nn.running_stats import RunningStatistics, held
 from slabnorm.notation import Pattern, parse
-from slabnorm.prepare import bind
+from slabnorm.prepare import Bound, bind
 
 # What torch's layers return, on any input: instance and layer norm; batch, group and RMS norm.
 CONTIGUOUS = (torch.contiguous_format,)
@@ -43,6 +55,9 @@ class SlabNorm(RunningStatistics):
         activation: applied last: relu, leaky_relu, silu, gelu, gelu_tanh, sigmoid, tanh, hardswish.
         inplace: allow the output to take the input's memory in eval mode, where no gradient is needed.
         track_running_stats: whether there are running statistics; by default if the pattern pools samples.
+        ghost: samples of a ghost batch: in train mode statistics are those of so many samples at a time. Of a
+            remainder they are its own, but a single sample joins the ghost batch before it.
+        renorm: (rmax, dmax) of batch renormalisation. The attribute may be set anew at any time.
         device, dtype: of weight and bias. Running statistics are float32 at least.
         **sizes: sizes of the axes of weight, bias and running statistics, and of split axes.
 
@@ -69,6 +84,8 @@ class SlabNorm(RunningStatistics):
     weight: nn.Parameter | None
     bias: nn.Parameter | None
     formats: ClassVar[tuple[torch.memory_format, ...]] = ()  # of the output; (): as the input lies
+    ghost: int | None = None  # here for layers that were pickled by an older version
+    renorm: tuple[float, float] | None = None
 
     def __init__(
         self,
@@ -82,6 +99,8 @@ class SlabNorm(RunningStatistics):
         activation: str | None = None,
         inplace: bool = False,
         track_running_stats: bool | None = None,
+        ghost: int | None = None,
+        renorm: tuple[float, float] | None = None,
         device: Any = None,
         dtype: torch.dtype | None = None,
         **sizes: int,
@@ -111,6 +130,9 @@ class SlabNorm(RunningStatistics):
             self.pattern.sizes_of(self.pattern.running, sizes, "the running statistics") if tracks else None
         )
         self._init_running(running, momentum, device, dtype)
+        check_ghost(ghost, self.pattern, self.affine_axes)
+        check_renorm(renorm, tracks and self.pattern.running == self.pattern.right, ghost)
+        self.ghost, self.renorm = ghost, renorm
         self._sizes = tuple(sorted(sizes.items()))
         self.reset_parameters()
 
@@ -124,10 +146,19 @@ class SlabNorm(RunningStatistics):
 
     if TYPE_CHECKING:  # Module's own returns Any
 
-        def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor: ...
+        def __call__(
+            self, x: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None,
+            lengths: Any = None, segments: Any = None, masked: str = "zero",
+        ) -> Tensor: ...  # fmt: skip
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Return the normalised input; with a residual, added before the activation."""
+    def forward(
+        self, x: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None, lengths: Any = None,
+        segments: Any = None, masked: str = "zero",
+    ) -> Tensor:  # fmt: skip
+        """Return the normalised input; with a residual, added before the activation.
+
+        What `mask`, `lengths`, `segments` and `masked` mean is said in `slabnorm.normalize`.
+        """
         weight, bias = held(self, "weight"), held(self, "bias")
         try:
             call = bind(self.pattern, self.affine_axes, self._sizes, x, weight, bias, residual)
@@ -136,7 +167,10 @@ class SlabNorm(RunningStatistics):
         formats = self.formats
         if formats and call.order not in formats:
             # torch's layer computes on such a copy, too: it is nothing that a namesake reads or writes more.
-            return SlabNorm.forward(self, dense(x, self.format_of(x)), residual)
+            x = dense(x, self.format_of(x))
+            return SlabNorm.forward(
+                self, x, residual, mask=mask, lengths=lengths, segments=segments, masked=masked
+            )
         slab = call.slab
         # Warnings read values, which a traced or fake tensor does not have.
         observed = call.backend is not None and type(x) in (Tensor, nn.Parameter)
@@ -144,10 +178,59 @@ class SlabNorm(RunningStatistics):
             self._warn_modes(self.pattern.pools_samples)
         eps = _epsilon(x.dtype) if self.eps is None else self.eps
         given = self._running(slab, observed)
+        if mask is not None or lengths is not None or segments is not None:
+            try:
+                cut = self._cut(x, mask, lengths, segments, masked)
+            except SlabError as error:
+                raise self._misfit(error) from None
+            return self._run_cut(x, call, cut, eps, given, residual, observed, masked)
+        if (self.ghost is not None or self.renorm is not None) and self.training:
+            return self._run_cut(x, call, None, eps, given, residual, observed, masked)
         inplace = self.inplace and not self.training
         y, found = run(x, call, weight, bias, eps, self.center, given, self.activation, residual, inplace)
         if self.training and found is not None:
             self._track(found, slab, self.center, observed)
+        return y
+
+    def _cut(self, x: Tensor, mask: Any, lengths: Any, segments: Any, masked: str) -> Cut:
+        """Return how a call cuts its batch, if the layer can run so."""
+        check_masked(masked)
+        cut = cut_of(x, self.pattern, mask, lengths, segments)
+        if cut.ids is not None and self.track_running_stats:
+            raise OptionError(
+                "a layer with running statistics, which are of whole batches, cannot normalise segments",
+                fix="make it with track_running_stats=False",
+            )
+        if cut.ids is not None and self.ghost is not None:
+            raise OptionError("segments and ghost batches cut samples twice", fix="leave one of them out")
+        return cut
+
+    def _run_cut(
+        self, x: Tensor, call: Bound, cut: Cut | None, eps: float, given: Given | None,
+        residual: Tensor | None, observed: bool, masked: str,
+    ) -> Tensor:  # fmt: skip
+        """Do what `forward` does with a batch that is cut, in ghost batches, or renormalised."""
+        weight, bias, slab = held(self, "weight"), held(self, "bias"), call.slab
+        options = eps, self.center, given, self.activation
+        if self.training and self.momentum is None and self.track_running_stats and cut is not None:
+            check_one_count(slab, cut)
+        if self.training and self.renorm is not None and slab.numel > 0:
+            running = Given(held(self, "running_mean"), held(self, "running_var"))
+            weight, bias = renormed(x, call, cut, weight, bias, running, eps, self.center, self.renorm)
+            items = named_axes(self.pattern, self.affine_axes)
+            call = bind(self.pattern, items, self._sizes, x, weight, bias, residual)
+        found: Found | Counted | None
+        if self.training and self.ghost is not None:
+            check_ghost(self.ghost, self.pattern, self.affine_axes)
+            bound = partial(bind_ghosts, self.pattern, self.affine_axes, self._sizes)
+            y, found = run_ghosts(x, bound, cut, self.ghost, weight, bias, options, residual, masked)
+        elif cut is not None:
+            y, found = run_cut(x, call, cut, weight, bias, *options, residual, masked)
+        else:
+            y, found = run(x, call, weight, bias, *options, residual)
+        if self.training and found is not None:
+            track = self._track_counted if isinstance(found, Counted) else self._track
+            track(found, slab, self.center, observed)  # type: ignore[arg-type]
         return y
 
     def format_of(self, x: Tensor) -> torch.memory_format:
@@ -185,7 +268,9 @@ class SlabNorm(RunningStatistics):
 
     def _activation_repr(self) -> str:
         parts = f", activation={self.activation!r}" if self.activation else ""
-        return parts + (", inplace=True" if self.inplace else "")
+        parts += ", inplace=True" if self.inplace else ""
+        parts += "" if self.ghost is None else f", ghost={self.ghost}"
+        return parts + ("" if self.renorm is None else f", renorm={self.renorm}")
 
 
 def _epsilon(dtype: torch.dtype) -> float:

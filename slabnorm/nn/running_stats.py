@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
+from slabnorm.cut import Counted
 from slabnorm.errors import ModeWarning, OptionError, StatisticsError, StatisticsWarning
 from slabnorm.kernels.backend import update_running
 from slabnorm.kernels.call import Found, Given
@@ -107,7 +108,22 @@ class RunningStatistics(nn.Module):
                 self._skip(running)
                 return
         mean, var = (t.to(running.dtype) for t in _of_batch(found, slab, center))
-        count = slab.numel // mean.numel()
+        self._enter(mean, var, slab.numel // mean.numel(), observed)
+
+    def _track_counted(self, found: Counted, slab: Slab, center: bool, observed: bool) -> None:
+        """Let statistics of different counts enter the running ones; a count of 0 has no weight."""
+        running = held(self, "running_mean")
+        if running is None or not self.track_running_stats or recomputing():
+            return
+        mean, var, counts = _of_counted(found, slab, center)
+        both = (mean, running), (var, held(self, "running_var"))
+        mean, var = (torch.where(counts > 0, t.to(own.dtype), own) for t, own in both)
+        count = counts.max()
+        if not readable(count) or int(count) > 0:
+            self._enter(mean, var, count, observed)
+
+    def _enter(self, mean: Tensor, var: Tensor, count: int | Tensor, observed: bool) -> None:
+        """Let mean and variance of so many elements enter, if they are finite."""
         finite = (mean.isfinite() & var.isfinite()).all()
         if not observed or mean.device.type != "cpu":
             # Reading it would wait for the device: both outcomes are computed, one is kept.
@@ -115,22 +131,23 @@ class RunningStatistics(nn.Module):
         elif finite:
             self._update(mean, var, count, None)
         else:
-            self._skip(running)
+            self._skip(mean)
 
-    def _skip(self, running: Tensor) -> None:
+    def _skip(self, statistic: Tensor) -> None:
         if self.num_batches_skipped is not None:
             self.num_batches_skipped.add_(1)
         self._warn_once(
             "nonfinite",
             StatisticsWarning,
-            f"a batch was left out of the running statistics: its own are not finite in {running.dtype}",
+            f"a batch was left out of the running statistics: its own are not finite in {statistic.dtype}",
             "look for the layer or the data that made it; `num_batches_skipped` counts them",
         )
 
     @torch.no_grad()
-    def _update(self, mean: Tensor, var: Tensor, count: int, finite: Tensor | None) -> None:
+    def _update(self, mean: Tensor, var: Tensor, count: int | Tensor, finite: Tensor | None) -> None:
         """Let a batch enter, if `finite` is true or None."""
-        ones = 1 if finite is None else finite.to(torch.int64)
+        fine: int | Tensor = 1 if finite is None else finite.to(torch.int64)
+        ones = fine * (count > 0)
         tracked, seen = self.num_batches_tracked, self.num_elements_tracked
         assert seen is not None
         factor: Tensor | float = self.momentum if self.momentum is not None else 0.0
@@ -138,7 +155,7 @@ class RunningStatistics(nn.Module):
             if tracked is not None:
                 # A checkpoint without the count: take its batches to have been like this one.
                 seen.copy_(torch.where((seen == 0) & (tracked > 0), tracked * count, seen))
-            factor = (count / (seen + count).double()).to(mean.dtype)
+            factor = (count / (seen + count).double().clamp(min=1)).to(mean.dtype)
         for running, batch in ((self.running_mean, mean), (self.running_var, var)):
             assert running is not None
             running.lerp_(batch if finite is None else torch.where(finite, batch, running), factor)
@@ -146,7 +163,7 @@ class RunningStatistics(nn.Module):
         if tracked is not None:
             tracked += ones
         if finite is not None and self.num_batches_skipped is not None:
-            self.num_batches_skipped.add_(1 - ones)
+            self.num_batches_skipped.add_(1 - fine)
 
     def _warn_modes(self, pools_samples: bool) -> None:
         if self.training and pools_samples and not torch.is_grad_enabled() and "mode" not in self._warned:
@@ -297,3 +314,20 @@ def _of_batch(found: Found, slab: Slab, center: bool) -> tuple[Tensor, Tensor]:
         spread = (slab.kept.spread(t).mean(samples, keepdim=True) for t in (mean, var))
         mean, var = (slab.running.gather(t) for t in spread)
     return mean, var
+
+
+def _of_counted(found: Counted, slab: Slab, center: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what `_of_batch` does, and counts; samples that are kept apart weigh as much as they count."""
+    count = found.counts
+    if center:
+        mean, var = found.mean, found.m2 / (count - 1).clamp(min=1)
+    else:
+        mean, var = torch.zeros_like(found.mean), found.m2 / count.clamp(min=1) + found.mean.square()
+    samples = [dim for dim in slab.kept.dims if dim not in slab.running.dims]
+    if samples:
+        whole, mean, var = (
+            slab.running.gather(slab.kept.spread(t).sum(samples, keepdim=True))
+            for t in (count, mean * count, var * count)
+        )
+        mean, var, count = mean / whole.clamp(min=1), var / whole.clamp(min=1), whole
+    return mean, var, count

@@ -47,9 +47,13 @@ class Accelerated(ours.SlabNorm):
 
     if TYPE_CHECKING:
 
-        def __call__(self, input: Tensor, residual: Tensor | None = None, fused: bool = False) -> Tensor: ...
+        def __call__(  # type: ignore[override]
+            self, input: Tensor, residual: Tensor | None = None, fused: bool = False
+        ) -> Tensor: ...
 
-    def forward(self, input: Tensor, residual: Tensor | None = None, fused: bool = False) -> Tensor:
+    def forward(  # type: ignore[override]
+        self, input: Tensor, residual: Tensor | None = None, fused: bool = False
+    ) -> Tensor:
         """Return the normalised input; if fused, with the residual added and the activation applied."""
         if fused or (self.activation is None and self.runs(input, False)):
             if self.widens and _widened(input):
