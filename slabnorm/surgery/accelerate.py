@@ -11,10 +11,13 @@ from torch import nn
 
 from slabnorm.errors import ModelError
 from slabnorm.nn import SlabNorm
+from slabnorm.surgery.adopt import Adopted, adopt, release
+from slabnorm.surgery.computes import Computes, tail
 from slabnorm.surgery.fusion import rewriting
 from slabnorm.surgery.fusion.call_sites import hooked, name_of
 from slabnorm.surgery.fusion.rewriting import Site
-from slabnorm.surgery.norms import KINDS, Accelerated, become, donor, revert, why_not
+from slabnorm.surgery.norms import KINDS, Accelerated, become, donor, never, revert, why_not
+from slabnorm.surgery.recognise import called_norm, fits_norm, recognise
 from slabnorm.surgery.record import Acceleration, Left, Replaced
 from slabnorm.surgery.transaction import transaction
 from slabnorm.surgery.verify import check
@@ -30,6 +33,10 @@ def accelerate(model: nn.Module, *, verify: Any = None, always: bool = False) ->
     and stay the same objects: parameters, buffers, hooks, mode, names and references. `isinstance` of the
     torch.nn class stays true. Modules that run a norm and then an activation, a sum or both do so in one
     call. A second call changes nothing; `restore` goes back.
+
+    Norms of other classes, such as LlamaRMSNorm, are recognised by what they compute: copies of them run on
+    random inputs. Where outputs and gradients are those of a norm that slabnorm knows, it computes them too,
+    as long as the module stays what was tried.
 
     Args:
         model: any module; the model itself may be a norm.
@@ -82,6 +89,8 @@ def restore(model: nn.Module) -> None:
     for module, _ in walk(model):
         if isinstance(module, Accelerated):
             revert(module)
+        elif isinstance(module, Adopted):
+            release(module)
         elif isinstance(module, rewriting.Rewritten):
             object.__setattr__(module, "__class__", module.plain)
 
@@ -109,21 +118,43 @@ class _Plan:
 
     def __init__(self, model: nn.Module) -> None:
         self.model, places = model, walk(model)
+        self.order = {place.names: at for at, place in enumerate(places)}
         self.norms: dict[int, _Norm] = {}
+        self.adopted: list[tuple[Place, Computes]] = []
+        self.before = [place.module for place in places if isinstance(place.module, Adopted)]
         self.left: list[Left] = []
         self.classes: list[tuple[nn.Module, type[nn.Module]]] = []
         for place in places:
-            if isinstance(place.module, Accelerated) or _norm_like(place.module):
-                reason = "" if isinstance(place.module, Accelerated) else why_not(place.module)
-                if reason:
-                    self.left.append(Left(place.names, type(place.module).__name__, reason))
-                else:
-                    self.norms[id(place.module)] = _Norm(place)
+            reason = self._take(place)
+            if reason:
+                self.left.append(Left(place.names, type(place.module).__name__, reason))
         for place in places:
             self._sites(place.module)
         for norm in self.norms.values():
             if hooked(norm.place.module):
                 norm.ends, norm.note = [], "a hook sees its output: not fused"
+
+    def _take(self, place: Place) -> str:
+        """Note a norm that slabnorm can compute; return why it cannot, "" also for what is no norm."""
+        module = place.module
+        if isinstance(module, Accelerated):
+            self.norms[id(module)] = _Norm(place)
+            return ""
+        if isinstance(module, SlabNorm | Adopted) or type(module).__module__.startswith("slabnorm."):
+            return ""  # slabnorm computes it as it is, also where it is torch's class as well
+        if type(module) in KINDS:
+            reason = why_not(module)
+            if not reason:
+                self.norms[id(module)] = _Norm(place)
+            return reason
+        reason = never(module)
+        called = called_norm(module)
+        if reason or not (called or fits_norm(module)):
+            return reason
+        verdict = recognise(module)
+        if verdict.computes is not None:
+            self.adopted.append((place, verdict.computes))
+        return verdict.reason if called else ""
 
     def _is_norm(self, module: Any) -> bool:
         return id(module) in self.norms
@@ -178,6 +209,10 @@ class _Plan:
                     become(module, twins[key], norm.activation, always)
                 else:
                     module.__dict__ |= {"activation": norm.activation, "always": always}
+            for place, computes in self.adopted:
+                adopt(place.module, computes, always)
+            for module in self.before:
+                module.__dict__["_always"] = always
             for module, kind in self.classes:
                 object.__setattr__(module, "__class__", kind)
 
@@ -191,18 +226,17 @@ class _Plan:
             for norm in self.norms.values()
             if not _done(norm)
         ]  # fmt: skip
-        return Acceleration(tuple(done), tuple(self.left), len(self.norms) - len(done), verified, always)
+        already = len(self.norms) - len(done) + len(self.before)
+        done += [
+            Replaced(
+                place.names, type(place.module).__name__, str(computes),
+                tail(place.module, computes.after)[0], note="recognised by its results",
+            )
+            for place, computes in self.adopted
+        ]  # fmt: skip
+        done.sort(key=lambda norm: self.order[norm.names])
+        return Acceleration(tuple(done), tuple(self.left), already, verified, always)
 
 
 def _done(norm: _Norm) -> bool:
     return isinstance(norm.place.module, Accelerated)
-
-
-def _norm_like(module: nn.Module) -> bool:
-    if isinstance(module, SlabNorm):  # slabnorm computes it as it is, also where it is torch's class as well
-        return False
-    if isinstance(module, tuple(KINDS)):
-        return True
-    kind = type(module)
-    own = kind.__module__.startswith("slabnorm.")
-    return not own and not module._modules and "norm" in kind.__name__.lower()

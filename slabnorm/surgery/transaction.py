@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from slabnorm.surgery.walk import walk
 
@@ -35,7 +36,7 @@ def transaction(model: nn.Module) -> Iterator[None]:
     """
     modules = [_Module(place.module) for place in walk(model)]
     tensors = [_Values(t) for t in {id(t): t for t in (*model.parameters(), *model.buffers())}.values()]
-    generators = _Generators()
+    generators = Generators()
     try:
         yield
     except BaseException:
@@ -75,7 +76,8 @@ class _Values:
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor, self.data = tensor, tensor.data
-        self.copied = None if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
+        holds = not (isinstance(tensor, nn.Parameter) or is_lazy(tensor))
+        self.copied = tensor.detach().clone() if holds else None
         self.asks, self.gradient = tensor.requires_grad, tensor.grad if tensor.is_leaf else None
 
     def put_back(self) -> None:
@@ -87,7 +89,7 @@ class _Values:
             self.tensor.grad = self.gradient
 
 
-class _Generators:
+class Generators:
     """The states of the random number generators."""
 
     def __init__(self) -> None:
