@@ -162,8 +162,12 @@ class _Plan:
     def _sites(self, module: nn.Module) -> None:
         """Find where a module takes up the results of norms below it, and the class that it gets for that."""
         plain = rewriting.own_class(module)
-        below = [child for child in module.modules() if child is not module and self._is_norm(child)]
-        if not below or not rewriting.rewritable(plain):
+        heads = frozenset(
+            name
+            for name, child in (*module._modules.items(), *vars(module).items())
+            if isinstance(child, nn.Module) and any(self._is_norm(below) for below in child.modules())
+        )
+        if not heads or not rewriting.rewritable(plain):
             return
         norms: set[str] = set()
         activations: set[str] = set()
@@ -175,7 +179,7 @@ class _Plan:
             return name_of(follow(module, path)) is not None
 
         found = self._in_order(module) if rewriting.in_order(plain) else []
-        for _, _, sites in rewriting.methods_of(plain, is_norm, is_activation):
+        for _, _, sites in rewriting.methods_of(plain, heads, is_norm, is_activation):
             found += sites
         if not found:
             if rewriting.unreadable(plain):

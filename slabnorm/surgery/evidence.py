@@ -25,6 +25,7 @@ _FAR = {torch.float32: 1e4, torch.float64: 1e7}  # means, in standard deviations
 _ROUNDINGS = 64  # of the largest output
 _ROUNDINGS_OF_GRADIENTS = 1000  # which are sums
 _ROUNDINGS_OF_HALVES = 4
+_FEW = 2
 _LARGE = 500  # whose square float16 does not hold
 _LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -50,7 +51,11 @@ def confirmed(module: nn.Module, candidate: Computes, ranks: set[int]) -> tuple[
         ranks: of inputs for which it seems so.
     """
     size = candidate.channels or 6
-    inputs = [s for s in shapes(size) if len(s) in ranks and s[candidate.axis] == size]
+    inputs = [
+        s for s in shapes(size) if len(s) in ranks and s[candidate.axis] == size and _tells(candidate, s)
+    ]
+    if not inputs:
+        return None, "it has so few channels that nothing shows"
     if candidate.source == "running":
         momentum = _momentum(module, candidate, inputs[0])
         if momentum is None:
@@ -72,6 +77,11 @@ def confirmed(module: nn.Module, candidate: Computes, ranks: set[int]) -> tuple[
         orders |= _orders(module, candidate, shape)
     eps_name = _eps_name(module, candidate, inputs[0])
     return replace(candidate, dtypes=frozenset(dtypes), orders=orders, eps_name=eps_name), ""
+
+
+def _tells(candidate: Computes, shape: tuple[int, ...]) -> bool:
+    """Whether slabs are large enough: z of two elements is -1 and 1, and all gradients nearly 0."""
+    return plan(candidate.pattern, (), shape, candidate.sizes).count > _FEW
 
 
 def _rand(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
