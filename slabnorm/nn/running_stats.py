@@ -153,8 +153,9 @@ class RunningStatistics(nn.Module):
         factor: Tensor | float = self.momentum if self.momentum is not None else 0.0
         if self.momentum is None:
             if tracked is not None:
-                # A checkpoint without the count: take its batches to have been like this one.
-                seen.copy_(torch.where((seen == 0) & (tracked > 0), tracked * count, seen))
+                # A checkpoint without the count: take its batches to have been like this one. Who sets the
+                # batches to 0, as Lightning's averaging of weights does, starts anew.
+                seen.copy_(torch.where((seen == 0) | (tracked == 0), tracked * count, seen))
             factor = (count / (seen + count).double().clamp(min=1)).to(mean.dtype)
         for running, batch in ((self.running_mean, mean), (self.running_var, var)):
             assert running is not None

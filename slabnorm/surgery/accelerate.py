@@ -11,11 +11,14 @@ from torch import nn
 
 from slabnorm.errors import ModelError
 from slabnorm.nn import SlabNorm
+from slabnorm.surgery.adopt import Adopted, adopt, release
+from slabnorm.surgery.computes import Computes, tail
 from slabnorm.surgery.derived import plain_class
 from slabnorm.surgery.fusion import rewriting
 from slabnorm.surgery.fusion.call_sites import hooked, name_of
 from slabnorm.surgery.fusion.rewriting import Site
-from slabnorm.surgery.norms import KINDS, Accelerated, become, donor, norm_like, revert, why_not
+from slabnorm.surgery.norms import KINDS, Accelerated, become, donor, never, revert, why_not
+from slabnorm.surgery.recognise import called_norm, fits_norm, recognise
 from slabnorm.surgery.record import Acceleration, Left, Replaced
 from slabnorm.surgery.transaction import transaction
 from slabnorm.surgery.verify import check
@@ -31,6 +34,10 @@ def accelerate(model: nn.Module, *, verify: Any = None, always: bool = False) ->
     and stay the same objects: parameters, buffers, hooks, mode, names and references. `isinstance` of the
     torch.nn class stays true. Modules that run a norm and then an activation, a sum or both do so in one
     call. A second call changes nothing; `restore` goes back.
+
+    Norms of other classes, such as LlamaRMSNorm, are recognised by what they compute: copies of them run on
+    random inputs. Where outputs and gradients are those of a norm that slabnorm knows, it computes them too,
+    as long as the module stays what was tried.
 
     Args:
         model: any module; the model itself may be a norm.
@@ -83,6 +90,8 @@ def restore(model: nn.Module) -> None:
     for module, _ in walk(model):
         if isinstance(module, Accelerated):
             revert(module)
+        elif isinstance(module, Adopted):
+            release(module)
         elif isinstance(module, rewriting.Rewritten):
             object.__setattr__(module, "__class__", module.plain)
 
@@ -110,21 +119,43 @@ class _Plan:
 
     def __init__(self, model: nn.Module) -> None:
         self.model, places = model, walk(model)
+        self.order = {place.names: at for at, place in enumerate(places)}
         self.norms: dict[int, _Norm] = {}
+        self.adopted: list[tuple[Place, Computes]] = []
+        self.before = [place.module for place in places if isinstance(place.module, Adopted)]
         self.left: list[Left] = []
         self.classes: list[tuple[nn.Module, type[nn.Module]]] = []
         for place in places:
-            if isinstance(place.module, Accelerated) or _norm_like(place.module):
-                reason = "" if isinstance(place.module, Accelerated) else why_not(place.module)
-                if reason:
-                    self.left.append(Left(place.names, type(place.module).__name__, reason))
-                else:
-                    self.norms[id(place.module)] = _Norm(place)
+            reason = self._take(place)
+            if reason:
+                self.left.append(Left(place.names, type(place.module).__name__, reason))
         for place in places:
             self._sites(place.module)
         for norm in self.norms.values():
             if hooked(norm.place.module):
                 norm.ends, norm.note = [], "a hook sees its output: not fused"
+
+    def _take(self, place: Place) -> str:
+        """Note a norm that slabnorm can compute; return why it cannot, "" also for what is no norm."""
+        module = place.module
+        if isinstance(module, Accelerated):
+            self.norms[id(module)] = _Norm(place)
+            return ""
+        if isinstance(module, SlabNorm | Adopted) or type(module).__module__.startswith("slabnorm."):
+            return ""  # slabnorm computes it as it is, also where it is torch's class as well
+        if plain_class(type(module)) in KINDS:
+            reason = why_not(module)
+            if not reason:
+                self.norms[id(module)] = _Norm(place)
+            return reason
+        reason = never(module)
+        called = called_norm(module)
+        if reason or not (called or fits_norm(module)):
+            return reason
+        verdict = recognise(module)
+        if verdict.computes is not None:
+            self.adopted.append((place, verdict.computes))
+        return verdict.reason if called else ""
 
     def _is_norm(self, module: Any) -> bool:
         return id(module) in self.norms
@@ -132,8 +163,12 @@ class _Plan:
     def _sites(self, module: nn.Module) -> None:
         """Find where a module takes up the results of norms below it, and the class that it gets for that."""
         plain = rewriting.own_class(module)
-        below = [child for child in module.modules() if child is not module and self._is_norm(child)]
-        if not below or not rewriting.rewritable(plain):
+        heads = frozenset(
+            name
+            for name, child in (*module._modules.items(), *vars(module).items())
+            if isinstance(child, nn.Module) and any(self._is_norm(below) for below in child.modules())
+        )
+        if not heads or not rewriting.rewritable(plain):
             return
         norms: set[str] = set()
         activations: set[str] = set()
@@ -145,7 +180,7 @@ class _Plan:
             return name_of(follow(module, path)) is not None
 
         found = self._in_order(module) if rewriting.in_order(plain) else []
-        for _, _, sites in rewriting.methods_of(plain, is_norm, is_activation):
+        for _, _, sites in rewriting.methods_of(plain, heads, is_norm, is_activation):
             found += sites
         if not found:
             if rewriting.unreadable(plain):
@@ -179,6 +214,10 @@ class _Plan:
                     become(module, twins[key], norm.activation, always)
                 else:
                     module.__dict__ |= {"activation": norm.activation, "always": always}
+            for place, computes in self.adopted:
+                adopt(place.module, computes, always)
+            for module in self.before:
+                module.__dict__["_always"] = always
             for module, kind in self.classes:
                 object.__setattr__(module, "__class__", kind)
 
@@ -192,13 +231,17 @@ class _Plan:
             for norm in self.norms.values()
             if not _done(norm)
         ]  # fmt: skip
-        return Acceleration(tuple(done), tuple(self.left), len(self.norms) - len(done), verified, always)
+        already = len(self.norms) - len(done) + len(self.before)
+        done += [
+            Replaced(
+                place.names, type(place.module).__name__, str(computes),
+                tail(place.module, computes.after)[0], note="recognised by its results",
+            )
+            for place, computes in self.adopted
+        ]  # fmt: skip
+        done.sort(key=lambda norm: self.order[norm.names])
+        return Acceleration(tuple(done), tuple(self.left), already, verified, always)
 
 
 def _done(norm: _Norm) -> bool:
     return isinstance(norm.place.module, Accelerated)
-
-
-def _norm_like(module: nn.Module) -> bool:
-    # slabnorm computes its own layers as they are, also where they are torch's class as well.
-    return norm_like(module) and not isinstance(module, SlabNorm)

@@ -57,6 +57,15 @@ _LEAST = {
 _ON_GPU = ("BatchNorm", "InstanceNorm", "GroupNorm")
 _LEAST_ON_GPU = 4_000_000
 
+# An adopted norm of several torch operations: the fewest elements in training, and without gradients.
+_LEAST_ADOPTED = 16_000, 16_000
+
+
+def pays_adopted(x: Tensor) -> bool:
+    """Return whether slabnorm's kernels take less time than a norm written in several torch operations."""
+    training, evaluation = _LEAST_ADOPTED
+    return x.numel() >= (training if torch.is_grad_enabled() else evaluation)
+
 
 def pays(layer: str, x: Tensor, fused: bool) -> bool:
     """Return whether slabnorm's kernels take less time than PyTorch's for a layer of this name and input."""

@@ -17,7 +17,7 @@ from slabnorm.nn.norm_free import DyT
 from slabnorm.notation import ELLIPSIS, Item, Pattern, parse, product
 from slabnorm.slab import plan
 from slabnorm.surgery.derived import plain_class
-from slabnorm.surgery.norms import KINDS, Accelerated, revert, why_not
+from slabnorm.surgery.norms import KINDS, Accelerated, never, revert, why_not
 
 NAMES = ("batch", "layer", "instance", "group", "rms", "dyt", "torch")
 MOST_GROUPS = 32
@@ -104,12 +104,15 @@ def describe(norm: nn.Module) -> Norm | str:
     return _of_pattern(n, more)
 
 
+_FOREIGN = "not one of the nine classes of torch.nn: its forward is its own"
+
+
 def _unfit(norm: nn.Module) -> str:
     kind = type(norm)
     if kind is not plain_class(kind):
         return "frozen: unfreeze it first"
     if kind not in (*OURS, *KINDS.values(), nn.SyncBatchNorm):
-        return why_not(norm)
+        return why_not(norm) if kind in KINDS else never(norm) or _FOREIGN
     if "forward" in norm.__dict__:
         return "its forward was replaced on the object"
     if not norm._parameters.keys() <= {"alpha", "weight", "bias"}:

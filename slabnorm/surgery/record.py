@@ -16,11 +16,11 @@ class Replaced:
 
     Attributes:
         names: every name of the module in the model; several where it is shared; "" is the model itself.
-        was: the torch.nn class.
-        layer: the slabnorm layer that computes it.
+        was: its class.
+        layer: the norm that slabnorm computes, such as `BatchNorm` or `RMSNorm(weight + 1)`.
         activation: what is fused into it, by name; None: nothing.
         residual: whether a sum is fused into it.
-        note: why no more is fused, where that is known.
+        note: how it was recognised if its class is not torch.nn's; why no more is fused, where that is known.
     """
 
     names: tuple[str, ...]

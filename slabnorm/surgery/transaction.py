@@ -36,7 +36,7 @@ def transaction(model: nn.Module) -> Iterator[None]:
     """
     modules = [_Module(place.module) for place in walk(model)]
     tensors = [_Values(t) for t in {id(t): t for t in (*model.parameters(), *model.buffers())}.values()]
-    generators = _Generators()
+    generators = Generators()
     try:
         yield
     except BaseException:
@@ -89,7 +89,7 @@ class _Values:
             self.tensor.grad = self.gradient
 
 
-class _Generators:
+class Generators:
     """The states of the random number generators."""
 
     def __init__(self) -> None:

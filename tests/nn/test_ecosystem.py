@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import pickle
 from typing import Any
 
@@ -212,3 +213,101 @@ def test_accelerate_has_nothing_to_do_with_slabnorms_own_layers() -> None:
     assert sn.accelerate(model).already == 1
     sn.restore(model)
     assert [type(layer) for layer in model] == kinds
+
+
+def test_transformers_leaves_the_same_parameters_without_weight_decay() -> None:
+    trainer = pytest.importorskip("transformers.trainer")
+    layers = pytest.importorskip("transformers.pytorch_utils").ALL_LAYERNORM_LAYERS
+    ours, theirs = nets()
+    decayed = trainer.get_parameter_names(ours, layers)
+    assert decayed == trainer.get_parameter_names(theirs, layers)
+    assert "ln.weight" not in decayed
+    assert "conv.weight" in decayed
+    names = trainer.Trainer.get_decay_parameter_names
+    before = names(None, theirs)
+    sn.accelerate(theirs)
+    assert names(None, theirs) == names(None, ours) == before
+
+
+@pytest.mark.parametrize("which", ["accelerated", "slabnorm's"])
+def test_fvcore_recomputes_precise_statistics(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of `_BatchNorm`s it knows those of torch.nn alone; slabnorm's are made known to it in its own list."""
+    precise = pytest.importorskip("fvcore.nn.precise_bn")
+    ours, theirs = nets()
+    if which == "accelerated":
+        ours = copy.deepcopy(theirs)
+        assert len(sn.accelerate(ours, always=True).replaced) == 3
+    else:
+        assert precise.get_bn_modules(ours) == []
+        monkeypatch.setattr(precise, "BN_MODULE_TYPES", (*precise.BN_MODULE_TYPES, _BatchNorm))
+    batches = [draw((size, 3, 6, 6), seed=size) + size for size in (4, 2, 6)]
+    for net in (ours, theirs):
+        net(100 + batches[0])  # what is to be forgotten
+        precise.update_bn_stats(net, batches, 3)
+    assert_same(*(nn.ModuleList([net.bn, net.bn2]) for net in (ours, theirs)))
+    inputs = torch.cat([theirs.conv(batch) for batch in batches]).double()
+    torch.testing.assert_close(ours.bn.running_mean.double(), inputs.mean((0, 2, 3)), rtol=1e-5, atol=1e-5)
+    assert [ours.bn.momentum, ours.bn2.momentum] == [0.1, 0.3]
+
+
+def _timm() -> Any:
+    """Return timm's layers, where timm can be imported: it needs a torchvision of torch's own build."""
+    try:
+        return importlib.import_module("timm.layers")
+    except Exception as error:  # a torchvision of another build raises RuntimeError
+        pytest.skip(f"timm cannot be imported: {type(error).__name__}: {error}")
+
+
+def test_timm_freezes_batch_norm() -> None:
+    layers = _timm()
+    _, theirs = nets()
+    theirs.bn2 = copy_values(theirs.bn2, layers.BatchNormAct2d(5))
+    ours = copy.deepcopy(theirs)
+    report = sn.accelerate(ours, always=True)
+    assert [norm.became for norm in report.replaced] == ["BatchNorm + relu", "BatchNorm + relu", "LayerNorm"]
+    for net in (ours, theirs):
+        net(draw((4, 3, 6, 6), seed=1))
+    frozen = [layers.freeze_batch_norm_2d(net) for net in (ours, theirs)]
+    assert [type(net.bn) for net in frozen] == [type(frozen[1].bn)] * 2
+    assert [type(net.bn2) for net in frozen] == [layers.FrozenBatchNormAct2d] * 2
+    assert_same(*frozen)
+    x = draw((4, 3, 6, 6), seed=2)
+    torch.testing.assert_close(frozen[0](x), frozen[1](x), rtol=1e-5, atol=1e-5)
+    # Frozen ones are recognised by their results.
+    assert str(sn.accelerate(frozen[0], always=True)).count("recognised by its results") == 2
+    torch.testing.assert_close(frozen[0](x), frozen[1](x), rtol=1e-5, atol=1e-5)
+
+
+def copy_values(source: nn.Module, target: nn.Module) -> nn.Module:
+    target.load_state_dict(source.state_dict())
+    return target
+
+
+@pytest.mark.filterwarnings("ignore")  # what the library warns of
+def test_lightnings_stochastic_weight_averaging_recomputes_the_statistics() -> None:
+    lightning = pytest.importorskip("lightning.pytorch")
+
+    class Task(lightning.LightningModule):  # type: ignore[name-defined, misc]
+        def __init__(self, net: nn.Module) -> None:
+            super().__init__()
+            self.net = net
+
+        def training_step(self, batch: Tensor, index: int) -> Tensor:
+            return (self.net(batch) - batch.mean((2, 3)).sum(1, keepdim=True)).square().mean()
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), 0.05)
+
+    batches = [draw((4, 3, 6, 6), seed=seed) + seed for seed in range(3)]
+    tasks = [Task(net) for net in nets()]
+    for task in tasks:
+        averaging = lightning.callbacks.StochasticWeightAveraging(0.01, swa_epoch_start=1, annealing_epochs=1)
+        trainer = lightning.Trainer(
+            max_epochs=4, accelerator="cpu", callbacks=[averaging], logger=False,
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(task, torch.utils.data.DataLoader(batches, batch_size=None))
+    assert_same(*tasks)
+    ours, theirs = (task.net for task in tasks)
+    assert ours.bn.momentum == theirs.bn.momentum == 0.1
+    assert int(ours.bn.num_batches_tracked) == 3  # counted anew, under the averaged weights

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import slabnorm as sn
+from tests.surgery.foreign import CancellingNorm, LlamaRMSNorm
 from tests.surgery.nets import NETS, BasicBlock, assert_close, build, encoder, step, twins
 
 FUSED = {
@@ -113,27 +114,17 @@ def test_report() -> None:
     lines = str(report).splitlines()
     assert lines[0] == "1 replaced, 0 of them fused, 1 left"
     assert lines[1].split() == ["a,", "c", "BatchNorm1d", "->", "BatchNorm"]
-    assert "not one of the nine" in lines[2]
+    assert "its outputs differ from every norm that slabnorm knows" in lines[2]
     assert lines[3] == "left: LocalResponseNorm (1)"
 
 
-class LlamaRMSNorm(nn.Module):
-    """As language models write it: no class of torch.nn's."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
-
-
 def test_the_report_counts_the_classes_that_it_left_and_says_why() -> None:
-    model = nn.Sequential(*(LlamaRMSNorm(4) for _ in range(5)), nn.SyncBatchNorm(4))
+    model = nn.Sequential(*(CancellingNorm(4) for _ in range(5)), nn.SyncBatchNorm(4), LlamaRMSNorm(4))
     report = str(sn.accelerate(model))
-    assert "0 replaced, 0 of them fused, 6 left" in report
-    assert report.count("not one of the nine classes of torch.nn: its forward is its own") == 5
-    assert report.splitlines()[-1] == "left: LlamaRMSNorm (5), SyncBatchNorm (1)"
+    assert "1 replaced, 0 of them fused, 6 left" in report
+    assert "  6  LlamaRMSNorm    -> RMSNorm  recognised by its results" in report
+    assert report.count("resembles LayerNorm, but its outputs differ in train mode with means far from") == 5
+    assert report.splitlines()[-2] == "left: CancellingNorm (5), SyncBatchNorm (1)"
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")

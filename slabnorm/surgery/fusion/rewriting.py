@@ -489,9 +489,9 @@ def rewritten(
     key = (plain, norms, activations)
     made = _made.get(key)
     if made is None:
-        methods = {
-            name: new for name, new, _ in methods_of(plain, norms.__contains__, activations.__contains__)
-        }
+        heads = frozenset(path.partition(".")[0] for path in norms)
+        found = methods_of(plain, heads, norms.__contains__, activations.__contains__)
+        methods = {name: new for name, new, _ in found}
         if in_order(plain):
             methods["forward"] = call_sites.in_order
         names = {"__module__": plain.__module__, "__qualname__": plain.__qualname__, "__doc__": plain.__doc__}
@@ -502,11 +502,17 @@ def rewritten(
 
 
 def methods_of(
-    plain: type[nn.Module], is_norm: Test, is_activation: Test
+    plain: type[nn.Module], heads: frozenset[str], is_norm: Test, is_activation: Test
 ) -> list[tuple[str, Callable[..., Any], list[Site]]]:
-    """Return the methods of a class that change when norms are fused, rewritten, each with its sites."""
+    """Return the methods of a class that change when norms are fused, rewritten, each with its sites.
+
+    A norm's path begins with one of `heads`. Methods that name none of them are not read: a model of
+    transformers inherits a hundred from files of thousands of lines.
+    """
     found = []
     for name, function in _methods(plain).items():
+        if heads.isdisjoint(function.__code__.co_names):
+            continue
         tree = copy.deepcopy(tree_of(function))
         if tree is None:
             continue
