@@ -6,6 +6,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -60,8 +61,9 @@ def convert(
             and loses those that are gone, with their state.
         loader: batches, which can be gone through more than once. Where the function changes, weight and bias
             become such that over these batches each channel has the mean and variance that the norm before
-            gave it in eval mode. A norm that pools samples has its running statistics from them as well. The
-            model runs, as a copy, on all batches once for each norm, and once before.
+            gave it in eval mode (nearly, of a norm that runs more than once). A norm that pools samples has
+            its running statistics from them as well. A copy of the model runs on all batches once, and then
+            up to each norm that changes.
         call: how the model runs on a batch of the loader, as in `lambda model, batch: model(batch["image"])`;
             by default `model(batch)`, or `model(batch[0])` where the batch is a tuple or a list.
         batch: a tensor, a tuple of positional or a dict of keyword arguments, to measure by how much outputs
@@ -252,8 +254,11 @@ class _Warm:
         self.twin = warm_start.twin_of(model)
         self.seen = self._look({place.name: norm.last for place, norm in norms})
 
-    def _look(self, last: dict[str, bool]) -> dict[str, warm_start.Seen]:
-        return warm_start.look(self.twin, last, self.loader, self.run)
+    def _look(self, last: dict[str, bool], stop: bool = False) -> dict[str, warm_start.Seen]:
+        return warm_start.look(self.twin, last, self.loader, self.run, stop)
+
+    def _again(self, name: str, last: bool) -> warm_start.Seen:
+        return self._look({name: last}, stop=not self.seen[name].repeated)[name]
 
     def start(self, changes: list[_Change]) -> None:
         """Find values for what changes its function, in the order in which the norms run.
@@ -273,10 +278,12 @@ class _Warm:
             if reason:
                 change.notes.append(f"not {_FITTED}: {reason}")
                 continue
-            warm_start.start(norm, self.seen[name].returned, lambda: self._look({name: last})[name])  # noqa: B023
+            seen = self.seen[name]
+            warm_start.start(norm, seen.returned, partial(self._again, name, last))
             stored = [*norm.named_parameters(recurse=False), *norm.named_buffers(recurse=False)]
             change.values = {name: value.detach().clone() for name, value in stored}
-            change.notes = [*(note for note in change.notes if note != _UNTRAINED), _FITTED]
+            once = "" if not seen.repeated else ", not exactly: it runs more than once"
+            change.notes = [*(note for note in change.notes if note != _UNTRAINED), _FITTED + once]
 
 
 def _no_start(change: _Change, seen: bool) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +20,24 @@ Run = Callable[[nn.Module, Any], Any]
 
 @dataclass
 class Seen:
-    """What a norm was given and returned in eval mode: the shape of its input, and its outputs' moments."""
+    """What a norm was given and returned in eval mode.
+
+    Attributes:
+        shape: that of its first input.
+        given, returned: the moments of all inputs and outputs, per channel.
+        runs: how often it ran.
+        repeated: whether it ran more often than there were batches.
+    """
 
     shape: tuple[int, ...]
     given: Moments
     returned: Moments
+    runs: int = 1
+    repeated: bool = False
+
+
+class _Enough(BaseException):
+    """The norm that is looked at has run on a batch, and what comes behind it need not."""
 
 
 def run_batch(model: nn.Module, batch: Any) -> Any:
@@ -47,7 +61,9 @@ def twin_of(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def look(model: nn.Module, last: dict[str, bool], loader: Iterable[Any], run: Run) -> dict[str, Seen]:
+def look(
+    model: nn.Module, last: dict[str, bool], loader: Iterable[Any], run: Run, stop: bool = False
+) -> dict[str, Seen]:
     """Run a model on all batches; return what its norms were given and returned, in the order they first ran.
 
     Args:
@@ -55,6 +71,7 @@ def look(model: nn.Module, last: dict[str, bool], loader: Iterable[Any], run: Ru
         last: whether the channels are the last axis of a norm's input, else the second, by its name.
         loader: batches that can be gone through more than once.
         run: runs the model on a batch.
+        stop: whether to go on to the next batch as soon as one of the norms has run.
 
     Raises:
         OptionError: the loader cannot be gone through again, or has no batch.
@@ -82,6 +99,9 @@ def look(model: nn.Module, last: dict[str, bool], loader: Iterable[Any], run: Ru
             else:
                 seen[name].given += given
                 seen[name].returned += returned
+                seen[name].runs += 1
+            if stop:
+                raise _Enough
 
         hooks.append(model.get_submodule(name).register_forward_hook(note, with_kwargs=True))
     try:
@@ -89,13 +109,16 @@ def look(model: nn.Module, last: dict[str, bool], loader: Iterable[Any], run: Ru
         # As many random numbers are drawn each time, and the same: those of a loader that shuffles.
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             for batch in loader:
-                _run(model, batch, run)
+                with suppress(_Enough):
+                    _run(model, batch, run)
                 batches += 1
     finally:
         for hook in hooks:
             hook.remove()
     if not batches:
         raise OptionError("The loader has no batch", "", "give batches of what the model is trained on")
+    for one in seen.values():
+        one.repeated = one.runs > batches
     return seen
 
 
