@@ -191,7 +191,7 @@ class _Tally:
         return (mean, var) if center else (torch.zeros_like(mean), var)
 
 
-def _pattern(norm: Any) -> tuple[Pattern, dict[str, int], bool]:
+def _pattern(norm: Any) -> tuple[Pattern, dict[str, Any], bool]:
     """Return the pattern of a norm's statistics, sizes of its axes, and whether it centres."""
     if isinstance(norm, SlabNorm):
         return norm.pattern, norm.sizes, norm.center
