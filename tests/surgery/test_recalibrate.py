@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import slabnorm as sn
 from slabnorm.errors import DataError, ModelError, StatisticsError
-from slabnorm.surgery.derived import Derived, derived
 from tests.surgery.nets import build
 from tests.surgery.states import assert_unchanged, state_of
 
@@ -205,17 +204,10 @@ def test_equal_batches_without_drift_are_update_bns_but_for_the_spread_of_their_
         torch.testing.assert_close(mine[place].running_var, theirs[place].running_var * factor)
 
 
-class Frozen(Derived):
-    """What keeps a norm in eval mode."""
-
-    def train(self, mode: bool = True) -> Any:
-        return super().train(False)
-
-
 def test_frozen_layers_and_those_that_where_leaves_out_stay() -> None:
     x = samples(10, 3)
     model = deep()
-    object.__setattr__(model[0], "__class__", derived(Frozen, nn.BatchNorm1d))
+    sn.freeze(model, where=lambda name, _: name == "0")
     model[0].eval()
     before = copy.deepcopy(model[0].state_dict())
     report = sn.recalibrate(model, cut(x, 6, 4))
