@@ -1,5 +1,6 @@
 """The doctor: names normalisation bugs in a model, with the evidence and the fix."""
 
 from slabnorm.doctor.check import assert_healthy, check
+from slabnorm.doctor.watch import WatchRecord, watch
 
-__all__ = ["assert_healthy", "check"]
+__all__ = ["WatchRecord", "assert_healthy", "check", "watch"]

@@ -22,7 +22,9 @@ from slabnorm.doctor.record import Layer, ModelRecord, Norm, Spread
 from slabnorm.errors import ModelError
 from slabnorm.functional import moments
 from slabnorm.inputs import InputNorm
+from slabnorm.kernels import using
 from slabnorm.nn import SlabNorm
+from slabnorm.slab import plan
 from slabnorm.surgery.effect import arguments, difference
 from slabnorm.surgery.walk import walk
 
@@ -53,7 +55,7 @@ def examine(model: nn.Module, batch: Any, optimizer: torch.optim.Optimizer | Non
         ModelError: the model cannot be copied, or does not run on the batch in train mode.
     """
     record = ModelRecord(type(model).__name__, model.training, ranks=_ranks())
-    layers = {id(place.module): _described(place.name, place.module) for place in walk(model)}
+    layers = {id(place.module): described(place.name, place.module) for place in walk(model)}
     names = {place.name for place in walk(model)}
     record.layers = [layer for layer in layers.values() if layer is not None]
     if optimizer is not None:
@@ -95,7 +97,8 @@ def _untouched_generators() -> Iterator[None]:
 # What a module is.
 
 
-def _described(name: str, module: nn.Module) -> Layer | None:
+def described(name: str, module: nn.Module) -> Layer | None:
+    """Return what a module is, if the doctor looks at such modules."""
     role = _role(module)
     if role is None:
         return None
@@ -234,9 +237,9 @@ def _train(twin: nn.Module, batch: Any, record: ModelRecord) -> None:
     before = {name: _tracked(module) for name, module in modules.items()}
     trail = _Trail()
     twin.train()
-    with _hooks() as hooks:
+    with hooks() as handles:
         for layer in record.layers:
-            _watch(layer, modules[layer.name], trail, hooks)
+            _watch(layer, modules[layer.name], trail, handles)
         args, options = copy.deepcopy(arguments(batch))
         inputs = [x for x in pytree.tree_leaves((args, options)) if _floating(x)]
         record.inputs = [_spread(x) for x in inputs if x.dim() > 0 and x.numel()]
@@ -263,7 +266,7 @@ def _run(twin: nn.Module, args: Any, options: Any) -> list[Tensor]:
 
 
 @contextmanager
-def _hooks() -> Iterator[list[Any]]:
+def hooks() -> Iterator[list[Any]]:
     """Remove, whatever happens, the hooks that the block appends."""
     handles: list[Any] = []
     try:
@@ -273,7 +276,7 @@ def _hooks() -> Iterator[list[Any]]:
             handle.remove()
 
 
-def _watch(layer: Layer, module: nn.Module, trail: _Trail, hooks: list[Any]) -> None:
+def _watch(layer: Layer, module: nn.Module, trail: _Trail, handles: list[Any]) -> None:
     order = Counter[str]()
 
     def enter(module: nn.Module, given: tuple[Any, ...]) -> None:
@@ -285,17 +288,17 @@ def _watch(layer: Layer, module: nn.Module, trail: _Trail, hooks: list[Any]) -> 
             if layer.norm is not None:
                 layer.norm.elements = _elements(module, given[0])
             if layer.role == "activation":
-                layer.flat = _flat(module, given[0].detach())
+                layer.flat = flat_share(module, given[0].detach())
 
     def leave(module: nn.Module, given: Any, output: Any) -> None:
         trail.made(layer.name, output)
         if layer.output is None and isinstance(output, Tensor) and _floating(output):
             layer.output = _spread(output.detach())
             if isinstance(module, RECTIFIERS):
-                layer.dead = _dead(output.detach())
+                layer.dead = dead_share(output.detach())
 
-    hooks.append(module.register_forward_pre_hook(enter))
-    hooks.append(module.register_forward_hook(leave))
+    handles.append(module.register_forward_pre_hook(enter))
+    handles.append(module.register_forward_hook(leave))
 
 
 def _backward(outputs: list[Tensor], record: ModelRecord) -> None:
@@ -348,14 +351,14 @@ def _evaluate(twin: nn.Module, batch: Any, record: ModelRecord, names: set[str])
 
 def _outputs(twin: nn.Module, batch: Any) -> dict[str, list[Tensor]]:
     found: dict[str, list[Tensor]] = {}
-    with _hooks() as hooks, torch.no_grad():
+    with hooks() as handles, torch.no_grad():
         for place in walk(twin):
 
             def leave(module: nn.Module, given: Any, output: Any, name: str = place.name) -> None:
                 leaves = [y.detach() for y in pytree.tree_leaves(output) if _floating(y) and y.dim()]
                 found.setdefault(name, [y.clone() for y in leaves])
 
-            hooks.append(place.module.register_forward_hook(leave))
+            handles.append(place.module.register_forward_hook(leave))
         args, options = copy.deepcopy(arguments(batch))
         twin(*args, **options)
     return found
@@ -408,28 +411,30 @@ def _spread(x: Tensor) -> Spread:
     bad = int((~finite).sum())
     if bad:
         x = torch.where(finite, x, torch.zeros_like(x))
-    axis = 1 if x.dim() in (2, 4, 5) else x.dim() - 1
     names = " ".join(f"a{i}" for i in range(x.dim()))
-    m = moments(x.float() if x.dtype != torch.float64 else x, f"{names} -> a{axis}")
+    with using("eager"):  # any layout without a kernel to compile
+        m = moments(x.float() if x.dtype != torch.float64 else x, f"{names} -> a{channel_axis(x)}")
     count = int(m.count.flatten()[0]) if m.count.numel() else 0
     low, high = (float(m.min.min()), float(m.max.max())) if count else (0.0, 0.0)
     samples = len(x) if x.dim() else 1
     return Spread(m.mean.tolist(), m.var().tolist(), low, high, count, samples, bad)
 
 
-def _flat(module: nn.Module, x: Tensor) -> float | None:
+def channel_axis(x: Tensor) -> int:
+    """Return the axis of channels: the second, but the last of sequences (samples, time, features)."""
+    return 1 if x.dim() in (2, 4, 5) else x.dim() - 1
+
+
+def flat_share(module: nn.Module, x: Tensor) -> float | None:
+    """Return the share of inputs of an activation at which its derivative is next to nothing."""
     derivative = next((d for kind, d in DERIVATIVES.items() if isinstance(module, kind)), None)
-    return None if derivative is None else float((derivative(x.double()) < FLAT).double().mean())
+    return None if derivative is None else float((derivative(x.float()) < FLAT).double().mean())
 
 
-def _dead(y: Tensor) -> float:
-    axis = 1 if y.dim() in (2, 4, 5) else y.dim() - 1
-    others = [dim for dim in range(y.dim()) if dim != axis]
-    return (
-        float((y == 0).all(dim=others[0]).double().mean())
-        if len(others) == 1
-        else float((y != 0).sum(others).eq(0).double().mean())
-    )
+def dead_share(y: Tensor) -> float:
+    """Return the share of channels that are 0 everywhere."""
+    others = [dim for dim in range(y.dim()) if dim != channel_axis(y)]
+    return float(y.count_nonzero(others).eq(0).double().mean()) if others else 0.0
 
 
 def _elements(module: Any, x: Tensor) -> int:
@@ -445,5 +450,5 @@ def _elements(module: Any, x: Tensor) -> int:
         for size in module.normalized_shape:
             count *= size
         return count
-    m = moments(x.detach(), module.pattern, **module.sizes)
-    return int(m.count.flatten()[0]) if m.count.numel() else 0
+    slab = plan(module.pattern, (), tuple(x.shape), module._sizes)
+    return slab.count

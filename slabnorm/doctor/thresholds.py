@@ -24,3 +24,7 @@ GAMMA_DEAD, GAMMA_HUGE = 1e-4, 100.0  # of 1, where weights start
 
 # Numerics.
 CANCELLED = 0.05  # of a standard deviation: what rounding takes from x - mean
+
+# Over time.
+LAG = 1.0  # running standard deviations between batch and running mean
+LOOKS = 5  # at a training, below which it is only beginning

@@ -66,7 +66,7 @@ def stale(record: ModelRecord) -> Iterator[Finding]:
             yield Finding(
                 203, "warning", layer.name,
                 f"in {share:.0%} of its channels the running statistics are far from this batch's: "
-                f"the mean by up to {shift.max():.1f} standard deviations, the variance {away.max():.1f} times",
+                f"the mean by up to {shift.max():.1f} standard deviations, the variance {away.max():.1f}x",
                 "eval mode normalises by statistics of other data, or of weights that have moved since",
                 "sn.recalibrate(model, train_loader), if this batch is like the training data",
                 (("share", share), ("shift", float(shift.max())), ("ratio", float(away.max()))),
