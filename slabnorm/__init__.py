@@ -12,7 +12,7 @@ from slabnorm._version import __version__ as __version__
 from slabnorm.errors import SlabError, SlabWarning
 
 if TYPE_CHECKING:
-    from slabnorm.doctor import assert_healthy, check, watch
+    from slabnorm.doctor import assert_healthy, attribute, check, watch
     from slabnorm.functional import moments, normalize
     from slabnorm.inputs import FixedScale, InputNorm, MinMax, Robust, ZScore, fit, load, save
     from slabnorm.inputs.audit import audit
@@ -40,6 +40,7 @@ __all__ = [  # but SlabScaler, which needs scikit-learn: an import of * has to w
     "ZScore",
     "accelerate",
     "assert_healthy",
+    "attribute",
     "audit",
     "check",
     "claims",
@@ -56,7 +57,7 @@ __all__ = [  # but SlabScaler, which needs scikit-learn: an import of * has to w
 # Names are loaded when they are first used: `slabnorm --help` need not wait for torch and Numba, 3 s.
 # No module of this folder may have one of these names: importing it would set the name to the module.
 _ROOMS = {
-    "slabnorm.doctor": ("assert_healthy", "check", "watch"),
+    "slabnorm.doctor": ("assert_healthy", "attribute", "check", "watch"),
     "slabnorm.functional": ("moments", "normalize"),
     "slabnorm.inputs": ("FixedScale", "InputNorm", "MinMax", "Robust", "ZScore", "fit", "load", "save"),
     "slabnorm.inputs.audit": ("audit",),
