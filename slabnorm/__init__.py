@@ -12,6 +12,7 @@ from slabnorm._version import __version__ as __version__
 from slabnorm.errors import SlabError, SlabWarning
 
 if TYPE_CHECKING:
+    from slabnorm.doctor import assert_healthy, attribute, check, watch
     from slabnorm.functional import moments, normalize
     from slabnorm.inputs import FixedScale, InputNorm, MinMax, Robust, ZScore, fit, load, save
     from slabnorm.inputs.audit import audit
@@ -42,7 +43,10 @@ __all__ = [  # but SlabScaler, which needs scikit-learn: an import of * has to w
     "SlabWarning",
     "ZScore",
     "accelerate",
+    "assert_healthy",
+    "attribute",
     "audit",
+    "check",
     "claims",
     "compare",
     "convert",
@@ -56,11 +60,13 @@ __all__ = [  # but SlabScaler, which needs scikit-learn: an import of * has to w
     "restore",
     "save",
     "unfreeze",
+    "watch",
 ]
 
 # Names are loaded when they are first used: `slabnorm --help` need not wait for torch and Numba, 3 s.
 # No module of this folder may have one of these names: importing it would set the name to the module.
 _ROOMS = {
+    "slabnorm.doctor": ("assert_healthy", "attribute", "check", "watch"),
     "slabnorm.functional": ("moments", "normalize"),
     "slabnorm.inputs": ("FixedScale", "InputNorm", "MinMax", "Robust", "ZScore", "fit", "load", "save"),
     "slabnorm.inputs.audit": ("audit",),
@@ -83,7 +89,7 @@ _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("functional", "inputs", "kernels", "nn", "study", "surgery"):
+    if name in ("doctor", "functional", "inputs", "kernels", "nn", "study", "surgery"):
         return importlib.import_module(f"slabnorm.{name}")
     if name not in _ROOM_OF:
         raise AttributeError(f"module 'slabnorm' has no attribute {name!r}")

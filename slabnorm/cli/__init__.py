@@ -12,6 +12,7 @@ from slabnorm import interrupt
 from slabnorm._version import __version__
 from slabnorm.cli.apply import apply
 from slabnorm.cli.audit import audit
+from slabnorm.cli.check import check
 from slabnorm.cli.claims import claims
 from slabnorm.cli.compare import compare
 from slabnorm.cli.export import export
@@ -48,7 +49,7 @@ def common(
     """
 
 
-for command in (fit, show, audit, apply, export, compare, claims, lab):
+for command in (fit, show, audit, apply, export, check, compare, claims, lab):
     app.command()(as_command(command))
 
 

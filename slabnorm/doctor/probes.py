@@ -1,0 +1,454 @@
+"""What is measured of a model: hooks on copies of it, in one train and two eval forwards."""
+
+from __future__ import annotations
+
+import copy
+import random
+import warnings
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.utils import _pytree as pytree
+
+from slabnorm.doctor.record import Layer, ModelRecord, Norm, Spread
+from slabnorm.errors import ModelError
+from slabnorm.functional import moments
+from slabnorm.inputs import InputNorm
+from slabnorm.kernels import using
+from slabnorm.nn import SlabNorm
+from slabnorm.slab import plan
+from slabnorm.surgery.effect import arguments, difference
+from slabnorm.surgery.walk import walk
+
+LINEAR = (nn.Linear, nn.modules.conv._ConvNd)
+DROPOUT = nn.modules.dropout._DropoutNd
+NORMS = (SlabNorm, _BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+# Of an activation's derivative, in units of its largest value. What has no flat sides is not here.
+DERIVATIVES: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
+    nn.Sigmoid: lambda x: 4 * x.sigmoid() * (1 - x.sigmoid()),
+    nn.Tanh: lambda x: 1 - x.tanh().square(),
+    nn.Hardsigmoid: lambda x: (x.abs() < 3).to(x.dtype),
+    nn.Hardtanh: lambda x: (x.abs() < 1).to(x.dtype),
+}
+RECTIFIERS = (nn.ReLU, nn.ReLU6)
+ACTIVATIONS = (*DERIVATIVES, *RECTIFIERS, nn.GELU, nn.SiLU, nn.LeakyReLU, nn.ELU, nn.Hardswish, nn.Mish)
+FLAT = 0.01
+
+
+def examine(model: nn.Module, batch: Any, optimizer: torch.optim.Optimizer | None = None) -> ModelRecord:
+    """Return the record of a model on a batch; the model, its mode and the random numbers stay as they are.
+
+    Args:
+        model: any module.
+        batch: a tensor, a tuple of positional or a dict of keyword arguments.
+        optimizer: the model's, for what it does to the weights of norms.
+
+    Raises:
+        ModelError: the model cannot be copied, or does not run on the batch in train mode.
+    """
+    record = ModelRecord(type(model).__name__, model.training, ranks=_ranks())
+    layers = {id(place.module): described(place.name, place.module) for place in walk(model)}
+    names = {place.name for place in walk(model)}
+    record.layers = [layer for layer in layers.values() if layer is not None]
+    if optimizer is not None:
+        record.decayed = _decayed(model, optimizer)
+    with _untouched_generators(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _train(_twin(model), batch, record)
+        try:
+            _evaluate(_twin(model), batch, record, names)
+        except Exception as error:
+            record.notes.append(f"the model does not run in eval mode: {type(error).__name__}: {error}")
+    record.layers.sort(key=lambda layer: (layer.order is None, layer.order or 0))
+    return record
+
+
+def _twin(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise ModelError(
+            "The model cannot be copied, and the doctor works on copies",
+            f"{type(error).__name__}: {error}",
+            "give it a model whose copy.deepcopy works",
+        ) from error
+
+
+@contextmanager
+def _untouched_generators() -> Iterator[None]:
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+# What a module is.
+
+
+def described(name: str, module: nn.Module) -> Layer | None:
+    """Return what a module is, if the doctor looks at such modules."""
+    role = _role(module)
+    if role is None:
+        return None
+    layer = Layer(name, type(module).__name__, role, module.training, _stays_in_eval(module))
+    if role == "norm":
+        layer.norm = _norm(module)
+    elif role == "linear":
+        layer.bias = getattr(module, "bias", None) is not None
+    elif role == "dropout":
+        layer.rate = float(getattr(module, "p", 0.0))
+    return layer
+
+
+def _role(module: nn.Module) -> str | None:
+    kinds = (("input", InputNorm), ("norm", NORMS), ("linear", LINEAR), ("activation", ACTIVATIONS))
+    for role, kind in (*kinds, ("dropout", DROPOUT)):
+        if isinstance(module, kind):
+            return role
+    return None
+
+
+def _stays_in_eval(module: nn.Module) -> bool:
+    """Return whether a module is frozen: train() leaves it in eval mode."""
+    if module.training or type(module).train is nn.Module.train:
+        return False
+    twin = copy.copy(module)
+    twin.train()
+    return not twin.training
+
+
+def _norm(module: Any) -> Norm:
+    family, per_channel, pools = _family(module)
+    mean, var = (getattr(module, key, None) for key in ("running_mean", "running_var"))
+    weight, tracked = getattr(module, "weight", None), getattr(module, "num_batches_tracked", None)
+    learned = [t for t in (weight, getattr(module, "bias", None)) if isinstance(t, Tensor)]
+    eps = getattr(module, "eps", None)
+    first = learned[0] if learned else mean
+    return Norm(
+        family=family,
+        pools_samples=pools,
+        tracks=isinstance(mean, Tensor),
+        centers=family != "rms" and getattr(module, "center", True),
+        per_channel=per_channel,
+        eps=float(eps) if eps is not None else torch.finfo(torch.float32).eps,
+        momentum=getattr(module, "momentum", None),
+        channels=int(getattr(module, "num_channels", 0)),
+        groups=int(getattr(module, "num_groups", 0)),
+        dtype=_dtype(first),
+        statistics_dtype=_dtype(mean) if isinstance(mean, Tensor) else "",
+        running_mean=_numbers(mean),
+        running_var=_numbers(var),
+        tracked=int(tracked) if isinstance(tracked, Tensor) and not tracked.is_meta else None,
+        weight=_numbers(weight),
+        learns=any(t.requires_grad for t in learned) if learned else None,
+    )
+
+
+def _family(module: nn.Module) -> tuple[str, bool, bool]:
+    """Return the family of a norm, whether its slabs keep channels apart, and whether they pool samples."""
+    if isinstance(module, _BatchNorm):
+        return "batch", True, True
+    if isinstance(module, _InstanceNorm):
+        return "instance", True, False
+    for kind, family in ((nn.GroupNorm, "group"), (nn.LayerNorm, "layer"), (nn.RMSNorm, "rms")):
+        if isinstance(module, kind):
+            return family, False, False
+    pattern = module.pattern  # type: ignore[union-attr]
+    return "pattern", ("c",) in pattern.right, pattern.pools_samples  # type: ignore[union-attr,operator]
+
+
+def _dtype(t: Tensor | None) -> str:
+    return "float32" if t is None else str(t.dtype).removeprefix("torch.")
+
+
+def _numbers(t: Tensor | None) -> list[float]:
+    return [] if not isinstance(t, Tensor) or t.is_meta else t.detach().double().cpu().flatten().tolist()
+
+
+def _decayed(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Return the names of the norms whose weight or bias an optimiser decays."""
+    shrunk = {
+        id(p) for group in optimizer.param_groups if group.get("weight_decay", 0) for p in group["params"]
+    }
+    return [
+        place.name
+        for place in walk(model)
+        if isinstance(place.module, NORMS) and any(id(p) in shrunk for p in place.module.parameters(False))
+    ]
+
+
+def _ranks() -> int:
+    alone = not torch.distributed.is_available() or not torch.distributed.is_initialized()
+    return 1 if alone else torch.distributed.get_world_size()
+
+
+# One forward and backward in train mode.
+
+
+class _Trail:
+    """Which module made a tensor that another takes, and how many take it."""
+
+    def __init__(self) -> None:
+        self.makers: dict[int, tuple[weakref.ref[Tensor], str]] = {}
+        self.nodes: dict[str, Any] = {}
+
+    def made(self, name: str, output: Any) -> None:
+        """Note a module's output."""
+        if isinstance(output, Tensor):
+            self.makers[id(output)] = weakref.ref(output), name
+            self.nodes[name] = output.grad_fn
+
+    def maker(self, x: Any) -> str | None:
+        """Return the module whose output a tensor is."""
+        found = self.makers.get(id(x))
+        return found[1] if found is not None and found[0]() is x else None
+
+    def takers(self, outputs: list[Tensor]) -> Counter[Any]:
+        """Return how many operations of the graph take the result of each."""
+        taken: Counter[Any] = Counter()
+        seen, waiting = set(), [y.grad_fn for y in outputs if y.grad_fn is not None]
+        while waiting:
+            node = waiting.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            for inner, _ in node.next_functions:
+                if inner is not None:
+                    taken[inner] += 1
+                    waiting.append(inner)
+        return taken
+
+
+def _train(twin: nn.Module, batch: Any, record: ModelRecord) -> None:
+    """Fill in what one step in train mode shows."""
+    modules = {layer.name: twin.get_submodule(layer.name) for layer in record.layers}
+    before = {name: _tracked(module) for name, module in modules.items()}
+    trail = _Trail()
+    twin.train()
+    with hooks() as handles:
+        for layer in record.layers:
+            _watch(layer, modules[layer.name], trail, handles)
+        args, options = copy.deepcopy(arguments(batch))
+        inputs = [x for x in pytree.tree_leaves((args, options)) if _floating(x)]
+        record.inputs = [_spread(x) for x in inputs if x.dim() > 0 and x.numel()]
+        record.samples = len(inputs[0]) if inputs and inputs[0].dim() else 0
+        outputs = _run(twin, args, options)
+    taken = trail.takers(outputs)
+    for layer in record.layers:
+        layer.alone = layer.before is not None and taken[trail.nodes.get(layer.before)] <= 1
+    _backward(outputs, record)
+    for layer in record.layers:
+        _after_backward(layer, modules[layer.name], before[layer.name])
+
+
+def _run(twin: nn.Module, args: Any, options: Any) -> list[Tensor]:
+    try:
+        with torch.enable_grad():
+            return [y for y in pytree.tree_leaves(twin(*args, **options)) if _floating(y)]
+    except Exception as error:
+        raise ModelError(
+            "The model does not run on the batch in train mode",
+            f"{type(error).__name__}: {error}",
+            "give a tensor, a tuple of positional or a dict of keyword arguments, as the model takes them",
+        ) from error
+
+
+@contextmanager
+def hooks() -> Iterator[list[Any]]:
+    """Remove, whatever happens, the hooks that the block appends."""
+    handles: list[Any] = []
+    try:
+        yield handles
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _watch(layer: Layer, module: nn.Module, trail: _Trail, handles: list[Any]) -> None:
+    order = Counter[str]()
+
+    def enter(module: nn.Module, given: tuple[Any, ...]) -> None:
+        layer.calls += 1
+        if layer.order is None and given and isinstance(given[0], Tensor):
+            layer.order = len(trail.makers) + order.total()
+            layer.before = trail.maker(given[0])
+            layer.input = _spread(given[0].detach())
+            if layer.norm is not None:
+                layer.norm.elements = _elements(module, given[0])
+            if layer.role == "activation":
+                layer.flat = flat_share(module, given[0].detach())
+
+    def leave(module: nn.Module, given: Any, output: Any) -> None:
+        trail.made(layer.name, output)
+        if layer.output is None and isinstance(output, Tensor) and _floating(output):
+            layer.output = _spread(output.detach())
+            if isinstance(module, RECTIFIERS):
+                layer.dead = dead_share(output.detach())
+
+    handles.append(module.register_forward_pre_hook(enter))
+    handles.append(module.register_forward_hook(leave))
+
+
+def _backward(outputs: list[Tensor], record: ModelRecord) -> None:
+    taken = [y for y in outputs if y.requires_grad]
+    if not taken:
+        return
+    generator = torch.Generator().manual_seed(1)
+    directions = [torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y) for y in taken]
+    try:
+        torch.autograd.backward(taken, directions)
+    except Exception as error:
+        record.notes.append(f"the backward of the model does not run: {type(error).__name__}: {error}")
+
+
+def _after_backward(layer: Layer, module: nn.Module, before: int | None) -> None:
+    weight = getattr(module, "weight", None)
+    if isinstance(weight, Tensor) and weight.grad is not None:
+        layer.gradient = float(weight.grad.double().norm())
+    now = _tracked(module)
+    if layer.norm is not None and now is not None and before is not None:
+        layer.norm.updates = now - before
+
+
+def _tracked(module: nn.Module) -> int | None:
+    counter = getattr(module, "num_batches_tracked", None)
+    return int(counter) if isinstance(counter, Tensor) and not counter.is_meta else None
+
+
+# Two forwards in eval mode: one of the batch, one of its first sample alone.
+
+
+def _evaluate(twin: nn.Module, batch: Any, record: ModelRecord, names: set[str]) -> None:
+    twin.eval()
+    for layer in record.norms:
+        _measure_gap(twin.get_submodule(layer.name), layer)
+    whole = _outputs(twin, batch)
+    first = _first(batch, record.samples)
+    if first is None:
+        return
+    alone = _outputs(twin, first)
+    for name in sorted(names, key=lambda name: list(whole).index(name) if name in whole else -1):
+        some, one = whole.get(name), alone.get(name)
+        if (
+            some
+            and one
+            and all(len(a) == record.samples and len(b) == 1 for a, b in zip(some, one, strict=True))
+        ):
+            record.mates[name] = difference([y[:1] for y in some], one)
+
+
+def _outputs(twin: nn.Module, batch: Any) -> dict[str, list[Tensor]]:
+    found: dict[str, list[Tensor]] = {}
+    with hooks() as handles, torch.no_grad():
+        for place in walk(twin):
+
+            def leave(module: nn.Module, given: Any, output: Any, name: str = place.name) -> None:
+                leaves = [y.detach() for y in pytree.tree_leaves(output) if _floating(y) and y.dim()]
+                found.setdefault(name, [y.clone() for y in leaves])
+
+            handles.append(place.module.register_forward_hook(leave))
+        args, options = copy.deepcopy(arguments(batch))
+        twin(*args, **options)
+    return found
+
+
+def _first(batch: Any, samples: int) -> Any:
+    """Return the batch of the first sample alone; None if not all tensors have a row for each sample."""
+    leaves, spec = pytree.tree_flatten(batch)
+    tensors = [x for x in leaves if isinstance(x, Tensor)]
+    if samples < 2 or not tensors or any(x.dim() == 0 or len(x) != samples for x in tensors):
+        return None
+    return pytree.tree_unflatten([x[:1] if isinstance(x, Tensor) else x for x in leaves], spec)
+
+
+def _measure_gap(module: nn.Module, layer: Layer) -> None:
+    """Compare a norm's outputs in both modes, channel by channel: the same input, other mean and variance."""
+    norm, seen = layer.norm, layer.input
+    assert norm is not None
+    if (
+        seen is None
+        or not norm.per_channel
+        or len(seen.mean) != len(norm.running_mean)
+        or not norm.pools_samples
+    ):
+        return
+    mean, var, here, spread = (
+        np.asarray(v) for v in (norm.running_mean, norm.running_var, seen.mean, seen.var)
+    )
+    weight = np.asarray(norm.weight) if len(norm.weight) == len(mean) else np.ones_like(mean)
+    # In train mode a channel has mean 0 and spread 1 before weight and bias; in eval mode it has these.
+    with np.errstate(all="ignore"):
+        scale = np.sqrt((spread + norm.eps) / (var + norm.eps))
+        shift = (here - mean) / np.sqrt(var + norm.eps)
+        moved = (weight**2 * ((scale - 1) ** 2 + shift**2)).sum()
+        size = (weight**2).sum()
+        norm.gap = float(np.sqrt(moved / size)) if size else 0.0
+
+
+# Numbers of a tensor.
+
+
+def _floating(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.is_floating_point()
+
+
+def _spread(x: Tensor) -> Spread:
+    """Return the distribution of each channel: the second axis, or the last of sequences and tables."""
+    x = x.detach()
+    finite = x.isfinite()
+    bad = int((~finite).sum())
+    if bad:
+        x = torch.where(finite, x, torch.zeros_like(x))
+    names = " ".join(f"a{i}" for i in range(x.dim()))
+    with using("eager"):  # any layout without a kernel to compile
+        m = moments(x.float() if x.dtype != torch.float64 else x, f"{names} -> a{channel_axis(x)}")
+    count = int(m.count.flatten()[0]) if m.count.numel() else 0
+    low, high = (float(m.min.min()), float(m.max.max())) if count else (0.0, 0.0)
+    samples = len(x) if x.dim() else 1
+    return Spread(m.mean.tolist(), m.var().tolist(), low, high, count, samples, bad)
+
+
+def channel_axis(x: Tensor) -> int:
+    """Return the axis of channels: the second, but the last of sequences (samples, time, features)."""
+    return 1 if x.dim() in (2, 4, 5) else x.dim() - 1
+
+
+def flat_share(module: nn.Module, x: Tensor) -> float | None:
+    """Return the share of inputs of an activation at which its derivative is next to nothing."""
+    derivative = next((d for kind, d in DERIVATIVES.items() if isinstance(module, kind)), None)
+    return None if derivative is None else float((derivative(x.float()) < FLAT).double().mean())
+
+
+def dead_share(y: Tensor) -> float:
+    """Return the share of channels that are 0 everywhere."""
+    others = [dim for dim in range(y.dim()) if dim != channel_axis(y)]
+    return float(y.count_nonzero(others).eq(0).double().mean()) if others else 0.0
+
+
+def _elements(module: Any, x: Tensor) -> int:
+    """Return how many values stand behind each statistic of a norm, for this input."""
+    if isinstance(module, _BatchNorm):
+        return x.numel() // max(1, x.shape[1]) if x.dim() > 1 else 0
+    if isinstance(module, _InstanceNorm):
+        return x[0, 0].numel() if x.dim() > 2 else 0
+    if isinstance(module, nn.GroupNorm):
+        return x[0].numel() // module.num_groups
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        count = 1
+        for size in module.normalized_shape:
+            count *= size
+        return count
+    slab = plan(module.pattern, (), tuple(x.shape), module._sizes)
+    return slab.count

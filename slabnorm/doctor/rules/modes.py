@@ -1,0 +1,73 @@
+"""1xx, modes: layers that run in another mode than the user means, and what that does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from slabnorm.doctor import thresholds as t
+from slabnorm.doctor.record import ModelRecord
+from slabnorm.report.check import Finding
+
+
+def left_in_eval(record: ModelRecord) -> Iterator[Finding]:
+    """102: a norm that learns is in eval mode in a model that trains."""
+    for layer in record.norms:
+        norm = layer.norm
+        assert norm is not None
+        if record.training and norm.tracks and not layer.training and not layer.frozen and norm.learns:
+            yield Finding(
+                102, "warning", layer.name,
+                "the model trains, but this layer is in eval mode and its weight still learns",
+                "it normalises by statistics that no longer move, while the layers before it do",
+                f"model.get_submodule({layer.name!r}).train(), or sn.freeze(model) if it is on purpose",
+            )  # fmt: skip
+
+
+def moves_though_frozen(record: ModelRecord) -> Iterator[Finding]:
+    """103: weight and bias are frozen, the running statistics are not."""
+    for layer in record.norms:
+        norm = layer.norm
+        assert norm is not None
+        if record.training and norm.tracks and layer.training and norm.learns is False:
+            yield Finding(
+                103, "warning", layer.name,
+                "weight and bias have requires_grad=False, yet each batch moves the running statistics",
+                "requires_grad does not stop buffers: the layer drifts from the one that was trained",
+                f"sn.freeze(model, where={layer.name!r}), which train() does not undo",
+            )  # fmt: skip
+
+
+def depends_on_mates(record: ModelRecord) -> Iterator[Finding]:
+    """104: in eval mode, a sample's output depends on the other samples. The first layer is named."""
+    if record.mates.get("", 0.0) <= t.MATES:
+        return
+    guilty = next((layer for layer in record.layers if record.mates.get(layer.name, 0.0) > t.MATES), None)
+    name = "" if guilty is None else guilty.name
+    norm = None if guilty is None else guilty.norm
+    cause = "it keeps no running statistics" if norm is not None and not norm.tracks else "find what pools"
+    share = record.mates.get(name, record.mates[""])
+    yield Finding(
+        104, "error", name,
+        f"in eval mode the output for one sample changes by {share:.0%} with the rest of its batch",
+        f"the same sample gets another answer in another batch; {cause}",
+        "use track_running_stats=True, or a norm that does not pool samples, such as group norm",
+        (("change", share),),
+    )  # fmt: skip
+
+
+def modes_differ(record: ModelRecord) -> Iterator[Finding]:
+    """105: train and eval mode of a trained layer give different outputs for the same batch."""
+    for layer in record.norms:
+        norm = layer.norm
+        assert norm is not None
+        if norm.gap is not None and norm.gap > t.GAP and norm.tracked:
+            yield Finding(
+                105, "note", layer.name,
+                f"its outputs in eval mode differ from those in train mode by {norm.gap:.0%} of their size",
+                "what the later layers have learned from is not what they get in evaluation",
+                "sn.recalibrate(model, train_loader), or larger batches",
+                (("gap", norm.gap),),
+            )  # fmt: skip
+
+
+RULES = (left_in_eval, moves_though_frozen, depends_on_mates, modes_differ)

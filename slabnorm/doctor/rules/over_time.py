@@ -1,0 +1,135 @@
+"""What only a training that was watched can show, in the codes of its families."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from slabnorm.doctor import thresholds as t
+from slabnorm.report.check import Finding
+
+if TYPE_CHECKING:
+    from slabnorm.doctor.watch import WatchRecord
+
+
+def forgotten_eval(record: WatchRecord) -> Iterator[Finding]:
+    """101: batch-pooling layers in train mode while gradients are off."""
+    if record.without_gradients:
+        name, times = next(iter(record.without_gradients.items()))
+        layers = len(record.without_gradients)
+        yield Finding(
+            101, "error", name,
+            f"in train mode while gradients are off, in {times} forwards" + _others(layers),
+            "what is evaluated depends on its batch, and evaluation moves the running statistics",
+            "model.eval() before evaluating, model.train() after it",
+            (("forwards", times), ("layers", layers)),
+        )  # fmt: skip
+
+
+def trains_in_eval(record: WatchRecord) -> Iterator[Finding]:
+    """102: training forwards with a layer in eval mode that was not frozen on purpose."""
+    for name, times in record.in_eval.items():
+        norm = record.tracks[name].layer.norm
+        if norm is not None and norm.learns:
+            yield Finding(
+                102, "warning", name,
+                f"in eval mode in {times} training forwards, while its weight learns",
+                "it normalises by statistics that no longer move, while the layers before it do",
+                f"sn.freeze(model, where={name!r}) if it is on purpose, else train() on it",
+                (("forwards", times),),
+            )  # fmt: skip
+
+
+def damaged(record: WatchRecord) -> Iterator[Finding]:
+    """201: running statistics became NaN or infinite, and when."""
+    for name, step in record.first_bad.items():
+        yield Finding(
+            201, "error", name,
+            f"its running statistics are NaN or infinite since step {step} at the latest",
+            "one batch with a NaN poisons them for good, and eval mode gives NaN",
+            "find the batch, then sn.recalibrate(model, train_loader)",
+            (("step", step),),
+        )  # fmt: skip
+
+
+def updated_often(record: WatchRecord) -> Iterator[Finding]:
+    """205: a step that moves running statistics more than once, with one forward of the model."""
+    once = set(record.passes) <= {0, 1}
+    for name, times in record.updates.items():
+        if times > 1 and once:
+            yield Finding(
+                205, "warning", name,
+                f"one step updates its running statistics {times} times",
+                "they forget faster than momentum says; checkpointing runs a forward again, in the backward",
+                "layers of slabnorm, which count a recomputed forward once, or one norm for each place",
+                (("updates", times),),
+            )  # fmt: skip
+
+
+def accumulates(record: WatchRecord) -> Iterator[Finding]:
+    """307: gradients of several forwards make one step, and batch-pooling layers see each alone."""
+    steps = sum(record.passes.values())
+    several = {passes: times for passes, times in record.passes.items() if passes > 1}
+    pools = [n for n, track in record.tracks.items() if track.layer.norm and track.layer.norm.pools_samples]
+    if pools and steps and sum(several.values()) > steps / 2:
+        usual = max(several, key=lambda passes: several[passes])
+        yield Finding(
+            307, "warning", pools[0],
+            f"{usual} forwards make one step, and the layer sees each alone" + _others(len(pools)),
+            "accumulated gradients are not those of the whole batch, and statistics move at each forward",
+            "sn.virtual_batch(model, parts, loss), which is exact",
+            (("forwards", usual), ("layers", len(pools))),
+        )  # fmt: skip
+
+
+def lasting(record: WatchRecord) -> Iterator[Finding]:
+    """403, 404: activations that are flat or dead in the last quarter of what was looked at."""
+    for name, track in record.tracks.items():
+        flat, dead = _late(track.flat), _late(track.dead)
+        if flat > t.FLAT_SHARE:
+            yield Finding(
+                403, "warning", name,
+                f"{flat:.0%} of its values lie where {track.layer.kind} is flat, at the end",
+                "their gradient is below a hundredth of what it could be: the layers before learn slowly",
+                "normalise the inputs, or put a norm before it",
+                (("flat", flat),),
+            )  # fmt: skip
+        if dead > t.DEAD_SHARE:
+            yield Finding(
+                404, "warning", name,
+                f"{dead:.0%} of its channels are 0 for whole batches, at the end",
+                "no gradient reaches what makes them: they stay 0",
+                "a smaller learning rate, inputs of mean 0, or a norm before it",
+                (("dead", dead),),
+            )  # fmt: skip
+
+
+def drifts(record: WatchRecord) -> Iterator[Finding]:
+    """407: a layer's input moves so fast that running statistics lag behind."""
+    for name, track in record.tracks.items():
+        norm = track.layer.norm
+        late = _late(track.stale)
+        if norm is not None and norm.pools_samples and late > t.LAG and len(track.stale) >= t.LOOKS:
+            yield Finding(
+                407, "warning", name,
+                f"its batches are {late:.1f} running standard deviations away from its running statistics",
+                "its input moves faster than they follow: eval mode is always late",
+                "a smaller learning rate, or a larger momentum",
+                (("lag", late),),
+            )  # fmt: skip
+
+
+def _others(layers: int) -> str:
+    """Return how many other layers a finding is about."""
+    return "" if layers == 1 else f"; so it is for {layers - 1} more"
+
+
+def _late(values: Sequence[float]) -> float:
+    """Return the mean of the last quarter of the numbers that are there; 0 if there are none."""
+    known = [value for value in values if math.isfinite(value)]
+    some = known[-max(1, len(known) // 4) :] if known else []
+    return sum(some) / len(some) if some else 0.0
+
+
+RULES = (damaged, forgotten_eval, trains_in_eval, updated_often, accumulates, lasting, drifts)

@@ -1,0 +1,153 @@
+"""4xx, signal: inputs on a wrong scale, and what becomes of them on their way through the model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from slabnorm.doctor import thresholds as t
+from slabnorm.doctor.record import ModelRecord, Spread
+from slabnorm.report.check import Finding
+
+
+def raw_inputs(record: ModelRecord) -> Iterator[Finding]:
+    """401: inputs whose scale is far from 1, in a model that does not normalise them first."""
+    if _normalises_first(record):
+        return
+    for number, seen in enumerate(record.inputs):
+        size, pixels = _size(seen), seen.min >= 0 and 32 < seen.max <= 255
+        if size > t.RAW:
+            what = (
+                "look like raw 8-bit pixels, 0 to 255" if pixels else f"have a root mean square of {size:.3g}"
+            )
+            yield Finding(
+                401, "error", "",
+                f"the values of input {number} {what}",
+                "layers are initialised for inputs of about 1; larger ones saturate them",
+                'sn.fit(x_train, "zscore", split="train"), and its layer before the model',
+                (("rms", size), ("min", seen.min), ("max", seen.max)),
+            )  # fmt: skip
+
+
+def scaled_twice(record: ModelRecord) -> Iterator[Finding]:
+    """402: inputs that were scaled before they are scaled."""
+    for number, seen in enumerate(record.inputs):
+        if seen.min >= 0 and 0 < seen.max < t.TWICE:
+            yield Finding(
+                402, "error", "",
+                f"all values of input {number} are between {seen.min:.2g} and {seen.max:.2g}",
+                "pixels that are divided by 255 twice end at 0.004: nothing distinguishes them from zeros",
+                "scale once: ToTensor() divides by 255 already",
+                (("max", seen.max),),
+            )  # fmt: skip
+    for layer in record.layers:
+        seen_by, given = layer.output, layer.input
+        if layer.role == "input" and layer.order is not None and seen_by is not None and given is not None:
+            small = _deviation(seen_by) < 0.1 and _deviation(given) > 0
+            if small and 0.3 < _deviation(given) < 3:
+                yield Finding(
+                    402, "error", layer.name,
+                    f"its inputs have a standard deviation of {_deviation(given):.2g} already, and "
+                    f"{_deviation(seen_by):.2g} after it",
+                    "they are on the scale that it makes: what it was fitted on was on another",
+                    "give it data as they were for fit, or leave the other scaling out",
+                    (("before", _deviation(given)), ("after", _deviation(seen_by))),
+                )  # fmt: skip
+
+
+def saturated(record: ModelRecord) -> Iterator[Finding]:
+    """403: most values of an activation lie where its derivative is next to nothing."""
+    for layer in record.layers:
+        if layer.flat is not None and layer.flat > t.FLAT_SHARE:
+            yield Finding(
+                403, "warning", layer.name,
+                f"{layer.flat:.0%} of its values lie where {layer.kind} is flat",
+                "their gradient is below a hundredth of what it could be: the layers before learn slowly",
+                "normalise the inputs, or put a norm before it",
+                (("flat", layer.flat),),
+            )  # fmt: skip
+
+
+def dead(record: ModelRecord) -> Iterator[Finding]:
+    """404: channels of a ReLU that are 0 for the whole batch."""
+    for layer in record.layers:
+        if layer.dead is not None and layer.dead > t.DEAD_SHARE and record.samples >= t.FEW_SAMPLES:
+            yield Finding(
+                404, "warning", layer.name,
+                f"{layer.dead:.0%} of its channels are 0 for all {record.samples} samples",
+                "no gradient reaches what makes them: they stay 0",
+                "a smaller learning rate, inputs of mean 0, or a norm before it",
+                (("dead", layer.dead),),
+            )  # fmt: skip
+
+
+def grows_with_depth(record: ModelRecord) -> Iterator[Finding]:
+    """405: the scale of linear layers' outputs grows or shrinks from layer to layer."""
+    chain = [
+        layer
+        for layer in record.layers
+        if layer.role == "linear" and layer.output and layer.order is not None
+    ]
+    sizes = [_size(layer.output) for layer in chain if layer.output is not None]
+    if len(sizes) < t.DEPTH or min(sizes) <= 0 or not all(map(math.isfinite, sizes)):
+        return
+    logs, depth = np.log(sizes), np.arange(len(sizes))
+    trend = float(np.corrcoef(depth, logs)[0, 1]) if logs.std() > 0 else 0.0
+    whole = math.exp(abs(float(logs[-1] - logs[0])))
+    if abs(trend) > 0.9 and whole > t.GROWTH:
+        word = "grows" if trend > 0 else "shrinks"
+        yield Finding(
+            405, "warning", chain[-1].name,
+            f"the scale {word} {whole:.0e} times over {len(sizes)} layers",
+            "gradients do the same on their way back: the first layers learn too fast or not at all",
+            "a norm after each layer, or an initialisation for this activation",
+            (("times", whole), ("trend", trend)),
+        )  # fmt: skip
+
+
+def weights_of_norms(record: ModelRecord) -> Iterator[Finding]:
+    """406: weights of a norm that are as good as 0, or huge."""
+    for layer in record.norms:
+        norm = layer.norm
+        assert norm is not None
+        weight = np.abs(np.asarray(norm.weight))
+        if not weight.size:
+            continue
+        gone, huge = float((weight < t.GAMMA_DEAD).mean()), float(weight.max())
+        # Blocks that begin as identities have norms of weight 0, on purpose: then all of it is exactly 0.
+        if gone > 0.5 and weight.max() > 0:
+            yield Finding(
+                406, "warning", layer.name,
+                f"{gone:.0%} of its weights are below {t.GAMMA_DEAD:g}",
+                "these channels are switched off, and their inputs get no gradient",
+                "less weight decay on norms, or a narrower layer",
+                (("share", gone),),
+            )  # fmt: skip
+        elif not math.isfinite(huge) or huge > t.GAMMA_HUGE:
+            yield Finding(
+                406, "warning", layer.name,
+                f"its largest weight is {huge:.3g}; they start at 1",
+                "one channel outweighs all others in what follows",
+                "a smaller learning rate, or clipped gradients",
+                (("largest", huge),),
+            )  # fmt: skip
+
+
+def _normalises_first(record: ModelRecord) -> bool:
+    """Return whether the first layer that takes the input normalises it."""
+    first = next((layer for layer in record.layers if layer.order is not None), None)
+    return first is not None and first.role in ("input", "norm")
+
+
+def _size(seen: Spread) -> float:
+    """Return the root mean square over channels."""
+    return float(np.sqrt(np.mean(np.square(seen.mean) + np.asarray(seen.var)))) if seen.mean else 0.0
+
+
+def _deviation(seen: Spread) -> float:
+    return float(np.sqrt(np.mean(seen.var))) if seen.var else 0.0
+
+
+RULES = (scaled_twice, raw_inputs, saturated, dead, grows_with_depth, weights_of_norms)

@@ -1,0 +1,262 @@
+"""watch(): what a model does while the user's own loop trains it, looked at every few steps."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from slabnorm.doctor import rules
+from slabnorm.doctor.probes import RECTIFIERS, channel_axis, dead_share, described, flat_share, hooks
+from slabnorm.doctor.record import Layer
+from slabnorm.errors import ModelError, OptionError
+from slabnorm.nn.diagnostics import recomputing, training_without_gradients
+from slabnorm.report.check import CheckRecord, Finding
+from slabnorm.surgery.walk import walk
+
+
+@dataclass
+class Track:
+    """One layer over time: a number for each step that was looked at, NaN where there is none.
+
+    Attributes:
+        layer: its name, class and role.
+        mean: the mean of its input, over all its values.
+        spread: the standard deviation of its input within channels, as a root mean square over channels.
+        flat: the share of an activation's values where its derivative is next to nothing.
+        dead: the share of a ReLU's channels that are 0 for the whole batch.
+        gradient: the norm of its weight's gradient.
+        stale: how far the batch's mean is from the running one, in running standard deviations: the root mean
+            square over channels.
+    """
+
+    layer: Layer
+    mean: array[float] = field(default_factory=lambda: array("f"))
+    spread: array[float] = field(default_factory=lambda: array("f"))
+    flat: array[float] = field(default_factory=lambda: array("f"))
+    dead: array[float] = field(default_factory=lambda: array("f"))
+    gradient: array[float] = field(default_factory=lambda: array("f"))
+    stale: array[float] = field(default_factory=lambda: array("f"))
+
+    def add(self, **numbers: float) -> None:
+        """Add a step; what is not given is NaN."""
+        for name in ("mean", "spread", "flat", "dead", "gradient", "stale"):
+            getattr(self, name).append(numbers.get(name, math.nan))
+
+
+@dataclass
+class WatchRecord:
+    """A training that was watched.
+
+    Attributes:
+        model: the class of the model.
+        every: of how many steps one was looked at.
+        looks: the numbers of the steps that were looked at, from 0.
+        steps: how many steps the optimisers made.
+        tracks: the layers over time.
+        without_gradients: by layer, how many forwards it made in train mode with gradients off.
+        in_eval: by layer, how many training forwards it made in eval mode.
+        passes: how many forwards of the model with gradients the last steps had, as {passes: steps}.
+        updates: by layer, how often a step moved its running statistics at most.
+        first_bad: by layer, the first step whose running statistics were not finite.
+    """
+
+    model: str
+    every: int
+    looks: list[int] = field(default_factory=list)
+    steps: int = 0
+    tracks: dict[str, Track] = field(default_factory=dict)
+    without_gradients: Counter[str] = field(default_factory=Counter)
+    in_eval: Counter[str] = field(default_factory=Counter)
+    passes: Counter[int] = field(default_factory=Counter)
+    updates: dict[str, int] = field(default_factory=dict)
+    first_bad: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What is wrong, errors first."""
+        return tuple(rules.find_over_time(self))
+
+    @property
+    def healthy(self) -> bool:
+        """Whether there is nothing worse than a note."""
+        return self.summary.healthy
+
+    @property
+    def summary(self) -> CheckRecord:
+        """The findings as a record that prints, and goes to JSON and SARIF."""
+        norms = sum(track.layer.norm is not None for track in self.tracks.values())
+        return CheckRecord(self.model, norms, len(self.tracks), 0, self.findings)
+
+    def __str__(self) -> str:
+        return f"{self.steps} steps, {len(self.looks)} of them looked at\n{self.summary}"
+
+    __repr__ = __str__
+
+
+@contextmanager
+def watch(model: nn.Module, every: int = 10) -> Iterator[WatchRecord]:
+    """Watch a model while the block trains it.
+
+    Hooks count every forward, and measure every `every`-th step what enters each norm, linear layer and
+    activation, and the gradients. Nothing is kept but a few numbers a layer and step. A step is a call of any
+    `torch.optim` optimiser. The hooks are removed when the block ends, however it ends.
+
+    Args:
+        model: the module that the block trains. A compiled model hides its layers: watch the original and
+            train it uncompiled for some steps.
+        every: of how many steps one is looked at.
+
+    Yields:
+        A WatchRecord, filled while the block runs: `record.findings`, or print it.
+
+    Raises:
+        ModelError: `model` is no module, or is compiled.
+        OptionError: `every` is not a positive integer.
+
+    >>> import torch, slabnorm as sn
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 1))
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> with sn.watch(model, every=1) as record:
+    ...     for _ in range(3):
+    ...         optimizer.zero_grad()
+    ...         model(torch.randn(16, 4)).square().mean().backward()
+    ...         optimizer.step()
+    >>> record.steps, record.healthy
+    (3, True)
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError("watch() needs a torch.nn.Module", type(model).__name__, "give it the model")
+    if isinstance(model, torch._dynamo.OptimizedModule):
+        raise ModelError(
+            "A compiled model hides its layers from hooks", type(model).__name__,
+            "watch the model that you gave to torch.compile, and train it uncompiled for some steps",
+        )  # fmt: skip
+    if not isinstance(every, int) or isinstance(every, bool) or every < 1:
+        raise OptionError("every must be a positive integer", repr(every), "10 is the usual one")
+    watcher = _Watcher(model, every)
+    with hooks() as handles:
+        watcher.install(handles)
+        yield watcher.record
+
+
+class _Watcher:
+    """The hooks of one `watch`."""
+
+    def __init__(self, model: nn.Module, every: int) -> None:
+        self.model, self.record = model, WatchRecord(type(model).__name__, every)
+        self.modules: dict[str, nn.Module] = {}
+        self.now: dict[str, dict[str, float]] = {}  # of the step that runs
+        self.forwards = 0  # of the model with gradients, in the step that runs
+        self.before: dict[str, int] = {}
+        for place in walk(model):
+            layer = described(place.name, place.module)
+            if layer is not None:
+                self.modules[place.name] = place.module
+                self.record.tracks[place.name] = Track(layer)
+        self._count_updates()
+
+    def install(self, handles: list[Any]) -> None:
+        """Add the hooks."""
+        handles.append(self.model.register_forward_pre_hook(self._enter_model))
+        handles.append(register_optimizer_step_post_hook(self._stepped))
+        for name, module in self.modules.items():
+            handles.append(module.register_forward_pre_hook(self._entering(name)))
+            if isinstance(module, RECTIFIERS):
+                handles.append(module.register_forward_hook(self._leaving(name)))
+
+    @property
+    def looking(self) -> bool:
+        return self.record.steps % self.record.every == 0
+
+    def _enter_model(self, module: nn.Module, given: Any) -> None:
+        if torch.is_grad_enabled() and module.training:
+            self.forwards += 1
+
+    def _entering(self, name: str) -> Any:
+        layer = self.record.tracks[name].layer
+        norm = layer.norm
+
+        def enter(module: nn.Module, given: tuple[Any, ...]) -> None:
+            gradients = torch.is_grad_enabled()
+            if norm is not None and norm.pools_samples:
+                if module.training and not gradients and not _on_purpose():
+                    self.record.without_gradients[name] += 1
+                elif not module.training and gradients and self.model.training and not layer.frozen:
+                    self.record.in_eval[name] += 1
+            if gradients and self.looking and name not in self.now and given:
+                self.now[name] = self._numbers(name, module, given[0])
+
+        return enter
+
+    def _leaving(self, name: str) -> Any:
+        def leave(module: nn.Module, given: Any, output: Any) -> None:
+            if self.looking and name in self.now and "dead" not in self.now[name]:
+                self.now[name]["dead"] = dead_share(output.detach())
+
+        return leave
+
+    @torch.no_grad()
+    def _numbers(self, name: str, module: nn.Module, x: Any) -> dict[str, float]:
+        if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 2 or not x.numel():
+            return {}
+        x = x.detach()
+        axis = channel_axis(x)
+        var, mean = torch.var_mean(x.float(), [d for d in range(x.dim()) if d != axis], correction=0)
+        found = {"mean": float(mean.mean()), "spread": float(var.mean().sqrt())}
+        flat = flat_share(module, x)
+        if flat is not None:
+            found["flat"] = flat
+        running, spread = (getattr(module, key, None) for key in ("running_mean", "running_var"))
+        if running is not None and spread is not None and running.shape == mean.shape:
+            eps = self.record.tracks[name].layer.norm.eps  # type: ignore[union-attr]
+            found["stale"] = float(((mean - running).square() / (spread + eps)).mean().sqrt())
+        return found
+
+    def _stepped(self, optimizer: Any, args: Any, options: Any) -> None:
+        mine = {id(p) for p in self.model.parameters()}
+        if not any(id(p) in mine for group in optimizer.param_groups for p in group["params"]):
+            return
+        if self.looking:
+            for name, track in self.record.tracks.items():
+                weight = getattr(self.modules[name], "weight", None)
+                gradient = weight.grad if isinstance(weight, Tensor) else None
+                numbers = self.now.get(name, {})
+                if gradient is not None:
+                    numbers = numbers | {"gradient": float(gradient.float().norm())}
+                track.add(**numbers)
+            self.record.looks.append(self.record.steps)
+            self._find_damage()
+        self._count_updates()
+        self.record.passes[self.forwards] += 1
+        self.record.steps += 1
+        self.now, self.forwards = {}, 0
+
+    def _count_updates(self) -> None:
+        for name, module in self.modules.items():
+            counter = getattr(module, "num_batches_tracked", None)
+            if isinstance(counter, Tensor) and counter.device.type == "cpu":
+                seen = int(counter)
+                if name in self.before:
+                    moved = seen - self.before[name]
+                    self.record.updates[name] = max(moved, self.record.updates.get(name, 0))
+                self.before[name] = seen
+
+    def _find_damage(self) -> None:
+        for name, module in self.modules.items():
+            for key in ("running_mean", "running_var"):
+                values = getattr(module, key, None)
+                if isinstance(values, Tensor) and not bool(values.isfinite().all()):
+                    self.record.first_bad.setdefault(name, self.record.steps)
+
+
+def _on_purpose() -> bool:
+    return recomputing() or training_without_gradients()

@@ -1,0 +1,140 @@
+"""What the doctor found in a model: plain records, a terminal table, JSON and SARIF."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from slabnorm.text import listing, printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SEVERITIES = ("error", "warning", "note")  # results are wrong; results are worse; good to know
+STYLES = {"error": "red", "warning": "yellow", "note": "blue"}
+SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A normalisation bug, or what may become one.
+
+    Attributes:
+        code: what it is, such as 201; a page under docs/rules describes it.
+        severity: "error", "warning" or "note".
+        layer: its name in the model; "" is the model itself, or its input.
+        text: what was found, with its numbers, without a full stop.
+        why: why that matters, in one sentence without a full stop.
+        fix: what to do, as code where code does it.
+        numbers: the numbers behind the text, with their names.
+    """
+
+    code: int
+    severity: str
+    layer: str
+    text: str
+    why: str
+    fix: str
+    numbers: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class CheckRecord:
+    """What the doctor found in a model.
+
+    Attributes:
+        model: the class of the model.
+        norms: how many norms it has.
+        layers: how many layers were looked at.
+        samples: the size of the batch.
+        findings: errors first, and among equals causes before consequences.
+        notes: what could not be looked at.
+    """
+
+    model: str
+    norms: int
+    layers: int
+    samples: int
+    findings: tuple[Finding, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether there is nothing worse than a note."""
+        return all(finding.severity == "note" for finding in self.findings)
+
+    @property
+    def verdict(self) -> str:
+        """The outcome in one sentence."""
+        seen = Counter(finding.severity for finding in self.findings)
+        counts = [f"{seen[word]} {word}{'s' if seen[word] > 1 else ''}" for word in SEVERITIES if seen[word]]
+        norms = f"{self.norms} norm{'' if self.norms == 1 else 's'}" if self.norms else "no norm layers"
+        if not counts:
+            return f"{self.model}, with {norms}: nothing found."
+        return f"{self.model}, with {norms}: {listing(counts)}."
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the record in JSON's own types."""
+        plain = {**asdict(self), "healthy": self.healthy, "verdict": self.verdict}
+        for finding in plain["findings"]:
+            numbers = dict(finding["numbers"])
+            finding["numbers"] = {key: v if math.isfinite(v) else None for key, v in numbers.items()}
+        return plain
+
+    def as_sarif(self) -> dict[str, Any]:
+        """Return the findings as SARIF 2.1.0, which code review tools read."""
+        rules = [{"id": f"SN{code}"} for code in sorted({finding.code for finding in self.findings})]
+        results = [
+            {
+                "ruleId": f"SN{finding.code}",
+                "level": finding.severity,
+                "message": {"text": f"{finding.text}. {finding.why}. Fix: {finding.fix}"},
+                "locations": [{"logicalLocations": [{"fullyQualifiedName": finding.layer or self.model}]}],
+            }
+            for finding in self.findings
+        ]
+        driver = {"name": "slabnorm", "rules": rules}
+        return {
+            "$schema": SARIF,
+            "version": "2.1.0",
+            "runs": [{"tool": {"driver": driver}, "results": results}],
+        }
+
+    def __str__(self) -> str:
+        lines = [self.verdict]
+        for f in self.findings:
+            lines += [
+                f"  {f.code} {f.severity}  {f.layer or '(the model)'}: {f.text}",
+                f"      why: {f.why}",
+                f"      fix: {f.fix}",
+            ]
+        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
+
+    __repr__ = __str__
+
+
+def print_check(record: CheckRecord, console: Console) -> None:
+    """Print the verdict and a row for each finding. No text of the record is read as markup."""
+    from rich.text import Text
+
+    from slabnorm.report.terminal import Column, Row, print_rows, print_text
+
+    print_text(console, printable(record.verdict, 300), "bold" if record.healthy else "bold red")
+    console.print()
+    rows = []
+    for finding in record.findings:
+        code = Text(f"{finding.code} {finding.severity}", style=STYLES[finding.severity])
+        text = Text(printable(finding.text, 500))
+        text.append(f"\n{printable(finding.why, 500)}", style="dim")
+        layer = printable(finding.layer, 80) or "(the model)"
+        rows += [Row([code, layer, text, printable(finding.fix, 300)]), Row()]
+    columns = [
+        Column("code", "name"), Column("layer", "name"), Column("what was found", "sentence"),
+        Column("what to do", "sentence"),
+    ]  # fmt: skip
+    if rows:
+        print_rows(console, columns, rows)
+    for note in record.notes:
+        print_text(console, f"• {printable(note, 400)}", "dim")
