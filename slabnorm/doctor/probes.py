@@ -156,7 +156,7 @@ def _norm(module: Any) -> Norm:
     )
 
 
-def _family(module: nn.Module) -> tuple[str, bool, bool]:
+def _family(module: Any) -> tuple[str, bool, bool]:
     """Return the family of a norm, whether its slabs keep channels apart, and whether they pool samples."""
     if isinstance(module, _BatchNorm):
         return "batch", True, True
@@ -165,8 +165,7 @@ def _family(module: nn.Module) -> tuple[str, bool, bool]:
     for kind, family in ((nn.GroupNorm, "group"), (nn.LayerNorm, "layer"), (nn.RMSNorm, "rms")):
         if isinstance(module, kind):
             return family, False, False
-    pattern = module.pattern  # type: ignore[union-attr]
-    return "pattern", ("c",) in pattern.right, pattern.pools_samples  # type: ignore[union-attr,operator]
+    return "pattern", ("c",) in module.pattern.right, module.pattern.pools_samples
 
 
 def _dtype(t: Tensor | None) -> str:
