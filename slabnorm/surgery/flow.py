@@ -192,6 +192,10 @@ class _Recorder(TorchDispatchMode):
         self.values: dict[int, Tensor] = {}  # kept, so that no other tensor gets the id of one
         self.owners = owners  # of parameters and buffers, by id
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # no compiler comes here, and importing it takes 2 s
+
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not self.inside:
             self.use((args, kwargs))

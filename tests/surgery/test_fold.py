@@ -111,6 +111,11 @@ AFTER: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module], tuple[i
         lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular"),
         (3, 4, 7, 8),
     ),
+    "same, of one pixel": (
+        lambda: nn.BatchNorm2d(4),
+        lambda: nn.Conv2d(4, 6, 1, padding="same"),
+        (3, 4, 7, 8),
+    ),
     "linear": (lambda: nn.BatchNorm1d(4), lambda: nn.Linear(4, 6), (8, 4)),
 }
 
@@ -291,6 +296,10 @@ ALONE: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "subclass": (lambda: nn.Sequential(nn.Conv2d(4, 4, 3), Own(4)), "it may compute something else"),
     "zeros": (
         lambda: nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1)),
+        "pads with zeros",
+    ),
+    "zeros by name": (
+        lambda: nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding="same")),
         "pads with zeros",
     ),
     "transposed after": (
