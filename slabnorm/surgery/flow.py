@@ -12,8 +12,9 @@ import copy
 import inspect
 import warnings
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -56,12 +57,14 @@ class Flow:
         calls: in order.
         uses: of a value, by anything at all.
         touched: the layers and norms whose parameters or buffers are used beside a call.
+        written: in a run, the values that operations have written to after a layer or norm took them.
         entry: what the model itself is given first.
     """
 
     calls: list[Call] = field(default_factory=list)
     uses: Counter[Hashable] = field(default_factory=Counter)
     touched: set[str] = field(default_factory=set)
+    written: set[Hashable] = field(default_factory=set)
     entry: Hashable | None = None
 
     def of(self, name: str) -> list[Call]:
@@ -171,7 +174,7 @@ def _traced(model: nn.Module, fixed: dict[str, Any]) -> Flow:
             flow.touched.add(node.target.rpartition(".")[0])
         elif node.op == "placeholder" and flow.entry is None:
             flow.entry = node
-    for value in pytree.tree_leaves([tracer.seen, *_kept(twin)]):
+    for value in _leaves([tracer.seen, *_kept(twin)]):
         if isinstance(value, fx.Proxy):
             flow.uses[value.node] += 1
     return flow
@@ -183,6 +186,25 @@ def _kept(model: nn.Module) -> list[Any]:
     return [value for module in model.modules() for key, value in vars(module).items() if key not in tensors]
 
 
+def _leaves(anything: Any) -> Iterator[Any]:
+    """Return all that containers and objects hold, and what these hold; of modules and classes nothing."""
+    seen: set[int] = set()
+    waiting = [anything]
+    while waiting:
+        for leaf in pytree.tree_leaves(waiting.pop()):
+            yield leaf
+            if id(leaf) in seen or isinstance(
+                leaf, Tensor | nn.Module | fx.Proxy | fx.Node | type | ModuleType
+            ):
+                continue
+            seen.add(id(leaf))
+            slots = getattr(type(leaf), "__slots__", ())
+            waiting += [
+                *getattr(leaf, "__dict__", {}).values(),
+                *(getattr(leaf, name, None) for name in slots),
+            ]
+
+
 class _Recorder(TorchDispatchMode):
     """Counts the uses of what layers and norms make, by any operation of torch outside them."""
 
@@ -192,17 +214,23 @@ class _Recorder(TorchDispatchMode):
         self.values: dict[int, Tensor] = {}  # kept, so that no other tensor gets the id of one
         self.owners = owners  # of parameters and buffers, by id
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # no compiler comes here, and importing it takes 2 s
+
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not self.inside:
-            self.use((args, kwargs))
+            self.use(pytree.tree_leaves((args, kwargs)))
+            if function._schema.is_mutable and args and id(args[0]) in self.values:
+                self.flow.written.add(id(args[0]))
         return function(*args, **(kwargs or {}))
 
     def know(self, value: Tensor) -> int:
         self.values[id(value)] = value
         return id(value)
 
-    def use(self, anything: Any) -> None:
-        for value in pytree.tree_leaves(anything):
+    def use(self, values: Iterable[Any]) -> None:
+        for value in values:
             if id(value) in self.values:
                 self.flow.uses[id(value)] += 1
             elif id(value) in self.owners:
@@ -212,9 +240,10 @@ class _Recorder(TorchDispatchMode):
         """Have the calls of a layer or norm recorded."""
 
         def enter(_: nn.Module, args: Any, kwargs: Any) -> None:
-            self.use((args, kwargs))
+            self.use(_leaves((args, kwargs)))
             alone = len(args) == 1 and not kwargs and isinstance(args[0], Tensor)
             entered.append((self.know(args[0]), args[0].dim()) if alone else (None, 0))
+            self.flow.written.discard(entered[-1][0])  # before the call
             self.inside += 1
 
         def leave(_: nn.Module, args: Any, result: Any) -> None:
@@ -240,7 +269,7 @@ def _recorded(model: nn.Module, batch: Any) -> Flow:
     recorder = _Recorder(_owners(twin))
     for module in twin.modules():
         if not _leaf(module) and (module._forward_hooks or module._forward_pre_hooks):
-            module.register_forward_hook(lambda _, args, result: recorder.use((args, result)))
+            module.register_forward_hook(lambda _, args, result: recorder.use(_leaves((args, result))))
     for place in walk(twin):
         if _leaf(place.module):
             recorder.watch(place.module, place.name)
@@ -257,7 +286,7 @@ def _recorded(model: nn.Module, batch: Any) -> Flow:
             f"{type(error).__name__}: {error}",
             "give a tensor, a tuple of positional or a dict of keyword arguments",
         ) from error
-    recorder.use((result, _kept(twin)))
+    recorder.use(_leaves([result, *_kept(twin)]))
     return recorder.flow
 
 

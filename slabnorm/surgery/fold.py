@@ -103,6 +103,8 @@ def fold(model: nn.Module, *, batch: Any = None, inputs: InputNorm | None = None
         plan.commit(model)
         whole, parts = effect.after(model, replace(found, batch=batch))
         _check(model, wide, plan, batch, found.outputs)
+    if not found.outputs:  # integers, or objects that torch does not look into
+        return plan.surgery("folded without a check", None, parts)
     return plan.surgery("folded and checked", whole, parts)
 
 
@@ -255,8 +257,16 @@ class _Search:
             return ""
         if applied(norm.module):
             return f"{applied(norm.module)} lies between them"
-        if bool((_affine(norm.module)[1] != 0).any()) and (type(layer) in TRANSPOSED or _pads_zeros(layer)):
+        if bool((_affine(norm.module)[1] != 0).any()) and (
+            beneath(layer) in TRANSPOSED or _pads_zeros(layer)
+        ):
             return f"{name} pads with zeros"
+        # An identity hands its input on, into which others may write before the layer reads it.
+        given = [(flow, call.value) for flow in self.flows for call in flow.of(norm.name)]
+        if any(value in flow.written for flow, value in given):
+            return "its input is written to"
+        if not rank and any(flow.uses[value] != 1 for flow, value in given):
+            return "its input is used elsewhere, too: give a batch"
         return ""
 
     def _why_not_layer(self, name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -108,6 +109,11 @@ AFTER: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module], tuple[i
     "circular": (
         lambda: nn.BatchNorm2d(4),
         lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular"),
+        (3, 4, 7, 8),
+    ),
+    "same, of one pixel": (
+        lambda: nn.BatchNorm2d(4),
+        lambda: nn.Conv2d(4, 6, 1, padding="same"),
         (3, 4, 7, 8),
     ),
     "linear": (lambda: nn.BatchNorm1d(4), lambda: nn.Linear(4, 6), (8, 4)),
@@ -292,6 +298,10 @@ ALONE: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1)),
         "pads with zeros",
     ),
+    "zeros by name": (
+        lambda: nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding="same")),
+        "pads with zeros",
+    ),
     "transposed after": (
         lambda: nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4), nn.ConvTranspose2d(4, 4, 3)),
         "pads with zeros",
@@ -331,6 +341,74 @@ def test_a_norm_of_tokens_behind_a_linear_is_none_of_its_outputs() -> None:
     assert "may give it three axes" in sn.fold(model).left[0].reason
     assert "3 axes" in sn.fold(model, batch=torch.randn(2, 5, 4)).left[0].reason
     assert len(sn.fold(model, batch=torch.randn(2, 4)).changed) == 1
+
+
+@dataclass
+class Features:
+    """An output of a class of its own, of which pytree knows nothing."""
+
+    first: Tensor
+    last: Tensor
+
+
+def _returned(self: Any, x: Tensor) -> Any:
+    y = self.conv(x)
+    return Features(y, self.bn(y))
+
+
+def _kept_in_an_object(self: Any, x: Tensor) -> Tensor:
+    y = self.conv(x)
+    self.last = Features(y, y)
+    return self.bn(y)
+
+
+@pytest.mark.parametrize("run", [_returned, _kept_in_an_object])
+@pytest.mark.parametrize("traced", [True, False])
+def test_what_an_object_holds_is_used(run: Any, traced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not traced:
+        monkeypatch.setattr(flow, "_traced", lambda model, fixed: 1 / 0)
+    report = sn.fold(trained(Two(run)), batch=None if traced else torch.randn(2, 4, 6, 6))
+    assert "no layer makes its input for it alone" in report.left[0].reason
+
+
+def _written(self: Any, x: Tensor) -> Tensor:
+    x = x.tanh()
+    y = self.bn(x)
+    x += 1
+    return self.conv(y) + x[:, :, 2:, 2:]
+
+
+def test_an_input_that_others_write_to() -> None:
+    """The norm hands its output on, an identity its input."""
+    model, x = trained(Two(_written)), torch.randn(2, 4, 6, 6)
+    before = state_of(model)
+    assert "its input is used elsewhere" in sn.fold(model).left[0].reason
+    assert "its input is written to" in sn.fold(model, batch=x).left[0].reason
+    assert_unchanged(model, before)
+    skip = trained(Two(lambda self, x: self.conv(self.bn(x)) + x[:, :, 2:, 2:]))
+    assert len(sn.fold(skip, batch=x).changed) == 1
+
+
+@pytest.mark.parametrize("with_batch", [True, False])
+def test_a_layer_whose_output_was_written_to(with_batch: bool) -> None:
+    """The norm does not take what the first convolution made, but can go into the second."""
+    torch.manual_seed(0)
+    model: Any = trained(
+        nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(inplace=True), nn.BatchNorm2d(4), nn.Conv2d(4, 6, 3))
+    )
+    x = torch.randn(2, 4, 8, 8)
+    want = copy.deepcopy(model).double()(x.double())
+    report = sn.fold(model, batch=x if with_batch else None)
+    assert report.changed[0].note == "into 3, which follows"
+    assert (model(x) - want).abs().max() <= 2e-6 * want.abs().max()
+
+
+def test_outputs_that_cannot_be_compared() -> None:
+    model = trained(Two(lambda self, x: self.bn(self.conv(x)).argmax(1)))
+    report = sn.fold(model, batch=torch.randn(2, 4, 6, 6))
+    assert str(report).startswith("1 folded without a check")
+    assert report.difference is None
+    assert report.changed[0].difference is not None
 
 
 class Untraceable(Two):
