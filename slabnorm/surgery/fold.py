@@ -258,7 +258,7 @@ class _Search:
         if applied(norm.module):
             return f"{applied(norm.module)} lies between them"
         if bool((_affine(norm.module)[1] != 0).any()) and (
-            beneath(layer) in TRANSPOSED or _pads_zeros(layer)
+            plain_class(type(layer)) in TRANSPOSED or _pads_zeros(layer)
         ):
             return f"{name} pads with zeros"
         # An identity hands its input on, into which others may write before the layer reads it.
