@@ -258,7 +258,7 @@ class _Search:
         if applied(norm.module):
             return f"{applied(norm.module)} lies between them"
         if bool((_affine(norm.module)[1] != 0).any()) and (
-            plain_class(type(layer)) in TRANSPOSED or _pads_zeros(layer)
+            isinstance(layer, TRANSPOSED) or _pads_zeros(layer)
         ):
             return f"{name} pads with zeros"
         # An identity hands its input on, into which others may write before the layer reads it.
@@ -365,7 +365,7 @@ def _folded(
 ) -> tuple[Tensor, Tensor]:
     """Return weight and bias of a layer with scale and shift of its outputs, or of its inputs, in them."""
     groups, rest = getattr(layer, "groups", 1), (1,) * (weight.dim() - 2)
-    transposed = plain_class(type(layer)) in TRANSPOSED
+    transposed = isinstance(layer, TRANSPOSED)
     if before and transposed:  # (inputs, outputs of a group, ...)
         by_group = weight.unflatten(0, (groups, -1)) * scale.reshape(groups, 1, -1, *rest)
         return by_group.flatten(0, 1), bias * scale + shift
