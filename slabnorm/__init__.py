@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from slabnorm.study import compare
     from slabnorm.study.claims import claims
     from slabnorm.surgery.accelerate import accelerate, restore
+    from slabnorm.surgery.virtual_batch import virtual_batch
 
 __all__ = [  # but SlabScaler, which needs scikit-learn: an import of * has to work without
     "BatchNorm",
@@ -47,6 +48,7 @@ __all__ = [  # but SlabScaler, which needs scikit-learn: an import of * has to w
     "normalize",
     "restore",
     "save",
+    "virtual_batch",
 ]
 
 # Names are loaded when they are first used: `slabnorm --help` need not wait for torch and Numba, 3 s.
@@ -60,7 +62,7 @@ _ROOMS = {
     "slabnorm.nn": ("BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm", "SlabNorm"),
     "slabnorm.study": ("compare",),
     "slabnorm.study.claims": ("claims",),
-    "slabnorm.surgery": ("accelerate", "restore"),
+    "slabnorm.surgery": ("accelerate", "restore", "virtual_batch"),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 

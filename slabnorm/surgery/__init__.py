@@ -2,5 +2,6 @@
 
 from slabnorm.surgery.accelerate import accelerate, restore
 from slabnorm.surgery.record import Acceleration, Left, Replaced
+from slabnorm.surgery.virtual_batch import virtual_batch
 
-__all__ = ["Acceleration", "Left", "Replaced", "accelerate", "restore"]
+__all__ = ["Acceleration", "Left", "Replaced", "accelerate", "restore", "virtual_batch"]
