@@ -20,6 +20,8 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from torch.utils._python_dispatch import _pop_mode as pop_dispatch_mode
 from torch.utils._python_dispatch import _push_mode as push_dispatch_mode
 
+from slabnorm.errors import ModelError
+
 _here = threading.local()
 _AUTOCAST = ("cpu", "cuda")
 
@@ -56,11 +58,14 @@ def wait(item: Any) -> Any:
     """Wait, in a function that runs in lockstep, for the meeting; return its result.
 
     Raises:
-        RuntimeError: this thread is none that runs in lockstep.
+        ModelError: this thread is none that runs in lockstep.
     """
     strand: _Strand | None = getattr(_here, "strand", None)
     if strand is None:
-        raise RuntimeError("a thread that does not run in lockstep cannot wait for a meeting")
+        raise ModelError(
+            "A norm of a virtual batch runs in a thread of the model's own",
+            fix="let the model run in the thread that calls it",
+        )
     return strand.wait(item)
 
 

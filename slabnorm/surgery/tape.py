@@ -86,9 +86,10 @@ class _Step(NamedTuple):
 
 
 class _Saved(NamedTuple):
-    """What a graph keeps in the place of a tensor."""
+    """What a graph keeps in the place of a tensor: where its values are, or itself and its version."""
 
-    window: _Window
+    what: _Window | Tensor
+    version: int = 0
 
 
 class Tape(TorchDispatchMode):
@@ -190,24 +191,29 @@ class Tape(TorchDispatchMode):
         if value is not None and value.flat is not None:
             value.flat = value.flat.clone()
 
-    def _pack(self, t: Tensor) -> Any:
+    def _pack(self, t: Tensor) -> _Saved:
         found = self._values.get(_address(t)) if _plain(t) else None
         if found is None or t.numel() < _SMALL:
-            return t.detach()
+            return _Saved(t.detach(), t._version)
         value = found[1]
         if len(_steps(value)) > _STEPS:
             del self._values[_address(t)]
-            return t.detach()
+            return _Saved(t.detach(), t._version)
         return _Saved(self._window(t))
 
-    def _unpack(self, saved: Any) -> Tensor:
-        if isinstance(saved, Tensor):
-            return saved
-        window: _Window = saved.window
-        if self._last is None or self._last[0] is not window.value:
+    def _unpack(self, saved: _Saved) -> Tensor:
+        what = saved.what
+        if isinstance(what, Tensor):
+            if what._version != saved.version:  # torch itself does not look where there are hooks
+                raise RuntimeError(
+                    "one of the variables needed for gradient computation has been modified by an inplace "
+                    f"operation: a tensor of shape {tuple(what.shape)}"
+                )
+            return what
+        if self._last is None or self._last[0] is not what.value:
             self._last = None  # which gives its memory back first
-            self._last = window.value, _computed(window.value)
-        return window.of(self._last[1])
+            self._last = what.value, _computed(what.value)
+        return what.of(self._last[1])
 
 
 def _steps(value: _Value) -> list[_Step]:

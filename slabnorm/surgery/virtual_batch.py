@@ -70,7 +70,9 @@ def virtual_batch(
             the parts are added: for a mean over the batch divide each sum by the size of the whole batch. A
             loss that compares samples of several parts, as in contrastive learning, cannot be written so.
         recompute: keep only what is dear, such as the results of convolutions; compute what is cheap
-            (activations, norms, sums, pooling) again when the backward needs it. About half of the memory.
+            (activations, norms, sums, pooling) again when the backward needs it. It takes about half of the
+            memory that activations take in the whole batch; without it they take as much. Kernels of one's
+            own that write into tensors must get these from `torch.empty` and the like.
         scaler: a `torch.amp.GradScaler`, which scales the losses; go on with `scaler.step(optimizer)`.
 
     Returns:
@@ -338,8 +340,8 @@ def _meets(module: nn.Module, name: str) -> bool:
         kind = type(module).__name__
         return ModelError(f"{name or 'The model'} ({kind}) cannot run as a virtual batch", why, fix)
 
-    compiled = type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None
-    if compiled or isinstance(module, torch.jit.ScriptModule):
+    scripted = isinstance(module, torch.jit.ScriptModule)
+    if scripted or type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None:
         raise refused("it is compiled", "give the model that was compiled")
     if isinstance(module, _Meets):
         raise refused("it runs in another one", "wait until that has ended")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import _thread
 import copy
 import gc
 import threading
 from collections.abc import Callable
+from contextvars import ContextVar
 from itertools import pairwise
 from typing import Any
 
@@ -370,6 +372,93 @@ def test_an_error_in_the_backward_leaves_no_trace(error: type[BaseException]) ->
     _untouched(model, before)
 
 
+def test_an_interrupt_frees_all_parts() -> None:
+    """Ctrl-C while a part runs: it ends at its next norm, and the others where they wait."""
+    model, data = small(), _data(6)
+    before, threads = _state(model), threading.active_count()
+    ended = []
+
+    def loss(model: nn.Module, part: Any) -> Tensor:
+        try:
+            x = model[:3](part[0])
+            if len(part[0]) == 1:
+                _thread.interrupt_main()
+            return model[3:](x).sum()
+        finally:
+            ended.append(len(part[0]))
+
+    with pytest.raises(KeyboardInterrupt):
+        sn.virtual_batch(model, _parts(data, [9, 1, 22]), loss)
+    assert sorted(ended) == [1, 9, 22]
+    assert threading.active_count() == threads
+    _untouched(model, before)
+
+
+def test_parts_run_as_the_caller_does() -> None:
+    """Modes, the default device, hooks and context variables of the calling thread; one part at a time."""
+    model, x = small(torch.float32), torch.randn(N, 6)
+    variable: ContextVar[int] = ContextVar("variable", default=0)
+    variable.set(7)
+    seen: list[Any] = []
+    packed: list[torch.Size] = []
+    running: list[int] = []
+
+    def pack(t: Tensor) -> Tensor:
+        packed.append(t.shape)
+        return t.detach()
+
+    def enter(layer: nn.Module, given: Any) -> None:
+        running.append(len(given[0]))
+
+    model[1].register_forward_pre_hook(enter)
+    model[4].register_forward_pre_hook(enter)
+
+    def loss(model: nn.Module, x: Tensor) -> Tensor:
+        made = torch.empty(2).device.type
+        modes = torch.is_grad_enabled(), torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu")
+        seen.append((made, modes, variable.get()))
+        with torch.device("cpu"):
+            return model(x).float().sum()
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t)
+    with torch.device("meta"), torch.autocast("cpu", torch.bfloat16), hooks:
+        sn.virtual_batch(model, x.split([9, 1, 22]), loss)
+    assert seen == [("meta", (True, torch.bfloat16, True), 7)] * 3
+    assert packed.count(torch.Size([9, 12])) >= 2
+    assert running == [9, 1, 22, 9, 1, 22]
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_an_empty_part_changes_nothing() -> None:
+    model, twin, data = small(), small(), _data(6)
+    sn.virtual_batch(model, _parts(data, [10, 0, 22]), _loss)
+    _whole(twin, data)
+    _same(model, twin, 1e-12)
+
+
+def test_what_a_backward_needs_may_not_be_changed() -> None:
+    """As in plain torch, also where hooks keep torch from seeing it."""
+
+    class Overwriting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm = nn.Linear(300, 300), nn.BatchNorm1d(300)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            y = self.norm(x)
+            with torch.no_grad():
+                x.mul_(2)
+            return y
+
+    for recompute in (False, True):
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            sn.virtual_batch(
+                Overwriting(), torch.randn(8, 300).split(4), lambda m, x: m(x).square().sum(),
+                recompute=recompute,
+            )  # fmt: skip
+
+
 def test_gradients_are_added_and_hooks_see_them_once() -> None:
     model, twin = small(), small()
     data, seen = _data(6), []
@@ -514,6 +603,20 @@ def test_changes_in_place_are_computed_again() -> None:
         sn.virtual_batch(m, x.split([9, 1, 22]), lambda m, x: m(x).square().sum(), recompute=recompute)
     _same(model, twin, 1e-13)
     assert float(model.power[0]) == 1.5**3
+
+
+def test_norms_in_place_do_not_write_unseen() -> None:
+    """A kernel that writes over its input is nothing that a tape could see: it may not, for the while."""
+    model = nn.Sequential(nn.Linear(6, 300), nn.ReLU(), sn.BatchNorm(300, inplace=True).eval())
+    seen = []
+
+    def loss(model: nn.Module, x: Tensor) -> Tensor:
+        seen.append(model[2].inplace)
+        return model(x).sum()
+
+    sn.virtual_batch(model, _data(6, dtype=torch.float32)[0].split(16), loss, recompute=True)
+    assert seen == [False, False]
+    assert model[2].inplace
 
 
 def narrow() -> nn.Module:
