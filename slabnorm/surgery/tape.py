@@ -293,7 +293,7 @@ def _plain(t: Tensor) -> bool:
 
 
 def _written(func: Any, args: Any, kwargs: Any, leaves: list[Any]) -> tuple[int, ...]:
-    """Return which arguments an operation writes to."""
+    """Return which arguments an operation writes to, of those that the tape can know."""
     if not func._schema.is_mutable:
         return ()
     found: set[int] = set()
@@ -301,7 +301,7 @@ def _written(func: Any, args: Any, kwargs: Any, leaves: list[Any]) -> tuple[int,
         if argument.alias_info is not None and argument.alias_info.is_write:
             given = args[i] if i < len(args) else kwargs.get(argument.name)
             found |= {id(x) for x in pytree.tree_leaves(given)}
-    return tuple(i for i, x in enumerate(leaves) if isinstance(x, Tensor) and id(x) in found)
+    return tuple(i for i, x in enumerate(leaves) if isinstance(x, Tensor) and id(x) in found and _plain(x))
 
 
 def _cheap(func: Any) -> bool:
