@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from slabnorm.surgery.fold import fold
     from slabnorm.surgery.freeze import freeze, unfreeze
     from slabnorm.surgery.recalibrate import recalibrate
+    from slabnorm.surgery.virtual_batch import virtual_batch
 
 __all__ = [  # but SlabScaler, which needs scikit-learn: an import of * has to work without
     "BatchNorm",
@@ -62,6 +63,7 @@ __all__ = [  # but SlabScaler, which needs scikit-learn: an import of * has to w
     "restore",
     "save",
     "unfreeze",
+    "virtual_batch",
     "watch",
 ]
 
@@ -85,6 +87,7 @@ _ROOMS = {
         "recalibrate",
         "restore",
         "unfreeze",
+        "virtual_batch",
     ),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}

@@ -17,6 +17,7 @@ from slabnorm.surgery.fold import fold
 from slabnorm.surgery.freeze import freeze, unfreeze
 from slabnorm.surgery.recalibrate import recalibrate
 from slabnorm.surgery.record import Acceleration, Changed, Left, Replaced, Surgery
+from slabnorm.surgery.virtual_batch import virtual_batch
 
 __all__ = [
     "Acceleration",
@@ -40,4 +41,5 @@ __all__ = [
     "to_keras",
     "to_onnx",
     "unfreeze",
+    "virtual_batch",
 ]
