@@ -150,9 +150,10 @@ def normalize(
         inplace: allow the result to take the memory of x, which then is the result: go on with that alone.
             Compiled kernels on the CPU do so where no gradient is needed, eps is not 0, and x is dense
             memory that PyTorch has allocated and shares with no other tensor of the call. Elsewhere x
-            stays as it is.
+            stays as it is, and so it does with a mask, lengths or segments.
         mask: True where an element counts, in any shape that broadcasts to x. Statistics are of these alone,
-            and what lies elsewhere, NaN included, changes no bit of an output or gradient.
+            and what lies elsewhere, NaN included, changes no bit of an output or gradient. Where torch
+            records the call (compile, vmap and the like) the shape stays, and it may change the last ones.
         lengths: instead of a mask, how many elements of each sample count: along the one axis beside samples
             and channels (`c`), or along those named, as in `{"t": lengths}`.
         segments: the segment of each sample, such as its graph, as a tensor of numbers from 0 on; or the
@@ -170,7 +171,8 @@ def normalize(
         OptionError: `eps`, `activation`, lengths or segments are out of range; mask and lengths are given.
         StatisticsError: eps is 0 and a slab is constant, a variance is negative, or the pattern
             pools samples and a slab has one element, whose variance says nothing. With segments one
-            element is a slab like others, and the output its bias.
+            element is a slab like others, and the output its bias; and no call that torch records can
+            tell how many elements of a mask count.
 
     Batch norm: Ioffe and Szegedy (2015). Layer norm: Ba, Kiros and Hinton (2016). Instance norm:
     Ulyanov, Vedaldi and Lempitsky (2016). Group norm: Wu and He (2018). RMS norm: Zhang and Sennrich (2019).
@@ -204,7 +206,8 @@ def normalize(
     if mean is not None or var is not None:
         given = _given(mean, var, center, pattern)
     if cut is not None:
-        return run_cut(x, bound, cut, weight, bias, eps, center, given, activation, residual, masked)[0]
+        options = eps, center, given, activation
+        return run_cut(x, bound, cut, weight, bias, *options, residual, masked, counts=False)[0]
     return run(x, bound, weight, bias, eps, center, given, activation, residual, inplace)[0]
 
 
@@ -295,8 +298,12 @@ def run_cut(
     activation: str | None,
     residual: Tensor | None,
     masked: str,
+    counts: bool = True,
 ) -> tuple[Tensor, Counted | None]:
-    """Run a bound call on what counts of x; return y, and the statistics it found unless they were given."""
+    """Run a bound call on what counts of x; return y, and the statistics it found unless they were given.
+
+    They take time to put together: without `counts` they are left out.
+    """
     slab = bound.slab
     if slab.numel == 0:
         return run(x, bound, weight, bias, eps, center, given, activation, residual)[0], None
@@ -315,7 +322,7 @@ def run_cut(
         problem = f'A slab of "{slab.pattern}" is constant where it counts, and eps is 0'
         raise StatisticsError(problem, "", error.fix) from None
     y = packing.joined(rows, [part for part, _ in done], x, masked)
-    found = [part for _, part in done if part is not None]
+    found = [part for _, part in done if part is not None and counts]
     return y, packing.counted(rows, found) if found else None
 
 

@@ -26,9 +26,11 @@ from slabnorm.cut_slab import Segments, apply_linear, cut_slab
 from slabnorm.errors import StatisticsError
 from slabnorm.kernels import eager
 from slabnorm.kernels.call import Found, Given, Kind
+from slabnorm.kernels.huge_pages import advise, numbers_only
 from slabnorm.notation import Item, Pattern, parse, product
 from slabnorm.prepare import Bound, bind
 from slabnorm.slab import Slab, plan
+from slabnorm.tracing import plain
 
 # Elements that a further call has to have to be worth its start, rather than to go into the formula. These
 # are what counts: padding must not decide which of the two computes.
@@ -117,7 +119,12 @@ class Rows:
     def _taken(self, t: Tensor) -> Tensor:
         moved, one = self._moved(t)
         # A tenth of the time, where rows are one after another.
-        return moved.index_select(0, self.flat) if one else moved[self.index].contiguous()
+        if not one:
+            return moved[self.index].contiguous()
+        rows = _memory(t, (self.rows, *moved.shape[1:]))
+        if rows is None:
+            return moved.index_select(0, self.flat)
+        return torch.index_select(moved, 0, self.flat, out=rows)
 
     def _moved(self, t: Tensor) -> tuple[Tensor, bool]:
         """Return a view with the dims across first, and whether they are one dim of it."""
@@ -132,7 +139,10 @@ class Rows:
         return moved.flatten(0, width - 1), True
 
     def _put(self, rows: Tensor, shape: torch.Size, strides: tuple[int, ...]) -> Tensor:
-        return self._filled(rows.new_empty_strided(shape, strides).zero_(), rows)
+        t = rows.new_empty_strided(shape, strides)
+        if plain(t) and t.device.type == "cpu":
+            advise(t)
+        return self._filled(t.zero_(), rows)
 
     def _put_into(self, x: Tensor, rows: Tensor) -> Tensor:
         return self._filled(x.clone(), rows)
@@ -194,6 +204,15 @@ class Rows:
         """Return the pattern of a part whose rows lie along some axes, of which the statistics keep some."""
         left = [*lead, *(f"d{dim}" for dim in self.rest)]
         return parse(" ".join([*left, "->", *kept, *(f"d{dim}" for dim in self.kept)]))
+
+
+def _memory(t: Tensor, shape: tuple[int, ...]) -> Tensor | None:
+    """Return memory for a large result of a plain tensor on the CPU, in huge pages."""
+    if not numbers_only(t.dtype, t):
+        return None
+    rows = torch.empty(shape, dtype=t.dtype)
+    advise(rows)
+    return rows
 
 
 def rows_of(slab: Slab, cut: Cut, single: bool = False, worth: int | None = None) -> Rows:

@@ -12,6 +12,7 @@ def calls(x: Tensor) -> None:
     assert_type(sn.moments(x, "n c -> c"), sn.Moments)
     assert_type(sn.SlabNorm("n c -> c", c=3)(x), Tensor)
     assert_type(sn.BatchNorm(3)(x), Tensor)
+    assert_type(sn.BatchNorm(3, ghost=32)(x, mask=x > 0, masked="keep"), Tensor)
     assert_type(sn.InstanceNorm(3)(x), Tensor)
     assert_type(sn.GroupNorm(1, 3)(x, residual=x), Tensor)
     assert_type(sn.LayerNorm(3)(x), Tensor)

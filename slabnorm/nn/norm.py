@@ -225,7 +225,8 @@ class SlabNorm(RunningStatistics):
             bound = partial(bind_ghosts, self.pattern, self.affine_axes, self._sizes)
             y, found = run_ghosts(x, bound, cut, self.ghost, weight, bias, options, residual, masked)
         elif cut is not None:
-            y, found = run_cut(x, call, cut, weight, bias, *options, residual, masked)
+            counts = self.training and self.track_running_stats
+            y, found = run_cut(x, call, cut, weight, bias, *options, residual, masked, counts)
         else:
             y, found = run(x, call, weight, bias, *options, residual)
         if self.training and found is not None:

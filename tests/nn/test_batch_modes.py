@@ -50,6 +50,15 @@ def test_a_layer_takes_what_the_function_does(name: str) -> None:
     assert torch.equal(kept.nan_to_num(9), torch.where(MASK, want, 9))
 
 
+@pytest.mark.usefixtures("in_plain_torch")
+def test_a_layer_that_lies_as_torchs_does() -> None:
+    image, mask = draw((3, 6, 4, 5)).to(memory_format=torch.channels_last), draw((3, 1, 4, 5), seed=1) > 0
+    for masked in ("zero", "keep"):
+        y = sn.InstanceNorm(6)(image, mask=mask, masked=masked)
+        assert y.is_contiguous()
+        assert torch.equal(y, sn.InstanceNorm(6)(image.contiguous(), mask=mask, masked=masked))
+
+
 def test_layer_norm_of_tokens() -> None:
     tokens = X.transpose(1, 2).contiguous()
     for layer, twin in ((sn.LayerNorm(6), nn.LayerNorm(6)), (sn.RMSNorm(6), nn.RMSNorm(6))):
@@ -367,12 +376,9 @@ def test_layers_of_an_older_version_run() -> None:
 
 
 COMPILED = {
-    "mask": (lambda: sn.BatchNorm(6), {"mask": MASK}),
-    "lengths": (lambda: sn.InstanceNorm(6, track_running_stats=True), {"lengths": LENGTHS}),
-    "average": (lambda: sn.BatchNorm(6, momentum=None), {"mask": MASK}),
+    "average": (lambda: sn.BatchNorm(6, momentum=None), {"lengths": LENGTHS}),
     "segments": (lambda: sn.SlabNorm("n c t -> c", c=6, track_running_stats=False), {"segments": [1, 3]}),
-    "ghost": (lambda: sn.BatchNorm(6, ghost=3), {}),
-    "ghost, masked": (lambda: sn.BatchNorm(6, ghost=2), {"mask": MASK}),
+    "ghost": (lambda: sn.BatchNorm(6, ghost=3), {"mask": MASK}),
     "renorm": (lambda: sn.BatchNorm(6, renorm=(2.0, 1.0)), {}),
 }
 
