@@ -69,9 +69,16 @@ class Watch:
         if computes.source == "running" and module.training and x.numel() == channels:
             return False  # which has no variance: the module says so in its own words
         return (
-            (module.__dict__["_always"] or pays_adopted(x))
+            (module.__dict__["_always"] or self._pays(x))
             and self._is_as_it_was(module, x.dtype)
             and not torch.is_autocast_enabled("cpu")
+        )
+
+    def _pays(self, x: Tensor) -> bool:
+        c = self.computes
+        fixed, fused = c.source == "fixed", c.after is not None
+        return pays_adopted(
+            c.layer, x, fixed=fixed, kernel=c.kernel, over_channels=c.over_channels, fused=fused
         )
 
     def _is_as_it_was(self, module: nn.Module, dtype: torch.dtype) -> bool:

@@ -26,6 +26,7 @@ _ROUNDINGS = 64  # of the largest output
 _ROUNDINGS_OF_GRADIENTS = 1000  # which are sums
 _ROUNDINGS_OF_HALVES = 4
 _FEW = 2
+_KERNELS = "NativeBatchNorm", "NativeLayerNorm", "NativeGroupNorm", "FusedRmsNorm"
 _LARGE = 500  # whose square float16 does not hold
 _LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -75,8 +76,8 @@ def confirmed(module: nn.Module, candidate: Computes, ranks: set[int]) -> tuple[
     orders: Orders = {}
     for shape in inputs:
         orders |= _orders(module, candidate, shape)
-    eps_name = _eps_name(module, candidate, inputs[0])
-    return replace(candidate, dtypes=frozenset(dtypes), orders=orders, eps_name=eps_name), ""
+    eps_name, kernel = _eps_name(module, candidate, inputs[0]), _runs_kernel(module, candidate, inputs[-1])
+    return replace(candidate, dtypes=frozenset(dtypes), orders=orders, eps_name=eps_name, kernel=kernel), ""
 
 
 def _tells(candidate: Computes, shape: tuple[int, ...]) -> bool:
@@ -276,6 +277,22 @@ def _orders(module: nn.Module, candidate: Computes, shape: tuple[int, ...]) -> O
             elif y.stride() == laid.stride():
                 found[len(shape), order] = torch.preserve_format
     return found
+
+
+def _runs_kernel(module: nn.Module, candidate: Computes, shape: tuple[int, ...]) -> bool:
+    """Whether a forward runs one of PyTorch's kernels for norms, by what its gradient goes through."""
+    x, values = _draw(module, candidate, shape, "usual", 0)
+    y = trial.run(trial.twin(module, values, torch.float32, True), x.float().requires_grad_()).y
+    nodes, seen = [y.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        if node.name().startswith(_KERNELS):
+            return True
+        seen.add(node)
+        nodes += [below for below, _ in node.next_functions]
+    return False
 
 
 def _eps_name(module: nn.Module, candidate: Computes, shape: tuple[int, ...]) -> str | None:

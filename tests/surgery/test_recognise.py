@@ -412,6 +412,40 @@ def test_verified_in_a_model() -> None:
     assert [type(m) for m in model][1::2] == [foreign.BatchNormAct2d, foreign.LayerNorm2d]
 
 
+def test_small_inputs_stay_with_the_module() -> None:
+    plain = foreign.randomised(foreign.LlamaRMSNorm(C))
+    fast = copy.deepcopy(plain)
+    sn.accelerate(fast)
+    small, large = torch.randn(6_000, C), torch.randn(7_000, C)
+    assert torch.equal(fast(small), plain(small))
+    assert not by_slabnorm(fast(small))
+    assert by_slabnorm(fast(large))
+    with torch.no_grad():
+        assert torch.equal(fast(large), plain(large))
+    assert sn.accelerate(fast, always=True).already == 1
+    assert by_slabnorm(fast(small))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "wanted"),
+    [
+        ("timm's LayerNorm2d", (8, C, 72, 72), False),
+        ("timm's LayerNorm2d", (8, C, 73, 73), True),
+        ("torchvision's frozen", (8, C, 140, 140), False),
+        ("torchvision's frozen", (8, C, 150, 150), True),
+        ("PoolFormer", (8, C, 150, 150), False),
+        ("timm's BatchNormAct2d", (8, C, 73, 73), True),
+    ],
+)
+def test_from_which_size_on(name: str, shape: tuple[int, ...], wanted: bool) -> None:
+    norm = foreign.randomised(NORMS[name][0]())
+    sn.accelerate(norm)
+    assert by_slabnorm(norm(torch.randn(shape).requires_grad_())) is wanted
+    if name != "timm's BatchNormAct2d":
+        last = torch.randn(shape).contiguous(memory_format=torch.channels_last).requires_grad_()
+        assert by_slabnorm(norm(last)) is (name == "PoolFormer")
+
+
 def test_kernels_compute_it() -> None:
     fast, plain, _ = twins("Llama")
     x = 3 + torch.randn(40, C)
