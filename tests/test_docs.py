@@ -208,7 +208,7 @@ def test_accelerate_reports_what_its_page_shows() -> None:
 
 
 def test_accelerate_recognises_what_its_page_shows(capsys: pytest.CaptureFixture[str]) -> None:
-    exec(shown("docs/accelerate.md", "import torch\nimport slabnorm as sn\n\nclass MyNorm"), {})
+    exec(shown("docs/accelerate.md", "import torch\nimport slabnorm as sn\n\n\nclass MyNorm"), {})
     assert capsys.readouterr().out == shown("docs/accelerate.md", "2 replaced")
 
 
