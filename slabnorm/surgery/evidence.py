@@ -1,8 +1,8 @@
 """Whether a module computes what it seems to: outputs, gradients and buffers against the formula in float64.
 
-Inputs are of three kinds, each of which shows what the others hide. Usual ones show a wrong axis, role or
-gradient. Means far from 0 show statistics that lose their digits there. And variances of the size of eps show
-another eps.
+Inputs are of several kinds, each of which shows what the others hide. Usual ones show a wrong axis, role or
+gradient; means far from 0, statistics that lose their digits there; variances of the size of eps, another
+eps; large values, a limit; and a NaN, who hides it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,14 @@ from slabnorm.surgery import trial
 from slabnorm.surgery.computes import Computes, Orders
 from slabnorm.surgery.trial import Result, attributes
 
+_KINDS = {
+    "usual": "",
+    "far": " with means far from 0",
+    "tiny": " with variances as small as eps",
+    "loud": " with large values",
+    "nan": " with a NaN",
+}
+_LOUD = 1e4
 _FAR = {torch.float32: 1e4, torch.float64: 1e7}  # means, in standard deviations
 _ROUNDINGS = 64  # of the largest output
 _ROUNDINGS_OF_GRADIENTS = 1000  # which are sums
@@ -63,7 +71,7 @@ def confirmed(module: nn.Module, candidate: Computes, ranks: set[int]) -> tuple[
             return None, "its buffers do not follow the batches as running statistics do"
         candidate = replace(candidate, momentum_name=momentum[0], momentum=momentum[1])
     dtypes = {torch.float32}
-    fault = _fault(module, candidate, inputs, torch.float32, ("usual", "far", "tiny"))
+    fault = _fault(module, candidate, inputs, torch.float32, tuple(_KINDS))
     if fault:
         return None, fault
     if not _fault(module, candidate, inputs, torch.float64, ("usual", "far", "tiny")):
@@ -100,19 +108,25 @@ def _draw(
     generator = torch.Generator().manual_seed(2)
     x = _randn(shape, generator)
     scale = torch.linspace(0.5, 2, shape[0], dtype=torch.float64, device="cpu")
-    if flavour == "usual":
+    if flavour in ("usual", "nan"):
         x = 0.5 + x * scale.reshape(-1, *(1 for _ in shape[1:]))
-    x = {"far": x + far, "tiny": x * sqrt(candidate.eps), "large": x * far}.get(flavour, x)
+    sizes = {"tiny": sqrt(candidate.eps), "large": far, "loud": _LOUD}
+    x = x + far if flavour == "far" else x * sizes.get(flavour, 1)
+    if flavour == "nan":
+        x[(0,) * x.dim()] = torch.nan
     values = {}
     for name, t in {**module._parameters, **module._buffers}.items():
         if t is None or not t.is_floating_point():
             continue
-        values[name] = _randn(tuple(t.shape), generator)
-        if name == candidate.var:
-            size = candidate.eps if flavour == "tiny" else 1.0
-            values[name] = size * (0.5 + _rand(tuple(t.shape), generator))
+        value = _randn(tuple(t.shape), generator)
+        if name == candidate.var:  # in half precision, the square of a large value would be infinite
+            size = sizes.get(flavour, 1) if flavour != "large" else 1
+            value = size**2 * (0.5 + _rand(tuple(t.shape), generator))
         elif name == candidate.mean:
-            values[name] = {"far": values[name] + far, "tiny": 0 * values[name]}.get(flavour, values[name])
+            value = value + far if flavour == "far" else value * sizes.get(flavour, 1)
+        elif flavour == "loud":
+            value = value * _LOUD
+        values[name] = value
     return x, values
 
 
@@ -155,8 +169,7 @@ def _fault(
         if result.y.dtype != dtype and exact:
             return f"its output is {result.y.dtype} for {dtype}"
         if not _near(result.y, wanted, allowed):
-            kinds = {"far": "means far from 0", "tiny": "variances as small as eps"}
-            return f"its outputs differ {where}" + (f" with {kinds[flavour]}" if flavour in kinds else "")
+            return f"its outputs differ {where}{_KINDS[flavour]}"
         if flavour != "usual":
             continue
         if not _gradients_near(made, x, result.y, leaves, wide, wanted, _ROUNDINGS_OF_GRADIENTS * unit):
@@ -167,8 +180,11 @@ def _fault(
 
 
 def _near(found: Tensor, wanted: Tensor, allowed: float) -> bool:
-    error = (found.detach().double() - wanted.detach()).abs().max()
-    return bool(error <= allowed * wanted.detach().abs().max().clamp(min=1e-30))
+    found, wanted = found.detach().double(), wanted.detach()
+    if not torch.equal(found.isnan(), wanted.isnan()):
+        return False
+    error = (found - wanted).nan_to_num(0).abs().max()
+    return bool(error <= allowed * wanted.nan_to_num(0).abs().max().clamp(min=1e-30))
 
 
 def _gradients_near(
@@ -268,8 +284,16 @@ def _orders(module: nn.Module, candidate: Computes, shape: tuple[int, ...]) -> O
         given[torch.preserve_format] = x.transpose(0, 1).contiguous().transpose(0, 1)
     found: Orders = {}
     with torch.no_grad():
+        wanted = candidate.formula(
+            made, {n: t.float().double() for n, t in values.items()}, x.double(), False
+        )
         for order, laid in given.items():
-            y = trial.run(made, laid).y
+            try:
+                y = trial.run(made, laid).y
+            except Exception:  # it makes views that not every order has
+                continue
+            if not _near(y, wanted, 1e-5):
+                continue
             if y.is_contiguous():
                 found[len(shape), order] = torch.contiguous_format
             elif len(shape) in _LAST and y.is_contiguous(memory_format=_LAST[len(shape)]):

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, jit, nn
 
 from slabnorm.surgery import trial
+from slabnorm.surgery.adopt import Adopted, bare
 from slabnorm.surgery.computes import Computes
 from slabnorm.surgery.evidence import confirmed, shapes, values_for
 from slabnorm.surgery.fusion.call_sites import hooked
@@ -66,6 +67,7 @@ def recognise(module: nn.Module) -> Verdict:
     >>> print(found, found.weight, found.eps_name, found.eps)
     RMSNorm(weight + 1) scale tiny 1e-06
     """
+    module = bare(module) if isinstance(module, Adopted) else module
     reason = _unfit(module)
     if reason:
         return Verdict(None, reason)

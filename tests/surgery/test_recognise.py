@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
+from torch.utils.checkpoint import checkpoint
 
 import slabnorm as sn
 from slabnorm.kernels import using
@@ -101,6 +102,12 @@ NORMS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str, Formula]] 
         IMAGES,
         "BatchNorm",
         lambda x, t: nn.functional.softsign(_channels(x, t, (0, 2, 3))),
+    ),
+    "super-resolution": (
+        lambda: foreign.ChannelNorm(C),
+        IMAGES,
+        "LayerNorm(over channels)",
+        lambda x, t: _normal(x, (1,), t["g"], t["b"]),
     ),
     "OLMo": (lambda: foreign.OlmoLayerNorm(C), ROWS, "LayerNorm", lambda x, t: _normal(x, (-1,))),
 }
@@ -215,6 +222,12 @@ IMPOSTORS = [
     (foreign.UnbiasedNorm, "its outputs differ from every norm that slabnorm knows"),
     (foreign.AbsoluteNorm, "it resembles LayerNorm, but its outputs differ in train mode"),
     (foreign.StuckNorm, "it resembles LayerNorm, but its gradients differ in train mode"),
+    (foreign.ClippedNorm, "it resembles LayerNorm, but its outputs differ in train mode with large values"),
+    (
+        foreign.FlooredNorm,
+        "it resembles LayerNorm, but its outputs differ in train mode with variances as small as eps",
+    ),
+    (foreign.ForgivingNorm, "it resembles LayerNorm, but its outputs differ in train mode with a NaN"),
     (foreign.NoisyNorm, "its outputs differ from every norm that slabnorm knows"),
     (foreign.DroppingNorm, "its outputs differ from every norm that slabnorm knows"),
     (foreign.TanhNorm, "its outputs differ from every norm that slabnorm knows"),
@@ -380,6 +393,36 @@ def test_memory_orders_are_the_modules() -> None:
     fast, plain, x = twins("Llama")
     for laid in (x, x.transpose(0, 1), x[::2]):
         assert fast(laid).stride() == plain(laid).stride()
+
+
+def test_an_order_that_the_module_refuses_is_refused() -> None:
+    plain = foreign.randomised(foreign.ViewNorm(C))
+    fast = copy.deepcopy(plain)
+    sn.accelerate(fast, always=True)
+    x = torch.randn(3, 5, C)
+    assert by_slabnorm(fast(x))
+    torch.testing.assert_close(fast(x), plain(x), rtol=1e-5, atol=1e-5)
+    for norm in (fast, plain):
+        with pytest.raises(RuntimeError, match="view"):
+            norm(x.transpose(0, 1))
+
+
+def test_an_adopted_module_is_recognised_as_it_is_now() -> None:
+    fast, _, _ = twins("Llama")
+    fast.variance_epsilon = 1e-3
+    found = recognise(fast).computes
+    assert found is not None
+    assert (found.layer, found.eps) == ("RMSNorm", 1e-3)
+    assert sn.accelerate(fast).already == 1
+
+
+def test_recomputed_batches_count_once() -> None:
+    fast, plain, x = twins("timm's BatchNormAct2d")
+    x.requires_grad_()
+    checkpoint(fast, x, use_reentrant=False).sum().backward()
+    plain(x)
+    assert int(fast.num_batches_tracked) == 1
+    torch.testing.assert_close(fast.running_var, plain.running_var)
 
 
 def test_a_thousand_modules_are_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
