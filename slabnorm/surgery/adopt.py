@@ -22,7 +22,7 @@ from slabnorm.surgery.computes import Computes, tail
 from slabnorm.surgery.crossover import pays_adopted
 from slabnorm.surgery.derived import Derived, derived
 from slabnorm.surgery.fusion.call_sites import hooked
-from slabnorm.surgery.trial import attributes, class_numbers
+from slabnorm.surgery.twins import attributes, class_numbers
 from slabnorm.tracing import traced
 
 _KINDS = (Tensor, nn.Parameter)

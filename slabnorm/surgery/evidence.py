@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from slabnorm.kernels import eager
 from slabnorm.kernels.call import Call
 from slabnorm.slab import plan
-from slabnorm.surgery import trial
+from slabnorm.surgery import twins
 from slabnorm.surgery.computes import Computes, Orders
-from slabnorm.surgery.trial import Result, attributes
+from slabnorm.surgery.twins import Result, attributes
 
 _KINDS = {
     "usual": "",
@@ -130,7 +130,7 @@ def _draw(
     return x, values
 
 
-def _trials(
+def _tries(
     module: nn.Module, candidate: Computes, inputs: list[tuple[int, ...]], dtype: torch.dtype,
     flavours: tuple[str, ...], far: float,
 ) -> Iterator[tuple[str, bool, nn.Module, Tensor, Tensor, dict[str, Tensor]]]:  # fmt: skip
@@ -140,7 +140,7 @@ def _trials(
             for training in (True, False):
                 x, values = _draw(module, candidate, shape, flavour, far)
                 x = x.to(dtype)
-                made = trial.twin(module, values, dtype, training)
+                made = twins.make(module, values, dtype, training)
                 held = {**made._parameters, **made._buffers}
                 wide = {
                     name: t.detach().double() for name, t in held.items() if t is not None and name in values
@@ -158,12 +158,12 @@ def _fault(
     """
     unit = torch.finfo(dtype if exact else torch.float32).eps
     far = _FAR[dtype]
-    for flavour, training, made, x, wide, tensors in _trials(module, candidate, inputs, dtype, flavours, far):
+    for flavour, training, made, x, wide, tensors in _tries(module, candidate, inputs, dtype, flavours, far):
         where = f"in {'train' if training else 'eval'} mode"
         before = {name: t.clone() for name, t in made._buffers.items() if t is not None}
         leaves = {name: t.requires_grad_(name in made._parameters) for name, t in tensors.items()}
         x.requires_grad_(), wide.requires_grad_()
-        result = trial.run(made, x)
+        result = twins.run(made, x)
         wanted = candidate.formula(made, leaves, wide, training)
         allowed = _ROUNDINGS * unit * (far if flavour == "far" else 1)
         if result.y.dtype != dtype and exact:
@@ -237,12 +237,12 @@ def _momentum(module: nn.Module, candidate: Computes, shape: tuple[int, ...]) ->
     """Return the attribute by which running statistics follow a batch, and its value; None if none does."""
     assert candidate.mean is not None
     x, values = _draw(module, candidate, shape, "usual", 0)
-    made = trial.twin(module, values, torch.float64, True)
+    made = twins.make(module, values, torch.float64, True)
     before = made._buffers[candidate.mean]
     assert before is not None
     before = before.clone()
     with torch.no_grad():
-        after = trial.run(made, x).buffers[candidate.mean]
+        after = twins.run(made, x).buffers[candidate.mean]
     batch = _batch_statistics(candidate, x)[candidate.mean].reshape(before.shape)
     followed = float(((after - before) / (batch - before)).median())
     for name, value in attributes(module).items():
@@ -259,10 +259,10 @@ def _halves(
     allowed = _ROUNDINGS_OF_HALVES * torch.finfo(dtype).eps
     try:
         with torch.no_grad():
-            for _, training, made, x, wide, tensors in _trials(
+            for _, training, made, x, wide, tensors in _tries(
                 module, candidate, inputs, dtype, flavours, _LARGE
             ):
-                y = trial.run(made, x).y
+                y = twins.run(made, x).y
                 if y.dtype != dtype or not _near(
                     y, candidate.formula(made, tensors, wide, training), allowed
                 ):
@@ -275,7 +275,7 @@ def _halves(
 def _orders(module: nn.Module, candidate: Computes, shape: tuple[int, ...]) -> Orders:
     """Return in which memory format a module returns inputs of this rank, by theirs."""
     x, values = _draw(module, candidate, shape, "usual", 0)
-    made = trial.twin(module, values, torch.float32, False)
+    made = twins.make(module, values, torch.float32, False)
     x = x.float()
     given = {torch.contiguous_format: x}
     if len(shape) in _LAST:
@@ -289,7 +289,7 @@ def _orders(module: nn.Module, candidate: Computes, shape: tuple[int, ...]) -> O
         )
         for order, laid in given.items():
             try:
-                y = trial.run(made, laid).y
+                y = twins.run(made, laid).y
             except Exception:  # it makes views that not every order has
                 continue
             if not _near(y, wanted, 1e-5):
@@ -306,7 +306,7 @@ def _orders(module: nn.Module, candidate: Computes, shape: tuple[int, ...]) -> O
 def _runs_kernel(module: nn.Module, candidate: Computes, shape: tuple[int, ...]) -> bool:
     """Whether a forward runs one of PyTorch's kernels for norms, by what its gradient goes through."""
     x, values = _draw(module, candidate, shape, "usual", 0)
-    y = trial.run(trial.twin(module, values, torch.float32, True), x.float().requires_grad_()).y
+    y = twins.run(twins.make(module, values, torch.float32, True), x.float().requires_grad_()).y
     nodes, seen = [y.grad_fn], set()
     while nodes:
         node = nodes.pop()
@@ -326,11 +326,11 @@ def _eps_name(module: nn.Module, candidate: Computes, shape: tuple[int, ...]) ->
             continue
         other = replace(candidate, eps=3 * candidate.eps)
         x, values = _draw(module, other, shape, "tiny", 0)
-        made = trial.twin(module, values, torch.float64, False)
+        made = twins.make(module, values, torch.float64, False)
         vars(made)[name] = other.eps
         try:
             with torch.no_grad():
-                y = trial.run(made, x).y
+                y = twins.run(made, x).y
         except Exception:  # it checks its numbers
             continue
         if _near(y, other.formula(made, values, x, False), 1e-5):

@@ -135,9 +135,9 @@ def by_slabnorm(y: Tensor) -> bool:
 @pytest.mark.parametrize("name", NORMS)
 def test_recognised_and_computed_by_its_formula(name: str) -> None:
     make, _, words, formula = NORMS[name]
-    verdict = recognise(make())
-    assert verdict.reason == ""
-    assert str(verdict.computes) == words
+    found = recognise(make())
+    assert found.reason == ""
+    assert str(found.computes) == words
     fast, plain, x = twins(name)
     kind = type(plain)
     assert isinstance(fast, kind)

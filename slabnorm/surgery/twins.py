@@ -79,7 +79,7 @@ def frozen(value: Any) -> Any:
     return value
 
 
-def twin(module: nn.Module, values: dict[str, Tensor], dtype: torch.dtype, training: bool) -> nn.Module:
+def make(module: nn.Module, values: dict[str, Tensor], dtype: torch.dtype, training: bool) -> nn.Module:
     """Return a copy of a module without its hooks, on the CPU, with these parameters and buffers.
 
     Args:
