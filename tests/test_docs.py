@@ -207,6 +207,11 @@ def test_accelerate_reports_what_its_page_shows() -> None:
     assert str(report).rstrip() == shown("docs/accelerate.md", "4 replaced").rstrip()
 
 
+def test_accelerate_recognises_what_its_page_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    exec(shown("docs/accelerate.md", "import torch\nimport slabnorm as sn\n\n\nclass MyNorm"), {})
+    assert capsys.readouterr().out == shown("docs/accelerate.md", "2 replaced")
+
+
 def test_show_prints_what_its_page_shows(tmp_path: Path) -> None:
     sn.save(sn.fit(load_wine().data, split="train"), tmp_path / "wine.safetensors")
     printed = run("show", str(tmp_path / "wine.safetensors")).stdout

@@ -152,10 +152,10 @@ class _Plan:
         called = called_norm(module)
         if reason or not (called or fits_norm(module)):
             return reason
-        verdict = recognise(module)
-        if verdict.computes is not None:
-            self.adopted.append((place, verdict.computes))
-        return verdict.reason if called else ""
+        found = recognise(module)
+        if found.computes is not None:
+            self.adopted.append((place, found.computes))
+        return found.reason if called else ""
 
     def _is_norm(self, module: Any) -> bool:
         return id(module) in self.norms

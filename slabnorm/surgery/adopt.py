@@ -22,7 +22,7 @@ from slabnorm.surgery.computes import Computes, tail
 from slabnorm.surgery.crossover import pays_adopted
 from slabnorm.surgery.derived import Derived, derived, without
 from slabnorm.surgery.fusion.call_sites import hooked
-from slabnorm.surgery.trial import attributes, class_numbers
+from slabnorm.surgery.twins import attributes, class_numbers
 from slabnorm.tracing import traced
 
 _KINDS = (Tensor, nn.Parameter)
@@ -66,12 +66,17 @@ class Watch:
         channels = computes.channels
         if x.dim() < 2 or x.numel() == 0 or (channels is not None and x.shape[computes.axis] != channels):
             return False
-        if computes.source == "running" and module.training and x.numel() == channels:
-            return False  # which has no variance: the module says so in its own words
         return (
-            (module.__dict__["_always"] or pays_adopted(x))
+            (module.__dict__["_always"] or self._pays(x))
             and self._is_as_it_was(module, x.dtype)
             and not torch.is_autocast_enabled("cpu")
+        )
+
+    def _pays(self, x: Tensor) -> bool:
+        c = self.computes
+        fixed, fused = c.source == "fixed", c.after is not None
+        return pays_adopted(
+            c.layer, x, fixed=fixed, kernel=c.kernel, over_channels=c.over_channels, fused=fused
         )
 
     def _is_as_it_was(self, module: nn.Module, dtype: torch.dtype) -> bool:
@@ -130,8 +135,15 @@ def release(module: Adopted) -> None:
     object.__setattr__(module, "__class__", without(type(module), Adopted))
 
 
+def bare(module: Adopted) -> nn.Module:
+    """Return another object of a module's own class that shares everything with it."""
+    made = module.under.__new__(module.under)
+    vars(made).update({k: v for k, v in vars(module).items() if k not in ("_adopted", "_always")})
+    return made
+
+
 def _computed(module: nn.Module, c: Computes, x: Tensor) -> Tensor | None:
-    """Return the result of a module that is what was recognised; None for a memory order not tried."""
+    """Return the result of a module that is what was recognised; None for an input that was not tried."""
     held: dict[str, Any] = {**module._parameters, **module._buffers}
     weight, bias, mean, var = (
         None if n is None else held[n] if held[n].dim() == 1 else held[n].reshape(-1)
@@ -141,12 +153,13 @@ def _computed(module: nn.Module, c: Computes, x: Tensor) -> Tensor | None:
         weight = (weight.float() if weight.dtype in _HALVES else weight) + c.shift
     bound = bind(c.pattern, c.affine(), c.sizes, x, weight, bias)
     order = c.orders.get((x.dim(), bound.order))
-    if order is None:
+    from_batch = not c.given(module.training)
+    if order is None or (from_batch and bound.slab.count == 1):  # which has no variance, as the module says
         return None
     if order not in (bound.order, torch.preserve_format):
         x = dense(x, order)
         bound = bind(c.pattern, c.affine(), c.sizes, x, weight, bias)
-    given = Given(mean, var) if c.given(module.training) else None  # type: ignore[arg-type]
+    given = None if from_batch else Given(mean, var)  # type: ignore[arg-type]
     activation, child = tail(module, c.after)
     y, found = run(x, bound, weight, bias, c.eps, c.center, given, activation, None)
     if c.source == "running" and module.training and found is not None and not recomputing():

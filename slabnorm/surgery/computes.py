@@ -41,6 +41,7 @@ class Computes:
         counter: the name of the buffer that counts batches.
         after: the name of the submodule that takes the norm's result, an activation.
         channels: the size of axis c; None: any.
+        kernel: whether its forward runs one of PyTorch's kernels for norms.
         dtypes: of inputs and parameters, in which the module's results are those of the formula.
         orders: the inputs for which they are, and how the module lays out its output.
     """
@@ -62,13 +63,14 @@ class Computes:
     counter: str | None = None
     after: str | None = None
     channels: int | None = None
+    kernel: bool = False
     dtypes: frozenset[torch.dtype] = frozenset()
     orders: Orders = field(default_factory=dict)
 
     def __str__(self) -> str:
         parts = [
             "weight + 1" if self.shift else "",
-            "over channels" if self.text == "n c ... -> n ..." else "",
+            "over channels" if self.over_channels else "",
             "fixed statistics" if self.source == "fixed" else "",
             f"{self.groups} groups" if self.groups > 1 else "1 group" if self.groups else "",
         ]
@@ -84,6 +86,11 @@ class Computes:
     def axis(self) -> int:
         """The axis of the input that weight and bias vary along."""
         return -1 if self.text.startswith("...") else 1
+
+    @property
+    def over_channels(self) -> bool:
+        """Whether it is layer or RMS norm over the second axis."""
+        return self.text == "n c ... -> n ..."
 
     @property
     def sizes(self) -> tuple[tuple[str, int], ...]:

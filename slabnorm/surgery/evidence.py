@@ -1,8 +1,8 @@
 """Whether a module computes what it seems to: outputs, gradients and buffers against the formula in float64.
 
-Inputs are of three kinds, each of which shows what the others hide. Usual ones show a wrong axis, role or
-gradient. Means far from 0 show statistics that lose their digits there. And variances of the size of eps show
-another eps.
+Inputs are of several kinds, each of which shows what the others hide. Usual ones show a wrong axis, role or
+gradient; means far from 0, statistics that lose their digits there; variances of the size of eps, another
+eps; large values, a limit; and a NaN, who hides it.
 """
 
 from __future__ import annotations
@@ -17,15 +17,24 @@ from torch import Tensor, nn
 from slabnorm.kernels import eager
 from slabnorm.kernels.call import Call
 from slabnorm.slab import plan
-from slabnorm.surgery import trial
+from slabnorm.surgery import twins
 from slabnorm.surgery.computes import Computes, Orders
-from slabnorm.surgery.trial import Result, attributes
+from slabnorm.surgery.twins import Result, attributes
 
+_KINDS = {
+    "usual": "",
+    "far": " with means far from 0",
+    "tiny": " with variances as small as eps",
+    "loud": " with large values",
+    "nan": " with a NaN",
+}
+_LOUD = 1e4
 _FAR = {torch.float32: 1e4, torch.float64: 1e7}  # means, in standard deviations
 _ROUNDINGS = 64  # of the largest output
 _ROUNDINGS_OF_GRADIENTS = 1000  # which are sums
 _ROUNDINGS_OF_HALVES = 4
 _FEW = 2
+_KERNELS = "NativeBatchNorm", "NativeLayerNorm", "NativeGroupNorm", "FusedRmsNorm"
 _LARGE = 500  # whose square float16 does not hold
 _LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -62,7 +71,7 @@ def confirmed(module: nn.Module, candidate: Computes, ranks: set[int]) -> tuple[
             return None, "its buffers do not follow the batches as running statistics do"
         candidate = replace(candidate, momentum_name=momentum[0], momentum=momentum[1])
     dtypes = {torch.float32}
-    fault = _fault(module, candidate, inputs, torch.float32, ("usual", "far", "tiny"))
+    fault = _fault(module, candidate, inputs, torch.float32, tuple(_KINDS))
     if fault:
         return None, fault
     if not _fault(module, candidate, inputs, torch.float64, ("usual", "far", "tiny")):
@@ -75,8 +84,8 @@ def confirmed(module: nn.Module, candidate: Computes, ranks: set[int]) -> tuple[
     orders: Orders = {}
     for shape in inputs:
         orders |= _orders(module, candidate, shape)
-    eps_name = _eps_name(module, candidate, inputs[0])
-    return replace(candidate, dtypes=frozenset(dtypes), orders=orders, eps_name=eps_name), ""
+    eps_name, kernel = _eps_name(module, candidate, inputs[0]), _runs_kernel(module, candidate, inputs[-1])
+    return replace(candidate, dtypes=frozenset(dtypes), orders=orders, eps_name=eps_name, kernel=kernel), ""
 
 
 def _tells(candidate: Computes, shape: tuple[int, ...]) -> bool:
@@ -99,23 +108,29 @@ def _draw(
     generator = torch.Generator().manual_seed(2)
     x = _randn(shape, generator)
     scale = torch.linspace(0.5, 2, shape[0], dtype=torch.float64, device="cpu")
-    if flavour == "usual":
+    if flavour in ("usual", "nan"):
         x = 0.5 + x * scale.reshape(-1, *(1 for _ in shape[1:]))
-    x = {"far": x + far, "tiny": x * sqrt(candidate.eps), "large": x * far}.get(flavour, x)
+    sizes = {"tiny": sqrt(candidate.eps), "large": far, "loud": _LOUD}
+    x = x + far if flavour == "far" else x * sizes.get(flavour, 1)
+    if flavour == "nan":
+        x[(0,) * x.dim()] = torch.nan
     values = {}
     for name, t in {**module._parameters, **module._buffers}.items():
         if t is None or not t.is_floating_point():
             continue
-        values[name] = _randn(tuple(t.shape), generator)
-        if name == candidate.var:
-            size = candidate.eps if flavour == "tiny" else 1.0
-            values[name] = size * (0.5 + _rand(tuple(t.shape), generator))
+        value = _randn(tuple(t.shape), generator)
+        if name == candidate.var:  # in half precision, the square of a large value would be infinite
+            size = sizes.get(flavour, 1) if flavour != "large" else 1
+            value = size**2 * (0.5 + _rand(tuple(t.shape), generator))
         elif name == candidate.mean:
-            values[name] = {"far": values[name] + far, "tiny": 0 * values[name]}.get(flavour, values[name])
+            value = value + far if flavour == "far" else value * sizes.get(flavour, 1)
+        elif flavour == "loud":
+            value = value * _LOUD
+        values[name] = value
     return x, values
 
 
-def _trials(
+def _tries(
     module: nn.Module, candidate: Computes, inputs: list[tuple[int, ...]], dtype: torch.dtype,
     flavours: tuple[str, ...], far: float,
 ) -> Iterator[tuple[str, bool, nn.Module, Tensor, Tensor, dict[str, Tensor]]]:  # fmt: skip
@@ -125,7 +140,7 @@ def _trials(
             for training in (True, False):
                 x, values = _draw(module, candidate, shape, flavour, far)
                 x = x.to(dtype)
-                made = trial.twin(module, values, dtype, training)
+                made = twins.make(module, values, dtype, training)
                 held = {**made._parameters, **made._buffers}
                 wide = {
                     name: t.detach().double() for name, t in held.items() if t is not None and name in values
@@ -143,19 +158,18 @@ def _fault(
     """
     unit = torch.finfo(dtype if exact else torch.float32).eps
     far = _FAR[dtype]
-    for flavour, training, made, x, wide, tensors in _trials(module, candidate, inputs, dtype, flavours, far):
+    for flavour, training, made, x, wide, tensors in _tries(module, candidate, inputs, dtype, flavours, far):
         where = f"in {'train' if training else 'eval'} mode"
         before = {name: t.clone() for name, t in made._buffers.items() if t is not None}
         leaves = {name: t.requires_grad_(name in made._parameters) for name, t in tensors.items()}
         x.requires_grad_(), wide.requires_grad_()
-        result = trial.run(made, x)
+        result = twins.run(made, x)
         wanted = candidate.formula(made, leaves, wide, training)
         allowed = _ROUNDINGS * unit * (far if flavour == "far" else 1)
         if result.y.dtype != dtype and exact:
             return f"its output is {result.y.dtype} for {dtype}"
         if not _near(result.y, wanted, allowed):
-            kinds = {"far": "means far from 0", "tiny": "variances as small as eps"}
-            return f"its outputs differ {where}" + (f" with {kinds[flavour]}" if flavour in kinds else "")
+            return f"its outputs differ {where}{_KINDS[flavour]}"
         if flavour != "usual":
             continue
         if not _gradients_near(made, x, result.y, leaves, wide, wanted, _ROUNDINGS_OF_GRADIENTS * unit):
@@ -166,8 +180,11 @@ def _fault(
 
 
 def _near(found: Tensor, wanted: Tensor, allowed: float) -> bool:
-    error = (found.detach().double() - wanted.detach()).abs().max()
-    return bool(error <= allowed * wanted.detach().abs().max().clamp(min=1e-30))
+    found, wanted = found.detach().double(), wanted.detach()
+    if not torch.equal(found.isnan(), wanted.isnan()):
+        return False
+    error = (found - wanted).nan_to_num(0).abs().max()
+    return bool(error <= allowed * wanted.nan_to_num(0).abs().max().clamp(min=1e-30))
 
 
 def _gradients_near(
@@ -220,12 +237,12 @@ def _momentum(module: nn.Module, candidate: Computes, shape: tuple[int, ...]) ->
     """Return the attribute by which running statistics follow a batch, and its value; None if none does."""
     assert candidate.mean is not None
     x, values = _draw(module, candidate, shape, "usual", 0)
-    made = trial.twin(module, values, torch.float64, True)
+    made = twins.make(module, values, torch.float64, True)
     before = made._buffers[candidate.mean]
     assert before is not None
     before = before.clone()
     with torch.no_grad():
-        after = trial.run(made, x).buffers[candidate.mean]
+        after = twins.run(made, x).buffers[candidate.mean]
     batch = _batch_statistics(candidate, x)[candidate.mean].reshape(before.shape)
     followed = float(((after - before) / (batch - before)).median())
     for name, value in attributes(module).items():
@@ -242,10 +259,10 @@ def _halves(
     allowed = _ROUNDINGS_OF_HALVES * torch.finfo(dtype).eps
     try:
         with torch.no_grad():
-            for _, training, made, x, wide, tensors in _trials(
+            for _, training, made, x, wide, tensors in _tries(
                 module, candidate, inputs, dtype, flavours, _LARGE
             ):
-                y = trial.run(made, x).y
+                y = twins.run(made, x).y
                 if y.dtype != dtype or not _near(
                     y, candidate.formula(made, tensors, wide, training), allowed
                 ):
@@ -258,7 +275,7 @@ def _halves(
 def _orders(module: nn.Module, candidate: Computes, shape: tuple[int, ...]) -> Orders:
     """Return in which memory format a module returns inputs of this rank, by theirs."""
     x, values = _draw(module, candidate, shape, "usual", 0)
-    made = trial.twin(module, values, torch.float32, False)
+    made = twins.make(module, values, torch.float32, False)
     x = x.float()
     given = {torch.contiguous_format: x}
     if len(shape) in _LAST:
@@ -267,8 +284,16 @@ def _orders(module: nn.Module, candidate: Computes, shape: tuple[int, ...]) -> O
         given[torch.preserve_format] = x.transpose(0, 1).contiguous().transpose(0, 1)
     found: Orders = {}
     with torch.no_grad():
+        wanted = candidate.formula(
+            made, {n: t.float().double() for n, t in values.items()}, x.double(), False
+        )
         for order, laid in given.items():
-            y = trial.run(made, laid).y
+            try:
+                y = twins.run(made, laid).y
+            except Exception:  # it makes views that not every order has
+                continue
+            if not _near(y, wanted, 1e-5):
+                continue
             if y.is_contiguous():
                 found[len(shape), order] = torch.contiguous_format
             elif len(shape) in _LAST and y.is_contiguous(memory_format=_LAST[len(shape)]):
@@ -278,6 +303,22 @@ def _orders(module: nn.Module, candidate: Computes, shape: tuple[int, ...]) -> O
     return found
 
 
+def _runs_kernel(module: nn.Module, candidate: Computes, shape: tuple[int, ...]) -> bool:
+    """Whether a forward runs one of PyTorch's kernels for norms, by what its gradient goes through."""
+    x, values = _draw(module, candidate, shape, "usual", 0)
+    y = twins.run(twins.make(module, values, torch.float32, True), x.float().requires_grad_()).y
+    nodes, seen = [y.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        if node.name().startswith(_KERNELS):
+            return True
+        seen.add(node)
+        nodes += [below for below, _ in node.next_functions]
+    return False
+
+
 def _eps_name(module: nn.Module, candidate: Computes, shape: tuple[int, ...]) -> str | None:
     """Return the attribute that is the eps, by changing each that has its value on a copy."""
     for name, value in attributes(module).items():
@@ -285,11 +326,11 @@ def _eps_name(module: nn.Module, candidate: Computes, shape: tuple[int, ...]) ->
             continue
         other = replace(candidate, eps=3 * candidate.eps)
         x, values = _draw(module, other, shape, "tiny", 0)
-        made = trial.twin(module, values, torch.float64, False)
+        made = twins.make(module, values, torch.float64, False)
         vars(made)[name] = other.eps
         try:
             with torch.no_grad():
-                y = trial.run(made, x).y
+                y = twins.run(made, x).y
         except Exception:  # it checks its numbers
             continue
         if _near(y, other.formula(made, values, x, False), 1e-5):

@@ -19,17 +19,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, jit, nn
 
-from slabnorm.surgery import trial
+from slabnorm.surgery import twins
+from slabnorm.surgery.adopt import Adopted, bare
 from slabnorm.surgery.computes import Computes
 from slabnorm.surgery.evidence import confirmed, shapes, values_for
 from slabnorm.surgery.fusion.call_sites import hooked
 from slabnorm.surgery.norms import KINDS
-from slabnorm.surgery.trial import Result, SideEffectError, attributes, frozen, is_plain
+from slabnorm.surgery.twins import Result, SideEffectError, attributes, frozen, is_plain
 
 _DIFFERS = "its outputs differ from every norm that slabnorm knows"
 _MOST_TENSORS = 4  # that hold numbers: weight, bias, mean and variance
 _MOST_CHILDREN = 3
-_KEPT = 512  # verdicts
+_KEPT = 512  # recognitions
 _MOST_LIKELY = 8  # candidates that are tried in earnest
 _USUAL_EPS = (1e-5, 1e-6, 1e-8, 1e-12, 1e-3)  # of a forward that has none as an attribute
 _NEAR = 1e-5  # of the largest output; what computes in float32 is off by rounding
@@ -38,23 +39,28 @@ _PASSES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Recognition:
     """What a module computes, or why nobody can say: one of the two."""
 
     computes: Computes | None
     reason: str = ""
 
 
-def recognise(module: nn.Module) -> Verdict:
+def recognise(module: nn.Module) -> Recognition:
     """Find out which norm a module of any class computes, by its results.
 
         y = activation((shift + weight) * (x - mean_S) / sqrt(var_S + eps) + bias)
 
-    A copy is tried on the CPU, and what comes out holds for modules of this class with these attributes and
-    shapes, whatever their parameters and buffers are. The module is not touched. Verdicts are remembered.
+    Copies are tried on the CPU, and what comes out holds for modules of this class with these attributes and
+    shapes, whatever the values of their parameters and buffers are, and is remembered. The module is not
+    touched.
 
     Args:
-        module: any module; one with parameters other than a few of one axis is not tried.
+        module: any module. It is not tried if it holds more than four parameters and buffers, others than
+            of one axis, or submodules that hold any.
+
+    Returns:
+        What it computes, with the names of its attributes, parameters and buffers; or why that is not known.
 
     >>> class Norm(torch.nn.Module):
     ...     def __init__(self):
@@ -66,19 +72,20 @@ def recognise(module: nn.Module) -> Verdict:
     >>> print(found, found.weight, found.eps_name, found.eps)
     RMSNorm(weight + 1) scale tiny 1e-06
     """
+    module = bare(module) if isinstance(module, Adopted) else module
     reason = _unfit(module)
     if reason:
-        return Verdict(None, reason)
+        return Recognition(None, reason)
     key = _signature(module)
-    if key not in _verdicts:
-        if len(_verdicts) >= _KEPT:
-            _verdicts.clear()
-        with trial.quiet():
-            _verdicts[key] = _judge(module)
-    return _verdicts[key]
+    if key not in _known:
+        if len(_known) >= _KEPT:
+            _known.clear()
+        with twins.quiet():
+            _known[key] = _judge(module)
+    return _known[key]
 
 
-_verdicts: dict[Any, Verdict] = {}
+_known: dict[Any, Recognition] = {}
 
 
 def called_norm(module: nn.Module) -> bool:
@@ -138,7 +145,7 @@ def _signature(module: nn.Module) -> Any:
 
     named = [(store, *item) for store in ("_parameters", "_buffers") for item in vars(module)[store].items()]
     held = tuple((s, n, None if t is None else (t.shape, t.is_floating_point())) for s, n, t in named)
-    numbers = trial.class_numbers(type(module))
+    numbers = twins.class_numbers(type(module))
     return own(module), numbers, held, tuple((name, own(child)) for name, child in module._modules.items())
 
 
@@ -149,7 +156,7 @@ class _Seen(NamedTuple):
     results: dict[bool, Result]
 
 
-def _judge(module: nn.Module) -> Verdict:
+def _judge(module: nn.Module) -> Recognition:
     """Try a module and every norm that it may be."""
     flat = _flat(module)
     sizes = {t.numel() for t in flat.values()} or _said_sizes(module)
@@ -157,11 +164,11 @@ def _judge(module: nn.Module) -> Verdict:
     try:
         seen = [look for size in sorted(sizes or _SIZES) for look in _looks(module, values, size)]
     except SideEffectError as error:
-        return Verdict(None, str(error))
+        return Recognition(None, str(error))
     except Exception as error:  # whatever a constructor's leftovers raise when they are copied
-        return Verdict(None, f"it cannot be copied to be tried ({type(error).__name__})")
+        return Recognition(None, f"it cannot be copied to be tried ({type(error).__name__})")
     if not seen:
-        return Verdict(None, "its forward does not take one tensor and return one of its shape")
+        return Recognition(None, "its forward does not take one tensor and return one of its shape")
     channels = next(iter(sizes)) if len(sizes) == 1 else None
     everywhere = {look.x.dim() for look in seen}
     partly: list[tuple[set[int], Computes]] = []
@@ -171,16 +178,16 @@ def _judge(module: nn.Module) -> Verdict:
         if ranks == everywhere:
             computes, fault = _confirmed(module, candidate, ranks)
             if computes is not None:
-                return Verdict(computes)
+                return Recognition(computes)
             reason = reason or fault
         elif ranks:
             partly.append((ranks, candidate))
     for ranks, candidate in sorted(partly, key=lambda pair: -len(pair[0]))[:_MOST_LIKELY]:
         computes, fault = _confirmed(module, candidate, ranks)
         if computes is not None:
-            return Verdict(computes)
+            return Recognition(computes)
         reason = reason or fault
-    return Verdict(None, reason or _DIFFERS)
+    return Recognition(None, reason or _DIFFERS)
 
 
 def _confirmed(module: nn.Module, candidate: Computes, ranks: set[int]) -> tuple[Computes | None, str]:
@@ -207,7 +214,7 @@ def _looks(module: nn.Module, values: dict[str, Tensor], size: int) -> Iterator[
         for training in (False, True):
             try:
                 with torch.no_grad():
-                    results[training] = trial.run(trial.twin(module, values, torch.float64, training), x)
+                    results[training] = twins.run(twins.make(module, values, torch.float64, training), x)
             except SideEffectError:
                 raise
             except Exception:  # another rank, other channels: whatever a forward raises, it does not take it

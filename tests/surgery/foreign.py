@@ -256,6 +256,43 @@ class BiasedBatchNorm(nn.BatchNorm2d):
         return y
 
 
+class ClippedNorm(Vector):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).clamp(-50, 50)
+
+
+class FlooredNorm(Vector):
+    """The eps is a floor, not a summand."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        var = x.var(-1, keepdim=True, correction=0).clamp(min=self.eps)
+        return (x - x.mean(-1, keepdim=True)) * var.rsqrt() * self.weight + self.bias
+
+
+class ForgivingNorm(Vector):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.nan_to_num(0.0))
+
+
+class ViewNorm(Vector):
+    """Takes contiguous input alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.view(-1, x.shape[-1])).view(x.shape)
+
+
+class ChannelNorm(nn.Module):
+    """As super-resolution models write it: a weight of the images' rank, several operations."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.g, self.b = nn.Parameter(torch.ones(1, width, 1, 1)), nn.Parameter(torch.zeros(1, width, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        var = torch.var(x, dim=1, unbiased=False, keepdim=True)
+        return (x - torch.mean(x, dim=1, keepdim=True)) * (var + 1e-5).rsqrt() * self.g + self.b
+
+
 class TanhNorm(nn.Module):
     """Dynamic tanh, which is no norm."""
 

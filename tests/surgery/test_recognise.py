@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
+from torch.utils.checkpoint import checkpoint
 
 import slabnorm as sn
 from slabnorm.kernels import using
@@ -102,6 +103,12 @@ NORMS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str, Formula]] 
         "BatchNorm",
         lambda x, t: nn.functional.softsign(_channels(x, t, (0, 2, 3))),
     ),
+    "super-resolution": (
+        lambda: foreign.ChannelNorm(C),
+        IMAGES,
+        "LayerNorm(over channels)",
+        lambda x, t: _normal(x, (1,), t["g"], t["b"]),
+    ),
     "OLMo": (lambda: foreign.OlmoLayerNorm(C), ROWS, "LayerNorm", lambda x, t: _normal(x, (-1,))),
 }
 
@@ -128,9 +135,9 @@ def by_slabnorm(y: Tensor) -> bool:
 @pytest.mark.parametrize("name", NORMS)
 def test_recognised_and_computed_by_its_formula(name: str) -> None:
     make, _, words, formula = NORMS[name]
-    verdict = recognise(make())
-    assert verdict.reason == ""
-    assert str(verdict.computes) == words
+    found = recognise(make())
+    assert found.reason == ""
+    assert str(found.computes) == words
     fast, plain, x = twins(name)
     kind = type(plain)
     assert isinstance(fast, kind)
@@ -215,6 +222,12 @@ IMPOSTORS = [
     (foreign.UnbiasedNorm, "its outputs differ from every norm that slabnorm knows"),
     (foreign.AbsoluteNorm, "it resembles LayerNorm, but its outputs differ in train mode"),
     (foreign.StuckNorm, "it resembles LayerNorm, but its gradients differ in train mode"),
+    (foreign.ClippedNorm, "it resembles LayerNorm, but its outputs differ in train mode with large values"),
+    (
+        foreign.FlooredNorm,
+        "it resembles LayerNorm, but its outputs differ in train mode with variances as small as eps",
+    ),
+    (foreign.ForgivingNorm, "it resembles LayerNorm, but its outputs differ in train mode with a NaN"),
     (foreign.NoisyNorm, "its outputs differ from every norm that slabnorm knows"),
     (foreign.DroppingNorm, "its outputs differ from every norm that slabnorm knows"),
     (foreign.TanhNorm, "its outputs differ from every norm that slabnorm knows"),
@@ -382,6 +395,36 @@ def test_memory_orders_are_the_modules() -> None:
         assert fast(laid).stride() == plain(laid).stride()
 
 
+def test_an_order_that_the_module_refuses_is_refused() -> None:
+    plain = foreign.randomised(foreign.ViewNorm(C))
+    fast = copy.deepcopy(plain)
+    sn.accelerate(fast, always=True)
+    x = torch.randn(3, 5, C)
+    assert by_slabnorm(fast(x))
+    torch.testing.assert_close(fast(x), plain(x), rtol=1e-5, atol=1e-5)
+    for norm in (fast, plain):
+        with pytest.raises(RuntimeError, match="view"):
+            norm(x.transpose(0, 1))
+
+
+def test_an_adopted_module_is_recognised_as_it_is_now() -> None:
+    fast, _, _ = twins("Llama")
+    fast.variance_epsilon = 1e-3
+    found = recognise(fast).computes
+    assert found is not None
+    assert (found.layer, found.eps) == ("RMSNorm", 1e-3)
+    assert sn.accelerate(fast).already == 1
+
+
+def test_recomputed_batches_count_once() -> None:
+    fast, plain, x = twins("timm's BatchNormAct2d")
+    x.requires_grad_()
+    checkpoint(fast, x, use_reentrant=False).sum().backward()
+    plain(x)
+    assert int(fast.num_batches_tracked) == 1
+    torch.testing.assert_close(fast.running_var, plain.running_var)
+
+
 def test_a_thousand_modules_are_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
     judge = recognition._judge
@@ -410,6 +453,40 @@ def test_verified_in_a_model() -> None:
     assert sn.accelerate(model).already == 3
     sn.restore(model)
     assert [type(m) for m in model][1::2] == [foreign.BatchNormAct2d, foreign.LayerNorm2d]
+
+
+def test_small_inputs_stay_with_the_module() -> None:
+    plain = foreign.randomised(foreign.LlamaRMSNorm(C))
+    fast = copy.deepcopy(plain)
+    sn.accelerate(fast)
+    small, large = torch.randn(6_000, C), torch.randn(7_000, C)
+    assert torch.equal(fast(small), plain(small))
+    assert not by_slabnorm(fast(small))
+    assert by_slabnorm(fast(large))
+    with torch.no_grad():
+        assert torch.equal(fast(large), plain(large))
+    assert sn.accelerate(fast, always=True).already == 1
+    assert by_slabnorm(fast(small))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "wanted"),
+    [
+        ("timm's LayerNorm2d", (8, C, 72, 72), False),
+        ("timm's LayerNorm2d", (8, C, 73, 73), True),
+        ("torchvision's frozen", (8, C, 140, 140), False),
+        ("torchvision's frozen", (8, C, 150, 150), True),
+        ("PoolFormer", (8, C, 150, 150), False),
+        ("timm's BatchNormAct2d", (8, C, 73, 73), True),
+    ],
+)
+def test_from_which_size_on(name: str, shape: tuple[int, ...], wanted: bool) -> None:
+    norm = foreign.randomised(NORMS[name][0]())
+    sn.accelerate(norm)
+    assert by_slabnorm(norm(torch.randn(shape).requires_grad_())) is wanted
+    if name != "timm's BatchNormAct2d":
+        last = torch.randn(shape).contiguous(memory_format=torch.channels_last).requires_grad_()
+        assert by_slabnorm(norm(last)) is (name == "PoolFormer")
 
 
 def test_kernels_compute_it() -> None:

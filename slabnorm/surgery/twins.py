@@ -79,7 +79,7 @@ def frozen(value: Any) -> Any:
     return value
 
 
-def twin(module: nn.Module, values: dict[str, Tensor], dtype: torch.dtype, training: bool) -> nn.Module:
+def make(module: nn.Module, values: dict[str, Tensor], dtype: torch.dtype, training: bool) -> nn.Module:
     """Return a copy of a module without its hooks, on the CPU, with these parameters and buffers.
 
     Args:
@@ -124,7 +124,7 @@ def run(made: nn.Module, x: Tensor) -> Result:
         raise SideEffectError("its forward prints")
     if frozen(attributes(made)) != before:
         raise SideEffectError("its forward changes its attributes")
-    if not torch.equal(x.detach(), given):
+    if not torch.allclose(x.detach(), given, rtol=0, atol=0, equal_nan=True):
         raise SideEffectError("its forward changes its input")
     if not isinstance(y, Tensor) or y.shape != x.shape or not y.is_floating_point():
         raise TypeError("its forward does not return a tensor of its input's shape")
