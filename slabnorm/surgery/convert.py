@@ -21,6 +21,7 @@ from slabnorm.notation import parse
 from slabnorm.surgery import warm_start
 from slabnorm.surgery.effect import Before, after, before
 from slabnorm.surgery.kinds import NAMES, OURS, Norm, describe, elements_of, layer_of, take_place
+from slabnorm.surgery.native import foreign
 from slabnorm.surgery.norms import norm_like
 from slabnorm.surgery.parameter_groups import Born, check_optimizer, exchange, unchanged_if_it_fails
 from slabnorm.surgery.record import Changed, Left, Surgery
@@ -220,6 +221,8 @@ def _unbatched(norm: Norm, shape: tuple[int, ...]) -> bool:
 def _notes(change: _Change) -> list[str]:
     old, new = change.place.module, change.new
     notes = [] if change.same else ["another function"]
+    if foreign(old):
+        notes.append("recognised by its results")
     if isinstance(old, nn.SyncBatchNorm):
         notes.append("statistics of each process by itself")
     pairs = [

@@ -17,7 +17,8 @@ from slabnorm.nn.norm_free import DyT
 from slabnorm.notation import ELLIPSIS, Item, Pattern, parse, product
 from slabnorm.slab import plan
 from slabnorm.surgery.derived import plain_class
-from slabnorm.surgery.norms import KINDS, Accelerated, never, revert, why_not
+from slabnorm.surgery.native import become_native, foreign, native_layer
+from slabnorm.surgery.norms import KINDS, Accelerated, revert, why_not
 
 NAMES = ("batch", "layer", "instance", "group", "rms", "dyt", "torch")
 MOST_GROUPS = 32
@@ -76,6 +77,9 @@ class Norm:
 
 def describe(norm: nn.Module) -> Norm | str:
     """Return what a norm computes; for a norm that cannot be converted, the reason."""
+    if plain_class(type(norm)) is type(norm) and foreign(norm):
+        native = native_layer(norm)
+        return native if isinstance(native, str) else describe(native)
     reason = _unfit(norm)
     if reason:
         return reason
@@ -104,15 +108,12 @@ def describe(norm: nn.Module) -> Norm | str:
     return _of_pattern(n, more)
 
 
-_FOREIGN = "not one of the nine classes of torch.nn: its forward is its own"
-
-
 def _unfit(norm: nn.Module) -> str:
     kind = type(norm)
     if kind is not plain_class(kind):
         return "frozen: unfreeze it first"
     if kind not in (*OURS, *KINDS.values(), nn.SyncBatchNorm):
-        return why_not(norm) if kind in KINDS else never(norm) or _FOREIGN
+        return why_not(norm)
     if "forward" in norm.__dict__:
         return "its forward was replaced on the object"
     if not norm._parameters.keys() <= {"alpha", "weight", "bias"}:
@@ -297,6 +298,8 @@ def take_place(norm: nn.Module, new: nn.Module) -> None:
     Weight and bias stay the same objects where their shapes agree, and running statistics where both compute
     the same.
     """
+    if foreign(norm):
+        become_native(norm)
     if isinstance(norm, Accelerated):
         revert(norm)
     old, made = describe(norm), describe(new)

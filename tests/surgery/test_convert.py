@@ -608,11 +608,53 @@ def _patched_later() -> nn.Module:
 class Own(nn.BatchNorm2d):
     """Somebody's own batch norm."""
 
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+class Llama(nn.Module):
+    """An RMS norm as language models have it, whose weight counts from `shift` on."""
+
+    def __init__(self, size: int, shift: float) -> None:
+        super().__init__()
+        self.weight, self.shift, self.variance_epsilon = nn.Parameter(torch.randn(size)), shift, 1e-6
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        y = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        return (y * (self.shift + self.weight.float())).to(x.dtype)
+
+
+class LlamaNorm(Llama):
+    pass
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.0])
+@pytest.mark.parametrize("accelerated", [False, True])
+def test_norms_of_other_classes(shift: float, accelerated: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(LlamaNorm(16, shift), nn.Linear(16, 4))
+    x, weight, used = torch.randn(3, 5, 16), model[0].weight, model[0].weight.detach() + shift
+    wanted = model(x).detach()
+    if accelerated:
+        sn.accelerate(model)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    report = sn.convert(model, "rms", optimizer=optimizer, batch=x)
+    assert report.changed[0].was == "LlamaNorm"
+    assert "recognised by its results" in report.changed[0].note
+    assert type(model[0]) is sn.RMSNorm
+    assert model[0].weight is weight
+    assert torch.equal(weight.detach(), used)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == 3
+    torch.testing.assert_close(model(x), wanted, rtol=1e-6, atol=1e-6)
+    sn.convert(model, "layer")
+    torch.testing.assert_close(model[0](x), F.layer_norm(x, (16,), used, eps=1e-6), rtol=1e-5, atol=1e-5)
+
 
 @pytest.mark.parametrize(
     ("make", "why"),
     [
-        (lambda: Own(4), "subclass"),
+        (lambda: Own(4), "differ from every norm"),
         (lambda: nn.LazyBatchNorm2d(), "not initialised"),
         (lambda: nn.LocalResponseNorm(2), "its forward is its own"),
         (_pruned, "pruning"),
