@@ -18,7 +18,8 @@ from slabnorm.surgery.recognise import recognise
 def foreign(norm: nn.Module) -> bool:
     """Whether a norm's class is of another library; what is frozen is looked at underneath."""
     kind = plain_class(type(norm))
-    return kind not in KINDS and not isinstance(norm, ours.SlabNorm) and not _ours(kind)
+    own = isinstance(norm, ours.SlabNorm) or kind.__module__.startswith("slabnorm.")
+    return kind not in (*KINDS, nn.SyncBatchNorm) and not own
 
 
 def native_layer(norm: nn.Module) -> ours.SlabNorm | str:
@@ -67,10 +68,6 @@ def become_native(norm: nn.Module) -> None:
     vars(norm).clear()
     vars(norm).update(vars(layer))
     object.__setattr__(norm, "__class__", type(layer))
-
-
-def _ours(kind: type[nn.Module]) -> bool:
-    return kind.__module__.startswith(("slabnorm.", "torch."))
 
 
 def _empty(norm: nn.Module, c: Computes, activation: str | None) -> ours.SlabNorm:
