@@ -125,8 +125,8 @@ class CutSlab(Slab):
     Attributes:
         valid: True where an element counts, broadcasting against the split tensor; None: all.
         segments: which samples, along the first dim, share statistics; None: all.
-        counts: elements of every slab, spread.
-        empty: 1 where a slab has no element, else 0, spread.
+        counts: elements of every slab; spread, or with one step along the first dim for each segment.
+        empty: 1 where a slab has no element, else 0; as `counts`.
     """
 
     valid: Tensor | None
@@ -136,9 +136,11 @@ class CutSlab(Slab):
 
     def total(self, x: Tensor) -> Tensor:
         """Return the sums over what counts, spread."""
-        if self.valid is not None:
-            x = torch.where(self.valid, x, 0.0)
-        return _sums(x, self.pooled, self.segments) + self.empty
+        return self._spread(self._sums(x))
+
+    def average(self, x: Tensor) -> Tensor:
+        """Return the means over what counts, spread."""
+        return self._spread(self._sums(x) / (self.counts + self.empty))
 
     def first(self, x: Tensor) -> Tensor:
         """Return an element of every slab, spread; of segments in any order, their mean."""
@@ -147,26 +149,34 @@ class CutSlab(Slab):
             largest = largest.amax(self.pooled, keepdim=True) if self.pooled else largest
             return torch.where(largest == -torch.inf, 0.0, largest)
         if self.valid is not None or self.segments.firsts is None:
-            return self.total(x) / self.spread_count
+            return self.average(x)
         for dim in self.pooled[1:]:
             x = x.narrow(dim, 0, 1)
-        return self.segments.spread(self.segments.one_of_each(x))
-
-    @property
-    def spread_count(self) -> Tensor:
-        """Elements in every slab, spread; 1 in an empty one."""
-        return self.counts + self.empty
+        return self._spread(self.segments.one_of_each(x))
 
     @property
     def gathered_count(self) -> Tensor:
         """Elements in every slab, gathered; 1 in an empty one."""
-        return self.kept.gather(self.spread_count)
+        return self.numbers().clamp(min=1)
+
+    def numbers(self) -> Tensor:
+        """Return how many elements of every slab count, gathered."""
+        # Segments need not be spread to be gathered again.
+        return Axes.gather(self.kept, self.counts)
+
+    def _sums(self, x: Tensor) -> Tensor:
+        if self.valid is not None:
+            x = torch.where(self.valid, x, 0.0)
+        return _sums(x, self.pooled, self.segments) + self.empty
+
+    def _spread(self, t: Tensor) -> Tensor:
+        return t if self.segments is None else self.segments.spread(t)
 
 
 def _sums(x: Tensor, pooled: tuple[int, ...], segments: Segments | None) -> Tensor:
     inner = pooled if segments is None else tuple([dim for dim in pooled if dim != 0])
     x = x.sum(inner, keepdim=True) if inner else x
-    return x if segments is None else segments.spread(segments.total(x))
+    return x if segments is None else segments.total(x)
 
 
 def cut_slab(slab: Slab, valid: Tensor | None, segments: Segments | None) -> CutSlab:
@@ -184,10 +194,9 @@ def cut_slab(slab: Slab, valid: Tensor | None, segments: Segments | None) -> Cut
     counts = counts.expand(
         [slab.split[dim] if dim in slab.kept.dims else size for dim, size in enumerate(counts.shape)]
     )
-    empty = (counts == 0).double()
     return CutSlab(
         slab.pattern, slab.split, kept, slab.affine, slab.running, slab.pooled, slab.not_affine, 0,
-        slab.slabs, slab.numel, valid, segments, counts, empty,
+        slab.slabs, slab.numel, valid, segments, counts, (counts == 0).double(),
     )  # fmt: skip
 
 
@@ -209,7 +218,7 @@ def formula(
     found = None
     if call.given is None:
         mean, _, m2 = _measured(clean.detach(), slab)
-        found = Counted(mean, m2, slab.kept.gather(slab.counts).long())
+        found = Counted(mean, m2, slab.numbers().long())
         y = eager.formula(clean, weight, bias, added, call)
     else:
         stats = Statistics(call.given.mean.double(), None, (call.given.var.double() + call.eps).rsqrt())
@@ -226,7 +235,7 @@ def cleaned(x: Tensor, cut: Cut, value: float = 0.0) -> Tensor:
 
 def _measured(x: Tensor, slab: CutSlab) -> tuple[Tensor, Tensor, Tensor]:
     """Return mean, what it lost, and squared deviations, 0 for an empty slab, of an x that is cleaned."""
-    some = slab.kept.gather(slab.counts) > 0
+    some = slab.numbers() > 0
     mean, low, m2 = (torch.where(some, t, 0.0) for t in eager.statistics(x, Call(slab)))
     return mean, low, m2
 
@@ -247,4 +256,4 @@ def moments(x: Tensor, slab: Slab, cut: Cut) -> tuple[Tensor, ...]:
         index = cut.ids.reshape([-1] + [1] * (t.dim() - 1)).expand_as(t)
         of_all = t.new_full((cut.segments, *t.shape[1:]), bound).scatter_reduce(0, index, t, reduce)
         ends.append(Axes.gather(whole.kept, of_all))
-    return whole.kept.gather(whole.counts).long(), mean, m2, *ends, low
+    return whole.numbers().long(), mean, m2, *ends, low

@@ -74,16 +74,15 @@ class Slab:
         # torch sums over every dim when it is given none.
         return x.sum(self.pooled, keepdim=True) if self.pooled else x
 
+    def average(self, x: Tensor) -> Tensor:
+        """Return the mean over every slab of a tensor of the split shape, spread."""
+        return self.total(x) / self.count
+
     def first(self, x: Tensor) -> Tensor:
         """Return one element of every slab, spread."""
         for dim in self.pooled:
             x = x.narrow(dim, 0, 1)
         return x
-
-    @property
-    def spread_count(self) -> int | Tensor:
-        """Elements in every slab, as a number or spread."""
-        return self.count
 
     @property
     def gathered_count(self) -> int | Tensor:

@@ -27,9 +27,9 @@ def bind(x: Tensor, slab: Slab) -> tuple[()]:
 def statistics(x: Tensor, call: Call) -> tuple[Tensor, Tensor, Tensor]:
     """Return mean, what the mean lost to rounding, and the sum of squared deviations of every slab."""
     slab = call.slab
-    mean, low, m2 = _spread_statistics(_wide(x, slab), slab)
+    mean, low, squares = _spread_statistics(_wide(x, slab), slab)
     gather = slab.kept.gather
-    return gather(mean), gather(low), gather(m2)
+    return gather(mean), gather(low), gather(slab.total(squares))
 
 
 def fuses(activation: str | None, dtype: torch.dtype) -> bool:
@@ -91,8 +91,8 @@ def backward(
         if weight is not None:
             g = _op(torch.mul, g, slab.affine.spread(weight.double()))
         if call.given is None:
-            g_mean = slab.total(g) / slab.spread_count if call.center else 0.0
-            g = g - g_mean - z * (slab.total(g * z) / slab.spread_count)
+            g_mean = slab.average(g) if call.center else 0.0
+            g = g - g_mean - z * slab.average(g * z)
         g = _op(torch.mul, g, slab.kept.spread(stats.rstd)).reshape(x.shape)
     of_residual = x if residual is None else residual  # not kept where it has x's dtype and no activation
     owners = zip(
@@ -149,11 +149,11 @@ def formula(
     """Return the whole norm as differentiable torch operations, statistics included."""
     slab = call.slab
     wide = _wide(x, slab)
-    mean, low, m2 = _spread_statistics(wide, slab)
+    mean, low, squares = _spread_statistics(wide, slab)
     if call.center:
-        z = (wide - mean - low) * (m2 / slab.spread_count + call.eps).rsqrt()
+        z = (wide - mean - low) * (slab.average(squares) + call.eps).rsqrt()
     else:
-        z = wide * (m2 / slab.spread_count + (mean + low).square() + call.eps).rsqrt()
+        z = wide * (slab.average(squares) + (mean + low).square() + call.eps).rsqrt()
     return _activated(_affine(z, weight, bias, residual, slab), x, call)
 
 
@@ -206,15 +206,15 @@ def _sum(x: Tensor, dims: tuple[int, ...]) -> Tensor:
 
 
 def _spread_statistics(wide: Tensor, slab: Slab) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mean, what it lost to rounding, and the squared deviation of every element."""
     # Shifted by an element of the slab, so that a constant slab gives exactly its value and no
     # variance; then by the mean found, so that an outlier taken as the shift costs no digits.
     # The shift is any constant to the formula: no gradient flows through it.
     shift = slab.first(wide.detach())
-    shift = shift + slab.total(wide.detach() - shift) / slab.spread_count
+    shift = shift + slab.average(wide.detach() - shift)
     centred = wide - shift
-    low = slab.total(centred) / slab.spread_count
-    m2 = slab.total((centred - low).square())
-    return shift, low, m2
+    low = slab.average(centred)
+    return shift, low, (centred - low).square()
 
 
 def _normalised(x: Tensor, slab: Slab, stats: Statistics) -> Tensor:
