@@ -19,6 +19,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils import _pytree as pytree
 
 from slabnorm.doctor.record import Layer, ModelRecord, Norm, Spread
+from slabnorm.doctor.reference import drift_of, is_comparable
 from slabnorm.errors import ModelError
 from slabnorm.functional import moments
 from slabnorm.inputs import InputNorm
@@ -43,28 +44,35 @@ ACTIVATIONS = (*DERIVATIVES, *RECTIFIERS, nn.GELU, nn.SiLU, nn.LeakyReLU, nn.ELU
 FLAT = 0.01
 
 
-def examine(model: nn.Module, batch: Any, optimizer: torch.optim.Optimizer | None = None) -> ModelRecord:
+def examine(
+    model: nn.Module,
+    batch: Any,
+    optimizer: torch.optim.Optimizer | None = None,
+    reference: InputNorm | None = None,
+) -> ModelRecord:
     """Return the record of a model on a batch; the model, its mode and the random numbers stay as they are.
 
     Args:
         model: any module.
         batch: a tensor, a tuple of positional or a dict of keyword arguments.
         optimizer: the model's, for what it does to the weights of norms.
+        reference: the statistics of the training inputs, with which the first input is compared.
 
     Raises:
         ModelError: the model cannot be copied, or does not run on the batch in train mode.
     """
     record = ModelRecord(type(model).__name__, model.training, ranks=_ranks())
-    layers = {id(place.module): described(place.name, place.module) for place in walk(model)}
-    names = {place.name for place in walk(model)}
-    record.layers = [layer for layer in layers.values() if layer is not None]
+    record.layers = described(model)
     if optimizer is not None:
         record.decayed = _decayed(model, optimizer)
     with _untouched_generators(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        if reference is not None:
+            first = next((x for x in pytree.tree_leaves(batch) if is_comparable(x)), None)
+            record.drift = [] if first is None else drift_of(reference, first, record.notes)
         _train(_twin(model), batch, record)
         try:
-            _evaluate(_twin(model), batch, record, names)
+            _evaluate(_twin(model), batch, record)
         except Exception as error:
             record.notes.append(f"the model does not run in eval mode: {type(error).__name__}: {error}")
     record.layers.sort(key=lambda layer: (layer.order is None, layer.order or 0))
@@ -97,12 +105,18 @@ def _untouched_generators() -> Iterator[None]:
 # What a module is.
 
 
-def described(name: str, module: nn.Module) -> Layer | None:
-    """Return what a module is, if the doctor looks at such modules."""
+def described(model: nn.Module) -> list[Layer]:
+    """Return the modules of a model that the doctor looks at."""
+    frozen = _staying_in_eval(model)
+    layers = (_layer(place.name, place.module, frozen) for place in walk(model))
+    return [layer for layer in layers if layer is not None]
+
+
+def _layer(name: str, module: nn.Module, frozen: set[str]) -> Layer | None:
     role = _role(module)
     if role is None:
         return None
-    layer = Layer(name, type(module).__name__, role, module.training, _stays_in_eval(module))
+    layer = Layer(name, type(module).__name__, role, module.training, name in frozen)
     if role == "norm":
         layer.norm = _norm(module)
     elif role == "linear":
@@ -120,13 +134,20 @@ def _role(module: nn.Module) -> str | None:
     return None
 
 
-def _stays_in_eval(module: nn.Module) -> bool:
-    """Return whether a module is frozen: train() leaves it in eval mode."""
-    if module.training or type(module).train is nn.Module.train:
-        return False
-    twin = copy.copy(module)
+def _staying_in_eval(model: nn.Module) -> set[str]:
+    """Return the names of modules that are frozen: train() leaves them in eval mode.
+
+    A copy is asked, since train() may do more: some change weights in it.
+    """
+    modules = list(model.modules())
+    if all(getattr(module.train, "__func__", None) is nn.Module.train for module in modules):
+        return set()
+    try:
+        twin = copy.deepcopy(model)
+    except Exception:
+        return set()
     twin.train()
-    return not twin.training
+    return {place.name for place in walk(twin) if not place.module.training}
 
 
 def _norm(module: Any) -> Norm:
@@ -239,7 +260,7 @@ def _train(twin: nn.Module, batch: Any, record: ModelRecord) -> None:
     twin.train()
     with hooks() as handles:
         for layer in record.layers:
-            _watch(layer, modules[layer.name], trail, handles)
+            _watch(layer, modules[layer.name], trail, handles, record.notes)
         args, options = copy.deepcopy(arguments(batch))
         inputs = [x for x in pytree.tree_leaves((args, options)) if _floating(x)]
         record.inputs = [_spread(x) for x in inputs if x.dim() > 0 and x.numel()]
@@ -276,7 +297,9 @@ def hooks() -> Iterator[list[Any]]:
             handle.remove()
 
 
-def _watch(layer: Layer, module: nn.Module, trail: _Trail, handles: list[Any]) -> None:
+def _watch(
+    layer: Layer, module: nn.Module, trail: _Trail, handles: list[Any], notes: list[str]
+) -> None:
     order = Counter[str]()
 
     def enter(module: nn.Module, given: tuple[Any, ...]) -> None:
@@ -289,6 +312,8 @@ def _watch(layer: Layer, module: nn.Module, trail: _Trail, handles: list[Any]) -
                 layer.norm.elements = _elements(module, given[0])
             if layer.role == "activation":
                 layer.flat = flat_share(module, given[0].detach())
+            if isinstance(module, InputNorm) and is_comparable(given[0]):
+                layer.drift = drift_of(module, given[0], notes)
 
     def leave(module: nn.Module, given: Any, output: Any) -> None:
         trail.made(layer.name, output)
@@ -327,26 +352,24 @@ def _tracked(module: nn.Module) -> int | None:
     return int(counter) if isinstance(counter, Tensor) and not counter.is_meta else None
 
 
-# Two forwards in eval mode: one of the batch, one of its first sample alone.
+# Two forwards in eval mode: one of the batch, one of its first half alone. One sample would say the same, but
+# batch norm in train mode refuses a single one.
 
 
-def _evaluate(twin: nn.Module, batch: Any, record: ModelRecord, names: set[str]) -> None:
+def _evaluate(twin: nn.Module, batch: Any, record: ModelRecord) -> None:
     twin.eval()
     for layer in record.norms:
         _measure_gap(twin.get_submodule(layer.name), layer)
     whole = _outputs(twin, batch)
-    first = _first(batch, record.samples)
+    count = record.samples // 2
+    first = _first(batch, record.samples, count)
     if first is None:
         return
     alone = _outputs(twin, first)
-    for name in sorted(names, key=lambda name: list(whole).index(name) if name in whole else -1):
-        some, one = whole.get(name), alone.get(name)
-        if (
-            some
-            and one
-            and all(len(a) == record.samples and len(b) == 1 for a, b in zip(some, one, strict=True))
-        ):
-            record.mates[name] = difference([y[:1] for y in some], one)
+    for name, outputs in whole.items():  # in the order in which forwards ended
+        pairs = list(zip(outputs, alone.get(name, []), strict=False))
+        if pairs and all(len(some) == record.samples and len(few) == count for some, few in pairs):
+            record.mates[name] = difference([y[:count] for y, _ in pairs], [y for _, y in pairs])
 
 
 def _outputs(twin: nn.Module, batch: Any) -> dict[str, list[Tensor]]:
@@ -364,13 +387,13 @@ def _outputs(twin: nn.Module, batch: Any) -> dict[str, list[Tensor]]:
     return found
 
 
-def _first(batch: Any, samples: int) -> Any:
-    """Return the batch of the first sample alone; None if not all tensors have a row for each sample."""
+def _first(batch: Any, samples: int, count: int) -> Any:
+    """Return the batch of the first samples alone; None if not all tensors have a row for each sample."""
     leaves, spec = pytree.tree_flatten(batch)
     tensors = [x for x in leaves if isinstance(x, Tensor)]
     if samples < 2 or not tensors or any(x.dim() == 0 or len(x) != samples for x in tensors):
         return None
-    return pytree.tree_unflatten([x[:1] if isinstance(x, Tensor) else x for x in leaves], spec)
+    return pytree.tree_unflatten([x[:count] if isinstance(x, Tensor) else x for x in leaves], spec)
 
 
 def _measure_gap(module: nn.Module, layer: Layer) -> None:

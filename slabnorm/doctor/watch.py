@@ -35,7 +35,7 @@ class Track:
         dead: the share of a ReLU's channels that are 0 for the whole batch.
         gradient: the norm of its weight's gradient.
         stale: how far the batch's mean is from the running one, in running standard deviations: the root mean
-            square over channels.
+            square over channels, without what the noise of a batch explains.
     """
 
     layer: Layer
@@ -154,14 +154,17 @@ class _Watcher:
     def __init__(self, model: nn.Module, every: int) -> None:
         self.model, self.record = model, WatchRecord(type(model).__name__, every)
         self.modules: dict[str, nn.Module] = {}
-        self.now: dict[str, dict[str, float]] = {}  # of the step that runs
-        self.forwards = 0  # of the model with gradients, in the step that runs
+        # Of the step that runs: the numbers, the model's forwards in train mode, those of each layer in eval
+        # mode, and the layers that ran in train mode; all with gradients.
+        self.now: dict[str, dict[str, float]] = {}
+        self.forwards = 0
+        self.eval_now: Counter[str] = Counter()
+        self.trained_now: set[str] = set()
         self.before: dict[str, int] = {}
-        for place in walk(model):
-            layer = described(place.name, place.module)
-            if layer is not None:
-                self.modules[place.name] = place.module
-                self.record.tracks[place.name] = Track(layer)
+        places = {place.name: place.module for place in walk(model)}
+        for layer in described(model):
+            self.modules[layer.name] = places[layer.name]
+            self.record.tracks[layer.name] = Track(layer)
         self._count_updates()
 
     def install(self, handles: list[Any]) -> None:
@@ -181,6 +184,9 @@ class _Watcher:
         if torch.is_grad_enabled() and module.training:
             self.forwards += 1
 
+    def _forget_step(self) -> None:
+        self.now, self.forwards, self.eval_now, self.trained_now = {}, 0, Counter(), set()
+
     def _entering(self, name: str) -> Any:
         layer = self.record.tracks[name].layer
         norm = layer.norm
@@ -190,8 +196,10 @@ class _Watcher:
             if norm is not None and norm.pools_samples:
                 if module.training and not gradients and not _on_purpose():
                     self.record.without_gradients[name] += 1
-                elif not module.training and gradients and self.model.training and not layer.frozen:
-                    self.record.in_eval[name] += 1
+                elif not module.training and gradients and not layer.frozen:
+                    self.eval_now[name] += 1
+                elif module.training and gradients:
+                    self.trained_now.add(name)
             if gradients and self.looking and name not in self.now and given:
                 self.now[name] = self._numbers(name, module, given[0])
 
@@ -218,7 +226,9 @@ class _Watcher:
         running, spread = (getattr(module, key, None) for key in ("running_mean", "running_var"))
         if running is not None and spread is not None and running.shape == mean.shape:
             eps = self.record.tracks[name].layer.norm.eps  # type: ignore[union-attr]
-            found["stale"] = float(((mean - running).square() / (spread + eps)).mean().sqrt())
+            apart = ((mean - running).square() / (spread + eps)).mean()
+            noise = (var / (spread + eps)).mean() / len(x)  # of the batch's mean: one value for each sample
+            found["stale"] = float((apart - noise).clamp(min=0).sqrt())
         return found
 
     def _stepped(self, optimizer: Any, args: Any, options: Any) -> None:
@@ -237,8 +247,10 @@ class _Watcher:
             self._find_damage()
         self._count_updates()
         self.record.passes[self.forwards] += 1
+        # An evaluation with gradients on, between two steps, is no training in eval mode.
+        self.record.in_eval.update({n: k for n, k in self.eval_now.items() if n not in self.trained_now})
         self.record.steps += 1
-        self.now, self.forwards = {}, 0
+        self._forget_step()
 
     def _count_updates(self) -> None:
         for name, module in self.modules.items():

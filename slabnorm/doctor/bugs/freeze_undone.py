@@ -1,0 +1,35 @@
+"""A backbone is frozen by requires_grad_(False) and eval(), and model.train() undoes the latter.
+
+Symptom: the frozen backbone gives other features than before
+Cause: train() switches every module, and running statistics are no parameters
+Kind: modes
+Rule: 103
+Thread: https://github.com/chemprop/chemprop/pull/952
+"""
+
+import torch
+from torch import nn
+
+from slabnorm.doctor import check
+from slabnorm.doctor.bugs.task import Case, digits, network, train
+
+BAD, GOOD = 0.1, 0.0
+
+
+def run(repaired: bool) -> Case:
+    """Train a head on darker images than those of the backbone."""
+    data = digits()
+    model = network()
+    train(model, data.x, data.y)
+    backbone = model[:6].requires_grad_(False).eval()
+    before = backbone(data.x_test)
+    model.train()
+    if repaired:
+        for norm in backbone:
+            norm.train = lambda mode=True, norm=norm: norm  # type: ignore[method-assign]
+            nn.Module.train(norm, False)
+    train(model, 0.5 * data.x, data.y)
+    model.eval()
+    moved = (backbone(data.x_test) - before).norm() / before.norm()
+    model.train()
+    return Case(float(moved), check(model, 0.5 * data.x[:64]).findings)
