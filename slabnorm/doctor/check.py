@@ -19,8 +19,8 @@ def check(
 ) -> CheckRecord:
     """Find normalisation bugs in a model.
 
-    Copies of the model run one step in train mode, and two forwards in eval mode: of the batch, and of its
-    first sample alone. Rules compare what is seen with the running statistics, the modes, the structure and
+    Copies of the model run one step in train mode and three forwards in eval mode: two of the batch, and one
+    of its first half. Rules compare what is seen with the running statistics, the modes, the structure and
     the scale of signals. The model, its mode, its gradients and the random numbers stay as they are.
 
     Args:

@@ -136,8 +136,8 @@ class ModelRecord:
         drift: how the first input differs from the reference, if there is one.
         samples: the size of the batch.
         decayed: the layers whose weight or bias the optimiser's weight decay shrinks, if they are norms.
-        mates: by layer, how much its output for one sample changes in eval mode with the other samples of the
-            batch, as a share; "" is the model.
+        mates: by module, how much its outputs for the first half of the batch change in eval mode without the
+            other half, as a share; in the order in which forwards end, with "" for the model.
         ranks: the number of processes that train together.
         notes: what could not be looked at, and why.
     """

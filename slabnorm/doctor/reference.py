@@ -47,7 +47,14 @@ def drifts(record: AuditRecord, kinds: tuple[str, ...] = OF_VALUES + OF_SPLITS) 
     ratios = [feature.spread for feature in record.features if np.isfinite(feature.spread)]
     ratio = float(np.median(ratios)) if ratios else 1.0
     return [
-        Drift("normalised" if found.text == NORMALISED else found.kind, found.severity, found.text, found.advice, ratio, dict(found.numbers))
+        Drift(
+            "normalised" if found.text == NORMALISED else found.kind,
+            found.severity,
+            found.text,
+            found.advice,
+            ratio,
+            dict(found.numbers),
+        )
         for found in record.findings
         if found.kind in kinds
     ]
@@ -55,4 +62,6 @@ def drifts(record: AuditRecord, kinds: tuple[str, ...] = OF_VALUES + OF_SPLITS) 
 
 def is_comparable(x: Any) -> bool:
     """Whether a tensor is a batch of numbers."""
-    return isinstance(x, Tensor) and x.dim() > 1 and x.dtype not in (torch.bool, torch.complex64) and len(x) > 1
+    return (
+        isinstance(x, Tensor) and x.dim() > 1 and x.dtype not in (torch.bool, torch.complex64) and len(x) > 1
+    )

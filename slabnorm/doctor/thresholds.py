@@ -29,7 +29,7 @@ GAMMA_DEAD, GAMMA_HUGE = 1e-4, 100.0  # of 1, where weights start
 CANCELLED = 0.05  # of a standard deviation: what rounding takes from x - mean
 
 # Over time.
-# Running standard deviations between batch and running mean, beyond the noise of a batch. Digits, three layers:
-# a lag of 0.2 costs no accuracy in eval mode, 0.5 to 0.8 costs 11 points of 92, and 2 costs 24 of 87.
+# Running standard deviations between batch and running mean, beyond a batch's noise. On the digits, a lag of
+# 0.2 costs no accuracy in eval mode, 0.5 to 0.8 costs 11 points of 92, and 2 costs 24 of 87.
 LAG = 0.5
 LOOKS = 5  # at a training, below which it is only beginning

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from array import array
 from collections import Counter
 from collections.abc import Iterator
@@ -135,7 +136,8 @@ def watch(model: nn.Module, every: int = 10) -> Iterator[WatchRecord]:
     """
     if not isinstance(model, nn.Module):
         raise ModelError("watch() needs a torch.nn.Module", type(model).__name__, "give it the model")
-    if isinstance(model, torch._dynamo.OptimizedModule):
+    dynamo = sys.modules.get("torch._dynamo")  # it takes seconds to import, and has made what is compiled
+    if dynamo is not None and isinstance(model, dynamo.OptimizedModule):
         raise ModelError(
             "A compiled model hides its layers from hooks", type(model).__name__,
             "watch the model that you gave to torch.compile, and train it uncompiled for some steps",

@@ -20,7 +20,7 @@ from typing import Any
 
 from slabnorm.doctor.bugs.task import Case
 
-__all__ = ["Bench", "Bug", "Outcome", "bugs", "run_all"]
+__all__ = ["Bench", "Bug", "Case", "Outcome", "bugs", "run_all", "run_one"]
 
 _FIELDS = ("symptom", "cause", "kind", "rule", "thread")
 
@@ -75,6 +75,7 @@ class Outcome:
         bug: the script.
         metric, repaired: the number with the bug, and in the twin.
         codes: what the doctor found, first things first.
+        warned: whether any of it is more than a note.
         alarms: the codes of severity warning or above that it found in the twin.
         seconds: of both runs together.
     """
@@ -83,6 +84,7 @@ class Outcome:
     metric: float
     repaired: float
     codes: tuple[int, ...]
+    warned: bool
     alarms: tuple[int, ...]
     seconds: float
 
@@ -120,9 +122,12 @@ class Bench:
 
     @property
     def precision(self) -> float:
-        """Of the runs with a finding of severity warning or above, the share of those with a bug."""
-        alarmed = sum(bool(o.codes) for o in self.outcomes)
-        return alarmed / max(1, alarmed + self.false_alarms)
+        """Of the runs, repaired ones too, in which the doctor says something, the share that is right.
+
+        It says something with a warning or an error, or by naming a bug that is only worth a note.
+        """
+        said = sum(o.first or o.warned for o in self.outcomes) + self.false_alarms
+        return sum(o.first for o in self.outcomes) / max(1, said)
 
     @property
     def seconds(self) -> float:
@@ -152,7 +157,7 @@ def _read(name: str) -> Bug:
 
 
 def run_all(progress: Callable[[int, int, str], None] | None = None) -> Bench:
-    """Run all scripts with their bug and repaired, and return what the doctor made of them.
+    """Run all scripts with their bug and repaired, and return what the doctor makes of them.
 
     Args:
         progress: called before each script with how many are done, how many there are, and its name.
@@ -174,4 +179,5 @@ def run_one(bug: Bug) -> Outcome:
     broken, twin = bug.run(repaired=False), bug.run(repaired=True)
     alarms = tuple(finding.code for finding in twin.findings if finding.severity != "note")
     codes = tuple(finding.code for finding in broken.findings)
-    return Outcome(bug, broken.metric, twin.metric, codes, alarms, time.perf_counter() - start)
+    warned = any(finding.severity != "note" for finding in broken.findings)
+    return Outcome(bug, broken.metric, twin.metric, codes, warned, alarms, time.perf_counter() - start)

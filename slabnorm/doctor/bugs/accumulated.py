@@ -8,9 +8,8 @@ Thread: https://github.com/ultralytics/yolov5/issues/1630
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-
 
 from slabnorm.doctor import watch
 from slabnorm.doctor.bugs.task import Case, accuracy, digits, network

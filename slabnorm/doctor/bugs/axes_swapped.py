@@ -4,7 +4,7 @@ Symptom: accuracy in service is low
 Cause: Fortran order, or width before height: the same numbers in other places
 Kind: inputs
 Rule: 408
-Thread: no public thread known
+Thread: https://github.com/triton-inference-server/server/issues/2971
 """
 
 from slabnorm.doctor import check

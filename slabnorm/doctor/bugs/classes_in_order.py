@@ -4,7 +4,7 @@ Symptom: test accuracy in eval mode is low
 Cause: the running statistics are those of the last class
 Kind: modes
 Rule: 203
-Thread: no public thread known
+Thread: https://github.com/openpifpaf/openpifpaf/pull/308
 """
 
 import torch
@@ -24,7 +24,7 @@ def run(repaired: bool) -> Case:
     if repaired:
         order = torch.arange(len(data.x))
     optimizer = torch.optim.SGD(model.parameters(), 1e-4)
-    for batch in order.split(4):
+    for batch in order[::2].split(4):
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(model(data.x[batch]), data.y[batch]).backward()
         optimizer.step()

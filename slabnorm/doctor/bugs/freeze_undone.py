@@ -7,7 +7,6 @@ Rule: 103
 Thread: https://github.com/chemprop/chemprop/pull/952
 """
 
-import torch
 from torch import nn
 
 from slabnorm.doctor import check

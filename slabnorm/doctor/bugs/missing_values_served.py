@@ -4,7 +4,7 @@ Symptom: a third of the outputs are NaN
 Cause: NaN minus a mean is NaN, and no layer stops it
 Kind: inputs
 Rule: 408
-Thread: no public thread known
+Thread: https://github.com/FederatedAI/FATE/issues/3961
 """
 
 import torch

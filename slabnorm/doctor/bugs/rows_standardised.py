@@ -4,7 +4,7 @@ Symptom: test accuracy is low
 Cause: axis=1 where axis=0 was meant: each row loses its level and its contrast
 Kind: inputs
 Rule: none
-Thread: no public thread known
+Thread: https://github.com/EpistasisLab/scikit-rebate/pull/21
 """
 
 from torch import nn

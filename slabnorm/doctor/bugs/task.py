@@ -102,20 +102,24 @@ def convolutions(
 
 
 def train(
-    model: nn.Module, x: Tensor, y: Tensor, epochs: int = 4, size: int = 64, rate: float = 0.1,
-    optimizer: torch.optim.Optimizer | None = None, loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
-    step: Callable[[], None] | None = None,
+    model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor,
+    epochs: int = 4, size: int = 64, rate: float = 0.1,
+    optimizer: torch.optim.Optimizer | None = None,
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    step: Callable[[], object] | None = None,
 ) -> None:  # fmt: skip
     """Train a model in the mode that it is in, on batches of one size.
 
     Args:
-        model, x, y: the model and its data.
+        model, x, y: the model and its data. A function needs an optimizer.
         epochs, size, rate: how often, in batches of how many samples, at which learning rate.
         optimizer: another than SGD with momentum.
         loss: of outputs and targets.
         step: called after each step.
     """
-    optimizer = optimizer or torch.optim.SGD(model.parameters(), rate, momentum=0.9)
+    if optimizer is None:
+        assert isinstance(model, nn.Module)
+        optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9)
     generator = torch.Generator().manual_seed(0)
     for _ in range(epochs):
         order = torch.randperm(len(x), generator=generator)

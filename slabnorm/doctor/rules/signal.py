@@ -23,7 +23,8 @@ def unlike(drifts: Iterable[Drift], what: str, layer: str = "") -> Iterator[Find
     """Return what an audit says of data, in the doctor's codes.
 
     Data that were normalised before, or are far smaller than in training, were scaled once too often (402);
-    if a change of scale makes them far larger, they were not scaled (401). Data that are otherwise unlike are 408; statistics of the wrong split are 409.
+    if a change of scale makes them far larger, they were not scaled (401). Data that are otherwise unlike are
+    408; statistics of the wrong split are 409.
     """
     for drift in drifts:
         code = 409 if drift.kind == "leak" else 408

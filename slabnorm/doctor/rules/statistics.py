@@ -80,7 +80,11 @@ def stale(record: ModelRecord) -> Iterator[Finding]:
 def _initial(norm: Norm) -> str:
     """Return how much of running statistics is still their initial 0 and 1, if it is much."""
     part = (1 - (norm.momentum or 0.0)) ** (norm.tracked or 0) if norm.momentum is not None else 0.0
-    return f"; after {norm.tracked} batches {part:.0%} of them is still the initial 0 and 1" if part > 0.1 else ""
+    return (
+        f"; after {norm.tracked} batches {part:.0%} of them is still the initial 0 and 1"
+        if part > 0.1
+        else ""
+    )
 
 
 def other_momentum(record: ModelRecord) -> Iterator[Finding]:
