@@ -42,6 +42,7 @@ DERIVATIVES: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
 RECTIFIERS = (nn.ReLU, nn.ReLU6)
 ACTIVATIONS = (*DERIVATIVES, *RECTIFIERS, nn.GELU, nn.SiLU, nn.LeakyReLU, nn.ELU, nn.Hardswish, nn.Mish)
 FLAT = 0.01
+TARGETS = frozenset(("label", "labels", "target", "targets"))  # arguments that are compared with outputs
 # By how many roundings of its dtype a model's outputs may move with the size of the batch, since sums may be
 # taken in another order. On a CPU it is none for a transformer of 12 layers in bfloat16.
 ROUNDINGS = 4
@@ -274,8 +275,10 @@ def _train(twin: nn.Module, batch: Any, record: ModelRecord) -> None:
         for layer in record.layers:
             _watch(layer, modules[layer.name], trail, handles, record.notes)
         args, options = copy.deepcopy(arguments(batch))
-        inputs = [x for x in pytree.tree_leaves((args, options)) if _floating(x)]
-        record.inputs = [_spread(x) for x in inputs if x.dim() > 0 and x.numel()]
+        features = {name: value for name, value in options.items() if name not in TARGETS}
+        inputs = [x for x in pytree.tree_leaves((args, features)) if _floating(x)]
+        # One number for each sample, such as the time of a diffusion, is no set of features.
+        record.inputs = [_spread(x) for x in inputs if x.dim() > 1 and x.numel()]
         record.samples = len(inputs[0]) if inputs and inputs[0].dim() else 0
         outputs = _run(twin, args, options)
     taken = trail.takers(outputs)
@@ -310,19 +313,20 @@ def hooks() -> Iterator[list[Any]]:
 
 
 def _watch(layer: Layer, module: nn.Module, trail: _Trail, handles: list[Any], notes: list[str]) -> None:
-    def enter(module: nn.Module, given: tuple[Any, ...]) -> None:
+    def enter(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         layer.calls += 1
         trail.entered += 1
-        if layer.order is None and given and isinstance(given[0], Tensor):
+        x = first_of(given, named)
+        if layer.order is None and x is not None:
             layer.order = trail.entered
-            layer.before = trail.maker(given[0])
-            layer.input = _spread(given[0].detach())
+            layer.before = trail.maker(x)
+            layer.input = _spread(x.detach())
             if layer.norm is not None:
-                layer.norm.elements = _elements(module, given[0])
+                layer.norm.elements = _elements(module, x)
             if layer.role == "activation":
-                layer.flat = flat_share(module, given[0].detach())
-            if isinstance(module, InputNorm) and is_comparable(given[0]):
-                layer.drift = drift_of(module, given[0], notes)
+                layer.flat = flat_share(module, x.detach())
+            if isinstance(module, InputNorm) and is_comparable(x):
+                layer.drift = drift_of(module, x, notes)
 
     def leave(module: nn.Module, given: Any, output: Any) -> None:
         trail.made(layer.name, output)
@@ -331,8 +335,14 @@ def _watch(layer: Layer, module: nn.Module, trail: _Trail, handles: list[Any], n
             if isinstance(module, RECTIFIERS):
                 layer.dead = dead_share(output.detach())
 
-    handles.append(module.register_forward_pre_hook(enter))
+    handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
     handles.append(module.register_forward_hook(leave))
+
+
+def first_of(given: tuple[Any, ...], named: dict[str, Any]) -> Tensor | None:
+    """Return the first argument of a layer, if it is a tensor."""
+    first = next(iter((*given, *named.values())), None)
+    return first if isinstance(first, Tensor) else None
 
 
 def _backward(outputs: list[Tensor], record: ModelRecord) -> None:

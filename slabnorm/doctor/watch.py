@@ -16,7 +16,15 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from slabnorm.doctor import rules
-from slabnorm.doctor.probes import RECTIFIERS, channel_axis, dead_share, described, flat_share, hooks
+from slabnorm.doctor.probes import (
+    RECTIFIERS,
+    channel_axis,
+    dead_share,
+    described,
+    first_of,
+    flat_share,
+    hooks,
+)
 from slabnorm.doctor.record import Layer
 from slabnorm.errors import ModelError, OptionError
 from slabnorm.nn.diagnostics import recomputing, training_without_gradients
@@ -174,7 +182,7 @@ class _Watcher:
         handles.append(self.model.register_forward_pre_hook(self._enter_model))
         handles.append(register_optimizer_step_post_hook(self._stepped))
         for name, module in self.modules.items():
-            handles.append(module.register_forward_pre_hook(self._entering(name)))
+            handles.append(module.register_forward_pre_hook(self._entering(name), with_kwargs=True))
             if isinstance(module, RECTIFIERS):
                 handles.append(module.register_forward_hook(self._leaving(name)))
 
@@ -193,7 +201,7 @@ class _Watcher:
         layer = self.record.tracks[name].layer
         norm = layer.norm
 
-        def enter(module: nn.Module, given: tuple[Any, ...]) -> None:
+        def enter(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
             gradients = torch.is_grad_enabled()
             if norm is not None and norm.pools_samples:
                 if module.training and not gradients and not _on_purpose():
@@ -202,8 +210,8 @@ class _Watcher:
                     self.eval_now[name] += 1
                 elif module.training and gradients:
                     self.trained_now.add(name)
-            if gradients and self.looking and name not in self.now and given:
-                self.now[name] = self._numbers(name, module, given[0])
+            if gradients and self.looking and name not in self.now:
+                self.now[name] = self._numbers(name, module, first_of(given, named))
 
         return enter
 
@@ -215,8 +223,8 @@ class _Watcher:
         return leave
 
     @torch.no_grad()
-    def _numbers(self, name: str, module: nn.Module, x: Any) -> dict[str, float]:
-        if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 2 or not x.numel():
+    def _numbers(self, name: str, module: nn.Module, x: Tensor | None) -> dict[str, float]:
+        if x is None or not x.is_floating_point() or x.dim() < 2 or not x.numel():
             return {}
         x = x.detach()
         axis = channel_axis(x)

@@ -122,6 +122,21 @@ def test_distributions_are_those_of_numpy():
     assert [layer.name for layer in record.layers] == ["0", "1", "2", "3", "4"]
 
 
+def test_targets_and_times_are_no_features():
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network()
+
+        def forward(self, x: Tensor, time: Tensor, labels: Tensor) -> Tensor:
+            return self.net(input=x) * time[:, None] - labels
+
+    model = Net()
+    record = sn.check(model, {"x": x(), "time": torch.full((64,), 999.0), "labels": 1e4 * torch.ones(64, 2)})
+    assert record.healthy, record
+    assert codes(sn.check(model, (300 * x(), torch.ones(64), torch.ones(64, 2))))[0] == 401
+
+
 def test_values_that_are_not_finite_are_counted_and_left_out():
     batch = x()
     batch[0, 0], batch[1, 2] = math.nan, math.inf

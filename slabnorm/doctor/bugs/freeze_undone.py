@@ -7,8 +7,6 @@ Rule: 103
 Thread: https://github.com/chemprop/chemprop/pull/952
 """
 
-from torch import nn
-
 from slabnorm.doctor import check
 from slabnorm.doctor.bugs.task import Case, digits, network, train
 
@@ -18,17 +16,14 @@ BAD, GOOD = 0.1, 0.0
 def run(repaired: bool) -> Case:
     """Train a head on darker images than those of the backbone."""
     data = digits()
-    model = network()
+    model, dark = network(), 0.5 * data.x
     train(model, data.x, data.y)
     backbone = model[:6].requires_grad_(False).eval()
     before = backbone(data.x_test)
     model.train()
     if repaired:
-        for norm in backbone:
-            norm.train = lambda mode=True, norm=norm: norm  # type: ignore[method-assign]
-            nn.Module.train(norm, False)
-    train(model, 0.5 * data.x, data.y)
-    model.eval()
-    moved = (backbone(data.x_test) - before).norm() / before.norm()
-    model.train()
-    return Case(float(moved), check(model, 0.5 * data.x[:64]).findings)
+        backbone.eval()
+    train(model, dark, data.y)
+    findings = check(model, dark[:64]).findings
+    moved = (backbone.eval()(data.x_test) - before).norm() / before.norm()
+    return Case(float(moved), findings)

@@ -31,7 +31,7 @@ class Policy(nn.Module):
 def run(repaired: bool) -> Case:
     """Train with a state whose statistics are stored under another name."""
     data = digits()
-    state = 400 + 200 * torch.randn(1797, 7, generator=torch.Generator().manual_seed(1))
+    states = 400 + 200 * torch.randn(1797, 7, generator=torch.Generator().manual_seed(1))
     known = {"image": (0.3, 0.4), "arm.state": (400.0, 200.0)}
     if repaired:
         known["state"] = known.pop("arm.state")
@@ -40,13 +40,11 @@ def run(repaired: bool) -> Case:
         mean, std = known.get(name, (0.0, 1.0))
         return (x - mean) / std
 
-    image, image_test = normalise(data.x, "image"), normalise(data.x_test, "image")
-    state = normalise(state, "state")
+    def act(x: Tensor) -> Tensor:
+        return model(normalise(x[:, :64], "image"), normalise(x[:, 64:], "state"))
+
     model = Policy()
-    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
-    train(lambda x: model(x[:, :64], x[:, 64:]), torch.cat([image, state[:1200]], 1), data.y,
-          optimizer=optimizer)  # fmt: skip
-    right = accuracy(
-        lambda x: model(x[:, :64], x[:, 64:]), torch.cat([image_test, state[1200:]], 1), data.y_test
-    )
-    return Case(right, check(model, {"image": image[:64], "state": state[:64]}).findings)
+    x, test = (torch.cat(pair, 1) for pair in ((data.x, states[:1200]), (data.x_test, states[1200:])))
+    train(act, x, data.y, optimizer=torch.optim.SGD(model.parameters(), 0.05, momentum=0.9))
+    batch = {"image": normalise(x[:64, :64], "image"), "state": normalise(x[:64, 64:], "state")}
+    return Case(accuracy(act, test, data.y_test), check(model, batch).findings)
