@@ -12,7 +12,8 @@ from slabnorm._version import __version__ as __version__
 from slabnorm.errors import SlabError, SlabWarning
 
 if TYPE_CHECKING:
-    from slabnorm.doctor import assert_healthy, check, watch
+    from slabnorm.doctor.check import assert_healthy, check
+    from slabnorm.doctor.watch import watch
     from slabnorm.functional import moments, normalize
     from slabnorm.inputs import FixedScale, InputNorm, MinMax, Robust, ZScore, fit, load, save
     from slabnorm.inputs.audit import audit
