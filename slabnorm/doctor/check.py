@@ -8,16 +8,19 @@ import torch
 from torch import nn
 
 from slabnorm.doctor.probes import examine
+from slabnorm.doctor.reference import fitted
 from slabnorm.doctor.rules import find
 from slabnorm.errors import ModelError
 from slabnorm.report.check import CheckRecord
 
 
-def check(model: nn.Module, batch: Any, optimizer: torch.optim.Optimizer | None = None) -> CheckRecord:
+def check(
+    model: nn.Module, batch: Any, optimizer: torch.optim.Optimizer | None = None, *, reference: Any = None
+) -> CheckRecord:
     """Find normalisation bugs in a model.
 
-    Copies of the model run one step in train mode, and two forwards in eval mode: of the batch, and of its
-    first sample alone. Rules compare what is seen with the running statistics, the modes, the structure and
+    Copies of the model run one step in train mode and three forwards in eval mode: two of the batch, and one
+    of its first half. Rules compare what is seen with the running statistics, the modes, the structure and
     the scale of signals. The model, its mode, its gradients and the random numbers stay as they are.
 
     Args:
@@ -25,12 +28,16 @@ def check(model: nn.Module, batch: Any, optimizer: torch.optim.Optimizer | None 
         batch: what a training step sees: a tensor, a tuple of positional or a dict of keyword arguments. Use
             real data, of the size that you train with: what is found is true of this batch.
         optimizer: the model's optimiser, to find weight decay of norms.
+        reference: what the first input is compared with by `slabnorm.audit`, if the batch is not of the
+            training data but of a test split or from service: an InputNorm that was fitted on the training
+            inputs, or these themselves. An InputNorm in the model is compared with its input anyway.
 
     Returns:
         A CheckRecord: print it. `record.healthy` is true if nothing is worse than a note.
 
     Raises:
         ModelError: the model cannot be copied, or does not run on the batch.
+        SlabError: the reference cannot be fitted.
 
     Rules: 301 follows Ioffe and Szegedy (2015); 303 Li et al., "Understanding the disharmony between dropout
     and batch normalization by variance shift" (2019); 207 Peng et al., "MegDet" (2018).
@@ -44,7 +51,7 @@ def check(model: nn.Module, batch: Any, optimizer: torch.optim.Optimizer | None 
     """
     if not isinstance(model, nn.Module):
         raise ModelError("check() needs a torch.nn.Module", type(model).__name__, "give it the model")
-    record = examine(model, batch, optimizer)
+    record = examine(model, batch, optimizer, None if reference is None else fitted(reference))
     notes = list(record.notes)
     if not record.norms:
         notes.append("the model has no norm layers that are known here: inputs and signals were looked at")

@@ -1,4 +1,4 @@
-"""What is measured of a model: hooks on copies of it, in one train and two eval forwards."""
+"""What is measured of a model: hooks on copies of it, in one train and three eval forwards."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils import _pytree as pytree
 
 from slabnorm.doctor.record import Layer, ModelRecord, Norm, Spread
+from slabnorm.doctor.reference import drift_of, is_comparable
 from slabnorm.errors import ModelError
 from slabnorm.functional import moments
 from slabnorm.inputs import InputNorm
@@ -41,30 +42,41 @@ DERIVATIVES: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
 RECTIFIERS = (nn.ReLU, nn.ReLU6)
 ACTIVATIONS = (*DERIVATIVES, *RECTIFIERS, nn.GELU, nn.SiLU, nn.LeakyReLU, nn.ELU, nn.Hardswish, nn.Mish)
 FLAT = 0.01
+TARGETS = frozenset(("label", "labels", "target", "targets"))  # arguments that are compared with outputs
+# By how many roundings of its dtype a model's outputs may move with the size of the batch, since sums may be
+# taken in another order. On a CPU it is none for a transformer of 12 layers in bfloat16.
+ROUNDINGS = 4
 
 
-def examine(model: nn.Module, batch: Any, optimizer: torch.optim.Optimizer | None = None) -> ModelRecord:
+def examine(
+    model: nn.Module,
+    batch: Any,
+    optimizer: torch.optim.Optimizer | None = None,
+    reference: InputNorm | None = None,
+) -> ModelRecord:
     """Return the record of a model on a batch; the model, its mode and the random numbers stay as they are.
 
     Args:
         model: any module.
         batch: a tensor, a tuple of positional or a dict of keyword arguments.
         optimizer: the model's, for what it does to the weights of norms.
+        reference: the statistics of the training inputs, with which the first input is compared.
 
     Raises:
         ModelError: the model cannot be copied, or does not run on the batch in train mode.
     """
     record = ModelRecord(type(model).__name__, model.training, ranks=_ranks())
-    layers = {id(place.module): described(place.name, place.module) for place in walk(model)}
-    names = {place.name for place in walk(model)}
-    record.layers = [layer for layer in layers.values() if layer is not None]
+    record.layers = described(model)
     if optimizer is not None:
         record.decayed = _decayed(model, optimizer)
     with _untouched_generators(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        if reference is not None:
+            first = next((x for x in pytree.tree_leaves(batch) if is_comparable(x)), None)
+            record.drift = [] if first is None else drift_of(reference, first, record.notes)
         _train(_twin(model), batch, record)
         try:
-            _evaluate(_twin(model), batch, record, names)
+            _evaluate(_twin(model), batch, record)
         except Exception as error:
             record.notes.append(f"the model does not run in eval mode: {type(error).__name__}: {error}")
     record.layers.sort(key=lambda layer: (layer.order is None, layer.order or 0))
@@ -97,12 +109,18 @@ def _untouched_generators() -> Iterator[None]:
 # What a module is.
 
 
-def described(name: str, module: nn.Module) -> Layer | None:
-    """Return what a module is, if the doctor looks at such modules."""
+def described(model: nn.Module) -> list[Layer]:
+    """Return the modules of a model that the doctor looks at."""
+    frozen = _staying_in_eval(model)
+    layers = (_layer(place.name, place.module, frozen) for place in walk(model))
+    return [layer for layer in layers if layer is not None]
+
+
+def _layer(name: str, module: nn.Module, frozen: set[str]) -> Layer | None:
     role = _role(module)
     if role is None:
         return None
-    layer = Layer(name, type(module).__name__, role, module.training, _stays_in_eval(module))
+    layer = Layer(name, type(module).__name__, role, module.training, name in frozen)
     if role == "norm":
         layer.norm = _norm(module)
     elif role == "linear":
@@ -117,16 +135,29 @@ def _role(module: nn.Module) -> str | None:
     for role, kind in (*kinds, ("dropout", DROPOUT)):
         if isinstance(module, kind):
             return role
-    return None
+    return "norm" if _is_rms_norm(module) else None
 
 
-def _stays_in_eval(module: nn.Module) -> bool:
-    """Return whether a module is frozen: train() leaves it in eval mode."""
-    if module.training or type(module).train is nn.Module.train:
-        return False
-    twin = copy.copy(module)
+def _is_rms_norm(module: nn.Module) -> bool:
+    """Whether a module is an RMS norm of one's own, as each model of transformers has: by its name."""
+    weight = getattr(module, "weight", None)
+    return type(module).__name__.endswith("RMSNorm") and isinstance(weight, Tensor) and weight.dim() == 1
+
+
+def _staying_in_eval(model: nn.Module) -> set[str]:
+    """Return the names of modules that are frozen: train() leaves them in eval mode.
+
+    A copy is asked, since train() may do more: some change weights in it.
+    """
+    modules = list(model.modules())
+    if all(getattr(module.train, "__func__", None) is nn.Module.train for module in modules):
+        return set()
+    try:
+        twin = copy.deepcopy(model)
+    except Exception:
+        return set()
     twin.train()
-    return not twin.training
+    return {place.name for place in walk(twin) if not place.module.training}
 
 
 def _norm(module: Any) -> Norm:
@@ -134,7 +165,7 @@ def _norm(module: Any) -> Norm:
     mean, var = (getattr(module, key, None) for key in ("running_mean", "running_var"))
     weight, tracked = getattr(module, "weight", None), getattr(module, "num_batches_tracked", None)
     learned = [t for t in (weight, getattr(module, "bias", None)) if isinstance(t, Tensor)]
-    eps = getattr(module, "eps", None)
+    eps = getattr(module, "eps", getattr(module, "variance_epsilon", None))
     first = learned[0] if learned else mean
     return Norm(
         family=family,
@@ -165,7 +196,10 @@ def _family(module: Any) -> tuple[str, bool, bool]:
     for kind, family in ((nn.GroupNorm, "group"), (nn.LayerNorm, "layer"), (nn.RMSNorm, "rms")):
         if isinstance(module, kind):
             return family, False, False
-    return "pattern", ("c",) in module.pattern.right, module.pattern.pools_samples
+    if not isinstance(module, SlabNorm):
+        return "rms", False, False
+    pattern = module.pattern
+    return "pattern", ("c",) in pattern.right, pattern.pools_samples
 
 
 def _dtype(t: Tensor | None) -> str:
@@ -184,7 +218,7 @@ def _decayed(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
     return [
         place.name
         for place in walk(model)
-        if isinstance(place.module, NORMS) and any(id(p) in shrunk for p in place.module.parameters(False))
+        if _role(place.module) == "norm" and any(id(p) in shrunk for p in place.module.parameters(False))
     ]
 
 
@@ -200,6 +234,7 @@ class _Trail:
     """Which module made a tensor that another takes, and how many take it."""
 
     def __init__(self) -> None:
+        self.entered = 0  # how many modules were called so far
         self.makers: dict[int, tuple[weakref.ref[Tensor], str]] = {}
         self.nodes: dict[str, Any] = {}
 
@@ -238,10 +273,12 @@ def _train(twin: nn.Module, batch: Any, record: ModelRecord) -> None:
     twin.train()
     with hooks() as handles:
         for layer in record.layers:
-            _watch(layer, modules[layer.name], trail, handles)
+            _watch(layer, modules[layer.name], trail, handles, record.notes)
         args, options = copy.deepcopy(arguments(batch))
-        inputs = [x for x in pytree.tree_leaves((args, options)) if _floating(x)]
-        record.inputs = [_spread(x) for x in inputs if x.dim() > 0 and x.numel()]
+        features = {name: value for name, value in options.items() if name not in TARGETS}
+        inputs = [x for x in pytree.tree_leaves((args, features)) if _floating(x)]
+        # One number for each sample, such as the time of a diffusion, is no set of features.
+        record.inputs = [_spread(x) for x in inputs if x.dim() > 1 and x.numel()]
         record.samples = len(inputs[0]) if inputs and inputs[0].dim() else 0
         outputs = _run(twin, args, options)
     taken = trail.takers(outputs)
@@ -275,19 +312,21 @@ def hooks() -> Iterator[list[Any]]:
             handle.remove()
 
 
-def _watch(layer: Layer, module: nn.Module, trail: _Trail, handles: list[Any]) -> None:
-    order = Counter[str]()
-
-    def enter(module: nn.Module, given: tuple[Any, ...]) -> None:
+def _watch(layer: Layer, module: nn.Module, trail: _Trail, handles: list[Any], notes: list[str]) -> None:
+    def enter(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         layer.calls += 1
-        if layer.order is None and given and isinstance(given[0], Tensor):
-            layer.order = len(trail.makers) + order.total()
-            layer.before = trail.maker(given[0])
-            layer.input = _spread(given[0].detach())
+        trail.entered += 1
+        x = first_of(given, named)
+        if layer.order is None and x is not None:
+            layer.order = trail.entered
+            layer.before = trail.maker(x)
+            layer.input = _spread(x.detach())
             if layer.norm is not None:
-                layer.norm.elements = _elements(module, given[0])
+                layer.norm.elements = _elements(module, x)
             if layer.role == "activation":
-                layer.flat = flat_share(module, given[0].detach())
+                layer.flat = flat_share(module, x.detach())
+            if isinstance(module, InputNorm) and is_comparable(x):
+                layer.drift = drift_of(module, x, notes)
 
     def leave(module: nn.Module, given: Any, output: Any) -> None:
         trail.made(layer.name, output)
@@ -296,8 +335,14 @@ def _watch(layer: Layer, module: nn.Module, trail: _Trail, handles: list[Any]) -
             if isinstance(module, RECTIFIERS):
                 layer.dead = dead_share(output.detach())
 
-    handles.append(module.register_forward_pre_hook(enter))
+    handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
     handles.append(module.register_forward_hook(leave))
+
+
+def first_of(given: tuple[Any, ...], named: dict[str, Any]) -> Tensor | None:
+    """Return the first argument of a layer, if it is a tensor."""
+    first = next(iter((*given, *named.values())), None)
+    return first if isinstance(first, Tensor) else None
 
 
 def _backward(outputs: list[Tensor], record: ModelRecord) -> None:
@@ -326,26 +371,29 @@ def _tracked(module: nn.Module) -> int | None:
     return int(counter) if isinstance(counter, Tensor) and not counter.is_meta else None
 
 
-# Two forwards in eval mode: one of the batch, one of its first sample alone.
+# Forwards in eval mode: of the batch, of its first half alone, and of the batch again, to see what is random.
+# One sample would say as much as half of them, but batch norm in train mode refuses a single one.
 
 
-def _evaluate(twin: nn.Module, batch: Any, record: ModelRecord, names: set[str]) -> None:
+def _evaluate(twin: nn.Module, batch: Any, record: ModelRecord) -> None:
     twin.eval()
     for layer in record.norms:
         _measure_gap(twin.get_submodule(layer.name), layer)
     whole = _outputs(twin, batch)
-    first = _first(batch, record.samples)
+    count = record.samples // 2
+    first = _first(batch, record.samples, count)
     if first is None:
         return
-    alone = _outputs(twin, first)
-    for name in sorted(names, key=lambda name: list(whole).index(name) if name in whole else -1):
-        some, one = whole.get(name), alone.get(name)
-        if (
-            some
-            and one
-            and all(len(a) == record.samples and len(b) == 1 for a, b in zip(some, one, strict=True))
-        ):
-            record.mates[name] = difference([y[:1] for y in some], one)
+    alone, again = _outputs(twin, first), _outputs(twin, batch)
+    if any(difference(outputs, again.get(name, [])) > 0 for name, outputs in whole.items()):
+        record.notes.append("outputs in eval mode are random: whether samples change each other was not seen")
+        return
+    for name, outputs in whole.items():  # in the order in which forwards ended
+        pairs = list(zip(outputs, alone.get(name, []), strict=False))
+        if pairs and all(len(some) == record.samples and len(few) == count for some, few in pairs):
+            moved = difference([y[:count] for y, _ in pairs], [y for _, y in pairs])
+            rounding = ROUNDINGS * max(torch.finfo(y.dtype).eps for y, _ in pairs)
+            record.mates[name] = moved if moved > rounding else 0.0
 
 
 def _outputs(twin: nn.Module, batch: Any) -> dict[str, list[Tensor]]:
@@ -363,13 +411,13 @@ def _outputs(twin: nn.Module, batch: Any) -> dict[str, list[Tensor]]:
     return found
 
 
-def _first(batch: Any, samples: int) -> Any:
-    """Return the batch of the first sample alone; None if not all tensors have a row for each sample."""
+def _first(batch: Any, samples: int, count: int) -> Any:
+    """Return the batch of the first samples alone; None if not all tensors have a row for each sample."""
     leaves, spec = pytree.tree_flatten(batch)
     tensors = [x for x in leaves if isinstance(x, Tensor)]
     if samples < 2 or not tensors or any(x.dim() == 0 or len(x) != samples for x in tensors):
         return None
-    return pytree.tree_unflatten([x[:1] if isinstance(x, Tensor) else x for x in leaves], spec)
+    return pytree.tree_unflatten([x[:count] if isinstance(x, Tensor) else x for x in leaves], spec)
 
 
 def _measure_gap(module: nn.Module, layer: Layer) -> None:
@@ -449,5 +497,7 @@ def _elements(module: Any, x: Tensor) -> int:
         for size in module.normalized_shape:
             count *= size
         return count
+    if not isinstance(module, SlabNorm):
+        return int(module.weight.numel())
     slab = plan(module.pattern, (), tuple(x.shape), module._sizes)
     return slab.count

@@ -23,6 +23,24 @@ class Spread:
 
 
 @dataclass
+class Drift:
+    """Something in which inputs differ from those of the training, as an audit says it.
+
+    Attributes:
+        kind, severity, text, advice, numbers: of the audit's finding; but a change of scale by the fitted
+            statistics themselves is of the kind "normalised".
+        ratio: the spread of the inputs over that of the training, the median of all features.
+    """
+
+    kind: str
+    severity: str
+    text: str
+    advice: str
+    ratio: float
+    numbers: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
 class Norm:
     """What a norm layer is, and what it has kept.
 
@@ -83,6 +101,7 @@ class Layer:
         flat: the share of an activation's values at which its derivative is below a hundredth of its largest.
         dead: the share of an activation's channels that are 0 for the whole batch.
         gradient: the norm of the gradient of its weight, for random gradients of the outputs.
+        drift: of an InputNorm, how its input differs from what it was fitted on.
     """
 
     name: str
@@ -102,6 +121,7 @@ class Layer:
     dead: float | None = None
     gradient: float | None = None
     norm: Norm | None = None
+    drift: list[Drift] = field(default_factory=list)
 
 
 @dataclass
@@ -113,10 +133,11 @@ class ModelRecord:
         training: its mode.
         layers: in the order of their first call; those that did not run come last.
         inputs: the distribution of each floating-point input.
+        drift: how the first input differs from the reference, if there is one.
         samples: the size of the batch.
         decayed: the layers whose weight or bias the optimiser's weight decay shrinks, if they are norms.
-        mates: by layer, how much its output for one sample changes in eval mode with the other samples of the
-            batch, as a share; "" is the model.
+        mates: by module, how much its outputs for the first half of the batch change in eval mode without the
+            other half, as a share; in the order in which forwards end, with "" for the model.
         ranks: the number of processes that train together.
         notes: what could not be looked at, and why.
     """
@@ -125,6 +146,7 @@ class ModelRecord:
     training: bool
     layers: list[Layer] = field(default_factory=list)
     inputs: list[Spread] = field(default_factory=list)
+    drift: list[Drift] = field(default_factory=list)
     samples: int = 0
     decayed: list[str] = field(default_factory=list)
     mates: dict[str, float] = field(default_factory=dict)
@@ -153,7 +175,10 @@ class ModelRecord:
 
         layers = [
             Layer(**{**layer, "input": spread(layer["input"]), "output": spread(layer["output"]),
-                     "norm": None if layer["norm"] is None else Norm(**layer["norm"])})
+                     "norm": None if layer["norm"] is None else Norm(**layer["norm"]),
+                     "drift": [Drift(**drift) for drift in layer["drift"]]})
             for layer in plain["layers"]
         ]  # fmt: skip
-        return cls(**{**plain, "layers": layers, "inputs": [Spread(**value) for value in plain["inputs"]]})
+        inputs = [Spread(**value) for value in plain["inputs"]]
+        drift = [Drift(**value) for value in plain["drift"]]
+        return cls(**{**plain, "layers": layers, "inputs": inputs, "drift": drift})

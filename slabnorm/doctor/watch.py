@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from array import array
 from collections import Counter
 from collections.abc import Iterator
@@ -15,7 +16,15 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from slabnorm.doctor import rules
-from slabnorm.doctor.probes import RECTIFIERS, channel_axis, dead_share, described, flat_share, hooks
+from slabnorm.doctor.probes import (
+    RECTIFIERS,
+    channel_axis,
+    dead_share,
+    described,
+    first_of,
+    flat_share,
+    hooks,
+)
 from slabnorm.doctor.record import Layer
 from slabnorm.errors import ModelError, OptionError
 from slabnorm.nn.diagnostics import recomputing, training_without_gradients
@@ -35,7 +44,7 @@ class Track:
         dead: the share of a ReLU's channels that are 0 for the whole batch.
         gradient: the norm of its weight's gradient.
         stale: how far the batch's mean is from the running one, in running standard deviations: the root mean
-            square over channels.
+            square over channels, without what the noise of a batch explains.
     """
 
     layer: Layer
@@ -135,7 +144,8 @@ def watch(model: nn.Module, every: int = 10) -> Iterator[WatchRecord]:
     """
     if not isinstance(model, nn.Module):
         raise ModelError("watch() needs a torch.nn.Module", type(model).__name__, "give it the model")
-    if isinstance(model, torch._dynamo.OptimizedModule):
+    dynamo = sys.modules.get("torch._dynamo")  # it takes seconds to import, and has made what is compiled
+    if dynamo is not None and isinstance(model, dynamo.OptimizedModule):
         raise ModelError(
             "A compiled model hides its layers from hooks", type(model).__name__,
             "watch the model that you gave to torch.compile, and train it uncompiled for some steps",
@@ -154,14 +164,17 @@ class _Watcher:
     def __init__(self, model: nn.Module, every: int) -> None:
         self.model, self.record = model, WatchRecord(type(model).__name__, every)
         self.modules: dict[str, nn.Module] = {}
-        self.now: dict[str, dict[str, float]] = {}  # of the step that runs
-        self.forwards = 0  # of the model with gradients, in the step that runs
+        # Of the step that runs: the numbers, the model's forwards in train mode, those of each layer in eval
+        # mode, and the layers that ran in train mode; all with gradients.
+        self.now: dict[str, dict[str, float]] = {}
+        self.forwards = 0
+        self.eval_now: Counter[str] = Counter()
+        self.trained_now: set[str] = set()
         self.before: dict[str, int] = {}
-        for place in walk(model):
-            layer = described(place.name, place.module)
-            if layer is not None:
-                self.modules[place.name] = place.module
-                self.record.tracks[place.name] = Track(layer)
+        places = {place.name: place.module for place in walk(model)}
+        for layer in described(model):
+            self.modules[layer.name] = places[layer.name]
+            self.record.tracks[layer.name] = Track(layer)
         self._count_updates()
 
     def install(self, handles: list[Any]) -> None:
@@ -169,7 +182,7 @@ class _Watcher:
         handles.append(self.model.register_forward_pre_hook(self._enter_model))
         handles.append(register_optimizer_step_post_hook(self._stepped))
         for name, module in self.modules.items():
-            handles.append(module.register_forward_pre_hook(self._entering(name)))
+            handles.append(module.register_forward_pre_hook(self._entering(name), with_kwargs=True))
             if isinstance(module, RECTIFIERS):
                 handles.append(module.register_forward_hook(self._leaving(name)))
 
@@ -181,19 +194,24 @@ class _Watcher:
         if torch.is_grad_enabled() and module.training:
             self.forwards += 1
 
+    def _forget_step(self) -> None:
+        self.now, self.forwards, self.eval_now, self.trained_now = {}, 0, Counter(), set()
+
     def _entering(self, name: str) -> Any:
         layer = self.record.tracks[name].layer
         norm = layer.norm
 
-        def enter(module: nn.Module, given: tuple[Any, ...]) -> None:
+        def enter(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
             gradients = torch.is_grad_enabled()
             if norm is not None and norm.pools_samples:
                 if module.training and not gradients and not _on_purpose():
                     self.record.without_gradients[name] += 1
-                elif not module.training and gradients and self.model.training and not layer.frozen:
-                    self.record.in_eval[name] += 1
-            if gradients and self.looking and name not in self.now and given:
-                self.now[name] = self._numbers(name, module, given[0])
+                elif not module.training and gradients and not layer.frozen:
+                    self.eval_now[name] += 1
+                elif module.training and gradients:
+                    self.trained_now.add(name)
+            if gradients and self.looking and name not in self.now:
+                self.now[name] = self._numbers(name, module, first_of(given, named))
 
         return enter
 
@@ -205,8 +223,8 @@ class _Watcher:
         return leave
 
     @torch.no_grad()
-    def _numbers(self, name: str, module: nn.Module, x: Any) -> dict[str, float]:
-        if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 2 or not x.numel():
+    def _numbers(self, name: str, module: nn.Module, x: Tensor | None) -> dict[str, float]:
+        if x is None or not x.is_floating_point() or x.dim() < 2 or not x.numel():
             return {}
         x = x.detach()
         axis = channel_axis(x)
@@ -218,7 +236,9 @@ class _Watcher:
         running, spread = (getattr(module, key, None) for key in ("running_mean", "running_var"))
         if running is not None and spread is not None and running.shape == mean.shape:
             eps = self.record.tracks[name].layer.norm.eps  # type: ignore[union-attr]
-            found["stale"] = float(((mean - running).square() / (spread + eps)).mean().sqrt())
+            apart = ((mean - running).square() / (spread + eps)).mean()
+            noise = (var / (spread + eps)).mean() / len(x)  # of the batch's mean: one value for each sample
+            found["stale"] = float((apart - noise).clamp(min=0).sqrt())
         return found
 
     def _stepped(self, optimizer: Any, args: Any, options: Any) -> None:
@@ -237,8 +257,10 @@ class _Watcher:
             self._find_damage()
         self._count_updates()
         self.record.passes[self.forwards] += 1
+        # An evaluation with gradients on, between two steps, is no training in eval mode.
+        self.record.in_eval.update({n: k for n, k in self.eval_now.items() if n not in self.trained_now})
         self.record.steps += 1
-        self.now, self.forwards = {}, 0
+        self._forget_step()
 
     def _count_updates(self) -> None:
         for name, module in self.modules.items():

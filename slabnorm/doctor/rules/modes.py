@@ -41,14 +41,15 @@ def depends_on_mates(record: ModelRecord) -> Iterator[Finding]:
     """104: in eval mode, a sample's output depends on the other samples. The first layer is named."""
     if record.mates.get("", 0.0) <= t.MATES:
         return
-    guilty = next((layer for layer in record.layers if record.mates.get(layer.name, 0.0) > t.MATES), None)
-    name = "" if guilty is None else guilty.name
+    # Modules are listed in the order in which their forwards end: the first one is where samples meet.
+    name = next(name for name, change in record.mates.items() if change > t.MATES)
+    guilty = record.layer(name)
     norm = None if guilty is None else guilty.norm
     cause = "it keeps no running statistics" if norm is not None and not norm.tracks else "find what pools"
     share = record.mates.get(name, record.mates[""])
     yield Finding(
         104, "error", name,
-        f"in eval mode the output for one sample changes by {share:.0%} with the rest of its batch",
+        f"in eval mode the output for a sample changes by {share:.0%} with the rest of its batch",
         f"the same sample gets another answer in another batch; {cause}",
         "use track_running_stats=True, or a norm that does not pool samples, such as group norm",
         (("change", share),),

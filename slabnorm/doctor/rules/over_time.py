@@ -41,6 +41,20 @@ def trains_in_eval(record: WatchRecord) -> Iterator[Finding]:
             )  # fmt: skip
 
 
+def moves_though_frozen(record: WatchRecord) -> Iterator[Finding]:
+    """103: weight and bias are frozen, the running statistics are not."""
+    for name, times in record.updates.items():
+        norm = record.tracks[name].layer.norm
+        if norm is not None and norm.learns is False and times > 0:
+            yield Finding(
+                103, "warning", name,
+                "weight and bias have requires_grad=False, yet steps move the running statistics",
+                "requires_grad does not stop buffers: the layer drifts from the one that was trained",
+                f"sn.freeze(model, where={name!r}), which train() does not undo",
+                (("updates", times),),
+            )  # fmt: skip
+
+
 def damaged(record: WatchRecord) -> Iterator[Finding]:
     """201: running statistics became NaN or infinite, and when."""
     for name, step in record.first_bad.items():
@@ -132,4 +146,6 @@ def _late(values: Sequence[float]) -> float:
     return sum(some) / len(some) if some else 0.0
 
 
-RULES = (damaged, forgotten_eval, trains_in_eval, updated_often, accumulates, lasting, drifts)
+RULES = (
+    damaged, forgotten_eval, trains_in_eval, moves_though_frozen, updated_often, accumulates, lasting, drifts,
+)  # fmt: skip

@@ -3,22 +3,58 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from slabnorm.doctor import thresholds as t
-from slabnorm.doctor.record import ModelRecord, Spread
+from slabnorm.doctor.record import Drift, ModelRecord, Spread
 from slabnorm.report.check import Finding
+
+
+def unlike_training(record: ModelRecord) -> Iterator[Finding]:
+    """401, 402, 408: inputs that differ from those of the training, which are known."""
+    yield from unlike(record.drift, "the first input")
+    for layer in record.layers:
+        yield from unlike(layer.drift, f"the input of {layer.name or 'the norm'}", layer.name)
+
+
+def unlike(drifts: Iterable[Drift], what: str, layer: str = "") -> Iterator[Finding]:
+    """Return what an audit says of data, in the doctor's codes.
+
+    Data that were normalised before, or are far smaller than in training, were scaled once too often (402);
+    if a change of scale makes them far larger, they were not scaled (401). Data that are otherwise unlike are
+    408; statistics of the wrong split are 409.
+    """
+    for drift in drifts:
+        code = 409 if drift.kind == "leak" else 408
+        if drift.kind == "normalised" or (drift.kind == "scale" and drift.ratio < 1 / t.RESCALED):
+            code = 402
+        elif drift.kind == "scale" and drift.ratio > t.RESCALED:
+            code = 401
+        yield Finding(
+            code, drift.severity, layer, f"{what}: {drift.text}", _WHY[code], drift.advice,
+            (*drift.numbers.items(), ("spread", drift.ratio)),
+        )  # fmt: skip
+
+
+_WHY = {
+    401: "the weights have learned from inputs on a far smaller scale",
+    402: "the statistics are those of data on another scale, before it was changed",
+    408: "the weights have learned from other inputs than these",
+    409: "an evaluation on data that were seen before says nothing about new data",
+}
 
 
 def raw_inputs(record: ModelRecord) -> Iterator[Finding]:
     """401: inputs whose scale is far from 1, in a model that does not normalise them first."""
     if _normalises_first(record):
         return
+    known = any(drift.kind == "scale" for drift in record.drift)
     for number, seen in enumerate(record.inputs):
-        size, pixels = _size(seen), seen.min >= 0 and 32 < seen.max <= 255
-        if size > t.RAW:
+        size, spread = _size(seen), _deviation(seen)
+        pixels = seen.min >= 0 and 32 < seen.max <= 255
+        if size > t.RAW and not (known and number == 0):
             what = (
                 "look like raw 8-bit pixels, 0 to 255" if pixels else f"have a root mean square of {size:.3g}"
             )
@@ -29,10 +65,20 @@ def raw_inputs(record: ModelRecord) -> Iterator[Finding]:
                 'sn.fit(x_train, "zscore", split="train"), and its layer before the model',
                 (("rms", size), ("min", seen.min), ("max", seen.max)),
             )  # fmt: skip
+        elif 0 < spread < t.FAINT and not 0 <= seen.min <= seen.max < t.TWICE:
+            yield Finding(
+                401, "error", "",
+                f"the values of input {number} vary by no more than {spread:.2g} around {_centre(seen):.3g}",
+                "layers are initialised for inputs that vary by about 1: all samples look alike to them",
+                'sn.fit(x_train, "zscore", split="train"), and look for values far outside of the rest',
+                (("spread", spread), ("min", seen.min), ("max", seen.max)),
+            )  # fmt: skip
 
 
 def scaled_twice(record: ModelRecord) -> Iterator[Finding]:
     """402: inputs that were scaled before they are scaled."""
+    if _normalises_first(record):
+        return
     for number, seen in enumerate(record.inputs):
         if seen.min >= 0 and 0 < seen.max < t.TWICE:
             yield Finding(
@@ -42,19 +88,6 @@ def scaled_twice(record: ModelRecord) -> Iterator[Finding]:
                 "scale once: ToTensor() divides by 255 already",
                 (("max", seen.max),),
             )  # fmt: skip
-    for layer in record.layers:
-        seen_by, given = layer.output, layer.input
-        if layer.role == "input" and layer.order is not None and seen_by is not None and given is not None:
-            small = _deviation(seen_by) < 0.1 and _deviation(given) > 0
-            if small and 0.3 < _deviation(given) < 3:
-                yield Finding(
-                    402, "error", layer.name,
-                    f"its inputs have a standard deviation of {_deviation(given):.2g} already, and "
-                    f"{_deviation(seen_by):.2g} after it",
-                    "they are on the scale that it makes: what it was fitted on was on another",
-                    "give it data as they were for fit, or leave the other scaling out",
-                    (("before", _deviation(given)), ("after", _deviation(seen_by))),
-                )  # fmt: skip
 
 
 def saturated(record: ModelRecord) -> Iterator[Finding]:
@@ -116,8 +149,9 @@ def weights_of_norms(record: ModelRecord) -> Iterator[Finding]:
         if not weight.size:
             continue
         gone, huge = float((weight < t.GAMMA_DEAD).mean()), float(weight.max())
-        # Blocks that begin as identities have norms of weight 0, on purpose: then all of it is exactly 0.
-        if gone > 0.5 and weight.max() > 0:
+        # Blocks that begin as identities have norms of weight 0, on purpose. They soon learn another.
+        begins = huge == 0 and (norm.tracked or 0) < t.SETTLING
+        if gone > 0.5 and not begins:
             yield Finding(
                 406, "warning", layer.name,
                 f"{gone:.0%} of its weights are below {t.GAMMA_DEAD:g}",
@@ -146,8 +180,12 @@ def _size(seen: Spread) -> float:
     return float(np.sqrt(np.mean(np.square(seen.mean) + np.asarray(seen.var)))) if seen.mean else 0.0
 
 
+def _centre(seen: Spread) -> float:
+    return float(np.mean(seen.mean)) if seen.mean else 0.0
+
+
 def _deviation(seen: Spread) -> float:
     return float(np.sqrt(np.mean(seen.var))) if seen.var else 0.0
 
 
-RULES = (scaled_twice, raw_inputs, saturated, dead, grows_with_depth, weights_of_norms)
+RULES = (unlike_training, scaled_twice, raw_inputs, saturated, dead, grows_with_depth, weights_of_norms)

@@ -46,6 +46,8 @@ def stale(record: ModelRecord) -> Iterator[Finding]:
         usable = seen is not None and len(seen.mean) == len(norm.running_mean) and not seen.nonfinite
         if not usable or not norm.tracked or seen is None or seen.samples < 2:
             continue
+        if record.training and norm.tracked < t.SETTLING:
+            continue  # a training that begins
         mean, var, here, spread = (
             np.asarray(v) for v in (norm.running_mean, norm.running_var, seen.mean, seen.var)
         )
@@ -63,14 +65,26 @@ def stale(record: ModelRecord) -> Iterator[Finding]:
         other = (away > t.RATIO) & (np.log(away) > noise)
         share = float((moved | other).mean())
         if share > 0.5 or (share > 0.05 and (moved | other).sum() >= 4):
+            kept = layer.frozen or (record.training and not layer.training and not norm.learns)
             yield Finding(
-                203, "warning", layer.name,
+                203, "note" if kept else "warning", layer.name,
                 f"in {share:.0%} of its channels the running statistics are far from this batch's: "
-                f"the mean by up to {shift.max():.1f} standard deviations, the variance {away.max():.1f}x",
+                f"the mean by up to {shift.max():.1f} standard deviations, the variance {away.max():.1f}x"
+                + _initial(norm),
                 "eval mode normalises by statistics of other data, or of weights that have moved since",
                 "sn.recalibrate(model, train_loader), if this batch is like the training data",
                 (("share", share), ("shift", float(shift.max())), ("ratio", float(away.max()))),
             )  # fmt: skip
+
+
+def _initial(norm: Norm) -> str:
+    """Return how much of running statistics is still their initial 0 and 1, if it is much."""
+    part = (1 - (norm.momentum or 0.0)) ** (norm.tracked or 0) if norm.momentum is not None else 0.0
+    return (
+        f"; after {norm.tracked} batches {part:.0%} of them is still the initial 0 and 1"
+        if part > 0.1
+        else ""
+    )
 
 
 def other_momentum(record: ModelRecord) -> Iterator[Finding]:

@@ -302,6 +302,7 @@ class Cause:
     advice: str
 
 
+NORMALISED = "the data look as if they had been normalised already, with these statistics"
 _RANGES = ((0, 255), (0, 65535), (0, 1), (-1, 1))  # in which images and the like are stored
 
 
@@ -365,7 +366,7 @@ def _causes(norm: InputNorm, train: Side, dtype: str) -> list[Cause]:
         Cause(
             span / scale,
             low - shift * span / scale,
-            "the data look as if they had been normalised already, with these statistics",
+            NORMALISED,
             "give the raw data, or leave out the second normalisation",
         )
     ]

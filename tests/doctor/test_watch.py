@@ -1,0 +1,301 @@
+"""watch(): what it counts, and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.optim.optimizer import _global_optimizer_post_hooks
+from torch.utils.checkpoint import checkpoint
+
+import slabnorm as sn
+from slabnorm.errors import ModelError, OptionError
+
+
+def network(*first: nn.Module) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(*first, nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+
+
+def x(samples: int = 32, seed: int = 0) -> torch.Tensor:
+    return torch.randn(samples, 4, generator=torch.Generator().manual_seed(seed))
+
+
+def steps(model: nn.Module, count: int = 3, forwards: int = 1, rate: float = 0.01) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), rate)
+    for step in range(count):
+        optimizer.zero_grad()
+        for part in range(forwards):
+            model(x(seed=7 * step + part)).square().mean().backward()
+        optimizer.step()
+
+
+def hooks_of(model: nn.Module) -> int:
+    counts = (len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+    return sum(counts) + len(_global_optimizer_post_hooks)
+
+
+def test_numbers_are_those_of_the_input():
+    model = network()
+    with sn.watch(model, every=1) as record:
+        steps(model, 1, rate=0.0)
+    track = record.tracks["1"]
+    given = network()[0](x().double().float()).detach().double()  # the same weights
+    assert track.mean[0] == pytest.approx(float(given.mean()), abs=1e-6)
+    assert track.spread[0] == pytest.approx(float(given.var(0, correction=0).mean().sqrt()), rel=1e-5)
+    # Running statistics start at mean 0 and variance 1; the noise of the batch's mean is taken off.
+    apart = (given.mean(0).square() / (1 + 1e-5)).mean()
+    noise = (given.var(0, correction=0) / (1 + 1e-5)).mean() / 32
+    assert track.stale[0] == pytest.approx(math.sqrt(max(0.0, float(apart - noise))), abs=1e-6)
+    assert track.gradient[0] == pytest.approx(float(model[1].weight.grad.norm()), rel=1e-5)
+    assert math.isnan(track.flat[0])
+    assert math.isnan(track.dead[0])
+
+
+def test_dead_and_flat_shares_are_counted():
+    layers = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 8), nn.Sigmoid(), nn.Linear(8, 2)
+    model = nn.Sequential(*layers)
+    with torch.no_grad():
+        model[1].bias.copy_(torch.tensor([-9.0, -9.0, 9, 9, 9, 9, 9, 9]))
+        model[3].weight.zero_()
+        model[3].bias.copy_(torch.tensor([9.0, 9, 9, -9, -9, -9, 0, 0]))
+    with sn.watch(model, every=1) as record:
+        steps(model, 1, rate=0.0)
+    assert record.tracks["2"].dead[0] == pytest.approx(0.25)
+    # Below a hundredth of its largest derivative from 4 s (1 - s) < 0.01 on: |x| > 5.98.
+    assert record.tracks["4"].flat[0] == pytest.approx(0.75)
+
+
+def test_every_kth_step_is_looked_at():
+    model = network()
+    with sn.watch(model, every=4) as record:
+        steps(model, 10)
+    assert record.steps == 10
+    assert record.looks == [0, 4, 8]
+    assert all(len(track.mean) == 3 for track in record.tracks.values())
+    assert record.passes == {1: 10}
+    assert record.updates == {"1": 1}
+    assert record.healthy
+    assert str(record).startswith("10 steps, 3 of them looked at")
+
+
+def test_steps_of_other_models_do_not_count():
+    model, other = network(), network()
+    with sn.watch(model, every=1) as record:
+        steps(other, 2)
+        steps(model, 3)
+    assert record.steps == 3
+
+
+def test_a_forgotten_eval_is_counted():
+    model = network()
+    with sn.watch(model) as record:
+        steps(model)
+        with torch.no_grad():
+            model(x())
+            model(x())
+    assert record.without_gradients == {"1": 2}
+    assert [finding.code for finding in record.findings] == [101]
+
+
+def test_an_evaluation_in_eval_mode_is_healthy_with_gradients_too():
+    model = network()
+    with sn.watch(model) as record:
+        steps(model)
+        model.eval()
+        model(x())  # nobody turned gradients off
+        model.train()
+        steps(model)
+    assert record.in_eval == {}
+    assert record.healthy
+
+
+def test_training_in_eval_mode_is_counted_unless_it_is_frozen():
+    model = network().eval()
+    with sn.watch(model) as record:
+        steps(model)
+    assert record.in_eval == {"1": 3}
+    assert [finding.code for finding in record.findings] == [102]
+
+    class Frozen(nn.BatchNorm1d):
+        def train(self, mode: bool = True) -> Frozen:
+            return super().train(False)
+
+    frozen = network()
+    frozen[1] = Frozen(8)
+    with sn.watch(frozen.train()) as record:
+        steps(frozen)
+    assert record.in_eval == {}
+    assert record.healthy
+
+
+def test_a_parent_may_freeze_its_norms():
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = network()
+
+        def train(self, mode: bool = True) -> Net:
+            super().train(mode)
+            self.body[1].eval()
+            return self
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.body(x)
+
+    model = Net().train()
+    modes = [module.training for module in model.modules()]
+    with sn.watch(model) as record:
+        steps(model)
+    assert record.in_eval == {}
+    assert record.healthy
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_accumulated_forwards_are_counted():
+    model = network()
+    with sn.watch(model) as record:
+        steps(model, 4, forwards=3)
+    assert record.passes == {3: 4}
+    assert record.updates == {"1": 3}
+    assert [finding.code for finding in record.findings] == [307]  # and not 205: each forward is one update
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(4, 8), norm, nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(checkpoint(self.norm, self.first(x), use_reentrant=False))
+
+
+def test_a_recomputed_forward_counts_twice_in_torch_and_once_here(in_plain_torch):
+    theirs, ours = Checkpointed(nn.BatchNorm1d(8)), Checkpointed(sn.BatchNorm(8))
+    with sn.watch(theirs) as record:
+        steps(theirs)
+    assert record.updates == {"norm": 2}
+    assert [finding.code for finding in record.findings] == [205]
+    with sn.watch(ours) as record:
+        steps(ours)
+    assert record.updates == {"norm": 1}
+    assert record.healthy
+
+
+def test_the_step_of_the_damage_is_told():
+    model = network()
+    with sn.watch(model, every=1) as record:
+        steps(model, 2)
+        model(x() * math.inf)
+        steps(model, 1)
+    assert record.first_bad == {"1": 2}
+    assert record.findings[0].code == 201
+    assert dict(record.findings[0].numbers) == {"step": 2}
+
+
+def test_hooks_are_removed_after_an_exception():
+    model = network()
+    before = hooks_of(model)
+
+    def interrupted() -> None:
+        with sn.watch(model):
+            steps(model, 1)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        interrupted()
+    assert hooks_of(model) == before
+    with pytest.raises(RuntimeError), sn.watch(model) as record:
+        model(torch.randn(2, 5))
+    assert hooks_of(model) == before
+    assert record.steps == 0
+
+
+def test_nested_watches_count_each_for_itself():
+    model = network()
+    before = hooks_of(model)
+    with sn.watch(model, every=1) as outer:
+        steps(model, 2)
+        with sn.watch(model, every=1) as inner:
+            steps(model, 3)
+        steps(model, 1)
+    assert (outer.steps, inner.steps) == (6, 3)
+    assert hooks_of(model) == before
+
+
+def test_training_is_the_same_as_without():
+    alone, seen = network(nn.Dropout(0.1)), network(nn.Dropout(0.1))
+    torch.manual_seed(1)
+    steps(alone, 4)
+    torch.manual_seed(1)
+    with sn.watch(seen, every=2):
+        steps(seen, 4)
+    for (name, a), b in zip(alone.state_dict().items(), seen.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_compiled_models_are_refused():
+    with (
+        pytest.raises(ModelError, match="hides its layers"),
+        sn.watch(torch.compile(network(), backend="eager")),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("every", [0, -1, 2.5, True, "10"])
+def test_every_is_a_positive_integer(every):
+    with pytest.raises(OptionError, match="positive integer"), sn.watch(network(), every=every):
+        pass
+
+
+def test_only_modules_are_watched():
+    with pytest.raises(ModelError, match=r"needs a torch\.nn\.Module"), sn.watch(lambda x: x):
+        pass
+
+
+def test_a_model_without_norms_is_watched():
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+    with sn.watch(model, every=1) as record:
+        steps(model)
+    assert record.healthy
+    assert record.summary.norms == 0
+    assert len(record.tracks["1"].flat) == 3
+
+
+def test_a_model_in_ddp_is_watched():
+    from torch import distributed
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        model = nn.parallel.DistributedDataParallel(network())
+        with sn.watch(model, every=1) as record, model.no_sync():  # nobody is there to reduce with
+            steps(model)
+    finally:
+        distributed.destroy_process_group()
+    assert record.steps == 3
+    assert record.updates == {"module.1": 1}
+    assert not math.isnan(record.tracks["module.1"].mean[0])
+    assert record.healthy
+
+
+def test_layers_that_are_called_by_keyword_are_watched():
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.norm, self.last = nn.Embedding(9, 8), nn.LayerNorm(8), nn.Linear(8, 2)
+
+        def forward(self, *, words: torch.Tensor) -> torch.Tensor:
+            return self.last(self.norm(input=self.words(words)))
+
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with sn.watch(model, every=1) as record:
+        F.mse_loss(model(words=torch.arange(9)), torch.zeros(9, 2)).backward()
+        optimizer.step()
+    assert record.steps == 1
+    expected = model.words.weight.detach().mean()  # the step came after the look
+    assert record.tracks["norm"].mean[0] == pytest.approx(float(expected), abs=0.05)
