@@ -401,6 +401,16 @@ def test_compile_whole_graph(name: str) -> None:
             near(layer.state_dict()[key], value)
 
 
+@pytest.mark.usefixtures("in_plain_torch")
+def test_compile_ghost_batches_of_unknown_number() -> None:
+    torch._dynamo.reset()
+    layer = sn.BatchNorm(6, ghost=3)
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
+    for samples in (6, 7, 8):
+        x = draw((samples, 6, 2), seed=samples)
+        near(compiled(x), layer(x))
+
+
 def test_against_flax() -> None:
     """flax's masked norms give the statistics of what counts, and normalise all places by them."""
     linen = pytest.importorskip("flax.linen")
