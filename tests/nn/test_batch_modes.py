@@ -84,6 +84,18 @@ def test_running_statistics_of_what_counts(momentum: float | None) -> None:
     near(trim(layer(torch.where(MASK, X, math.nan), mask=MASK)), twin(trim(X)))
 
 
+@pytest.mark.parametrize("name", ["batch", "instance-tracking"])
+def test_padding_moves_no_running_statistic(name: str) -> None:
+    layer, other = LAYERS[name](), LAYERS[name]()
+    layer(X, lengths=LENGTHS)
+    dirty = nn.functional.pad(torch.where(MASK, X, math.nan), (0, 9), value=math.inf)
+    other(torch.cat([dirty, dirty]), lengths=torch.cat([LENGTHS, 0 * LENGTHS]))
+    assert same(state(layer), state(other))
+    moments = [sn.moments(x, "n c t -> c", lengths=LENGTHS) for x in (X, dirty)]
+    for field in ("count", "mean", "m2", "min", "max", "mean_low"):
+        assert torch.equal(*(getattr(one, field) for one in moments))
+
+
 def test_average_weighs_by_what_counts() -> None:
     layer = sn.BatchNorm(6, momentum=None)
     layer(X, mask=MASK)
