@@ -60,29 +60,32 @@ def check_one_count(slab: Slab, cut: Cut) -> None:
 
 
 def bind_ghosts(
-    pattern: Pattern, affine: tuple[Item, ...], sizes: tuple[tuple[str, int], ...], ghost: int, *tensors: Any
-) -> Bound:
-    """Check and bind what `bind` does, with so many samples at a time kept apart from the others."""
+    pattern: Pattern, affine: tuple[Item, ...], sizes: tuple[tuple[str, int], ...], ghost: int | None,
+    *tensors: Any,
+) -> Bound:  # fmt: skip
+    """Check and bind what `bind` does, with so many samples at a time kept apart; None: all are one batch."""
     (sample,) = pattern.sample
     apart = "ghost"
     while apart in pattern.names:
         apart += "_"
     left, _, right = pattern.text.partition("->")
     text = f"({apart} {sample}) {left.strip()[len(sample) :]} -> {apart} {right}"
-    sizes = tuple(sorted([*((name, size) for name, size in sizes if name != sample), (sample, ghost)]))
+    split = (apart, 1) if ghost is None else (sample, ghost)
+    sizes = (*(pair for pair in sizes if pair[0] != sample), split)
     return bind(as_pattern(" ".join(text.split())), affine, sizes, *tensors)
 
 
-def ghosts(samples: int, ghost: int) -> list[tuple[int, int]]:
-    """Return how many samples are cut into ghost batches of which size.
+def ghosts(samples: int, ghost: int) -> list[tuple[int, int | None]]:
+    """Return how many samples are cut into ghost batches of which size; None: into one.
 
     >>> ghosts(100, 32), ghosts(97, 32), ghosts(10, 32)
-    ([(96, 32), (4, 4)], [(64, 32), (33, 33)], [(10, 10)])
+    ([(96, 32), (4, None)], [(64, 32), (33, None)], [(10, None)])
     """
-    whole, rest = divmod(samples, ghost)
+    whole, rest = samples // ghost, samples % ghost  # torch.compile knows no divmod of an unknown size
     if rest == 1 and whole > 0:  # the variance of a single sample says nothing of others
         whole, rest = whole - 1, rest + ghost
-    return [pair for pair in ((whole * ghost, ghost), (rest, rest)) if pair[0] > 0]
+    pairs: list[tuple[int, int | None]] = [(whole * ghost, ghost), (rest, None)]
+    return [pair for pair in pairs if pair[0] > 0]
 
 
 def run_ghosts(
@@ -91,7 +94,7 @@ def run_ghosts(
     masked: str,
 ) -> tuple[Tensor, Counted | None]:  # fmt: skip
     """Normalise ghost batches, each by its own statistics; return y and the statistics of the whole batch."""
-    pairs = ghosts(x.shape[0], ghost) or [(0, ghost)]
+    pairs = ghosts(x.shape[0], ghost) or [(0, None)]
     valid = None if cut is None else cut.valid
     pieces = (_pieces(t, [samples for samples, _ in pairs]) for t in (x, residual, valid))
     outputs, statistics = [], []

@@ -157,7 +157,8 @@ class SlabNorm(RunningStatistics):
     ) -> Tensor:  # fmt: skip
         """Return the normalised input; with a residual, added before the activation.
 
-        What `mask`, `lengths`, `segments` and `masked` mean is said in `slabnorm.normalize`.
+        What `mask`, `lengths`, `segments` and `masked` mean is said in `slabnorm.normalize`. Segments have
+        statistics of their own in both modes, and so no running ones: make the layer without.
         """
         weight, bias = held(self, "weight"), held(self, "bias")
         try:

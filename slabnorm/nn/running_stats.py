@@ -37,8 +37,9 @@ class RunningStatistics(nn.Module):
     Train mode, momentum m:   running = (1 - m) * running + m * batch      (batch: mean, unbiased var)
     Train mode, m = None:     running = average over all batches, each weighted by its count
 
-    A batch with a statistic that is not finite is left out and counted. Each kind of warning is given once
-    for a model, and names the first layer.
+    Of a batch with a mask enters what counts; a statistic of which nothing counts stays, and so does all if
+    nothing counts. A batch with a statistic that is not finite is left out and counted. Each kind of warning
+    is given once for a model, and names the first layer.
 
     `running_mean`, `running_var` and `num_batches_tracked` are stored. Two more stay out of the
     state_dict: `num_elements_tracked`, the elements per statistic that an average over all batches

@@ -84,6 +84,18 @@ def test_running_statistics_of_what_counts(momentum: float | None) -> None:
     near(trim(layer(torch.where(MASK, X, math.nan), mask=MASK)), twin(trim(X)))
 
 
+@pytest.mark.parametrize("name", ["batch", "instance-tracking"])
+def test_padding_moves_no_running_statistic(name: str) -> None:
+    layer, other = LAYERS[name](), LAYERS[name]()
+    layer(X, lengths=LENGTHS)
+    dirty = nn.functional.pad(torch.where(MASK, X, math.nan), (0, 9), value=math.inf)
+    other(torch.cat([dirty, dirty]), lengths=torch.cat([LENGTHS, 0 * LENGTHS]))
+    assert same(state(layer), state(other))
+    moments = [sn.moments(x, "n c t -> c", lengths=LENGTHS) for x in (X, dirty)]
+    for field in ("count", "mean", "m2", "min", "max", "mean_low"):
+        assert torch.equal(*(getattr(one, field) for one in moments))
+
+
 def test_average_weighs_by_what_counts() -> None:
     layer = sn.BatchNorm(6, momentum=None)
     layer(X, mask=MASK)
@@ -399,6 +411,16 @@ def test_compile_whole_graph(name: str) -> None:
         near(x.grad, y.grad, 1e-5)
         for key, value in twin.state_dict().items():
             near(layer.state_dict()[key], value)
+
+
+@pytest.mark.usefixtures("in_plain_torch")
+def test_compile_ghost_batches_of_unknown_number() -> None:
+    torch._dynamo.reset()
+    layer = sn.BatchNorm(6, ghost=3)
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
+    for samples in (6, 7, 8):
+        x = draw((samples, 6, 2), seed=samples)
+        near(compiled(x), layer(x))
 
 
 def test_against_flax() -> None:
