@@ -282,9 +282,8 @@ class _Batch:
                 f"{self.name(layer)} runs in a backward otherwise than in its forward",
                 fix="call torch.utils.checkpoint.checkpoint with use_reentrant=False",
             )
-        if (
-            len(uses) > 1
-        ):  # a shared norm: the parts came with these very statistics, as far as they are computed alike
+        if len(uses) > 1:
+            # A norm that is used several times: this part came with these statistics then, but for rounding.
             mine = count(x, norm)
             uses.sort(key=lambda use: min(float((mine - part).abs().sum()) for part in use.parts))
         assert uses[0].merged is not None
