@@ -73,7 +73,8 @@ class WatchRecord:
         tracks: the layers over time.
         without_gradients: by layer, how many forwards it made in train mode with gradients off.
         in_eval: by layer, how many training forwards it made in eval mode.
-        passes: how many forwards of the model with gradients the last steps had, as {passes: steps}.
+        passes: how many forwards of the model in train mode, with gradients, steps had, as {passes: steps}.
+        samples: how many samples a norm with running statistics was last given, in a step looked at; 0: none.
         updates: by layer, how often a step moved its running statistics at most.
         first_bad: by layer, the first step whose running statistics were not finite.
     """
@@ -86,6 +87,7 @@ class WatchRecord:
     without_gradients: Counter[str] = field(default_factory=Counter)
     in_eval: Counter[str] = field(default_factory=Counter)
     passes: Counter[int] = field(default_factory=Counter)
+    samples: int = 0
     updates: dict[str, int] = field(default_factory=dict)
     first_bad: dict[str, int] = field(default_factory=dict)
 
@@ -170,6 +172,7 @@ class _Watcher:
         self.forwards = 0
         self.eval_now: Counter[str] = Counter()
         self.trained_now: set[str] = set()
+        self.learning: list[bool] = []  # of each forward of the model that runs: whether gradients were on
         self.before: dict[str, int] = {}
         places = {place.name: place.module for place in walk(model)}
         for layer in described(model):
@@ -180,6 +183,7 @@ class _Watcher:
     def install(self, handles: list[Any]) -> None:
         """Add the hooks."""
         handles.append(self.model.register_forward_pre_hook(self._enter_model))
+        handles.append(self.model.register_forward_hook(self._leave_model, always_call=True))
         handles.append(register_optimizer_step_post_hook(self._stepped))
         for name, module in self.modules.items():
             handles.append(module.register_forward_pre_hook(self._entering(name), with_kwargs=True))
@@ -191,8 +195,12 @@ class _Watcher:
         return self.record.steps % self.record.every == 0
 
     def _enter_model(self, module: nn.Module, given: Any) -> None:
+        self.learning.append(torch.is_grad_enabled())
         if torch.is_grad_enabled() and module.training:
             self.forwards += 1
+
+    def _leave_model(self, module: nn.Module, given: Any, output: Any) -> None:
+        self.learning.pop()
 
     def _forget_step(self) -> None:
         self.now, self.forwards, self.eval_now, self.trained_now = {}, 0, Counter(), set()
@@ -204,8 +212,10 @@ class _Watcher:
         def enter(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
             gradients = torch.is_grad_enabled()
             if norm is not None and norm.pools_samples:
-                if module.training and not gradients and not _on_purpose():
-                    self.record.without_gradients[name] += 1
+                if module.training and not gradients:
+                    # A part of a forward that learns may do without: an encoder that follows another one.
+                    if not any(self.learning) and not _on_purpose():
+                        self.record.without_gradients[name] += 1
                 elif not module.training and gradients and not layer.frozen:
                     self.eval_now[name] += 1
                 elif module.training and gradients:
@@ -238,6 +248,7 @@ class _Watcher:
             eps = self.record.tracks[name].layer.norm.eps  # type: ignore[union-attr]
             apart = ((mean - running).square() / (spread + eps)).mean()
             noise = (var / (spread + eps)).mean() / len(x)  # of the batch's mean: one value for each sample
+            self.record.samples = len(x)
             found["stale"] = float((apart - noise).clamp(min=0).sqrt())
         return found
 

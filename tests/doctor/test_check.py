@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import slabnorm as sn
 from slabnorm.doctor.probes import examine
-from slabnorm.errors import ModelError, SlabError
+from slabnorm.errors import ExtraError, ModelError, SlabError
 
 pytestmark = pytest.mark.usefixtures("in_plain_torch")
 RNG = np.random.default_rng(0)
@@ -353,6 +353,16 @@ def test_inputs_are_compared_with_a_reference():
     assert dict(moved.findings[0].numbers)["shift"] > 1
     assert codes(sn.check(model, norm(batch), reference=norm)) == [402]
     assert codes(sn.check(model, batch + 3)) == []  # without a reference nobody can know
+
+
+def test_without_scipy_inputs_are_not_compared(monkeypatch):
+    def missing(*given: object) -> None:
+        raise ExtraError("Audit needs the package scipy.stats", "", "pip install 'slabnorm[study]'")
+
+    monkeypatch.setattr("slabnorm.doctor.reference.audit", missing)
+    record = sn.check(nn.Linear(4, 2), x(), reference=sn.fit(x(), split="train"))
+    assert record.healthy
+    assert any("were not compared" in note and "scipy" in note for note in record.notes)
 
 
 def test_an_input_norm_in_the_model_is_a_reference():

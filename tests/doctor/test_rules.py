@@ -267,6 +267,12 @@ def test_a_rule_over_time_fires_from_its_threshold_on(name):
     assert code not in [finding.code for finding in find_over_time(right)]
 
 
+@pytest.mark.parametrize(("samples", "severity"), [(15, "warning"), (16, "note"), (0, "note")])
+def test_large_forwards_of_one_step_are_only_noted(samples, severity):
+    (finding,) = find_over_time(watched(passes=Counter({2: 8}), samples=samples))
+    assert (finding.code, finding.severity) == (307, severity)
+
+
 def test_every_rule_is_in_a_family():
     for family in (*FAMILIES, over_time):
         own = {

@@ -155,10 +155,32 @@ def test_a_parent_may_freeze_its_norms():
     assert [module.training for module in model.modules()] == modes
 
 
+def test_an_encoder_that_follows_another_one_does_without_gradients_on_purpose():
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.query, self.key = network(), network()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad():
+                key = self.key(x)
+            return self.query(x) - key
+
+    model = Pair()
+    with sn.watch(model) as record:
+        steps(model)
+    assert record.without_gradients == {}
+    assert record.healthy
+    with sn.watch(model) as record, torch.no_grad():
+        model(x())
+    assert record.without_gradients == {"query.1": 1, "key.1": 1}
+
+
 def test_accumulated_forwards_are_counted():
     model = network()
     with sn.watch(model) as record:
         steps(model, 4, forwards=3)
+    assert record.samples == 32
     assert record.passes == {3: 4}
     assert record.updates == {"1": 3}
     assert [finding.code for finding in record.findings] == [307]  # and not 205: each forward is one update

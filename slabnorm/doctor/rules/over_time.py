@@ -88,12 +88,15 @@ def accumulates(record: WatchRecord) -> Iterator[Finding]:
     pools = [n for n, track in record.tracks.items() if track.layer.norm and track.layer.norm.pools_samples]
     if pools and steps and sum(several.values()) > steps / 2:
         usual = max(several, key=lambda passes: several[passes])
+        # Two views of a batch, or real and generated images, are two forwards as well, and large ones.
+        few = 0 < record.samples < 2 * t.FEW_SAMPLES
         yield Finding(
-            307, "warning", pools[0],
-            f"{usual} forwards make one step, and the layer sees each alone" + _others(len(pools)),
+            307, "warning" if few else "note", pools[0],
+            f"{usual} forwards of {record.samples} samples make one step, and the layer sees each alone"
+            + _others(len(pools)),
             "accumulated gradients are not those of the whole batch, and statistics move at each forward",
             "sn.virtual_batch(model, parts, loss), which is exact",
-            (("forwards", usual), ("layers", len(pools))),
+            (("forwards", usual), ("samples", record.samples), ("layers", len(pools))),
         )  # fmt: skip
 
 
