@@ -194,6 +194,121 @@ def test_accelerate(name: str) -> None:
     assert [type(m) for m in model.modules()] == [type(m) for m in plain.modules()]
 
 
+@torch.no_grad()
+def evaluated(model: nn.Module, batch: Batch) -> list[Tensor]:
+    """Return outputs in eval mode."""
+    y = model.eval()(**batch) if isinstance(batch, dict) else model.eval()(*batch)
+    return [t for t in pytree.tree_leaves(dict(y) if hasattr(y, "keys") else y) if isinstance(t, Tensor)]
+
+
+def off(found: list[Tensor], wanted: list[Tensor]) -> float:
+    """Return by how much outputs differ, as a share of their size."""
+    moved = sum(float((a.double() - b.double()).square().sum()) for a, b in zip(found, wanted, strict=True))
+    return (moved / sum(float(b.double().square().sum()) for b in wanted)) ** 0.5
+
+
+# What each model's norms are already, by slabnorm's words, and how many of them say so.
+SAME: dict[str, tuple[str, dict[str, int], int]] = {
+    "ResNet": ("batch", {}, 6),
+    "ConvNeXt": ("n c ... -> n ...", {}, 2),
+    "ViT": ("layer", {}, 5),
+    "BERT": ("layer", {}, 5),
+    "Llama": ("rms", {}, 5),
+    "Gemma": ("rms", {}, 5),
+    "T5": ("rms", {}, 7),
+    "PoolFormer": ("group", {"g": 1}, 4),
+    "BiT": ("group", {"g": 4}, 7),
+    "UNet of diffusers": ("group", {"g": 4}, 21),
+    "UNet of MONAI": ("instance", {}, 3),
+    "SegResNet of MONAI": ("group", {"g": 8}, 7),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_convert_to_the_same(name: str) -> None:
+    model, batch = build(name)
+    wanted = evaluated(model, batch)
+    to, sizes, count = SAME[name]
+    second = name == "ConvNeXt"  # its other norms have the channels last
+    report = sn.convert(
+        model, to, where=lambda _, m: not second or getattr(m, "data_format", "") == "channels_first", **sizes
+    )
+    assert len(report.changed) == count, report
+    assert not any("another function" in changed.note for changed in report.changed), report
+    assert off(evaluated(model, batch), wanted) <= 1e-5
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_convert_to_another(name: str) -> None:
+    model, batch = build(name)
+    wanted = evaluated(model, batch)
+    to = "layer" if SAME[name][0] in ("rms", "group", "instance") else "rms"
+    report = sn.convert(model, to, batch=batch)
+    assert report.changed
+    assert report.difference == pytest.approx(off(evaluated(model, batch), wanted), rel=1e-3)
+    results(model.train(), batch)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_fold(name: str) -> None:
+    model, batch = build(name)
+    wanted = evaluated(model, batch)
+    report = sn.fold(model, batch=batch)
+    assert len(report.changed) == (6 if name == "ResNet" else 0), report
+    assert off(evaluated(model, batch), wanted) <= 1e-5
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_freeze(name: str) -> None:
+    model, batch = build(name)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    kinds, asks = [type(m) for m in model.modules()], [p.requires_grad for p in model.parameters()]
+    report = sn.freeze(model, affine=True)
+    model.train()
+    for changed in report.changed:
+        frozen = model.get_submodule(changed.names[0])
+        assert not any(p.requires_grad for p in frozen.parameters(False))
+    results(model, batch)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    sn.unfreeze(model)
+    assert [type(m) for m in model.modules()] == kinds
+    assert [p.requires_grad for p in model.parameters()] == asks
+    assert all(module.training for module in model.modules())
+
+
+def test_recalibrate() -> None:
+    model, batch = build("ResNet")
+    given: dict[str, Tensor] = {}
+    norms = {name: m for name, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    hooks = [
+        m.register_forward_pre_hook(lambda _, x, name=name: given.update({name: x[0].double()}))
+        for name, m in norms.items()
+    ]
+    results(model.train(), batch)
+    for hook in hooks:
+        hook.remove()
+    report = sn.recalibrate(model, [batch])
+    assert len(report.changed) == 6
+    for name, norm in norms.items():
+        torch.testing.assert_close(
+            norm.running_mean.double(), given[name].mean((0, 2, 3)), rtol=1e-5, atol=1e-6
+        )
+        torch.testing.assert_close(
+            norm.running_var.double(), given[name].var((0, 2, 3)), rtol=1e-5, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "ResNet"])
+def test_recalibrate_leaves_models_without_running_statistics(name: str) -> None:
+    model, batch = build(name)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    assert (
+        sn.recalibrate(model, [batch], call=lambda m, b: m(**b) if isinstance(b, dict) else m(*b)).changed
+        == ()
+    )
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
 def test_the_norm_of_detr_is_recognised() -> None:
     library = pytest.importorskip("transformers.models.detr.modeling_detr")
     norm = randomised(library.DetrFrozenBatchNorm2d(6))
