@@ -324,7 +324,7 @@ class _Batch:
 def _trim() -> None:
     """Give free memory back to the system, if the C library is one that can.
 
-    GNU's keeps what each thread has freed for that thread: with four parts of a ResNet-18 a third of the peak.
+    GNU's keeps what a thread has freed for that thread: with four parts of a ResNet-18 a third of the peak.
     """
     with suppress(OSError, TypeError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
