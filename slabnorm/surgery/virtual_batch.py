@@ -7,8 +7,9 @@ The graphs of all parts hang together at these norms, and so one backward does t
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -223,6 +224,7 @@ class _Batch:
         self.forwards = False
         if self.tape is not None:
             self.tape.close()
+            _trim()
         return losses
 
     def meet(self, arrivals: list[_Arrival | None]) -> _Use:
@@ -317,6 +319,15 @@ class _Batch:
         """Return a layer's name in the model, and its class."""
         kind = layer.under if isinstance(layer, Derived) else type(layer)
         return f"{self.names[layer]} ({kind.__name__})".lstrip()
+
+
+def _trim() -> None:
+    """Give free memory back to the system, if the C library is one that can.
+
+    GNU's keeps what a thread has freed for that thread: with four parts of a ResNet-18 a third of the peak.
+    """
+    with suppress(OSError, TypeError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _again(
