@@ -44,12 +44,18 @@ def check(
     sarif: Annotated[
         str | None, typer.Option(metavar="PATH", help="Write the findings as SARIF, for code review.")
     ] = None,
+    bench: Annotated[
+        bool, typer.Option("--bench", help="Run the public set of normalisation bugs instead.")
+    ] = False,
 ) -> None:
     """Find normalisation bugs in a model: wrong modes, damaged statistics, raw inputs, and more.
 
     It runs copies of the model on one batch, in train and in eval mode, and
     prints what it found, why it matters, and how to fix it. With --data the
     batch is real, which finds wrong inputs and stale statistics too.
+
+    With --bench it trains some sixty small networks, each with a bug and
+    without, and prints how many bugs are found, and how many are named first.
 
     Exit codes: 0 healthy, 1 an error or a warning, 2 bad input or usage.
     """
@@ -58,6 +64,11 @@ def check(
     from slabnorm.report.check import print_check
     from slabnorm.report.terminal import terminal
 
+    if bench:
+        _print_bench(json_path)
+        return
+    if not model:
+        raise OptionError("No model is named", "", "slabnorm check package.module:name --input 32,3,64,64")
     if bool(input) == bool(data):
         raise OptionError("A batch is needed: give --input or --data, one of them", "", "--input 32,3,64,64")
     paths = [output_path(path) for path in (json_path, sarif) if path and path != "-"]
@@ -73,6 +84,40 @@ def check(
     print_check(record, terminal(stderr="-" in (json_path, sarif)))
     if not record.healthy:
         raise typer.Exit(FOUND)
+
+
+def _print_bench(json_path: str | None) -> None:
+    """Run the set of bugs, and print what was found of each."""
+    from slabnorm.cli.shell import progress_bar
+    from slabnorm.doctor.bugs import run_all
+    from slabnorm.files import output_path, write_atomically
+    from slabnorm.report.terminal import Column, Row, print_rows, print_text, terminal
+
+    path = output_path(json_path) if json_path and json_path != "-" else None
+    with progress_bar("training") as progress:
+        bench = run_all(lambda done, total, name: progress(1, total))
+    plain = json.dumps(bench.as_dict(), indent=1)
+    if path is not None:
+        write_atomically(path, plain + "\n")
+    if json_path == "-":
+        print(plain, flush=True)
+    console = terminal(stderr=json_path == "-")
+    columns = [
+        Column("bug", "name"),
+        Column("expected", "name"),
+        Column("found first", "name"),
+        Column("seconds"),
+    ]
+    rows = []
+    for outcome in bench.outcomes:
+        expected = str(outcome.bug.rule or "none")
+        first = ", ".join(map(str, outcome.codes[:3])) or "nothing"
+        rows.append(Row([outcome.bug.name, expected, first, f"{outcome.seconds:.1f}"]))
+    print_rows(console, columns, rows)
+    total = f"{len(bench.outcomes)} bugs: {bench.recall:.0%} found, {bench.first_rate:.0%} named first"
+    print_text(
+        console, f"{total}; {bench.false_alarms} false alarms without the bug; {bench.seconds:.0f} s", "bold"
+    )
 
 
 def _built(name: str) -> Any:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from array import array
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +32,8 @@ from slabnorm.errors import ModelError, OptionError
 from slabnorm.nn.diagnostics import recomputing, training_without_gradients
 from slabnorm.report.check import CheckRecord, Finding
 from slabnorm.surgery.walk import walk
+
+NUMBERS = ("mean", "spread", "flat", "dead", "gradient", "stale")  # of a layer, for each step
 
 
 @dataclass
@@ -57,7 +61,7 @@ class Track:
 
     def add(self, **numbers: float) -> None:
         """Add a step; what is not given is NaN."""
-        for name in ("mean", "spread", "flat", "dead", "gradient", "stale"):
+        for name in NUMBERS:
             getattr(self, name).append(numbers.get(name, math.nan))
 
 
@@ -106,6 +110,30 @@ class WatchRecord:
         """The findings as a record that prints, and goes to JSON and SARIF."""
         norms = sum(track.layer.norm is not None for track in self.tracks.values())
         return CheckRecord(self.model, norms, len(self.tracks), 0, self.findings)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the record in JSON's own types; numbers that are not there are None."""
+        plain = self.summary.as_dict()
+        tracks = []
+        for name, track in self.tracks.items():
+            numbers = {
+                key: [value if math.isfinite(value) else None for value in getattr(track, key)]
+                for key in NUMBERS
+            }
+            tracks.append({"name": name, "kind": track.layer.kind, "role": track.layer.role, **numbers})
+        kept = {"every": self.every, "steps": self.steps, "looks": list(self.looks), "tracks": tracks}
+        return {**kept, **{key: plain[key] for key in ("model", "findings", "healthy", "verdict")}}
+
+    def report(self, path: str | os.PathLike[str]) -> None:
+        """Write an HTML report: the scale of the signal, gradients by depth, and the findings.
+
+        Raises:
+            ExtraError: the extra `slabnorm[study]` is not installed.
+        """
+        from slabnorm.files import write_atomically
+        from slabnorm.report.watch import render_watch
+
+        write_atomically(Path(path), render_watch(self.as_dict()))
 
     def __str__(self) -> str:
         return f"{self.steps} steps, {len(self.looks)} of them looked at\n{self.summary}"

@@ -33,7 +33,7 @@ def moves_though_frozen(record: ModelRecord) -> Iterator[Finding]:
                 103, "warning", layer.name,
                 "weight and bias have requires_grad=False, yet each batch moves the running statistics",
                 "requires_grad does not stop buffers: the layer drifts from the one that was trained",
-                f"sn.freeze(model, where={layer.name!r}), which train() does not undo",
+                f"sn.freeze(model, where=lambda name, _: name == {layer.name!r})",
             )  # fmt: skip
 
 

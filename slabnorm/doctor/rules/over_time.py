@@ -36,7 +36,7 @@ def trains_in_eval(record: WatchRecord) -> Iterator[Finding]:
                 102, "warning", name,
                 f"in eval mode in {times} training forwards, while its weight learns",
                 "it normalises by statistics that no longer move, while the layers before it do",
-                f"sn.freeze(model, where={name!r}) if it is on purpose, else train() on it",
+                f"train() on it, or on purpose sn.freeze(model, where=lambda name, _: name == {name!r})",
                 (("forwards", times),),
             )  # fmt: skip
 
@@ -50,7 +50,7 @@ def moves_though_frozen(record: WatchRecord) -> Iterator[Finding]:
                 103, "warning", name,
                 "weight and bias have requires_grad=False, yet steps move the running statistics",
                 "requires_grad does not stop buffers: the layer drifts from the one that was trained",
-                f"sn.freeze(model, where={name!r}), which train() does not undo",
+                f"sn.freeze(model, where=lambda name, _: name == {name!r})",
                 (("updates", times),),
             )  # fmt: skip
 
@@ -71,7 +71,7 @@ def updated_often(record: WatchRecord) -> Iterator[Finding]:
     """205: a step that moves running statistics more than once, with one forward of the model."""
     once = set(record.passes) <= {0, 1}
     for name, times in record.updates.items():
-        if times > 1 and once:
+        if times > 1 and name not in record.without_gradients and once:
             yield Finding(
                 205, "warning", name,
                 f"one step updates its running statistics {times} times",
