@@ -25,7 +25,7 @@ def render_watch(record: dict[str, Any]) -> str:
     figures = {}
     if tracks and record["looks"]:
         figures["spread"] = _heat(record["looks"], tracks, "spread", "spread, powers of ten", math.log10)
-        if any(_known(v) is not None for track in tracks for v in track["gradient"]):
+        if any(_known(v) for track in tracks if track["role"] == "linear" for v in track["gradient"]):
             figures["gradient"] = _by_depth(record["looks"], tracks)
         for key in ("stale", "flat", "dead"):
             some = [track for track in tracks if any(_known(v) is not None for v in track[key])]
@@ -67,7 +67,9 @@ def _by_depth(looks: list[int], tracks: list[dict[str, Any]]) -> Any:
     """Return the norm of each layer's gradient, first layer to last, at some looks."""
     import plotly.graph_objects as go
 
-    some = [track for track in tracks if any(_known(v) for v in track["gradient"])]
+    # The weight of a norm is another kind of number: its gradients would draw a zigzag.
+    linear = [track for track in tracks if track["role"] == "linear"]
+    some = [track for track in linear if any(_known(v) for v in track["gradient"])]
     chosen = sorted({round(i * (len(looks) - 1) / max(1, MOMENTS - 1)) for i in range(MOMENTS)})
     figure = go.Figure()
     for number, look in enumerate(chosen):
@@ -86,9 +88,9 @@ def _by_depth(looks: list[int], tracks: list[dict[str, Any]]) -> Any:
 
 
 TITLES = {
-    "stale": "running standard deviations between batch and running mean",
-    "flat": "% of values where the activation is flat",
-    "dead": "% of channels that are 0 for the whole batch",
+    "stale": "distance, running sd",
+    "flat": "% of values",
+    "dead": "% of channels",
 }
 
 
