@@ -155,6 +155,8 @@ def _mask_of_lengths(x: Tensor, pattern: Pattern, lengths: Any) -> Tensor:
 
 def _prefix(x: Tensor, axis: int, lengths: Any, name: str) -> Tensor:
     """Return the mask of the first elements of each sample along an axis."""
+    if isinstance(lengths, list | tuple) and not lengths:
+        lengths = torch.empty(0, dtype=torch.int64)
     lengths = torch.as_tensor(lengths, device=x.device)
     if lengths.dtype not in _INTEGERS:
         raise DtypeError("lengths must be integers", str(lengths.dtype), "convert them with .long()")
@@ -210,5 +212,5 @@ def _ids_of_lengths(samples: int, lengths: Any, device: torch.device) -> tuple[T
     if sum(lengths) != samples:
         got = f"they sum to {sum(lengths)}, and x has {samples} samples"
         raise ShapeError("The lengths of segments must cover all samples", got, "give one for every segment")
-    ids = [segment for segment, length in enumerate(lengths) for _ in range(length)]
-    return torch.tensor(ids, dtype=torch.int64, device=device), len(lengths)
+    ids = torch.repeat_interleave(torch.tensor(lengths, dtype=torch.int64))
+    return ids.to(device), len(lengths)

@@ -157,7 +157,8 @@ def normalize(
         lengths: instead of a mask, how many elements of each sample count: along the one axis beside samples
             and channels (`c`), or along those named, as in `{"t": lengths}`.
         segments: the segment of each sample, such as its graph, as a tensor of numbers from 0 on; or the
-            lengths of segments that follow one another, as a list. Each has statistics of its own.
+            lengths of segments that follow one another, as a list. Each has statistics of its own. Where
+            torch records the call, their number is taken to be that of the samples: numbers lie below it.
         masked: what elements that do not count become: "zero", or "keep" for what they were in x. No gradient
             flows through them, in or out.
         **sizes: sizes of split axes, as in `g=32`.
@@ -197,6 +198,9 @@ def normalize(
     cut = None
     if mask is not None or lengths is not None or segments is not None:
         cut = cut_of(x, pattern, mask, lengths, segments)
+        if cut.ids is not None and var is not None and not readable(cut.ids):
+            cut = cut._replace(segments=var.shape[0])  # a recorded call cannot count them
+    if masked != "zero":
         check_masked(masked)
     for name, tensor in (("mean", mean), ("var", var)):
         if tensor is not None:

@@ -109,7 +109,10 @@ def run_ghosts(
         outputs.append(y)
         statistics.append(counted)
     known = [counted for counted in statistics if counted is not None]
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs), merged(known) if known else None
+    y = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    if len(outputs) > 1 and y.stride() != torch.empty_like(x, device="meta").stride():
+        y = torch.empty_like(x).copy_(y)  # in memory as the input lies
+    return y, merged(known) if known else None
 
 
 def _pieces(t: Tensor | None, lengths: list[int]) -> Sequence[Any]:
@@ -151,11 +154,7 @@ def renormed(
         r = clip(sigma / sigma_run, 1 / rmax, rmax)      d = clip((mean - mean_run) / sigma_run, -dmax, dmax)
 
     sigma = sqrt(var + eps), of the batch with its own variance and of the running statistics with theirs.
-
-    Raises:
-        OptionError: (rmax, dmax) are out of range.
     """
-    check_renorm(renorm, True, None)
     slab, (rmax, dmax) = bound.slab, renorm
     with torch.no_grad():
         mean, m2, count = statistics_of(x.detach(), bound, cut)

@@ -24,7 +24,7 @@ from slabnorm.nn.batch_modes import (
     renormed,
     run_ghosts,
 )
-from slabnorm.nn.diagnostics import name_of, root_of, user_line
+from slabnorm.nn.diagnostics import name_of, recomputing, root_of, user_line
 from slabnorm.nn.running_stats import RunningStatistics, held
 from slabnorm.notation import Pattern, parse
 from slabnorm.prepare import Bound, bind
@@ -216,6 +216,13 @@ class SlabNorm(RunningStatistics):
         if self.training and self.momentum is None and self.track_running_stats and cut is not None:
             check_one_count(slab, cut)
         if self.training and self.renorm is not None and slab.numel > 0:
+            alike = held(self, "running_mean") is not None and self.pattern.running == self.pattern.right
+            check_renorm(self.renorm, alike, self.ghost)
+            if recomputing():
+                raise OptionError(
+                    "A layer with renorm is computed again, with running statistics that have moved since",
+                    fix="leave it out of the checkpoint",
+                )
             running = Given(held(self, "running_mean"), held(self, "running_var"))
             weight, bias = renormed(x, call, cut, weight, bias, running, eps, self.center, self.renorm)
             items = named_axes(self.pattern, self.affine_axes)

@@ -116,6 +116,8 @@ class RunningStatistics(nn.Module):
         running = held(self, "running_mean")
         if running is None or not self.track_running_stats or recomputing():
             return
+        if observed:
+            self._warn_half_frozen()
         mean, var, counts = _of_counted(found, slab, center)
         both = (mean, running), (var, held(self, "running_var"))
         mean, var = (torch.where(counts > 0, t.to(own.dtype), own) for t, own in both)

@@ -148,9 +148,13 @@ class _Plan:
             if not reason:
                 self.norms[id(module)] = _Norm(place)
             return reason
-        reason = never(module)
         called = called_norm(module)
-        if reason or not (called or fits_norm(module)):
+        if not (called or fits_norm(module)):
+            return ""
+        reason = never(module)
+        if plain_class(type(module)) is not type(module):
+            reason = reason or "frozen: accelerate it before you freeze it"
+        if reason:
             return reason
         found = recognise(module)
         if found.computes is not None:

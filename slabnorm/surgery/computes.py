@@ -41,6 +41,8 @@ class Computes:
         counter: the name of the buffer that counts batches.
         after: the name of the submodule that takes the norm's result, an activation.
         channels: the size of axis c; None: any.
+        partly: whether the module computes something else for inputs of other ranks, which it takes, too.
+        partly: whether the module computes something else for inputs of other ranks, which it takes, too.
         kernel: whether its forward runs one of PyTorch's kernels for norms.
         dtypes: of inputs and parameters, in which the module's results are those of the formula.
         orders: the inputs for which they are, and how the module lays out its output.
@@ -63,6 +65,7 @@ class Computes:
     counter: str | None = None
     after: str | None = None
     channels: int | None = None
+    partly: bool = False
     kernel: bool = False
     dtypes: frozenset[torch.dtype] = frozenset()
     orders: Orders = field(default_factory=dict)

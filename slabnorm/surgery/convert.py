@@ -21,9 +21,10 @@ from slabnorm.notation import parse
 from slabnorm.surgery import warm_start
 from slabnorm.surgery.effect import Before, after, before
 from slabnorm.surgery.kinds import NAMES, OURS, Norm, describe, elements_of, layer_of, take_place
-from slabnorm.surgery.native import foreign
+from slabnorm.surgery.native import changes_of, foreign, native_layer
 from slabnorm.surgery.norms import norm_like
 from slabnorm.surgery.parameter_groups import Born, check_optimizer, exchange, unchanged_if_it_fails
+from slabnorm.surgery.recognise import called_norm, fits_norm, recognise
 from slabnorm.surgery.record import Changed, Left, Surgery
 from slabnorm.surgery.transaction import transaction
 from slabnorm.surgery.walk import Place, Where, meant, walk
@@ -160,7 +161,9 @@ def _check(model: Any, to: Any, optimizer: Any, sizes: dict[str, int]) -> None:
 
 
 def _considered(module: nn.Module) -> bool:
-    return norm_like(module) or isinstance(module, OURS)
+    if norm_like(module) or isinstance(module, OURS) or called_norm(module):
+        return True
+    return fits_norm(module) and recognise(module).computes is not None
 
 
 def _norms(places: list[Place]) -> tuple[list[tuple[Place, Norm]], list[Left]]:
@@ -222,7 +225,10 @@ def _notes(change: _Change) -> list[str]:
     old, new = change.place.module, change.new
     notes = [] if change.same else ["another function"]
     if foreign(old):
-        notes.append("recognised by its results")
+        notes += changes_of(old)
+        native = native_layer(old)
+        assert not isinstance(native, str)
+        old = native
     if isinstance(old, nn.SyncBatchNorm):
         notes.append("statistics of each process by itself")
     pairs = [

@@ -185,7 +185,7 @@ def _judge(module: nn.Module) -> Recognition:
     for ranks, candidate in sorted(partly, key=lambda pair: -len(pair[0]))[:_MOST_LIKELY]:
         computes, fault = _confirmed(module, candidate, ranks)
         if computes is not None:
-            return Recognition(computes)
+            return Recognition(replace(computes, partly=True))
         reason = reason or fault
     return Recognition(None, reason or _DIFFERS)
 

@@ -162,6 +162,8 @@ class Tape(TorchDispatchMode):
         """Return the arguments of an operation that can run again; None if it cannot, or had better not."""
         if not (_cheap(func) and all(map(_plain, _tensors(leaves)))):
             return None
+        if len({id(leaves[i]) for i in changed}) < len(changed):
+            return None  # it reads what it writes, as `y += y` does
         known = {_address(leaves[i]) for i in changed} <= self._values.keys()
         # A change of what is kept would take a copy of it: better to keep what it was changed to.
         return [self._window(x) if isinstance(x, Tensor) else x for x in leaves] if known else None

@@ -8,7 +8,7 @@ The graphs of all parts hang together at these norms, and so one backward does t
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -61,7 +61,9 @@ def virtual_batch(
 
     Parts run in turn, in their order, each up to the next norm that pools samples. Random numbers, as of
     dropout, are drawn in that order: others than for the whole batch. All else that depends on other samples
-    than through these norms sees its part alone, `torch.nn.functional.batch_norm` too.
+    than through these norms sees its part alone, `torch.nn.functional.batch_norm` too. While a part waits
+    at a norm the others run: no lock may be held over a norm, and no context that changes what is global,
+    such as `torch.random.fork_rng`, may enclose one.
 
     Args:
         model: the model.
@@ -80,7 +82,8 @@ def virtual_batch(
         The sum of the losses, without a graph. Gradients are in `.grad`, added to what was there.
 
     Raises:
-        ModelError: the parts meet at different norms, a norm cannot meet, the model is compiled, or reentrant
+        ModelError: the parts meet at different norms, a norm cannot meet (it has ghost batches or
+            renormalisation, or is called with a mask), the model is compiled, or reentrant
             checkpointing runs a norm (say `use_reentrant=False`).
         StatisticsError: the whole batch has one element per channel.
         OptionError: there are no parts, or `loss` returns no tensor of one element.
@@ -103,15 +106,17 @@ def virtual_batch(
     """
     if not isinstance(model, nn.Module):
         raise ModelError("virtual_batch() needs a torch.nn.Module", type(model).__name__, "give it the model")
+    if isinstance(parts, Tensor | Mapping):
+        got = type(parts).__name__
+        raise OptionError("parts must be a list of micro-batches", got, "cut it, as in x.split(8)")
     parts = list(parts)
     if not parts:
         raise OptionError("There are no parts", fix="give at least one micro-batch")
     batch = _Batch(model, Tape() if recompute else None)
-    with transaction(model):
-        with batch.joined():
-            losses = batch.forward(parts, loss)
-            batch.backward(losses, scaler)
-        batch.track()
+    with transaction(model), batch.joined():
+        losses = batch.forward(parts, loss)
+        batch.track()  # before the backward: what it raises leaves earlier gradients alone
+        batch.backward(losses, scaler)
     return torch.stack([value.detach().reshape(()) for value in losses]).sum()
 
 
@@ -241,6 +246,12 @@ class _Batch:
                 "let the model run the same norms in the same order for every part",
             )
         came = [a for a in arrivals if a is not None]
+        if any(a.slab.kept.shape != first.slab.kept.shape for a in came):
+            raise ModelError(
+                f"The parts differ along an axis that {self.name(first.layer)} keeps",
+                ", ".join(str(a.slab.kept.shape) for a in came[:4]),
+                "cut the batch along its samples alone",
+            )
         total = sum(a.slab.count for a in came)
         if total <= 1:
             raise StatisticsError(
@@ -278,8 +289,8 @@ class _Batch:
 
     def _met(self, layer: nn.Module, x: Tensor, norm: Norm) -> Tensor:
         """Return what was merged when checkpointing ran this norm on these values for the first time."""
-        uses = [use for use in self.uses if use.layer is layer]
-        if not uses or uses[0].graph != torch.is_grad_enabled():
+        uses = [use for use in self.uses if use.layer is layer and use.graph == torch.is_grad_enabled()]
+        if not uses:
             raise ModelError(
                 f"{self.name(layer)} runs in a backward otherwise than in its forward",
                 fix="call torch.utils.checkpoint.checkpoint with use_reentrant=False",
@@ -370,6 +381,8 @@ def _meets(module: nn.Module, name: str) -> bool:
         return False
     if _pools(module) and ("forward" in vars(module) or type(module).forward not in _FORWARDS):
         raise refused("its forward is its own, and may pool samples", "use a class of torch.nn or slabnorm")
+    if module.training and (getattr(module, "ghost", None) or getattr(module, "renorm", None)):
+        raise refused("it has ghost batches or renormalisation", "set its ghost and renorm to None")
     if _pools(module) and isinstance(module, nn.SyncBatchNorm) and _processes() > 1:
         raise refused("it merges its statistics over processes", "train in one process")
     return True
@@ -394,8 +407,21 @@ def _taken(layer: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None, str |
             layer.activation if fused else None,
         )
     if isinstance(layer, SlabNorm):
-        return lambda x, residual=None: (x, residual, layer.activation)
+        return partial(_taken_from, layer)
     return lambda input: (input, None, None)
+
+
+def _taken_from(
+    layer: SlabNorm, x: Tensor, residual: Tensor | None = None, *, mask: Any = None, lengths: Any = None,
+    segments: Any = None, masked: str = "zero",
+) -> tuple[Tensor, Tensor | None, str | None]:  # fmt: skip
+    if mask is not None or lengths is not None or segments is not None:
+        raise ModelError(
+            "A norm of a virtual batch was called with a mask, lengths or segments",
+            f'{type(layer).__name__} of "{layer.pattern}"',
+            "leave them out, or train on the whole batch",
+        )
+    return x, residual, layer.activation
 
 
 def _norm_of(layer: Any, x: Tensor, activation: str | None) -> tuple[Norm, Tensor | None, Tensor | None]:

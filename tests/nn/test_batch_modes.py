@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import slabnorm as sn
 from slabnorm.errors import OptionError, PatternError, ShapeError, StatisticsError, StatisticsWarning
@@ -442,3 +443,22 @@ def test_against_flax() -> None:
     params = {"params": shapes["params"]}
     theirs = linen.LayerNorm(epsilon=1e-5).apply(params, rows[0], mask=some.numpy())
     near(sn.LayerNorm(6)(tokens, mask=some)[some], torch.tensor(theirs.tolist())[some], 1e-5)
+
+
+def test_renorm_is_not_computed_again() -> None:
+    norm = sn.BatchNorm(4, renorm=(3.0, 5.0))
+    y = checkpoint(norm, torch.randn(8, 4, requires_grad=True), use_reentrant=False)
+    with pytest.raises(OptionError, match="is computed again"):
+        y.sum().backward()
+
+
+def test_renorm_may_be_set_where_it_can_run() -> None:
+    for norm in (sn.BatchNorm(4, track_running_stats=False), sn.BatchNorm(4, ghost=2)):
+        norm.renorm = (3.0, 5.0)
+        with pytest.raises(OptionError):
+            norm(torch.randn(8, 4))
+
+
+def test_ghosts_lie_in_memory_as_the_input() -> None:
+    x = torch.randn(18, 5, 6).transpose(1, 2)
+    assert sn.SlabNorm("n c t -> c", ghost=4, c=6)(x).stride() == x.stride()

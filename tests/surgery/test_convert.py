@@ -643,14 +643,96 @@ def test_norms_of_other_classes(shift: float, accelerated: bool) -> None:
     assert report.changed[0].was == "LlamaNorm"
     assert "recognised by its results" in report.changed[0].note
     assert type(model[0]) is sn.RMSNorm
-    assert model[0].weight is weight
-    assert torch.equal(weight.detach(), used)
+    assert (model[0].weight is weight) == (shift == 0)
+    assert torch.equal(model[0].weight.detach(), used)
     assert sum(len(group["params"]) for group in optimizer.param_groups) == 3
     torch.testing.assert_close(model(x), wanted, rtol=1e-6, atol=1e-6)
     sn.convert(model, "layer")
     torch.testing.assert_close(
         model[0](x), nn.functional.layer_norm(x, (16,), used, eps=1e-6), rtol=1e-5, atol=1e-5
     )
+
+
+class Residual(LlamaNorm):
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return super().forward(x if residual is None else x + residual)
+
+
+class BiasedNorm(LlamaNorm):
+    def __init__(self, size: int) -> None:
+        super().__init__(size, 0.0)
+        self.bias = nn.Parameter(torch.randn(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.bias
+
+
+class SizelessNorm(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5)
+
+
+class ShapedNorm(nn.Module):
+    """An instance norm with a weight of three axes, and an attribute of its user."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.gain, self.tag = nn.Parameter(torch.rand(size, 1, 1) + 0.5), "mine"
+
+    def forward(self, x: Tensor) -> Tensor:
+        var, mean = torch.var_mean(x, (2, 3), keepdim=True, correction=0)
+        return self.gain * (x - mean) * torch.rsqrt(var + 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("norm", "why"),
+    [
+        (Residual(16, 0.0), "more than one argument"),
+        (BiasedNorm(16), "no layer with its bias"),
+        (SizelessNorm(), "how many channels"),
+        (LlamaNorm(16, 1.0).to(torch.bfloat16), "rounded to half precision"),
+    ],
+    ids=["residual", "biased", "sizeless", "half"],
+)
+def test_norms_of_other_classes_that_are_left(norm: nn.Module, why: str) -> None:
+    report = sn.convert(nn.Sequential(norm, nn.BatchNorm1d(16)), "batch")
+    assert [left.names for left in report.left] == [("0",)]
+    assert why in report.left[0].reason
+
+
+def test_a_weight_of_another_shape_is_a_new_parameter() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(ShapedNorm(8)), torch.randn(2, 8, 6, 6)
+    optimizer = torch.optim.Adam(model.parameters(), 0.1)
+    model(x).square().sum().backward()
+    optimizer.step()
+    wanted = model(x).detach()
+    report = sn.convert(model, "instance", optimizer=optimizer)
+    assert "gain is now weight" in report.changed[0].note
+    torch.testing.assert_close(model(x), wanted, rtol=1e-5, atol=1e-5)
+    assert model[0].tag == "mine"
+    model(x).square().sum().backward()
+    optimizer.step()
+
+
+def test_tied_weights_that_count_from_0() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(LlamaNorm(16, 1.0), LlamaNorm(16, 1.0)), torch.randn(3, 16)
+    model[1].weight = model[0].weight
+    wanted = model(x).detach()
+    sn.convert(model, "rms", where=lambda name, _: name == "0")
+    torch.testing.assert_close(model(x), wanted, rtol=1e-5, atol=1e-6)
+    sn.convert(model, "rms")
+    torch.testing.assert_close(model(x), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_an_adopted_norm_is_converted_as_it_is_now() -> None:
+    model, x = nn.Sequential(LlamaNorm(16, 0.0)), 0.1 * torch.randn(3, 16)
+    sn.accelerate(model, always=True)
+    model[0].variance_epsilon = 0.5
+    wanted = model(x).detach()
+    sn.convert(model, "rms")
+    torch.testing.assert_close(model(x), wanted, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -674,3 +674,49 @@ def test_kernels() -> None:
     _whole(twin, (x.double(), target.double()))
     sn.restore(model)
     _same(model.double(), twin, 2e-5)
+
+
+class Twice(nn.Module):
+    """Operations in place that read what they write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.first(x)) * 1.5
+        y += y
+        y.sub_(y, alpha=0.5)
+        return self.last(torch.relu(y))
+
+
+def test_what_reads_what_it_writes_is_kept() -> None:
+    torch.manual_seed(0)
+    model, x = Twice(), torch.randn(8, 3, 10, 10)
+    model(x).square().sum().backward()
+    wanted = model.first.weight.grad.clone()
+    model.zero_grad()
+    sn.virtual_batch(model, x.split([3, 5]), lambda m, part: m(part).square().sum(), recompute=True)
+    assert (model.first.weight.grad - wanted).norm() <= 1e-5 * wanted.norm()
+
+
+def test_what_cannot_be_cut_into_parts() -> None:
+    x = torch.randn(8, 3, 4, 4)
+
+    def loss(model: nn.Module, part: Tensor) -> Tensor:
+        return model(part).sum()
+
+    for norm in (sn.BatchNorm(3, ghost=2), sn.BatchNorm(3, renorm=(3.0, 5.0))):
+        with pytest.raises(ModelError, match="ghost batches or renormalisation") as raised:
+            sn.virtual_batch(nn.Sequential(norm), x.split(4), loss)
+        assert "ghost" in str(raised.value)
+    norm = sn.BatchNorm(3)
+    mask = torch.ones(4, 1, 4, 4, dtype=torch.bool)
+    with pytest.raises(ModelError, match="called with a mask"):
+        sn.virtual_batch(norm, x.split(4), lambda m, part: m(part, mask=mask).sum())
+    for parts in (x, {"x": x}):
+        with pytest.raises(OptionError, match="a list of micro-batches"):
+            sn.virtual_batch(norm, parts, loss)
+    model = nn.Sequential(nn.Conv1d(3, 3, 1), sn.SlabNorm("n c t -> t", affine="", track_running_stats=False))
+    with pytest.raises(ModelError, match="differ along an axis"):
+        sn.virtual_batch(model, [torch.randn(4, 3, 5), torch.randn(4, 3, 4)], loss)
