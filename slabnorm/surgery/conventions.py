@@ -108,7 +108,7 @@ def from_keras(
 
     Raises:
         OptionError: there is no such layer, or it normalises along other axes than its last, or of batch and
-            group norm its second.
+            group norm its second; or it is a layer norm with `rms_scaling`.
 
     >>> from slabnorm.surgery import from_keras, to_keras
     >>> import slabnorm as sn
@@ -120,6 +120,12 @@ def from_keras(
     axis = axis[0] if isinstance(axis, list | tuple) and len(axis) == 1 else axis
     if axis != -1 and not (of_channels and type(axis) is int and axis > 0):
         raise OptionError(f"{kind} along axis {axis!r} has no counterpart", fix="use axis=-1, the last")
+    if options.get("rms_scaling"):
+        raise OptionError(
+            f"{kind} with rms_scaling=True has no counterpart: it divides x, which is not centred, by the "
+            "standard deviation",
+            fix="make the Keras layer an RMSNormalization, which divides by the root mean square",
+        )
     given = [_tensor(value) for value in weights]
     if kind == "RMSNormalization":
         return _made(RMSNorm, len(given[0]), options.get("epsilon", 1e-6), given[0], None)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
-from torch.utils import _pytree as pytree
 
 from slabnorm.errors import ModelError, OptionError, PatternError, SlabError
 from slabnorm.nn import SlabNorm
@@ -22,7 +21,7 @@ from slabnorm.surgery import warm_start
 from slabnorm.surgery.effect import Before, after, before
 from slabnorm.surgery.kinds import NAMES, OURS, Norm, describe, elements_of, layer_of, take_place
 from slabnorm.surgery.native import changes_of, foreign, native_layer
-from slabnorm.surgery.norms import norm_like
+from slabnorm.surgery.norms import input_of, norm_like
 from slabnorm.surgery.parameter_groups import Born, check_optimizer, exchange, unchanged_if_it_fails
 from slabnorm.surgery.recognise import called_norm, fits_norm, recognise
 from slabnorm.surgery.record import Changed, Left, Surgery
@@ -50,7 +49,13 @@ def convert(
     which see inputs and outputs of the new norm. So the model itself may be a norm. eps, device and dtype
     stay, too; weight and bias are the same Parameters where their shapes agree, and running statistics the
     same tensors where both norms compute the same. A norm has weight and bias if it had them, but for RMS
-    norm, which has no bias; what was an RMS norm gets one of 0, and DyT has an `alpha`.
+    norm, which has no bias; what was an RMS norm gets one of 0, and DyT has an `alpha`. Ghost batches and
+    batch renormalisation stay where the new norm can have them.
+
+    Norms of other classes, such as LlamaRMSNorm, become slabnorm's layers, too, where their results show what
+    they compute. Their parameters then have slabnorm's names, also in a `state_dict`, and a weight that
+    counted from 0 counts from 1: its values are 1 more. A subclass of slabnorm's layers is left, as it may
+    compute something else.
 
     Args:
         model: any module.
@@ -181,9 +186,9 @@ def _shapes(found: Before | None) -> _Shapes:
     """Return the shapes that a batch had before each norm."""
     shapes: _Shapes = {}
     for (name, *_), given in (found.inputs if found is not None else {}).items():
-        tensors = [leaf for leaf in pytree.tree_leaves(given) if isinstance(leaf, Tensor)]
-        if tensors:
-            shapes[name] = tuple(tensors[0].shape)
+        x = input_of(*given)
+        if isinstance(x, Tensor):
+            shapes[name] = tuple(x.shape)
     return shapes
 
 
@@ -241,6 +246,9 @@ def _notes(change: _Change) -> list[str]:
             notes.append(f"without its {name}")
         elif was is not None and now is not None and was.shape != now.shape:
             notes.append(f"its {name} starts anew")
+    for name, words in (("ghost", "ghost batches"), ("renorm", "batch renormalisation")):
+        if getattr(change.norm, name) is not None and getattr(new, name, None) is None:
+            notes.append(f"without its {words}")
     if not change.same and new._buffers.get("running_mean") is not None:
         notes.append(_UNTRAINED)
     return notes

@@ -54,13 +54,15 @@ def before(model: nn.Module, batch: Any, spans: Sequence[Span]) -> Before:
     return Before(batch, _run(twin, batch), inputs, results)
 
 
-def after(model: nn.Module, found: Before) -> tuple[float, dict[Span, float]]:
+def after(model: nn.Module, found: Before) -> tuple[float | None, dict[Span, float]]:
     """Return by how much a changed model's outputs differ, and those of each span on the inputs of before.
 
     A difference is ||after - before|| / ||before||: 0 where nothing changed, about 1.4 where the two have
-    nothing to do with each other. A span that did not run is left out.
+    nothing to do with each other. It is None where there are no tensors to compare, as in objects that torch
+    does not look into; a span of which that holds, or that did not run, is left out.
     """
-    whole = difference(found.outputs, _run(_twin(model), found.batch))
+    outputs = _run(_twin(model), found.batch)
+    whole = difference(found.outputs, outputs) if found.outputs or outputs else None
     twin, parts = _twin(model), {}
     for span, (args, options) in found.inputs.items():
         if span not in found.results:
@@ -71,16 +73,20 @@ def after(model: nn.Module, found: Before) -> tuple[float, dict[Span, float]]:
             value = twin.get_submodule(span[0])(*args, **options)
             for name in span[1:]:
                 value = twin.get_submodule(name)(value)
-        parts[span] = difference(found.results[span], _tensors(value))
+        old, new = found.results[span], _tensors(value)
+        if old or new:
+            parts[span] = difference(old, new)
     return whole, parts
 
 
 def difference(old: Sequence[Tensor], new: Sequence[Tensor]) -> float:
-    """Return ||new - old|| / ||old|| over all elements that are finite in both; inf for other shapes."""
+    """Return ||new - old|| / ||old|| over all finite elements; inf if shapes differ, or which are finite."""
     if [t.shape for t in old] != [t.shape for t in new]:
         return float("inf")
     pairs = [(a.double(), b.double()) for a, b in zip(old, new, strict=True)]
-    both = [(a[keep], b[keep]) for a, b in pairs for keep in [a.isfinite() & b.isfinite()]]
+    if not all(torch.equal(a.isfinite(), b.isfinite()) for a, b in pairs):
+        return float("inf")
+    both = [(a[keep], b[keep]) for a, b in pairs for keep in [a.isfinite()]]
     moved = sum(float((b - a).square().sum()) for a, b in both) ** 0.5
     size = sum(float(a.square().sum()) for a, _ in both) ** 0.5
     return 0.0 if moved == 0 else moved / size if size else float("inf")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -13,6 +14,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from slabnorm import nn as ours
 from slabnorm.errors import SlabError
+from slabnorm.nn.batch_modes import check_ghost, check_renorm
 from slabnorm.nn.norm_free import DyT
 from slabnorm.notation import ELLIPSIS, Item, Pattern, parse, product
 from slabnorm.slab import plan
@@ -44,6 +46,7 @@ class Norm:
         weight, bias: whether it has them.
         tracks: whether it has running statistics.
         activation: what it applies last.
+        ghost, renorm: what it does in train mode beside, as in `slabnorm.BatchNorm`.
     """
 
     kind: str
@@ -59,6 +62,8 @@ class Norm:
     tracks: bool = False
     activation: str | None = None
     inplace: bool = False
+    ghost: int | None = None
+    renorm: tuple[float, float] | None = None
 
     @property
     def channels(self) -> int:
@@ -72,7 +77,8 @@ class Norm:
         if kind == "layer" and not self.last:
             kind = "group"  # of one group
         where = (kind,) if kind == "dyt" else (kind, self.eps)
-        return *where, self.shape, self.last, self.groups, self.sizes, self.activation
+        modes = self.ghost, self.renorm and tuple(self.renorm)
+        return *where, self.shape, self.last, self.groups, self.sizes, self.activation, *modes
 
 
 def describe(norm: nn.Module) -> Norm | str:
@@ -91,6 +97,8 @@ def describe(norm: nn.Module) -> Norm | str:
         "tracks": norm._buffers.get("running_mean") is not None,
         "momentum": getattr(n, "momentum", 0.1),
         "spatial": norm.__dict__.get("_spatial", _spatial(norm)),
+        "ghost": getattr(n, "ghost", None),
+        "renorm": getattr(n, "renorm", None),
     }
     if not isinstance(norm, Accelerated):  # what follows it is its call sites' affair
         more |= {"activation": getattr(n, "activation", None), "inplace": getattr(n, "inplace", False)}
@@ -112,8 +120,10 @@ def _unfit(norm: nn.Module) -> str:
     kind = type(norm)
     if kind is not plain_class(kind):
         return "frozen: unfreeze it first"
-    if kind not in (*OURS, *KINDS.values(), nn.SyncBatchNorm):
+    if kind in KINDS:
         return why_not(norm)
+    if kind not in (*OURS, *KINDS.values(), nn.SyncBatchNorm):
+        return "a subclass, which may compute something else"
     if "forward" in norm.__dict__:
         return "its forward was replaced on the object"
     if not norm._parameters.keys() <= {"alpha", "weight", "bias"}:
@@ -219,8 +229,9 @@ def _channel_layer(norm: Norm, to: str, sizes: dict[str, int], made: dict[str, A
         if to == "batch":
             tracks = norm.tracks or norm.kind != "batch"
             return ours.BatchNorm(
-                channels, momentum=norm.momentum, track_running_stats=tracks, **affine, **made
-            )
+                channels, momentum=norm.momentum, track_running_stats=tracks, ghost=norm.ghost,
+                renorm=norm.renorm, **affine, **made,
+            )  # fmt: skip
         if to == "instance":
             tracks = norm.tracks and norm.kind == "instance"
             return ours.InstanceNorm(
@@ -245,16 +256,31 @@ def _channel_layer(norm: Norm, to: str, sizes: dict[str, int], made: dict[str, A
     others = product([sizes[name] for name in pattern.default_affine[0] if name != "c"])
     if channels % others:
         return f"{channels} channels cannot be divided into {others} groups"
-    made |= sizes
+    made |= sizes | _modes(norm, pattern)
     return ours.SlabNorm(
         pattern, affine=None if norm.weight else "", bias=norm.bias and to != "rms", center=to != "rms",
         momentum=norm.momentum, c=channels // others, **made,
     )  # fmt: skip
 
 
+def _modes(norm: Norm, pattern: Pattern) -> dict[str, Any]:
+    """Return what a norm does in train mode beside, as far as a layer of a pattern can do it."""
+    modes: dict[str, Any] = {}
+    with suppress(SlabError):
+        check_ghost(norm.ghost, pattern, pattern.default_affine if norm.weight else ())
+        modes["ghost"] = norm.ghost
+    with suppress(SlabError):
+        check_renorm(norm.renorm, pattern.pools_samples and pattern.running == pattern.right, norm.ghost)
+        modes["renorm"] = norm.renorm
+    return modes
+
+
 def _torch_layer(norm: Norm, made: dict[str, Any]) -> nn.Module | str:
     if norm.activation is not None:
         return f"it ends with {norm.activation}, which torch.nn's norms do not"
+    for name, value in (("ghost", norm.ghost), ("renorm", norm.renorm)):
+        if value is not None:
+            return f"torch.nn has no layer with {name}={value}: set the layer's {name} to None before"
     if norm.kind in _TORCH and not norm.last:
         kind = _TORCH[norm.kind].get(norm.spatial or 0)
         if kind is None:
@@ -301,7 +327,9 @@ def take_place(norm: nn.Module, new: nn.Module) -> None:
     if foreign(norm):
         become_native(norm)
     if isinstance(norm, Accelerated):
+        wide = {name: value for name, value in norm._buffers.items() if name.startswith("running_")}
         revert(norm)
+        norm._buffers.update(wide)  # torch's layer would round them to the dtype of its weight
     old, made = describe(norm), describe(new)
     assert isinstance(old, Norm)
     if old.spatial is not None and type(new) in OURS:

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from slabnorm import nn as ours
+from slabnorm.cut import cut_of
 from slabnorm.errors import SlabError
 from slabnorm.nn.running_stats import held
 from slabnorm.surgery.crossover import pays
@@ -207,6 +208,19 @@ def norm_like(module: nn.Module) -> bool:
     kind = type(module)
     foreign = not kind.__module__.startswith("slabnorm.") and not module._modules
     return isinstance(module, NORM_TYPES) or (foreign and "norm" in kind.__name__.lower())
+
+
+def input_of(args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """Return what a norm is given, by position or by name; of another class, its first argument."""
+    names = ("x", "input", *options)
+    return args[0] if args else next((options[name] for name in names if name in options), None)
+
+
+def valid_of(norm: nn.Module, x: Tensor, options: dict[str, Any]) -> Tensor | None:
+    """Return the mask of what counts in a norm's input, with the axes of x; None: everything does."""
+    if not isinstance(norm, ours.SlabNorm):
+        return None
+    return cut_of(x, norm.pattern, options.get("mask"), options.get("lengths"), None).valid
 
 
 def never(norm: nn.Module) -> str:

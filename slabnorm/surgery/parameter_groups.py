@@ -57,9 +57,12 @@ def exchange(optimizer: Optimizer, born: Sequence[Born], gone: Sequence[nn.Param
     """Give an optimiser the parameters that are new, and take from it those that are gone, with their state.
 
     A new one comes after those that its module had, into their group. Of a module that had none it comes into
-    the first group; of one whose parameters the optimiser does not hold it stays outside.
+    the first group; of one whose parameters the optimiser does not hold it stays outside. So does a constant,
+    unless it is beside another.
     """
     for new in born:
+        if all(p.requires_grad for p in new.beside) and not new.parameter.requires_grad:
+            continue
         for group in optimizer.param_groups:
             places = [i for i, p in enumerate(group["params"]) if any(p is other for other in new.beside)]
             if places or not new.beside:

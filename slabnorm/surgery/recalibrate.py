@@ -17,9 +17,10 @@ from slabnorm.functional import moments
 from slabnorm.mergeable_moments import Moments
 from slabnorm.nn import SlabNorm
 from slabnorm.notation import Pattern, parse
+from slabnorm.surgery.norms import input_of, valid_of
 from slabnorm.surgery.record import Changed, Left, Surgery
 from slabnorm.surgery.transaction import transaction
-from slabnorm.surgery.walk import Place, walk
+from slabnorm.surgery.walk import Place, Where, meant, walk
 
 Run = Callable[[nn.Module, Any], Any]
 _BATCH, _INSTANCE = parse("n c ... -> c"), parse("n c ... -> n c")
@@ -31,7 +32,7 @@ def recalibrate(
     *,
     call: Run | None = None,
     sequential: bool = False,
-    where: Callable[[str, nn.Module], bool] | None = None,
+    where: Where | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Surgery:
     """Compute the running statistics of a model's norms from all samples of a loader, exactly.
@@ -53,8 +54,10 @@ def recalibrate(
     Batch norms of torch.nn (SyncBatchNorm in one process) and of slabnorm are recalibrated, as are their
     subclasses, any SlabNorm with running statistics, and instance norms that track them: these get the
     averages of the samples' means and of their unbiased variances. A layer that is used several times gets
-    the statistics of all its uses; while these are counted, it normalises by its own batch. Layers that stay
-    in eval mode when the model's `train()` is called are frozen, and stay as they are.
+    the statistics of all its uses; while these are counted, it normalises by its own batch, and without the
+    correction of batch renormalisation, which would follow the old statistics. What a call's `mask` or
+    `lengths` leave out does not count. Layers that stay in eval mode when the model's `train()` is called are
+    frozen, and stay as they are.
 
     Args:
         model: any module; a wrapper such as `AveragedModel` too. Modes, momentum and parameters come out as
@@ -65,7 +68,7 @@ def recalibrate(
             other batch is the one argument, and a dict holds keyword arguments; they are moved to the device
             of the model's first parameter.
         sequential: see above.
-        where: which layers, by name and module; by default all.
+        where: which layers, by name and module; by default all. Of a shared layer one name is enough.
         progress: called after each batch with the batches done and those in all, 0 if that is not known.
 
     Returns:
@@ -138,8 +141,8 @@ class _Tally:
         # Of all values; where samples are kept apart, of the samples' means, and of their variances.
         self.first = self.second = Moments.empty()
 
-    def add(self, x: Tensor, batch: int) -> None:
-        """Count an input of the norm.
+    def add(self, x: Tensor, batch: int, valid: Tensor | None = None) -> None:
+        """Count an input of the norm, or what is valid of it.
 
         Raises:
             StatisticsError: it is not finite.
@@ -147,7 +150,7 @@ class _Tally:
         pattern, sizes, center = _pattern(self.norm)
         if isinstance(self.norm, nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d):
             x = x[None] if x.dim() == self.norm._get_no_batch_dim() else x
-        found = moments(x, pattern, **sizes)
+        found = moments(x, pattern, mask=valid, **sizes)
         finite = found.mean.isfinite() & found.m2.isfinite()
         if not bool(finite.all()):
             raise StatisticsError(
@@ -156,15 +159,18 @@ class _Tally:
                 f"{int((~finite).sum())} of its {finite.numel()} means or variances",
                 "look for the data, or the layer before it, that makes NaN or infinities",
             )
+        counts = found.count
         if pattern.pools_samples:
             self.first = self.first + found
         else:
             axis = pattern.right.index(pattern.sample)
-            var = found.var(1) if center else found.var()
-            both = (t.movedim(axis, 0) for t in (found.mean, var + (0 if center else found.mean.square())))
-            means, variances = (moments(t, "n ... -> ...") for t in both)
-            self.first, self.second = self.first + means, self.second + variances
-        self.values += x.numel() // self.first.mean.numel()
+            var = found.var(1) if center else found.var() + found.mean.square()
+            mean, var, counts = (t.movedim(axis, 0) for t in (found.mean, var, counts))
+            some, enough = (None if valid is None else counts > least for least in (0, int(center)))
+            self.first = self.first + moments(mean, "n ... -> ...", mask=some)
+            self.second = self.second + moments(var, "n ... -> ...", mask=enough)
+            counts = counts.sum(0)
+        self.values += int(counts.max())
         self.note(batch)
 
     def note(self, batch: int) -> None:
@@ -177,7 +183,7 @@ class _Tally:
         """Return mean and variance as the norm keeps them."""
         pattern, _, center = _pattern(self.norm)
         if not pattern.pools_samples:
-            mean, var = self.first.mean, self.second.mean
+            mean, var = self.first.mean, self.second.mean.where(self.second.count > 0, torch.nan)
         elif center:
             mean, var = self.first.mean, self.first.var(1)
         else:
@@ -232,7 +238,8 @@ class _Sweeps:
                 if first_alone and place.name != next(iter(found)):
                     tally.note(self.batch)
                 else:
-                    tally.add(args[0] if args else next(iter(options.values())), self.batch)
+                    x = input_of(args, options)
+                    tally.add(x, self.batch, valid_of(norm, x, options))
 
             return count
 
@@ -285,9 +292,7 @@ def _store(place: Place, tally: _Tally) -> None:
         norm.num_elements_tracked.fill_(tally.values)
 
 
-def _chosen(
-    model: nn.Module, where: Callable[[str, nn.Module], bool] | None
-) -> tuple[list[Place], list[Left]]:
+def _chosen(model: nn.Module, where: Where | None) -> tuple[list[Place], list[Left]]:
     """Return the norms to recalibrate, and those that are left; the model is then in train mode."""
     places: list[Place] = []
     left: list[Left] = []
@@ -302,7 +307,7 @@ def _chosen(
         pattern, reason = _pattern(norm)[0], ""
         if not tracks:
             reason = "it has no running statistics"
-        elif where is not None and not where(place.name, norm):
+        elif not meant(place, where):
             reason = "where= leaves it out"
         elif not norm.training:
             reason = "frozen: it stays in eval mode"
@@ -317,14 +322,23 @@ def _chosen(
 
 @contextmanager
 def _modes(model: nn.Module) -> Iterator[None]:
-    """Put modes back, and what layers have warned of; where an error is raised, a transaction does."""
-    modes = [(module, module.training) for module in model.modules()]
+    """Put modes back, and what layers have warned of; where an error is raised, a transaction does.
+
+    Within, batch renormalisation is off.
+    """
+    # Of a frozen norm `training` says False, whatever mode it is to have once it is unfrozen.
+    modes = [(module, vars(module).get("training", module.training)) for module in model.modules()]
+    corrected = [(m, m.renorm) for m in model.modules() if isinstance(m, SlabNorm) and m.renorm is not None]
+    for norm, _ in corrected:
+        norm.renorm = None
     sets = [vars(module).get("_warned") for module in model.modules()]
     warned = [(kept, kept.copy()) for kept in sets if isinstance(kept, set)]
     yield
     model.train(modes[0][1])  # a model may do more in train() than note the mode
     for module, mode in modes:
         module.training = mode
+    for norm, renorm in corrected:
+        norm.renorm = renorm
     for kept, before in warned:
         kept.clear()
         kept.update(before)

@@ -106,7 +106,7 @@ class Changed:
         was, became: what it was and is, in words such as `BatchNorm2d` and `GroupNorm(32 groups)`.
         note: what the user should know of it.
         difference: ||after - before|| / ||before|| of its outputs on the same inputs, in eval mode; None
-            where no batch was given.
+            where no batch was given, or no tensor came out.
     """
 
     names: tuple[str, ...]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from slabnorm.errors import ModelError, OptionError, SlabError, StatisticsError
 from slabnorm.functional import moments
 from slabnorm.mergeable_moments import Moments
+from slabnorm.surgery.norms import input_of, valid_of
 
 Run = Callable[[nn.Module, Any], Any]
 
@@ -24,7 +25,7 @@ class Seen:
 
     Attributes:
         shape: that of its first input.
-        given, returned: the moments of all inputs and outputs, per channel.
+        given, returned: the moments of all inputs and outputs, per channel, of what counts in them.
         runs: how often it ran.
         repeated: whether it ran more often than there were batches.
     """
@@ -90,10 +91,11 @@ def look(
         def note(
             module: nn.Module, args: Any, options: Any, y: Any, name: str = name, pattern: str = pattern
         ) -> None:
-            x = next(iter((*args, *options.values())), None)
+            x = input_of(args, options)
             if not isinstance(x, Tensor) or x.dim() < 2:
                 return
-            given, returned = moments(x, pattern), moments(y, pattern)
+            valid = valid_of(module, x, options)
+            given, returned = moments(x, pattern, mask=valid), moments(y, pattern, mask=valid)
             if name not in seen:
                 seen[name] = Seen(tuple(x.shape), given, returned)
             else:

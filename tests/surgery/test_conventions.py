@@ -302,6 +302,11 @@ def test_mistakes() -> None:
         (lambda: to_keras(nn.RMSNorm(C, elementwise_affine=False)), "always has a weight"),
         (lambda: from_keras("LayerNormalization", {"axis": [1, 2]}, [one, one]), "axis"),
         (lambda: from_keras("LayerNormalization", {"scale": False, "center": False}, []), "its size"),
+        (lambda: from_keras("LayerNormalization", {"rms_scaling": True}, [one]), "rms_scaling=True"),
+        (
+            lambda: from_keras("LayerNormalization", {"rms_scaling": True, "center": False}, [one]),
+            "rms_scaling=True",
+        ),
         (lambda: from_keras("SpectralNormalization", {}, [one, one]), "no layer for 'SpectralNormalization'"),
         (lambda: from_flax("WeightNorm", {}, {"params": {"scale": one}}), "no layer for 'WeightNorm'"),
         (lambda: from_flax("LayerNorm", {}, {}), "its size"),

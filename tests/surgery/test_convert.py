@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from torch.nn.utils import prune
 
 import slabnorm as sn
 from slabnorm.errors import ModelError, OptionError, PatternError, StatisticsError
-from slabnorm.nn.norm_free import DyT
+from slabnorm.nn.norm_free import Derf, DyT
+from slabnorm.surgery.effect import difference
 from slabnorm.surgery.kinds import group_count
 from tests.surgery.nets import NETS, build
 from tests.surgery.traces import state
@@ -255,6 +257,32 @@ def random_model(seed: int) -> tuple[nn.Module, Tensor]:
 # ---- what stays
 
 
+def test_ghost_batches_and_renormalisation_stay_where_they_can() -> None:
+    x = drawn(4, 4, 3, 3)
+    norm = sn.SlabNorm("n c h w -> c", c=4, eps=EPS, ghost=2)
+    assert sn.convert(norm, "batch").changed[0].note == ""
+    want = normalised(x.unflatten(0, (2, 2)), (1, 3, 4)).flatten(0, 1)
+    torch.testing.assert_close(norm(x).double(), want, rtol=1e-5, atol=1e-5)
+    assert "ghost=2" in sn.convert(norm, "torch").left[0].reason
+    report = sn.convert(norm, "group", g=2)
+    assert report.changed[0].note == "another function; without its ghost batches"
+    other = sn.BatchNorm(4, EPS, renorm=(1.0, 0.0))
+    assert sn.convert(other, "n c h w -> c").changed[0].note == ""
+    assert other.renorm == (1.0, 0.0)
+    assert "renorm=(1.0, 0.0)" in sn.convert(other, "torch").left[0].reason
+    assert "without its batch renormalisation" in sn.convert(other, "instance").changed[0].note
+
+
+def test_statistics_of_an_accelerated_norm_in_half_precision_are_not_rounded() -> None:
+    norm, exact = nn.BatchNorm2d(4).half(), torch.tensor([0.1, 1.23456, -7.7, 1000.3])
+    sn.accelerate(norm, always=True)
+    norm.running_mean.copy_(exact)
+    norm.running_var.copy_(exact.square())
+    sn.convert(norm, "batch")
+    assert torch.equal(norm.running_mean, exact)
+    assert torch.equal(norm.running_var, exact.square())
+
+
 def test_parameters_hooks_references_and_attributes_stay() -> None:
     norm = learned(nn.BatchNorm2d(8, EPS).double())
     norm.bias.requires_grad_(False)
@@ -358,6 +386,33 @@ def test_the_effect_is_measured() -> None:
     assert "the model's outputs differ by" in str(report)
 
 
+@dataclass
+class Answer:
+    """What torch does not look into."""
+
+    logits: Tensor
+
+
+def test_where_nothing_can_be_compared_no_difference_is_named() -> None:
+    class Answers(nn.Sequential):
+        def forward(self, input: Tensor) -> Any:
+            return Answer(super().forward(input))
+
+    model = Answers(nn.Conv2d(3, 4, 1), learned(nn.BatchNorm2d(4)))
+    report = sn.convert(model, "group", batch=drawn(2, 3, 4, 4))
+    assert report.difference is None
+    assert "outputs differ" not in str(report)
+    assert report.changed[0].difference > 1e-3
+
+
+def test_what_became_nan_differs() -> None:
+    nan = float("nan")
+    one, other = torch.tensor([3.0, nan, 4.0]), torch.tensor([3.0, nan, 5.0])
+    assert difference([one], [other]) == pytest.approx(1 / 5)
+    assert difference([torch.ones(3)], [torch.full((3,), nan)]) == float("inf")
+    assert difference([one], [torch.tensor([3.0, 1.0, 4.0])]) == float("inf")
+
+
 @pytest.mark.parametrize("channels", [1, 2, 3, 7, 12, 16, 48, 64, 72, 100, 960])
 def test_the_number_of_groups(channels: int) -> None:
     fit = [g for g in range(1, 33) if channels % g == 0 and (channels // g >= 2 or g == 1)]
@@ -426,6 +481,32 @@ def test_parameters_outside_the_optimiser_stay_outside() -> None:
     sn.convert(model, "dyt", optimizer=optimizer)
     held = optimizer.param_groups[0]["params"]
     assert [id(p) for p in held] == [id(p) for p in (*model[1].parameters(), model[2].alpha)]
+
+
+class Constant(nn.Module):
+    """An RMS norm whose weight is a buffer."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", drawn(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (x.square().mean(-1, keepdim=True) + EPS).rsqrt() * self.weight
+
+
+class ConstantNorm(Constant):
+    pass
+
+
+def test_a_constant_stays_outside_the_optimiser() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), ConstantNorm(8))
+    x, held = drawn(3, 4), list(model[0].parameters())
+    want = model(x).detach()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    assert sn.convert(model, "rms", optimizer=optimizer).changed
+    assert [id(p) for p in optimizer.param_groups[0]["params"]] == [id(p) for p in held]
+    assert not model[1].weight.requires_grad
+    torch.testing.assert_close(model(x), want, rtol=1e-5, atol=1e-5)
 
 
 def test_names_of_parameters_in_an_optimiser() -> None:
@@ -575,6 +656,35 @@ def test_what_a_loader_cannot_fit_is_said() -> None:
     }
 
 
+class Padded(nn.Module):
+    """A norm of sequences."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        return self.norm(lengths=lengths, x=x)
+
+
+def test_a_warm_start_does_not_count_padding() -> None:
+    lengths = torch.tensor([5, 2, 4, 3])
+    loader = [(drawn(4, 3, 5, seed=n).double() + n, lengths) for n in (2, 9)]
+    model = Padded(learned(sn.BatchNorm(3, dtype=torch.float64)))
+
+    def moments_now() -> tuple[Tensor, Tensor]:
+        twin = copy.deepcopy(model).eval()
+        ys = [twin(*batch) for batch in loader]
+        valid = torch.cat([y[i, :, :n] for y in ys for i, n in enumerate(lengths.tolist())], 1)
+        return valid.mean(1), valid.var(1)
+
+    want = moments_now()
+    report = sn.convert(model, "instance", loader=loader, call=lambda m, b: m(*b), batch=loader[0])
+    assert report.changed[0].note.endswith("fitted to the loader's batches")
+    for got, wanted in zip(moments_now(), want, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
+
+
 # ---- what is left, and mistakes
 
 
@@ -610,6 +720,18 @@ class Own(nn.BatchNorm2d):
 
     def forward(self, input: Tensor) -> Tensor:
         return 2 * super().forward(input)
+
+
+class Twice(sn.BatchNorm):
+    """Somebody's own, of slabnorm's."""
+
+    def forward(self, *args: Any, **options: Any) -> Tensor:
+        return 2 * super().forward(*args, **options)
+
+
+class TwiceAny(sn.SlabNorm):
+    def forward(self, *args: Any, **options: Any) -> Tensor:
+        return 2 * super().forward(*args, **options)
 
 
 class Llama(nn.Module):
@@ -739,6 +861,9 @@ def test_an_adopted_norm_is_converted_as_it_is_now() -> None:
     ("make", "why"),
     [
         (lambda: Own(4), "differ from every norm"),
+        (lambda: Twice(4), "a subclass"),
+        (lambda: TwiceAny("n c h w -> c", c=4), "a subclass"),
+        (lambda: Derf(4), "a subclass"),
         (lambda: nn.LazyBatchNorm2d(), "not initialised"),
         (lambda: nn.LocalResponseNorm(2), "its outputs differ"),
         (_pruned, "pruning"),

@@ -567,6 +567,24 @@ def test_whatever_fails_changes_nothing(step: str, monkeypatch: pytest.MonkeyPat
     assert_unchanged(model, before)
 
 
+def test_what_overflows_is_compared_where_it_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The truth in float64 is finite where half precision is not: that leaves no room for other errors."""
+    torch.manual_seed(0)
+    model: Any = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).half().eval()
+    x = torch.arange(20.0).reshape(5, 4).half() / 10
+    with torch.no_grad():
+        model[0].weight[1] = 30000
+    right, allowed = model(x), []
+    assert right[:, 1].isinf().any()
+    assert right[:, 0].isfinite().all()
+    compared = fold_module.difference
+    monkeypatch.setattr(
+        fold_module, "difference", lambda old, new: allowed.append(compared(old, new)) or allowed[-1]
+    )
+    assert "folded and checked" in str(sn.fold(model, batch=x))
+    assert max(allowed) < 1e-2
+
+
 def test_a_fold_that_computes_something_else_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """By a share of 1e-6, which float32 does not show beside its own rounding, and by what is NaN."""
     right = fold_module._folded

@@ -238,6 +238,38 @@ def test_a_model_that_keeps_a_norm_in_eval_mode() -> None:
     assert (model.training, model[0].training, model[4].training) == (True, False, True)
 
 
+def test_a_frozen_norm_has_its_mode_when_it_is_unfrozen() -> None:
+    for mode in (True, False):
+        model = deep().train()
+        sn.freeze(model, where=lambda name, _: name == "0")
+        model[0].train(mode)
+        sn.recalibrate(model, [samples(10, 3)])
+        sn.unfreeze(model)
+        assert (model[0].training, model[4].training) == (mode, True)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_renormalisation_is_off_meanwhile(fails: bool) -> None:
+    x, first = samples(12, 3), sn.BatchNorm(3, renorm=(1.2, 0.3), **F64)
+    model: Any = nn.Sequential(first, nn.BatchNorm1d(3, **F64))
+    if fails:
+        before = state_of(model)
+        with pytest.raises(OSError, match="broken"):
+            sn.recalibrate(model, broken_loader(cut(x, 7, 5), 1))
+        assert_unchanged(model, before)
+        return
+    sn.recalibrate(model, cut(x, 7, 5))
+    assert first.renorm == (1.2, 0.3)
+    assert_is(model[1], torch.cat([F.batch_norm(b, None, None, training=True) for b in cut(x, 7, 5)]))
+
+
+def test_where_is_asked_for_all_names_of_a_shared_layer() -> None:
+    model: Any = nn.Sequential(nn.BatchNorm1d(3, **F64), nn.Identity())
+    model.other = model[0]
+    report = sn.recalibrate(model, [samples(10, 3)], where=lambda name, _: name == "other")
+    assert [change.names for change in report.changed] == [("0", "other")]
+
+
 class Shared(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -275,6 +307,56 @@ def test_batches_of_any_structure() -> None:
         sn.recalibrate(model, loader, call=call)
         assert_is(model[0], x)
         assert model[0].num_batches_tracked == 3
+
+
+class Padded(nn.Module):
+    """A norm of sequences, whose padding is NaN."""
+
+    def __init__(self, norm: nn.Module, how: str) -> None:
+        super().__init__()
+        self.norm, self.how = norm, how
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        steps = torch.arange(x.shape[2])
+        cut = lengths if self.how == "lengths" else (steps < lengths[:, None])[:, None]
+        return self.norm(**{self.how: cut, "x": x})
+
+
+@pytest.mark.parametrize("how", ["lengths", "mask"])
+@pytest.mark.parametrize("kind", [sn.BatchNorm, sn.InstanceNorm])
+def test_padding_does_not_count(kind: Any, how: str) -> None:
+    x, lengths = samples(6, 3, 5), torch.tensor([5, 2, 4, 3, 0, 5])
+    alone = [sample[:, :length] for sample, length in zip(x, lengths.tolist(), strict=True)]
+    x = x.where(torch.arange(5) < lengths[:, None, None], torch.nan)
+    model = Padded(kind(3, track_running_stats=True, **F64), how)
+    report = sn.recalibrate(
+        model, list(zip(cut(x, 4, 2), cut(lengths, 4, 2), strict=True)), call=lambda m, batch: m(*batch)
+    )
+    assert "statistics of 19 values in 2 batches" in str(report)
+    assert model.norm.num_elements_tracked == 19
+    if kind is sn.BatchNorm:
+        assert_is(model.norm, torch.cat(alone, 1)[None])
+        return
+    counted = [sample for sample in alone if sample.shape[1] > 0]
+    means, variances = (torch.stack([f(s) for s in counted]).mean(0) for f in (_mean, _var))
+    torch.testing.assert_close(model.norm.running_mean, means, rtol=1e-12, atol=0)
+    torch.testing.assert_close(model.norm.running_var, variances, rtol=1e-12, atol=0)
+
+
+def _mean(sample: Tensor) -> Tensor:
+    return sample.mean(1)
+
+
+def _var(sample: Tensor) -> Tensor:
+    return sample.var(1)
+
+
+def test_what_counts_nowhere_has_no_statistics() -> None:
+    for kind in (sn.BatchNorm, sn.InstanceNorm):
+        model = Padded(kind(3, track_running_stats=True, **F64), "lengths")
+        batch = samples(2, 3, 5), torch.tensor([0, 0])
+        with pytest.raises(StatisticsError, match="says nothing"):
+            sn.recalibrate(model, [batch], call=lambda m, batch: m(*batch))
 
 
 class Stream(IterableDataset):  # type: ignore[type-arg]
