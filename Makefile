@@ -1,5 +1,5 @@
 # `make demo` shows what slabnorm does; `make test` checks that it is right.
-# `make bench` times it beside PyTorch, in the better part of an hour; QUICK=1: a few cases; BENCH="--resume" goes on.
+# `make bench` times it beside PyTorch, in 40 minutes; QUICK=1: a few cases; BENCH="--resume" goes on.
 # All set up .venv on first use, from the exact versions in constraints.txt.
 
 PYTHON ?= python3
