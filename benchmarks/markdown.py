@@ -31,9 +31,9 @@ def markdown(content: dict[str, Any]) -> str:
         f"Numba {versions['numba']}; {content['date'][:10]}. {_others(summary)}",
         "A ratio says how many times as long the peer takes as slabnorm, forward and backward, on tensors of "
         "a million elements and more: the geometric mean, and the range. *As installed*: with the system's "
-        "allocator as it is; of two calls in a row the second counts, since a virtual machine's host may take "
-        "free memory back between turns. *Reused memory*: freed memory is kept for all peers, so that the kernels "
-        "are left.",
+        "allocator as it is; of two calls in a row the second counts, since a virtual machine's host may "
+        "take free memory back between turns. *Reused memory*: freed memory is kept for all peers, so that "
+        "the kernels are left.",
     ]
     for where, part in (("As installed", "layers"), ("Reused memory", "reused")):
         for dtype in ("float32", "bfloat16"):
