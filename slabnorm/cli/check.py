@@ -19,10 +19,8 @@ FOUND = 1  # exit code
 def check(
     model: Annotated[
         str,
-        typer.Argument(
-            help="Your model, as package.module:name: a function without arguments, or a network."
-        ),
-    ],
+        typer.Argument(help="Your model, as package.module:name: a network, or a function that builds one."),
+    ] = "",
     input: Annotated[
         str, typer.Option(metavar="SIZES", help="The shape of a random batch, such as 32,3,64,64.")
     ] = "",
