@@ -100,10 +100,13 @@ class _Search:
     def __init__(self, probe: nn.Module, own: Statistics, loader: Any, metric: Metric, most: int) -> None:
         self.probe, self.own, self.exact = probe.eval(), own, _statistics(probe)
         self.loader, self.metric, self.most, self.done = loader, metric, most, 0
-        self.worst = 0.0
+        self.known: dict[tuple[str, ...], tuple[float, float, float, float]] = {}
         self.distance = {name: _distance(own[name], self.exact[name]) for name in own}
-        self.best = self._values(())
-        self.now = self._values(tuple(own))
+        # What a damaged layer makes NaN counts as the worst that the exact model does.
+        best = self._values(())
+        finite = best[np.isfinite(best)]
+        self.worst = float(finite.min()) if finite.size else 0.0
+        self.best, self.now = self._finite(best), self._finite(self._values(tuple(own)))
 
     def run(self) -> Attribution:
         """Return which layers explain the gap."""
@@ -121,19 +124,19 @@ class _Search:
             if self._negligible(together, gap):
                 innocent += waiting
                 break
-            if self.done >= self.most:
+            group, rest = waiting[:width], waiting[width:]
+            if rest and self.done + 2 > self.most:  # the group's, and then that of the rest
                 costs.append(self._record(waiting, together, gap))
                 break
-            group, rest = waiting[:width], waiting[width:]
-            found = together if not rest else self._cost(group)
+            found = self._cost(group) if rest else together
             if self._negligible(found, gap):
                 innocent += group
                 waiting, width = rest, 2 * width
-            elif width == 1 or self.done >= self.most:
+            elif len(group) == 1:
                 costs.append(self._record(group, found, gap))
                 waiting, width = rest, 1
             else:
-                width //= 2  # one of these: look at fewer
+                width = len(group) // 2  # one of these: look at fewer
         costs.sort(key=lambda cost: -cost.cost)
         means = float(self.now.mean()), float(self.best.mean())
         return Attribution(*means, low, high, tuple(costs), tuple(innocent), len(self.best), self.done)
@@ -144,8 +147,14 @@ class _Search:
         return Cost(tuple(layers), value, cost, low, high, cost / gap if gap else math.nan, worst)
 
     def _cost(self, layers: list[str]) -> tuple[float, float, float, float]:
-        values = self._values(tuple(layers))
-        return (*_interval(self.best - values), float(values.mean()))
+        key = tuple(layers)
+        if key not in self.known:
+            values = self._finite(self._values(key))
+            self.known[key] = (*_interval(self.best - values), float(values.mean()))
+        return self.known[key]
+
+    def _finite(self, values: np.ndarray) -> np.ndarray:
+        return np.where(np.isfinite(values), values, self.worst)
 
     def _negligible(self, found: tuple[float, float, float, float], gap: float) -> bool:
         cost, low, _, _ = found

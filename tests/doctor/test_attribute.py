@@ -116,3 +116,26 @@ def test_what_cannot_be_attributed(trained: Any) -> None:
         sn.attribute(model, train, validation, lambda model, batch: right(model, batch).float().mean())
     with pytest.raises(OptionError, match="validation loader is empty"):
         sn.attribute(model, train, [], right)
+
+
+def test_a_loss_that_is_nan_counts_as_the_worst(trained: Any) -> None:
+    model, train, validation = copy.deepcopy(trained)
+    spoil(model.get_submodule("7"), "nan")
+
+    def minus_loss(model: nn.Module, batch: Any) -> Tensor:
+        return -F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+    found = sn.attribute(model, train, validation, minus_loss)
+    assert [cost.layers for cost in found.costs] == [("7",)]
+    assert found.as_is < found.exact
+    assert found.costs[0].share == pytest.approx(1)
+
+
+@pytest.mark.parametrize("most", [4, 5, 6, 7])
+def test_no_more_evaluations_than_allowed(trained: Any, most: int) -> None:
+    model, train, validation = copy.deepcopy(trained)
+    for layer in LAYERS:
+        spoil(model.get_submodule(layer), "factor")
+    found = sn.attribute(model, train, validation, right, evaluations=most)
+    assert found.evaluations <= most
+    assert {name for cost in found.costs for name in cost.layers} | set(found.innocent) == set(LAYERS)
