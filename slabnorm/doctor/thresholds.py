@@ -1,4 +1,4 @@
-"""From which size on something is a finding, each with where the number comes from."""
+"""From which size on something is a finding, and where the number comes from; else it is chosen."""
 
 from __future__ import annotations
 

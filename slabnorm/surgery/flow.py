@@ -35,7 +35,7 @@ TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 LAYERS = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)
 
 
-class Call(NamedTuple):
+class LayerCall(NamedTuple):
     """A call of a layer or norm: its name, the one value that it takes, the value that it makes.
 
     Attributes:
@@ -61,13 +61,13 @@ class Flow:
         entry: what the model itself is given first.
     """
 
-    calls: list[Call] = field(default_factory=list)
+    calls: list[LayerCall] = field(default_factory=list)
     uses: Counter[Hashable] = field(default_factory=Counter)
     touched: set[str] = field(default_factory=set)
     written: set[Hashable] = field(default_factory=set)
     entry: Hashable | None = None
 
-    def of(self, name: str) -> list[Call]:
+    def of(self, name: str) -> list[LayerCall]:
         """Return the calls of a layer or norm."""
         return [call for call in self.calls if call.name == name]
 
@@ -97,7 +97,7 @@ def flows(model: nn.Module, batch: Any) -> tuple[list[Flow], str]:
         ModelError: the model does not run on the batch.
     """
     if plain_class(type(model)) in LAYERS:
-        return [Flow([Call("", 0, 1)], Counter({0: 1, 1: 1}), entry=0)], ""
+        return [Flow([LayerCall("", 0, 1)], Counter({0: 1, 1: 1}), entry=0)], ""
     found: list[Flow] = []
     why = ""
     defaults = {
@@ -169,7 +169,7 @@ def _traced(model: nn.Module, fixed: dict[str, Any]) -> Flow:
         flow.uses[node] += len(node.users)
         if node.op == "call_module":
             alone = len(node.args) == 1 and not node.kwargs and isinstance(node.args[0], fx.Node)
-            flow.calls.append(Call(node.target, node.args[0] if alone else None, node))
+            flow.calls.append(LayerCall(node.target, node.args[0] if alone else None, node))
         elif node.op == "get_attr":
             flow.touched.add(node.target.rpartition(".")[0])
         elif node.op == "placeholder" and flow.entry is None:
@@ -250,7 +250,7 @@ class _Recorder(TorchDispatchMode):
             self.inside -= 1
             value, rank = entered.pop()
             made = self.know(result) if isinstance(result, Tensor) else -1
-            self.flow.calls.append(Call(name, value, made, rank))
+            self.flow.calls.append(LayerCall(name, value, made, rank))
 
         entered: list[tuple[int | None, int]] = []
         module.register_forward_pre_hook(enter, with_kwargs=True)

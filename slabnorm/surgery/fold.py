@@ -19,7 +19,7 @@ from slabnorm.errors import ModelError, VerificationError
 from slabnorm.surgery import effect
 from slabnorm.surgery.derived import plain_class
 from slabnorm.surgery.effect import Span, difference
-from slabnorm.surgery.flow import LAYERS, TRANSPOSED, Call, Flow, agreed, flows
+from slabnorm.surgery.flow import LAYERS, TRANSPOSED, Flow, LayerCall, agreed, flows
 from slabnorm.surgery.fusion.call_sites import hooked
 from slabnorm.surgery.norms import KINDS, applied
 from slabnorm.surgery.record import Changed, Left, Surgery
@@ -312,11 +312,11 @@ class _Search:
         )
 
 
-def _maker(flow: Flow, call: Call) -> str | None:
+def _maker(flow: Flow, call: LayerCall) -> str | None:
     return flow.maker(call.value) if flow.uses[call.value] == 1 else None
 
 
-def _taker(flow: Flow, call: Call) -> str | None:
+def _taker(flow: Flow, call: LayerCall) -> str | None:
     return None if call.value is None else flow.taker(call.made)
 
 

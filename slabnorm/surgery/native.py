@@ -6,7 +6,7 @@ import inspect
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from slabnorm import nn as ours
 from slabnorm.surgery.adopt import Adopted, bare, release
@@ -94,8 +94,7 @@ def _why_not(norm: nn.Module, c: Computes) -> str:
     """Return why no layer of slabnorm computes what a norm computes, wherever it runs; "" if one does."""
     own = type(bare(norm)) if isinstance(norm, Adopted) else type(norm)
     takes = list(inspect.signature(own.forward).parameters.values())[1:]
-    held = [t for t in (*norm._parameters.values(), *norm._buffers.values()) if t is not None]
-    floats = [t for t in held if t.is_floating_point()]
+    floats = _floats(norm)
     half = any(t.dtype in (torch.float16, torch.bfloat16) for t in floats)
     if len(takes) != 1 or takes[0].kind in (takes[0].VAR_POSITIONAL, takes[0].VAR_KEYWORD):
         return "its forward takes more than one argument"
@@ -119,9 +118,13 @@ def _why_not(norm: nn.Module, c: Computes) -> str:
     )
 
 
+def _floats(norm: nn.Module) -> list[Tensor]:
+    held = (*norm._parameters.values(), *norm._buffers.values())
+    return [t for t in held if t is not None and t.is_floating_point()]
+
+
 def _empty(norm: nn.Module, c: Computes, activation: str | None) -> ours.SlabNorm:
-    held = [t for t in (*norm._parameters.values(), *norm._buffers.values()) if t is not None]
-    floats = [t for t in held if t.is_floating_point()]
+    floats = _floats(norm)
     where: dict[str, Any] = {"device": floats[0].device, "dtype": floats[0].dtype} if floats else {}
     size = next((t.numel() for t in floats), c.channels or 0)
     options: dict[str, Any] = {"eps": c.eps, "activation": activation, **where}
@@ -145,11 +148,9 @@ def _empty(norm: nn.Module, c: Computes, activation: str | None) -> ours.SlabNor
 @torch.no_grad()
 def _fill(layer: ours.SlabNorm, norm: nn.Module, c: Computes) -> None:
     held = {**norm._parameters, **norm._buffers}
-    for name, own, shift in (
-        ("weight", c.weight, c.shift), ("bias", c.bias, 0.0), ("running_mean", c.mean, 0.0),
-        ("running_var", c.var, 0.0),
-    ):  # fmt: skip
-        target, value = getattr(layer, name, None), None if own is None else held[own]
+    for name, own, _ in _pairs(c):
+        shift = c.shift if name == "weight" else 0.0
+        target, value = getattr(layer, name, None), held[own]
         if target is not None and value is not None:
             target.copy_((value.double() + shift).reshape(target.shape))
             target.requires_grad_(value.requires_grad)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from slabnorm.doctor import thresholds as t
 from slabnorm.doctor.record import ModelRecord
+from slabnorm.doctor.rules.findings import eval_finding, half_frozen_finding
 from slabnorm.report.check import Finding
 
 
@@ -15,12 +16,8 @@ def left_in_eval(record: ModelRecord) -> Iterator[Finding]:
         norm = layer.norm
         assert norm is not None
         if record.training and norm.tracks and not layer.training and not layer.frozen and norm.learns:
-            yield Finding(
-                102, "warning", layer.name,
-                "the model trains, but this layer is in eval mode and its weight still learns",
-                "it normalises by statistics that no longer move, while the layers before it do",
-                f"model.get_submodule({layer.name!r}).train(), or sn.freeze(model) if it is on purpose",
-            )  # fmt: skip
+            found = "the model trains, but this layer is in eval mode and its weight still learns"
+            yield eval_finding(layer.name, found)
 
 
 def moves_though_frozen(record: ModelRecord) -> Iterator[Finding]:
@@ -29,12 +26,7 @@ def moves_though_frozen(record: ModelRecord) -> Iterator[Finding]:
         norm = layer.norm
         assert norm is not None
         if record.training and norm.tracks and layer.training and norm.learns is False:
-            yield Finding(
-                103, "warning", layer.name,
-                "weight and bias have requires_grad=False, yet each batch moves the running statistics",
-                "requires_grad does not stop buffers: the layer drifts from the one that was trained",
-                f"sn.freeze(model, where=lambda name, _: name == {layer.name!r})",
-            )  # fmt: skip
+            yield half_frozen_finding(layer.name)
 
 
 def depends_on_mates(record: ModelRecord) -> Iterator[Finding]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from slabnorm.doctor import thresholds as t
+from slabnorm.doctor.rules.findings import dead_finding, eval_finding, flat_finding, half_frozen_finding
 from slabnorm.report.check import Finding
 
 if TYPE_CHECKING:
@@ -32,13 +33,8 @@ def trains_in_eval(record: WatchRecord) -> Iterator[Finding]:
     for name, times in record.in_eval.items():
         norm = record.tracks[name].layer.norm
         if norm is not None and norm.learns:
-            yield Finding(
-                102, "warning", name,
-                f"in eval mode in {times} training forwards, while its weight learns",
-                "it normalises by statistics that no longer move, while the layers before it do",
-                f"train() on it, or on purpose sn.freeze(model, where=lambda name, _: name == {name!r})",
-                (("forwards", times),),
-            )  # fmt: skip
+            found = f"in eval mode in {times} training forwards, while its weight learns"
+            yield eval_finding(name, found, (("forwards", times),))
 
 
 def moves_though_frozen(record: WatchRecord) -> Iterator[Finding]:
@@ -46,13 +42,7 @@ def moves_though_frozen(record: WatchRecord) -> Iterator[Finding]:
     for name, times in record.updates.items():
         norm = record.tracks[name].layer.norm
         if norm is not None and norm.learns is False and times > 0:
-            yield Finding(
-                103, "warning", name,
-                "weight and bias have requires_grad=False, yet steps move the running statistics",
-                "requires_grad does not stop buffers: the layer drifts from the one that was trained",
-                f"sn.freeze(model, where=lambda name, _: name == {name!r})",
-                (("updates", times),),
-            )  # fmt: skip
+            yield half_frozen_finding(name, (("updates", times),))
 
 
 def damaged(record: WatchRecord) -> Iterator[Finding]:
@@ -102,24 +92,12 @@ def accumulates(record: WatchRecord) -> Iterator[Finding]:
 
 def lasting(record: WatchRecord) -> Iterator[Finding]:
     """403, 404: activations that are flat or dead in the last quarter of what was looked at."""
-    for name, track in record.tracks.items():
+    for track in record.tracks.values():
         flat, dead = _late(track.flat), _late(track.dead)
         if flat > t.FLAT_SHARE:
-            yield Finding(
-                403, "warning", name,
-                f"{flat:.0%} of its values lie where {track.layer.kind} is flat, at the end",
-                "their gradient is below a hundredth of what it could be: the layers before learn slowly",
-                "normalise the inputs, or put a norm before it",
-                (("flat", flat),),
-            )  # fmt: skip
+            yield flat_finding(track.layer, flat, ", at the end")
         if dead > t.DEAD_SHARE:
-            yield Finding(
-                404, "warning", name,
-                f"{dead:.0%} of its channels are 0 for whole batches, at the end",
-                "no gradient reaches what makes them: they stay 0",
-                "a smaller learning rate, inputs of mean 0, or a norm before it",
-                (("dead", dead),),
-            )  # fmt: skip
+            yield dead_finding(track.layer, dead, "for whole batches, at the end")
 
 
 def drifts(record: WatchRecord) -> Iterator[Finding]:

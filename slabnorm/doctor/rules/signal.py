@@ -9,6 +9,7 @@ import numpy as np
 
 from slabnorm.doctor import thresholds as t
 from slabnorm.doctor.record import Drift, ModelRecord, Spread
+from slabnorm.doctor.rules.findings import dead_finding, flat_finding
 from slabnorm.report.check import Finding
 
 
@@ -94,26 +95,14 @@ def saturated(record: ModelRecord) -> Iterator[Finding]:
     """403: most values of an activation lie where its derivative is next to nothing."""
     for layer in record.layers:
         if layer.flat is not None and layer.flat > t.FLAT_SHARE:
-            yield Finding(
-                403, "warning", layer.name,
-                f"{layer.flat:.0%} of its values lie where {layer.kind} is flat",
-                "their gradient is below a hundredth of what it could be: the layers before learn slowly",
-                "normalise the inputs, or put a norm before it",
-                (("flat", layer.flat),),
-            )  # fmt: skip
+            yield flat_finding(layer, layer.flat)
 
 
 def dead(record: ModelRecord) -> Iterator[Finding]:
     """404: channels of a ReLU that are 0 for the whole batch."""
     for layer in record.layers:
         if layer.dead is not None and layer.dead > t.DEAD_SHARE and record.samples >= t.FEW_SAMPLES:
-            yield Finding(
-                404, "warning", layer.name,
-                f"{layer.dead:.0%} of its channels are 0 for all {record.samples} samples",
-                "no gradient reaches what makes them: they stay 0",
-                "a smaller learning rate, inputs of mean 0, or a norm before it",
-                (("dead", layer.dead),),
-            )  # fmt: skip
+            yield dead_finding(layer, layer.dead, f"for all {record.samples} samples")
 
 
 def grows_with_depth(record: ModelRecord) -> Iterator[Finding]:
