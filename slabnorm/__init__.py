@@ -94,7 +94,7 @@ _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("doctor", "functional", "inputs", "kernels", "nn", "study", "surgery"):
+    if name in ("contracts", "doctor", "functional", "inputs", "kernels", "nn", "study", "surgery"):
         return importlib.import_module(f"slabnorm.{name}")
     if name not in _ROOM_OF:
         raise AttributeError(f"module 'slabnorm' has no attribute {name!r}")
