@@ -171,28 +171,44 @@ def check_quantile_sample(sample: QuantileSample, name: str, names: Sequence[str
 # memory stays bounded; and a loader with a batch size of 1 costs no more than one with 1024.
 
 
-def chunks(blocks: Iterator[Block], rows: int) -> Iterator[Block]:
-    """Yield the samples of all blocks, in order, `rows` at a time; each valid until the next is asked for."""
-    buffer: Block | None = None
-    filled = 0
-    for block in blocks:
+class Chunks:
+    """Cuts blocks of any length into chunks of so many samples; each is valid until the next is asked for."""
+
+    def __init__(self, rows: int) -> None:
+        self._rows, self._filled = rows, 0
+        self._buffer: Block | None = None
+
+    def of(self, block: Block) -> Iterator[Block]:
+        """Yield the chunks that a block completes, and keep what is left of it."""
         done = 0
         while done < len(block):
-            step = min(rows - filled, len(block) - done)
+            step = min(self._rows - self._filled, len(block) - done)
             part = block[done : done + step]
             done += step
-            if step == rows:
+            if step == self._rows:
                 yield part
                 continue
-            if buffer is None:
-                buffer = _empty_like(block, rows)
-            _copy(buffer[filled : filled + step], part)
-            filled += step
-            if filled == rows:
-                yield buffer
-                filled = 0
-    if buffer is not None and filled:
-        yield buffer[:filled]
+            if self._buffer is None:
+                self._buffer = _empty_like(block, self._rows)
+            _copy(self._buffer[self._filled : self._filled + step], part)
+            self._filled += step
+            if self._filled == self._rows:
+                yield self._buffer
+                self._filled = 0
+
+    def rest(self) -> Iterator[Block]:
+        """Yield what is left, if anything is."""
+        if self._buffer is not None and self._filled:
+            yield self._buffer[: self._filled]
+            self._filled = 0
+
+
+def chunks(blocks: Iterator[Block], rows: int) -> Iterator[Block]:
+    """Yield the samples of all blocks, in order, `rows` at a time; each valid until the next is asked for."""
+    cut = Chunks(rows)
+    for block in blocks:
+        yield from cut.of(block)
+    yield from cut.rest()
 
 
 def _empty_like(block: Block, rows: int) -> Block:

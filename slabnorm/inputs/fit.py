@@ -27,7 +27,7 @@ from slabnorm.inputs.quantile_sample import SIZE as POSITIONS
 from slabnorm.inputs.record import Record
 from slabnorm.inputs.schemes import Scheme, resolve
 from slabnorm.inputs.shard_statistics import Tally
-from slabnorm.inputs.sources import Source, open_source
+from slabnorm.inputs.sources import Source, Stream, open_source
 from slabnorm.inputs.split import guard
 from slabnorm.inputs.weighted_moments import check_weights
 from slabnorm.notation import Pattern, parse
@@ -175,26 +175,60 @@ def fit(
     given = check_weights(weights) if weights is not None and column is None else column
     split = guard(split, source.hints, leak)
     opened = Opened(source, skip_bad)
-    schema = opened.schema
-    if schema.dtype == "bool" and not schema.names:  # the columns of a table have a warning of their own
+    if opened.schema.dtype == "bool" and not opened.schema.names:  # a table's columns have their own warning
         warn_of_flags(source.name)
+    record = describe(opened, scheme, pattern, sizes, split=split, nan=nan, leak=leak)
+    counting = count_as(opened, record, skip_bad=skip_bad, weights=given)
+    norm = input_norm(record, counting, opened.count(counting, effort), source)
+    norm.origin = origin
+    warn_of(norm)
+    return norm
+
+
+def describe(
+    opened: Opened,
+    scheme: str | Scheme,
+    pattern: str | Pattern | None,
+    sizes: dict[str, int],
+    *,
+    split: str,
+    nan: str,
+    leak: bool,
+) -> Record:
+    """Return the record of a fit that is about to begin; its scheme and its pattern are chosen here.
+
+    Raises:
+        OptionError, PatternError, ShapeError: as in `fit`.
+    """
+    source, schema = opened.source, opened.schema
     scheme = resolve(scheme, schema.dtype)
-    chosen = _choose(
-        pattern, scheme, schema.sample, source.unit, source.pattern if isinstance(source, Source) else ""
-    )
+    known = source.pattern if isinstance(source, Source) else ""
+    chosen = _choose(pattern, scheme, schema.sample, source.unit, known)
     if None in schema.sample:
         schema = opened.schema = schema.pinned(kept_axes(chosen, len(schema.sample)))
     plain = _plain_sizes(sizes)
     record = Record(scheme, chosen.text, schema.sample, schema.dtype, split, 0, nan, leak, plain)
     with plain_tensors():
         record.features()  # raises if anything is wrong with the pattern, before the data are read
-    positions = POSITIONS if scheme.ranks else 0
-    options = {"nan": nan, "skip_bad": skip_bad, "positions": positions, "weights": given}
-    counting = opened.counting(chosen.text, record.sizes, **options)
-    tally = opened.count(counting, effort)
+    return record
+
+
+def count_as(opened: Opened, record: Record, **options: Any) -> Counting:
+    """Return how to count the samples of a fit."""
+    positions = POSITIONS if record.scheme.ranks else 0
+    return opened.counting(record.pattern, record.sizes, nan=record.nan, positions=positions, **options)
+
+
+def input_norm(record: Record, counting: Counting, tally: Tally, source: Source | Stream) -> InputNorm:
+    """Return the layer of a tally.
+
+    Raises:
+        DataError: a feature has no values.
+        StatisticsError: its scale is out of the range of float64.
+    """
     with plain_tensors():
-        shape = tally.moments.shape
-        names = schema.names if shape == (len(schema.names),) else ()  # pooled columns have no names
+        shape, names = tally.moments.shape, counting.schema.names
+        names = names if shape == (len(names),) else ()  # pooled columns have no names
         check_values_left(tally.moments, source.name, names)
         found = replace(
             record,
@@ -208,10 +242,9 @@ def fit(
             weights=_kind_of_weights(tally, counting),
         )
         check_quantile_sample(tally.quantile_sample, source.name, names)
-        quantiles = _quantiles(scheme, tally, found.weights)
+        quantiles = _quantiles(record.scheme, tally, found.weights)
         norm = InputNorm(found, tally.moments, tally.nan, tally.null, quantiles)
-        norm.sketch, norm.skipped, norm.origin = tally.sketch, tally.skipped, origin
-    warn_of(norm)
+        norm.sketch, norm.skipped = tally.sketch, tally.skipped
     return norm
 
 

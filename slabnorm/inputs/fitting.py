@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from slabnorm.errors import DataError, OptionError
-from slabnorm.inputs.accumulator import TABLE_ROWS, Accumulator, Counting, chunks, group_shards
+from slabnorm.inputs.accumulator import TABLE_ROWS, Accumulator, Chunks, Counting, group_shards
 from slabnorm.inputs.engines import local
 from slabnorm.inputs.ledger import Ledger
 from slabnorm.inputs.quantile_sample import likely_bound, positions_of
@@ -188,27 +188,55 @@ class Opened:
             raise OptionError(
                 f"{self.source.name} has been read, and cannot be read again", "", "open it again"
             )
-        tree, number, name, rows = TallyTree(), 0, self.source.name, counting.rows
-        accumulator, held, first, read = Accumulator(counting, name), 0, 0, 0
-        for chunk in chunks(self._checked(blocks, counting), rows):
-            if held == SHARD:
-                tree.add(number, accumulator.tally())
-                number, first = number + 1, first + held * rows
-                accumulator, held = Accumulator(counting, name, first, number, tree.bounds), 0
-            accumulator.add(chunk)
-            held, read = held + 1, read + len(chunk)
+        count = StreamCount(counting, self.source.name)
+        for block in self._checked(blocks, counting):
+            count.add(block)
             if effort.progress:
-                effort.progress(chunk.nbytes, 0)
-        tree.add(number, accumulator.tally())
-        if isinstance(counting.weights, np.ndarray):
-            check_weights(counting.weights, read)
-        return tree.total()
+                effort.progress(block.nbytes, 0)
+        return count.total()
 
     def _checked(self, blocks: Iterator[Block], counting: Counting) -> Iterator[Block]:
         for number, block in enumerate(blocks):
             where = f"{counting.unit} {number} of {self.source.name}"
             check_schema(counting.schema, block, self.source.name, where)
             yield block
+
+
+class StreamCount:
+    """Counts blocks in order, in the chunks and shards that an array has, so that the bits are the same.
+
+    Args:
+        counting: how.
+        name: how messages call what is counted.
+    """
+
+    def __init__(self, counting: Counting, name: str) -> None:
+        self._counting, self._name = counting, name
+        self._tree, self._chunks = TallyTree(), Chunks(counting.rows)
+        self._accumulator, self._number, self._held, self._read = Accumulator(counting, name), 0, 0, 0
+
+    def add(self, block: Block) -> None:
+        """Count the samples of a block, all but those that begin a chunk."""
+        for chunk in self._chunks.of(block):
+            self._add_chunk(chunk)
+
+    def total(self) -> Tally | None:
+        """Count what is left, and return the tally of all; None if there was nothing."""
+        for chunk in self._chunks.rest():
+            self._add_chunk(chunk)
+        self._tree.add(self._number, self._accumulator.tally())
+        if isinstance(self._counting.weights, np.ndarray):
+            check_weights(self._counting.weights, self._read)
+        return self._tree.total()
+
+    def _add_chunk(self, chunk: Block) -> None:
+        if self._held == SHARD:
+            self._tree.add(self._number, self._accumulator.tally())
+            self._number, self._held = self._number + 1, 0
+            bounds = self._tree.bounds
+            self._accumulator = Accumulator(self._counting, self._name, self._read, self._number, bounds)
+        self._accumulator.add(chunk)
+        self._held, self._read = self._held + 1, self._read + len(chunk)
 
 
 def _count_shards(shards: list[Shard], source: Source, counting: Counting, effort: Effort) -> Tally | None:

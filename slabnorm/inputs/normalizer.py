@@ -1,4 +1,4 @@
-"""InputNorm: fitted statistics as a frozen layer that takes raw data and returns normalised data."""
+"""Layers that take raw data and return normalised data: FeatureNorm, and InputNorm, which was fitted."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from slabnorm.errors import DtypeError, ShapeError, StatisticsError
+from slabnorm.inputs.features import Features
 from slabnorm.inputs.quantile_sample import rank_error
 from slabnorm.inputs.record import Record
-from slabnorm.inputs.schemes import Scheme
+from slabnorm.inputs.schemes import Affine, Scheme
 from slabnorm.inputs.sketch import Sketch
 from slabnorm.kernels.huge_pages import empty_like, numbers_only
 from slabnorm.mergeable_moments import FIELDS, Moments
@@ -55,7 +56,106 @@ def denormalise(
     return difference
 
 
-class InputNorm(nn.Module):
+class FeatureNorm(nn.Module):
+    """Takes raw data and returns them normalised, by one shift and one scale for each feature.
+
+    Nothing here is trained, and train and eval mode are the same. See InputNorm for the formula, dtypes and
+    accuracy.
+
+    Args:
+        features: where the features lie in a batch.
+        affine: shift and scale of each.
+        target: the width and the lower end of the output range.
+        clip: the ends at which outputs are cut off; None for no ends.
+    """
+
+    shift: Tensor
+    shift_low: Tensor
+    scale: Tensor
+    out_dtype: torch.dtype = torch.float32  # on the class: older pickled modules have none of their own
+
+    def __init__(
+        self,
+        features: Features,
+        affine: Affine,
+        target: tuple[float, float],
+        clip: tuple[float, float] | None,
+    ) -> None:
+        super().__init__()
+        self._features, self._target, self._clip = features, target, clip
+        for name in AFFINE:
+            self.register_buffer(name, getattr(affine, name))
+        self._note_range()
+
+    if TYPE_CHECKING:  # that of Module returns Any
+
+        def __call__(self, x: Tensor) -> Tensor: ...
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normalised batch, in the shape and memory order of x.
+
+        Raises:
+            ShapeError: the batch does not have the fitted features.
+            DtypeError: x is complex or sparse.
+        """
+        work, out = self._dtypes(x)
+        shift, low, scale = self._values(work, x.dim())
+        y = normalise(_difference(x, shift, work), low, scale, self._target)
+        if self._clip is not None:
+            y = y.clamp_(*self._clip)
+        return y.to(out)
+
+    def inverse(self, y: Tensor) -> Tensor:
+        """Return the batch that `forward` maps to y, in the units of the data, as floats.
+
+        Raises:
+            ShapeError: the batch does not have the fitted features.
+            DtypeError: y is complex or sparse.
+        """
+        work, out = self._dtypes(y)
+        shift, low, scale = self._values(work, y.dim())
+        difference = _difference(y, self._target[1], work)
+        return denormalise(difference, shift, low, scale, self._target).to(out)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FeatureNorm:
+        """Move the statistics to a device, but never cast them: a cast sets the dtype for integers only."""
+        before = dict(self._buffers)
+        self.out_dtype = fn(torch.empty(0, dtype=self.out_dtype)).dtype  # the dtype of the cast
+        super()._apply(fn, recurse)
+        for name, old in before.items():
+            new = self._buffers[name]
+            if old is not None and new is not None and new.dtype != old.dtype:
+                self._buffers[name] = old.to(new.device)
+        return self
+
+    def _note_range(self) -> None:
+        """Note once, not at every call, whether float32 holds shift and scale with room to spare."""
+        if self.scale.is_meta:
+            self._narrow = True
+            return
+        largest = max(float(self.shift.abs().max()), float(self.scale.max()))
+        self._narrow = largest < 1e30 and float(self.scale.min()) > 1e-30
+
+    def _dtypes(self, x: Tensor) -> tuple[torch.dtype, torch.dtype]:
+        """Check a batch; return the dtype to compute in, and the dtype of the result."""
+        if not isinstance(x, Tensor) or x.is_complex() or x.layout != torch.strided:
+            got = f"{x.dtype}, {x.layout}" if isinstance(x, Tensor) else type(x).__name__
+            problem = "The batch must be a dense tensor of real numbers"
+            raise DtypeError(problem, got, "convert it, for instance with torch.as_tensor")
+        self._features.check(x.shape)
+        out = x.dtype if x.dtype in _KEPT else self.out_dtype
+        narrow = self._narrow and x.dtype in _NARROW and out != torch.float64
+        return torch.float32 if narrow else torch.float64, out
+
+    def _values(self, work: torch.dtype, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the two parts of the shift, and the scale, in shapes that broadcast with a batch."""
+        shift = self.shift.to(work)
+        low = (self.shift - shift.double() + self.shift_low).to(work)
+        spread = self._features.spread
+        return spread(shift, rank), spread(low, rank), spread(self.scale.to(work), rank)
+
+
+class InputNorm(FeatureNorm):
     """Normalise raw inputs with statistics fitted on the training split; make one with `slabnorm.fit`.
 
         forward:  y = ((x - shift) - shift_low) / scale * span + low, cut off at the scheme's `clip`
@@ -109,16 +209,12 @@ class InputNorm(nn.Module):
     tensor([[ 4., 40.]])
     """
 
-    shift: Tensor
-    shift_low: Tensor
-    scale: Tensor
     nan_count: Tensor
     null_count: Tensor
     quantiles: Tensor
     record: Record
     sketch: Sketch
     skipped: tuple[tuple[str, str], ...]
-    out_dtype: torch.dtype = torch.float32  # on the class: older pickled modules have none of their own
     origin: tuple[str, ...] = ()
     loaded_from: str = ""
 
@@ -130,19 +226,17 @@ class InputNorm(nn.Module):
         null_count: Tensor | None = None,
         quantiles: Tensor | None = None,
     ) -> None:
-        super().__init__()
-        self.sketch, self.skipped = Sketch(), ()
-        self._describe(record)
-        if moments.shape != self._features.shape:
+        features = record.features()
+        if moments.shape != features.shape:
             raise ShapeError(
-                f'moments has shape {moments.shape}, but "{record.pattern}" needs {self._features.shape}',
+                f'moments has shape {moments.shape}, but "{record.pattern}" needs {features.shape}',
                 "",
                 "compute them with the same pattern and sizes",
             )
         read = moments.mean.new_empty((0, *moments.shape)) if quantiles is None else quantiles.clone()
-        affine = record.scheme.affine(moments, read)
-        for name in AFFINE:
-            self.register_buffer(name, getattr(affine, name))
+        scheme = record.scheme
+        super().__init__(features, scheme.affine(moments, read), scheme.target, scheme.clip)
+        self.sketch, self.skipped, self.record = Sketch(), (), record
         for name in FIELDS:
             # A copy: load_state_dict writes into it.
             self.register_buffer(f"moments_{name}", getattr(moments, name).clone())
@@ -150,7 +244,6 @@ class InputNorm(nn.Module):
             none = torch.zeros_like(moments.count, dtype=torch.int64)
             self.register_buffer(name, none if missing is None else missing.clone())
         self.register_buffer("quantiles", read)
-        self._note_range()
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any], prefix: str = "") -> InputNorm:
@@ -222,36 +315,6 @@ class InputNorm(nn.Module):
         """The number of values of each feature, or the sum of their weights."""
         return self.moments.count
 
-    if TYPE_CHECKING:  # that of Module returns Any
-
-        def __call__(self, x: Tensor) -> Tensor: ...
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the normalised batch, in the shape and memory order of x.
-
-        Raises:
-            ShapeError: the batch does not have the fitted features.
-            DtypeError: x is complex or sparse.
-        """
-        work, out = self._dtypes(x)
-        shift, low, scale = self._values(work, x.dim())
-        y = normalise(_difference(x, shift, work), low, scale, self._target)
-        if self._clip is not None:
-            y = y.clamp_(*self._clip)
-        return y.to(out)
-
-    def inverse(self, y: Tensor) -> Tensor:
-        """Return the batch that `forward` maps to y, in the units of the data, as floats.
-
-        Raises:
-            ShapeError: the batch does not have the fitted features.
-            DtypeError: y is complex or sparse.
-        """
-        work, out = self._dtypes(y)
-        shift, low, scale = self._values(work, y.dim())
-        difference = _difference(y, self._target[1], work)
-        return denormalise(difference, shift, low, scale, self._target).to(out)
-
     def fold_into(self, layer: nn.Module) -> nn.Module:
         """Return a layer that takes raw data and computes `layer(norm(x))` at no extra cost.
 
@@ -310,17 +373,6 @@ class InputNorm(nn.Module):
         self._features = record.features()
         self._target, self._clip = record.scheme.target, record.scheme.clip
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> InputNorm:
-        """Move the statistics to a device, but never cast them: a cast sets the dtype for integers only."""
-        before = dict(self._buffers)
-        self.out_dtype = fn(torch.empty(0, dtype=self.out_dtype)).dtype  # the dtype of the cast
-        super()._apply(fn, recurse)
-        for name, old in before.items():
-            new = self._buffers[name]
-            if old is not None and new is not None and new.dtype != old.dtype:
-                self._buffers[name] = old.to(new.device)
-        return self
-
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Load statistics, after everything has been checked."""
         given = {name: state_dict[prefix + name] for name in self._buffers if prefix + name in state_dict}
@@ -373,32 +425,6 @@ class InputNorm(nn.Module):
                 "a state_dict with parts of several InputNorms",
                 "load the whole state_dict of one InputNorm",
             )
-
-    def _note_range(self) -> None:
-        """Note once, not at every call, whether float32 holds shift and scale with room to spare."""
-        if self.scale.is_meta:
-            self._narrow = True
-            return
-        largest = max(float(self.shift.abs().max()), float(self.scale.max()))
-        self._narrow = largest < 1e30 and float(self.scale.min()) > 1e-30
-
-    def _dtypes(self, x: Tensor) -> tuple[torch.dtype, torch.dtype]:
-        """Check a batch; return the dtype to compute in, and the dtype of the result."""
-        if not isinstance(x, Tensor) or x.is_complex() or x.layout != torch.strided:
-            got = f"{x.dtype}, {x.layout}" if isinstance(x, Tensor) else type(x).__name__
-            problem = "The batch must be a dense tensor of real numbers"
-            raise DtypeError(problem, got, "convert it, for instance with torch.as_tensor")
-        self._features.check(x.shape)
-        out = x.dtype if x.dtype in _KEPT else self.out_dtype
-        narrow = self._narrow and x.dtype in _NARROW and out != torch.float64
-        return torch.float32 if narrow else torch.float64, out
-
-    def _values(self, work: torch.dtype, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the two parts of the shift, and the scale, in shapes that broadcast with a batch."""
-        shift = self.shift.to(work)
-        low = (self.shift - shift.double() + self.shift_low).to(work)
-        spread = self._features.spread
-        return spread(shift, rank), spread(low, rank), spread(self.scale.to(work), rank)
 
 
 def _difference(x: Tensor, shift: Tensor | float, dtype: torch.dtype) -> Tensor:
