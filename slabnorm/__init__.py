@@ -12,6 +12,7 @@ from slabnorm._version import __version__ as __version__
 from slabnorm.errors import SlabError, SlabWarning
 
 if TYPE_CHECKING:
+    from slabnorm.contracts import Contract, Key, contract, fit_contract
     from slabnorm.doctor.attribute import attribute
     from slabnorm.doctor.check import assert_healthy, check
     from slabnorm.doctor.watch import watch
@@ -32,10 +33,12 @@ if TYPE_CHECKING:
 
 __all__ = [  # but SlabScaler, which needs scikit-learn: an import of * has to work without
     "BatchNorm",
+    "Contract",
     "FixedScale",
     "GroupNorm",
     "InputNorm",
     "InstanceNorm",
+    "Key",
     "LayerNorm",
     "MinMax",
     "Moments",
@@ -52,8 +55,10 @@ __all__ = [  # but SlabScaler, which needs scikit-learn: an import of * has to w
     "check",
     "claims",
     "compare",
+    "contract",
     "convert",
     "fit",
+    "fit_contract",
     "fold",
     "freeze",
     "load",
@@ -70,6 +75,7 @@ __all__ = [  # but SlabScaler, which needs scikit-learn: an import of * has to w
 # Names are loaded when they are first used: `slabnorm --help` need not wait for torch and Numba, 3 s.
 # No module of this folder may have one of these names: importing it would set the name to the module.
 _ROOMS = {
+    "slabnorm.contracts": ("Contract", "Key", "contract", "fit_contract"),
     "slabnorm.doctor": ("assert_healthy", "attribute", "check", "watch"),
     "slabnorm.functional": ("moments", "normalize"),
     "slabnorm.inputs": ("FixedScale", "InputNorm", "MinMax", "Robust", "ZScore", "fit", "load", "save"),

@@ -15,6 +15,8 @@ and so can stand alone: "No such data file: train.npy", "eps must be a finite nu
     |   |-- LeakageError  statistics asked from data they must not see
     |   |-- ArtifactError a file of fitted statistics that is damaged, or no such file
     |   `-- LedgerError   what an interrupted fit or study has done, damaged, of other data, or in use
+    |-- ContractError     a batch, a model or a checkpoint that does not fit
+    |                     its contract                                        (ValueError)
     |-- ModelError        a model that cannot be imported, built or run       (ValueError)
     |   `-- VerificationError  a changed model that computes something else
     `-- ExtraError        an optional dependency that is not installed        (ImportError)
@@ -91,6 +93,10 @@ class ArtifactError(DataError):
 
 class LedgerError(DataError):
     """What an interrupted fit has counted is damaged, of other data or arguments, or in use."""
+
+
+class ContractError(SlabError, ValueError):
+    """A batch, a model or a checkpoint does not fit its contract."""
 
 
 class ModelError(SlabError, ValueError):

@@ -27,7 +27,7 @@ from slabnorm.inputs import record
 from slabnorm.inputs.normalizer import InputNorm
 from slabnorm.inputs.outputs import check_outputs
 from slabnorm.inputs.record import Record
-from slabnorm.inputs.schemes import SCHEMES
+from slabnorm.inputs.schemes import SCHEMES, Scheme
 from slabnorm.inputs.sketch import Sketch
 from slabnorm.mergeable_moments import FIELDS, Moments
 from slabnorm.text import printable
@@ -37,6 +37,9 @@ VERSION = 1  # of the format; a file of another version is refused
 _DTYPES = dict.fromkeys((*FIELDS, "quantiles"), torch.float64) | dict.fromkeys(
     ("count", "nan_count", "null_count", "sketch"), torch.int64
 )
+TENSORS = _DTYPES.keys()
+# What reading damage raises.
+REFUSED = (ValueError, TypeError, KeyError, OverflowError, RuntimeError, SlabError)
 _HEADER = 1 << 24  # the largest header, in bytes
 _MOST_WEIGHT = 1 << 62  # the largest sum of the weights of a feature's values
 _LARGEST = 1 << 28  # the largest file, in bytes: 4 million features
@@ -63,33 +66,21 @@ def save(norm: InputNorm, path: str | os.PathLike[str]) -> None:
     >>> sn.load(path)
     InputNorm(ZScore(ddof=0, eps=0.0), 'n c -> c', split='train', samples=2, mean=2..20, std=1..10)
     """
-    from safetensors.torch import save as serialise
-
     if not isinstance(norm, InputNorm):
         got = printable(type(norm).__name__)
         raise OptionError("norm must be an InputNorm, the fitted statistics", got, _instead(norm))
-    path, kind = output_path(path), type(norm.scheme)
-    if SCHEMES.get(norm.scheme.name) is not kind:
-        raise OptionError(
-            f"A file of statistics cannot hold the scheme {printable(kind.__name__)}",
-            "a scheme that is not one of slabnorm's own",
-            "store the InputNorm's state_dict instead",
-        )
+    path = output_path(path)
+    check_scheme(norm.scheme)
     check_outputs([path], norm.origin)
-    tensors = {name: getattr(norm, f"moments_{name}").cpu().contiguous() for name in FIELDS}
-    tensors |= {
-        name: getattr(norm, name).cpu().contiguous() for name in ("nan_count", "null_count", "quantiles")
-    }
-    tensors["sketch"] = torch.from_numpy(norm.sketch.hashes.view(np.int64).copy())
+    tensors = tensors_of(norm)
     plain = {
         "format": FORMAT,
         "version": VERSION,
         "record": norm.record.to_plain(),
         "sketch": norm.sketch.size,
-        "libraries": {name: version.partition("+")[0] for name, version in _versions().items()},
+        "libraries": libraries(),
     }
-    text = record.write({**plain, "digest": _digest(plain, tensors)})
-    write_atomically(path, serialise(tensors, {FORMAT: text}))
+    write(path, FORMAT, plain, tensors)
 
 
 def load(path: str | os.PathLike[str]) -> InputNorm:
@@ -108,20 +99,17 @@ def load(path: str | os.PathLike[str]) -> InputNorm:
     if not isinstance(path, str | os.PathLike):
         fix = "give a str or a Path, such as 'inputs.safetensors'"
         raise OptionError("path must be a path", type(path).__name__, fix)
-    content = _read(Path(path))
+    content = read(Path(path))
     try:
-        plain, tensors = _parse(content)
-        record = Record.from_plain(plain["record"])
-        _check_shapes(tensors, record)
-        _check_moments(tensors, record)
-        found = {name: tensors[name] for name in FIELDS}
-        moments = Moments(**found, weighted=record.weights == "real")
-        missing = tensors["nan_count"], tensors["null_count"]
-        norm = InputNorm(record, moments, *missing, tensors["quantiles"])
-        norm.sketch = _sketch(tensors["sketch"], plain["sketch"], record.samples)
+        plain, tensors = parse(content, FORMAT, VERSION)
+        if plain.keys() != {"format", "version", "record", "sketch", "libraries"}:
+            raise ValueError("the metadata have other fields than version 1 has")
+        if tensors.keys() != TENSORS:
+            raise ValueError(f"it holds the tensors {', '.join(sorted(tensors))[:200]}")
+        norm = norm_of(plain["record"], plain["sketch"], tensors)
         norm.loaded_from = os.path.abspath(path)
         return norm
-    except (ValueError, TypeError, KeyError, OverflowError, RuntimeError, SlabError) as error:
+    except REFUSED as error:
         raise _refused(Path(path), content, str(error)) from error
 
 
@@ -136,7 +124,7 @@ def _instead(given: object) -> str:
     return "fit the statistics first: norm = slabnorm.fit(data, split=...)"
 
 
-def _read(path: Path) -> bytes:
+def read(path: Path) -> bytes:
     """Return the content of a file.
 
     Raises:
@@ -175,17 +163,72 @@ def _refused(path: Path, content: bytes, why: str) -> ArtifactError:
     fix = "slabnorm.save and the command slabnorm fit write files of statistics"
     if content.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04")):  # torch.save, today's and the old one
         fix = f"torch.load reads a checkpoint of torch.save; {fix}"
+    elif b'"slabnorm.contract"' in content[:_HEADER]:
+        fix = "slabnorm.contract reads the statistics of many keys"
     elif content[8:9] == b"{":
         fix = f"safetensors.torch.load_file reads other safetensors files; {fix}"
     return ArtifactError(f"Not a file of statistics: {shown}", why, fix)
 
 
-def _versions() -> dict[str, str]:
-    return {"numpy": np.__version__, "slabnorm": __version__, "torch": str(torch.__version__)}
+def libraries() -> dict[str, str]:
+    """Return the versions of what computed the statistics."""
+    versions = {"numpy": np.__version__, "slabnorm": __version__, "torch": str(torch.__version__)}
+    return {name: version.partition("+")[0] for name, version in versions.items()}
 
 
-def _parse(content: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return the JSON and the tensors of a file, after all checks that do not look at the numbers."""
+def check_scheme(scheme: Scheme) -> None:
+    """Raise OptionError for a scheme that a file cannot name, as it is of a user's own class."""
+    kind = type(scheme)
+    if SCHEMES.get(scheme.name) is not kind:
+        raise OptionError(
+            f"A file of statistics cannot hold the scheme {printable(kind.__name__)}",
+            "a scheme that is not one of slabnorm's own",
+            "store the InputNorm's state_dict instead",
+        )
+
+
+def tensors_of(norm: InputNorm) -> dict[str, Tensor]:
+    """Return the tensors of a file of statistics."""
+    tensors = {name: getattr(norm, f"moments_{name}").cpu().contiguous() for name in FIELDS}
+    for name in ("nan_count", "null_count", "quantiles"):
+        tensors[name] = getattr(norm, name).cpu().contiguous()
+    return {**tensors, "sketch": torch.from_numpy(norm.sketch.hashes.view(np.int64).copy())}
+
+
+def norm_of(plain: Any, sketch_size: Any, tensors: dict[str, Tensor]) -> InputNorm:
+    """Return the statistics of a file, after a look at every number.
+
+    Raises:
+        ValueError, SlabError: numbers that no data set can have, or of another shape.
+    """
+    record = Record.from_plain(plain)
+    _check_shapes(tensors, record)
+    _check_moments(tensors, record)
+    moments = Moments(**{name: tensors[name] for name in FIELDS}, weighted=record.weights == "real")
+    norm = InputNorm(record, moments, tensors["nan_count"], tensors["null_count"], tensors["quantiles"])
+    norm.sketch = _sketch(tensors["sketch"], sketch_size, record.samples)
+    return norm
+
+
+def write(path: Path, form: str, plain: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Write tensors with a line of JSON and the digest of all, whole or not at all."""
+    from safetensors.torch import save as serialise
+
+    text = record.write({**plain, "digest": _digest(plain, tensors)})
+    write_atomically(path, serialise(tensors, {form: text}))
+
+
+def parse(content: bytes, form: str, known: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the JSON and the tensors of a file, after all checks that do not look at the numbers.
+
+    Args:
+        content: the file's.
+        form: the format that it must be of.
+        known: the version that it must be of.
+
+    Raises:
+        ValueError: it is of another format or version, or damaged.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load as deserialise
 
@@ -198,23 +241,18 @@ def _parse(content: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not isinstance(header, dict):
         raise ValueError("the header is not a JSON object")
     metadata = header.pop("__metadata__", None)
-    if not isinstance(metadata, dict) or metadata.keys() != {FORMAT} or not isinstance(metadata[FORMAT], str):
-        raise ValueError(f"the metadata are not of the format {FORMAT}")
-    if header.keys() != _DTYPES.keys():
-        names = ", ".join(sorted(header))[:200]
-        raise ValueError(f"it holds the tensors {names} instead of {', '.join(sorted(_DTYPES))}")
-    plain = record.read(metadata[FORMAT])
-    if not isinstance(plain, dict) or plain.get("format") != FORMAT:
+    if not isinstance(metadata, dict) or metadata.keys() != {form} or not isinstance(metadata[form], str):
+        raise ValueError(f"the metadata are not of the format {form}")
+    plain = record.read(metadata[form])
+    if not isinstance(plain, dict) or plain.get("format") != form:
         raise ValueError("the metadata are of another format")
-    if plain.get("version") != VERSION or type(plain["version"]) is not int:
-        raise ValueError(f"it is of version {plain.get('version')!r:.40}, and this slabnorm reads {VERSION}")
-    if plain.keys() != {"format", "version", "record", "sketch", "libraries", "digest"}:
-        raise ValueError("the metadata have other fields than version 1 has")
+    if plain.get("version") != known or type(plain["version"]) is not int:
+        raise ValueError(f"it is of version {plain.get('version')!r:.40}, and this slabnorm reads {known}")
     try:
         tensors = deserialise(content)  # this checks where tensors lie and their sizes, to the last byte
     except SafetensorError as error:
         raise ValueError(f"safetensors: {error}") from error
-    digest = plain.pop("digest")
+    digest = plain.pop("digest", None)
     if digest != _digest(plain, tensors):
         raise ValueError("its content does not match its digest: it was changed or damaged")
     return plain, tensors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,7 +15,7 @@ from slabnorm.errors import DtypeError, ShapeError, StatisticsError
 from slabnorm.inputs.features import Features
 from slabnorm.inputs.quantile_sample import rank_error
 from slabnorm.inputs.record import Record
-from slabnorm.inputs.schemes import Affine, Scheme
+from slabnorm.inputs.schemes import Affine, Scheme, resolve
 from slabnorm.inputs.sketch import Sketch
 from slabnorm.kernels.huge_pages import empty_like, numbers_only
 from slabnorm.mergeable_moments import FIELDS, Moments
@@ -86,6 +87,11 @@ class FeatureNorm(nn.Module):
         for name in AFFINE:
             self.register_buffer(name, getattr(affine, name))
         self._note_range()
+
+    @property
+    def features(self) -> Features:
+        """Where the features lie in a batch, and their shape."""
+        return self._features
 
     if TYPE_CHECKING:  # that of Module returns Any
 
@@ -314,6 +320,31 @@ class InputNorm(FeatureNorm):
     def count(self) -> Tensor:
         """The number of values of each feature, or the sum of their weights."""
         return self.moments.count
+
+    def with_scheme(self, scheme: str | Scheme) -> InputNorm:
+        """Return the same statistics under another scheme.
+
+        Raises:
+            OptionError: there is no such scheme.
+            StatisticsError: it reads quantiles that were not counted.
+
+        >>> from slabnorm.inputs import fit
+        >>> norm = fit(torch.tensor([[1.0], [3.0]]), "zscore", split="train")
+        >>> norm.with_scheme("minmax")(torch.tensor([[2.0]]))
+        tensor([[0.5000]])
+        """
+        new, old = resolve(scheme, self.record.dtype), self.scheme
+        if not set(new.ranks) <= set(old.ranks):
+            raise StatisticsError(
+                f"The scheme {new} reads quantiles that were not counted",
+                f"the statistics have {', '.join(map(str, old.ranks)) or 'none'}",
+                "fit with this scheme",
+            )
+        rows = self.quantiles[[old.ranks.index(rank) for rank in new.ranks]].cpu()
+        record = replace(self.record, scheme=new, positions=self.record.positions if new.ranks else 0)
+        found = InputNorm(record, self.moments, self.nan_count, self.null_count, rows)
+        found.sketch, found.skipped, found.origin = self.sketch, self.skipped, self.origin
+        return found.to(self.scale.device)
 
     def fold_into(self, layer: nn.Module) -> nn.Module:
         """Return a layer that takes raw data and computes `layer(norm(x))` at no extra cost.

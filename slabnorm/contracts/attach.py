@@ -1,0 +1,225 @@
+"""A contract as a part of a model: raw inputs in, outputs in units out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from torch import Tensor, nn
+
+from slabnorm.contracts.key import name_of
+from slabnorm.contracts.nested import is_mapping
+from slabnorm.errors import ContractError, ModelError
+from slabnorm.surgery.derived import Derived, derived, without
+from slabnorm.text import listing
+
+if TYPE_CHECKING:
+    from slabnorm.contracts.contract import Contract
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class Ports:
+    """Which of a model's arguments and results are which keys.
+
+    Attributes:
+        inputs: the keys of the positional arguments, in their order; or of the arguments by name; None for
+            one argument that is a batch with names, or one input.
+        outputs: the keys of the results, in their order; None for a result with names, or one output.
+    """
+
+    def __init__(self, inputs: Any, outputs: Any, contract: Contract) -> None:
+        self.inputs = _checked(inputs, "inputs", contract)
+        self.outputs = _checked(outputs, "outputs", contract)
+
+    def enter(
+        self, contract: Contract, args: tuple[Any, ...], named: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments of a call, normalised."""
+        if isinstance(self.inputs, Mapping):
+            return args, self._enter_named(contract, args, named)
+        if self.inputs is None and args and is_mapping(args[0]):
+            return (contract(args[0]), *args[1:]), named
+        names = self.inputs or _the_only(contract, "input")
+        if len(args) < len(names):
+            raise ContractError(
+                f"The model was called without {listing([name_of(n) for n in names[len(args):]])}",
+                f"{len(args)} positional arguments", 'give it; or say inputs={"argument": "key"} in attach()',
+            )  # fmt: skip
+        given = contract(dict(zip(names, args, strict=False)))
+        return (*(given[name] for name in names), *args[len(names) :]), named
+
+    def _enter_named(
+        self, contract: Contract, args: tuple[Any, ...], named: dict[str, Any]
+    ) -> dict[str, Any]:
+        missing = [argument for argument in self.inputs if argument not in named]
+        if missing:
+            raise ContractError(
+                f"The model was called without the argument {listing(missing)}",
+                f"{len(args)} positional arguments, and {', '.join(named) or 'no names'}",
+                "give it by name, as attach() was told",
+            )
+        given = contract({key: named[argument] for argument, key in self.inputs.items()})
+        return named | {argument: given[key] for argument, key in self.inputs.items()}
+
+    def leave(self, contract: Contract, result: Any) -> Any:
+        """Return the result of a call in units."""
+        if self.outputs is None and is_mapping(result):
+            known = [name for name in result if name in contract]
+            changed = contract.inverse({name: result[name] for name in known})
+            new = result.copy() if hasattr(result, "copy") else type(result)(result)
+            new.update(changed)
+            return new
+        names = self.outputs or _the_only(contract, "output")
+        if not names:
+            return result
+        several = isinstance(result, tuple | list)
+        parts = list(result) if several else [result]
+        if len(parts) < len(names) or not all(isinstance(part, Tensor) for part in parts[: len(names)]):
+            raise ContractError(
+                f"The model does not return {listing([name_of(name) for name in names])}",
+                type(result).__name__, 'say which results are which keys: outputs=["action"]',
+            )  # fmt: skip
+        back = contract.inverse(dict(zip(names, parts, strict=False)))
+        parts[: len(names)] = [back[name] for name in names]
+        if not several:
+            return parts[0]
+        return type(result)(*parts) if hasattr(result, "_fields") else type(result)(parts)
+
+
+class Contracted(Derived):
+    """What a model becomes to which a contract is attached."""
+
+    contract: Contract
+    ports: Ports
+
+    def forward(self, *args: Any, **named: Any) -> Any:
+        """Normalise the inputs, run the model, and bring its outputs back to units."""
+        args, named = self.ports.enter(self.contract, args, named)
+        return self.ports.leave(self.contract, super().forward(*args, **named))
+
+
+class Wrapped(nn.Module):
+    """A policy between a contract: raw inputs in, outputs in units out.
+
+    Attributes:
+        contract: the statistics.
+        policy: the module or function in between, which sees normalised inputs only.
+    """
+
+    def __init__(self, contract: Contract, policy: Callable[..., Any], ports: Ports) -> None:
+        super().__init__()
+        self.contract, self.policy, self.ports = contract, policy, ports
+
+    def forward(self, *args: Any, **named: Any) -> Any:
+        """Normalise the inputs, run the policy, and bring its outputs back to units."""
+        args, named = self.ports.enter(self.contract, args, named)
+        return self.ports.leave(self.contract, self.policy(*args, **named))
+
+
+def attach(
+    contract: Contract,
+    model: Model,
+    *,
+    inputs: str | Sequence[str] | Mapping[str, str] | None = None,
+    outputs: str | Sequence[str] | None = None,
+) -> Model:
+    """Make a contract a part of a model, in place, and return the model.
+
+    Its forward then takes raw inputs and returns outputs in units. The contract lies in its `state_dict` as
+    `contract.*`, and goes through `torch.export`, ONNX and `torch.compile`. A checkpoint without a contract
+    is refused, also under `strict=False`. Train a model on `contract(batch)`, and attach the contract when
+    its outputs are to be used; `detach` takes it off again.
+
+    Args:
+        contract: the statistics.
+        model: any module whose class has a forward.
+        inputs: the keys of its positional arguments, in their order, as ["observation.state"]; or of its
+            arguments by name, as {"state": "observation.state"}. Not needed if the first argument is a dict
+            with the names of keys, or if the contract has one input.
+        outputs: the keys of its results, in their order. Not needed if it returns a dict with the names of
+            keys, or if the contract has one output; a contract without outputs leaves results as they are.
+
+    Raises:
+        ContractError: a name is no key, or not of this role.
+        ModelError: `model` is no module, or has a contract or another attribute of that name already.
+
+    >>> import torch, slabnorm as sn
+    >>> data = {"x": torch.tensor([[0.0], [10.0]]), "y": torch.tensor([[100.0], [300.0]])}
+    >>> contract = sn.fit_contract(data, {"x": "n c -> c", "y": sn.Key("n c -> c", role="output")}, split="train")
+    >>> model = contract.attach(torch.nn.Identity())
+    >>> model(torch.tensor([[10.0]]))
+    tensor([[300.]])
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            "attach() needs a torch.nn.Module", type(model).__name__, "wrap() takes any function"
+        )
+    if hasattr(model, "contract") or hasattr(model, "ports"):
+        raise ModelError(
+            "The model has a contract already" if isinstance(model, Contracted) else "The model has an attribute "
+            "contract or ports of its own", type(model).__name__, "detach() it first, or use wrap()",
+        )  # fmt: skip
+    ports = Ports(inputs, outputs, contract)
+    model.contract = contract
+    model.ports = ports  # type: ignore[assignment]
+    object.__setattr__(model, "__class__", derived(Contracted, type(model)))
+    return model
+
+
+def detach(model: Model) -> Contract:
+    """Take the contract off a model, which then takes normalised inputs again, and return it.
+
+    Raises:
+        ModelError: it has none.
+    """
+    if not isinstance(model, Contracted):
+        raise ModelError(
+            "The model has no contract", type(model).__name__, "contract.attach(model) gives it one"
+        )
+    contract = model.contract
+    object.__setattr__(model, "__class__", without(type(model), Contracted))
+    del model.contract, model.ports
+    return contract
+
+
+def wrap(
+    contract: Contract,
+    policy: Callable[..., Any],
+    *,
+    inputs: str | Sequence[str] | Mapping[str, str] | None = None,
+    outputs: str | Sequence[str] | None = None,
+) -> Wrapped:
+    """Return a module that normalises on the way into a policy and inverts on the way out.
+
+    The policy stays as it is. Arguments and errors are those of `attach`.
+    """
+    if not callable(policy):
+        raise ModelError("wrap() needs a module or a function", type(policy).__name__)
+    return Wrapped(contract, policy, Ports(inputs, outputs, contract))
+
+
+def _checked(names: Any, what: str, contract: Contract) -> Any:
+    """Return the names of keys as a list, or by argument, or None."""
+    if names is None:
+        return None
+    names = [names] if isinstance(names, str) else names
+    chosen = list(names.values()) if isinstance(names, Mapping) else list(names)
+    for name in chosen:
+        key = contract.key(name)
+        if key.role != what[:-1] and not key.keep:
+            raise ContractError(
+                f"Key {name_of(name)} is an {key.role} of the contract", f"{what}={chosen!r:.200}",
+                f'fit it with slabnorm.Key(..., role="{what[:-1]}")',
+            )  # fmt: skip
+    return dict(names) if isinstance(names, Mapping) else chosen
+
+
+def _the_only(contract: Contract, role: str) -> list[str]:
+    names = contract.names(role)
+    if len(names) > 1:
+        raise ContractError(
+            f"Cannot tell which {role} of the model is which key", f"the contract has {listing(names)}",
+            f'say it: attach(model, {role}s={names!r}), or use a dict',
+        )  # fmt: skip
+    return names

@@ -1,0 +1,39 @@
+"""Statistics from and to other programs: a file for each of them, and one table of all.
+
+To read another format, write a file beside these with functions that recognise, read and write it, and add a
+row to FORMATS. A reader says what its file says: what is not in there is unknown, never made up. It executes
+nothing that it reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from slabnorm.contracts.formats.found import Found
+
+if TYPE_CHECKING:
+    from slabnorm.contracts.contract import Contract
+
+
+class Format(NamedTuple):
+    """A form in which a program keeps statistics.
+
+    Attributes:
+        name: as users say it, such as "lerobot".
+        title: what messages call it, such as "LeRobot's meta/stats.json".
+        recognises: whether a source is of this format: a Path that exists, or an object in memory. It looks
+            at names and at the first bytes, or at the class of an object, and raises nothing.
+        read: returns the keys of a source, or raises DataError.
+        write: writes a contract to a path; None of a format that is only read.
+    """
+
+    name: str
+    title: str
+    recognises: Callable[[Any], bool]
+    read: Callable[[Any], dict[str, Found]]
+    write: Callable[[Contract, Path], None] | None = None
+
+
+FORMATS: tuple[Format, ...] = ()

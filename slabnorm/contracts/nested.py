@@ -1,0 +1,74 @@
+"""Entries of batches that may lie in one another: "observation.state" in {"observation": {"state": ...}}."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from slabnorm.errors import ContractError
+
+
+def is_mapping(batch: Any) -> bool:
+    """Whether a batch has entries with names: a dict, a TensorDict and their like."""
+    return isinstance(batch, Mapping) or (hasattr(batch, "keys") and hasattr(batch, "__getitem__"))
+
+
+def known_names(batch: Any, known: Collection[str]) -> list[str]:
+    """Return the names of a batch's entries; of an entry that holds others theirs, with dots between.
+
+    An entry that is known by its own name is not looked into.
+
+    Raises:
+        ContractError: the batch has no entries.
+    """
+    if not is_mapping(batch):
+        raise ContractError(
+            "A contract of keys needs a batch with names", type(batch).__name__,
+            'give a dict or a TensorDict; contract["key"](x) normalises one entry',
+        )  # fmt: skip
+    found = []
+    for name in batch.keys():  # noqa: SIM118 - a TensorDict iterates over its samples
+        inside = batch[name]
+        if name not in known and is_mapping(inside):
+            below = f"{name}."
+            some = [other.removeprefix(below) for other in known if other.startswith(below)]
+            found += [f"{name}.{other}" for other in known_names(inside, some)]
+        else:
+            found.append(name)
+    return found
+
+
+def get(batch: Any, name: str) -> Any:
+    """Return the entry of a name that `known_names` has returned."""
+    if name in batch.keys():  # noqa: SIM118
+        return batch[name]
+    for outer, inner in _splits(name):
+        if outer in batch.keys() and is_mapping(batch[outer]):  # noqa: SIM118
+            return get(batch[outer], inner)
+    raise KeyError(name)
+
+
+def replaced(batch: Any, values: Mapping[str, Any]) -> Any:
+    """Return a copy of a batch with other values for some of its entries; the rest is the same objects."""
+    new = batch.copy() if hasattr(batch, "copy") else copy.copy(batch)
+    inside: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        if name in batch.keys():  # noqa: SIM118
+            new[name] = value
+            continue
+        outer, inner = next(
+            (outer, inner)
+            for outer, inner in _splits(name)
+            if outer in batch.keys() and is_mapping(batch[outer])  # noqa: SIM118
+        )
+        inside.setdefault(outer, {})[inner] = value
+    for outer, parts in inside.items():
+        new[outer] = replaced(batch[outer], parts)
+    return new
+
+
+def _splits(name: str) -> list[tuple[str, str]]:
+    """Return the ways to cut a name at a dot, the longest first part last."""
+    parts = name.split(".")
+    return [(".".join(parts[:i]), ".".join(parts[i:])) for i in range(1, len(parts))]

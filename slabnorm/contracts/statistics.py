@@ -1,0 +1,282 @@
+"""Statistics as another program wrote them down, and the layer that they give."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slabnorm.contracts.key import Key
+from slabnorm.errors import ShapeError, StatisticsError
+from slabnorm.inputs.features import Features
+from slabnorm.inputs.normalizer import AFFINE, CLOSE, FeatureNorm, InputNorm
+from slabnorm.inputs.schemes import Affine, Scheme, first_features, resolve
+from slabnorm.mergeable_moments import Moments
+from slabnorm.notation import parse
+
+PARTS = ("mean", "std", "min", "max", "count")
+NEEDS = {"zscore": ("mean", "std"), "minmax": ("min", "max"), "fixed": ()}  # what a scheme reads
+SAME_RANK = 1e-9
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """The statistics of one key. What nobody has said is None: nothing is made up.
+
+    Args:
+        mean, std, min, max: of each feature, in units of the data; tensors of one shape, or None.
+        count: how many values stand behind them, for each feature; None if nobody says.
+        quantiles: of each feature, by rank, as in {0.01: ..., 0.99: ...}.
+
+    `std` is the root of the mean squared deviation: divided by the count, not by the count less one.
+
+    Raises:
+        ShapeError: the shapes differ, or there are no numbers at all.
+        StatisticsError: a number is not finite, a spread or a count is negative, or a minimum is larger than
+            a maximum.
+
+    >>> from slabnorm.contracts import Statistics
+    >>> a = Statistics(mean=[1.0], std=[0.0], min=[1.0], max=[1.0], count=[3])
+    >>> b = Statistics(mean=[3.0], std=[1.0], min=[2.0], max=[4.0], count=[2])
+    >>> a.merge(b).mean
+    tensor([1.8000], dtype=torch.float64)
+    """
+
+    mean: Tensor | None = None
+    std: Tensor | None = None
+    min: Tensor | None = None
+    max: Tensor | None = None
+    count: Tensor | None = None
+    quantiles: dict[float, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Convert the parts, and check them."""
+        store = object.__setattr__
+        for name in PARTS:
+            value = getattr(self, name)
+            if value is not None:
+                store(self, name, _tensor(value, torch.int64 if name == "count" else torch.float64))
+        quantiles = {float(rank): _tensor(value, torch.float64) for rank, value in self.quantiles.items()}
+        store(self, "quantiles", dict(sorted(quantiles.items())))
+        known = self.known()
+        shapes = {name: tuple(value.shape) for name, value in known.items()}
+        if len(set(shapes.values())) != 1:
+            what = "Statistics differ in shape" if shapes else "Statistics without a number"
+            raise ShapeError(what, str(shapes)[:200], "give one number of each kind for every feature")
+        rules = {f"{name} is finite": value.isfinite() for name, value in known.items()}
+        rules |= {f"{name} is not negative": known[name] >= 0 for name in ("std", "count") if name in known}
+        if self.min is not None and self.max is not None:
+            rules["min <= max"] = self.min <= self.max
+        ranks = list(self.quantiles)
+        rules["ranks lie between 0 and 1"] = torch.tensor(all(0 <= rank <= 1 for rank in ranks))
+        for low, high in pairwise(ranks):
+            rules[f"quantile {low:g} <= quantile {high:g}"] = self.quantiles[low] <= self.quantiles[high]
+        for rule, holds in rules.items():
+            if not bool(holds.all()):
+                raise StatisticsError(
+                    "Statistics that no data have", f"{first_features(~holds)} breaks the rule: {rule}",
+                    "mend them where they were written",
+                )  # fmt: skip
+
+    @classmethod
+    def of(cls, norm: FeatureNorm) -> Statistics:
+        """Return the statistics of a layer."""
+        if isinstance(norm, GivenNorm):
+            return norm.statistics
+        assert isinstance(norm, InputNorm)
+        moments = norm.moments
+        quantiles = dict(zip(norm.scheme.ranks, norm.quantiles.cpu(), strict=True))
+        count = None if norm.record.weights == "real" else moments.count.cpu()
+        return cls(
+            moments.mean.cpu(), moments.std().cpu(), moments.min.cpu(), moments.max.cpu(), count, quantiles
+        )
+
+    def known(self) -> dict[str, Tensor]:
+        """Return what is known, by name; of quantiles "quantile 0.01" and the like."""
+        found = {name: getattr(self, name) for name in PARTS}
+        found |= {f"quantile {rank:g}": value for rank, value in self.quantiles.items()}
+        return {name: value for name, value in found.items() if value is not None}
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of all of them."""
+        return tuple(next(iter(self.known().values())).shape)
+
+    def reshaped(self, shape: tuple[int, ...]) -> Statistics:
+        """Return the same numbers in another shape."""
+        parts = {name: getattr(self, name) for name in PARTS}
+        parts = {name: None if value is None else value.reshape(shape) for name, value in parts.items()}
+        quantiles = {rank: value.reshape(shape) for rank, value in self.quantiles.items()}
+        return Statistics(**parts, quantiles=quantiles)
+
+    def quantile(self, rank: float) -> Tensor | None:
+        """Return the quantiles of a rank; None if nobody says."""
+        near = [value for known, value in self.quantiles.items() if abs(known - rank) < SAME_RANK]
+        return near[0] if near else None
+
+    def merge(self, other: Statistics) -> Statistics:
+        """Return the statistics of both sets of values, as if they had been counted together.
+
+        Quantiles are left out: those of the parts do not say what those of the whole are. So is a minimum or
+        a maximum that only one of them knows.
+
+        Raises:
+            StatisticsError: a mean, a spread or a count is not known.
+        """
+        merged = self._moments().merge(other._moments())
+        low, high = merged.min, merged.max
+        ends = (self.min, other.min, self.max, other.max)
+        known = all(end is not None for end in ends)
+        return Statistics(
+            merged.mean, merged.std(), low if known else None, high if known else None, merged.count
+        )
+
+    def _moments(self) -> Moments:
+        missing = [name for name in ("mean", "std", "count") if getattr(self, name) is None]
+        if self.mean is None or self.std is None or self.count is None:
+            fix = "give statistics with counts, or fit the data"
+            raise StatisticsError("These statistics cannot be merged", f"no {', '.join(missing)}", fix)
+        ends = (self.mean if end is None else end for end in (self.min, self.max))
+        return Moments(self.count, self.mean, self.std.square() * self.count, *ends)
+
+    def affine(self, scheme: Scheme) -> Affine:
+        """Return shift and scale of every feature, as a scheme has it.
+
+        Raises:
+            StatisticsError: they do not say what the scheme reads.
+        """
+        needs = (*NEEDS.get(scheme.name, ()), *(("count",) if getattr(scheme, "ddof", 0) else ()))
+        missing = [name for name in needs if getattr(self, name) is None]
+        rows = [self.quantile(rank) for rank in scheme.ranks]
+        missing += [f"quantile {r:g}" for r, row in zip(scheme.ranks, rows, strict=True) if row is None]
+        if missing:
+            has = ", ".join(self.known())
+            raise StatisticsError(
+                f"The scheme {scheme} cannot be had from these statistics",
+                f"no {', '.join(missing)}; they say {has}",
+                "choose a scheme that reads what is there, or fit the data",
+            )
+        found = [row for row in rows if row is not None]
+        quantiles = torch.stack(found) if found else torch.empty((0, *self.shape), dtype=torch.float64)
+        return scheme.affine(self._stand_in(scheme), quantiles)
+
+    def _stand_in(self, scheme: Scheme) -> Moments:
+        """Return Moments in which a scheme finds what it reads; the rest of them says nothing.
+
+        Counted once, as the root of a square is the number itself: the scale is then exactly the spread.
+        """
+        zero = torch.zeros(self.shape, dtype=torch.float64)
+        mean = zero if self.mean is None else self.mean
+        std = zero + 1 if self.std is None else self.std
+        whole = bool(getattr(scheme, "ddof", 0)) and self.count is not None
+        count = self.count if whole and self.count is not None else torch.ones_like(zero)
+        low = torch.where(std == 0, mean, -torch.inf) if self.min is None else self.min
+        high = torch.where(std == 0, mean, torch.inf) if self.max is None else self.max
+        return Moments(count, mean, std.square() * count, low, high)
+
+
+def _tensor(value: Any, dtype: torch.dtype) -> Tensor:
+    found = torch.as_tensor(value)
+    if dtype == torch.int64 and found.is_floating_point() and not bool((found == found.round()).all()):
+        raise StatisticsError("A count is no whole number", f"{found.flatten()[0].item()}", "give integers")
+    return found.detach().cpu().to(dtype)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where statistics were read from, as far as it says.
+
+    Attributes:
+        format: such as "LeRobot".
+        split: the split that they come from; "" if nobody says.
+        samples: how many there were; None if nobody says.
+    """
+
+    format: str = ""
+    split: str = ""
+    samples: int | None = None
+
+
+class GivenNorm(FeatureNorm):
+    """Normalises by statistics that another program wrote down.
+
+    The formula is that of InputNorm, with shift and scale as the scheme of the key has them.
+
+    Args:
+        key: what the entry is.
+        statistics: in the shape of the pattern's right side, or with axes of size 1 besides.
+        sample: the shape of one sample, None for axes that may have any size.
+        source: where they come from.
+
+    Raises:
+        ShapeError, PatternError: the pattern does not fit them.
+        StatisticsError: they do not say what the scheme reads.
+    """
+
+    def __init__(
+        self, key: Key, statistics: Statistics, sample: tuple[int | None, ...], source: Source = Source()
+    ) -> None:
+        features = Features.of(parse(key.pattern), sample, tuple(sorted(key.sizes.items())))
+        if statistics.shape != features.shape:
+            if torch.Size(statistics.shape).numel() != torch.Size(features.shape).numel():
+                raise ShapeError(
+                    f'Statistics of shape {statistics.shape} do not fit "{key.pattern}"',
+                    f"samples of shape {sample} have features of shape {features.shape}",
+                    "give the pattern that they were computed with",
+                )
+            statistics = statistics.reshaped(features.shape)
+        self.scheme = scheme = resolve(key.scheme, "")
+        super().__init__(features, statistics.affine(scheme), scheme.target, scheme.clip)
+        self.sample, self.source = sample, source
+        self.ranks = tuple(statistics.quantiles)
+        self._known = tuple(name for name in PARTS if getattr(statistics, name) is not None)
+        for name in self._known:
+            self.register_buffer(f"given_{name}", getattr(statistics, name))
+        empty = torch.empty((0, *features.shape), dtype=torch.float64)
+        rows = list(statistics.quantiles.values())
+        self.register_buffer("given_quantiles", torch.stack(rows) if rows else empty)
+
+    @property
+    def statistics(self) -> Statistics:
+        """What is known."""
+        parts = {name: getattr(self, f"given_{name}") for name in self._known}
+        quantiles = dict(zip(self.ranks, self.get_buffer("given_quantiles"), strict=True))
+        return Statistics(**parts, quantiles=quantiles)
+
+    @property
+    def split(self) -> str:
+        """The split that they come from; "" if nobody says."""
+        return self.source.split
+
+    @property
+    def samples(self) -> int | None:
+        """How many samples they come from; None if nobody says."""
+        return self.source.samples
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Load statistics, and raise unless shift and scale follow from them."""
+        for name in self._buffers:  # assign=True would take a checkpoint's half precision over as it is
+            if isinstance(value := state_dict.get(prefix + name), Tensor):
+                state_dict[prefix + name] = value.to(self.get_buffer(name).dtype)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        if self.scale.is_meta:
+            return
+        wanted = self.statistics.affine(self.scheme)
+        for name in AFFINE:
+            found, right = getattr(self, name).cpu(), getattr(wanted, name)
+            if not torch.allclose(found, right, rtol=CLOSE, atol=0):
+                raise StatisticsError(
+                    f"{prefix}{name} does not follow from the statistics beside it",
+                    "a state_dict with parts of several contracts", "load the whole state_dict of one",
+                )  # fmt: skip
+        self._note_range()
+
+    def extra_repr(self) -> str:
+        """Return in one line what is known."""
+        found = self.source
+        samples = "unknown" if found.samples is None else found.samples
+        said = f"split={found.split or 'unknown'}, samples={samples}"
+        return f"{self.scheme}, from {found.format or 'statistics'}, {said}, {', '.join(self._known)}"
