@@ -93,6 +93,11 @@ class FeatureNorm(nn.Module):
         """Where the features lie in a batch, and their shape."""
         return self._features
 
+    @property
+    def target(self) -> tuple[float, float]:
+        """The width and the lower end of the output range."""
+        return self._target
+
     if TYPE_CHECKING:  # that of Module returns Any
 
         def __call__(self, x: Tensor) -> Tensor: ...
