@@ -69,7 +69,7 @@ def check_batch(contract: Contract, batch: Any) -> tuple[Finding, ...]:
 
 
 def _find_in_file(contract: Contract, path: str) -> list[Finding]:
-    """Return findings about the keys in a file, each of which is read alone; others in it are not looked at."""
+    """Return findings about the keys in a file, each of which is read alone."""
     found = []
     for name in contract.names():
         source, which = place_of(path, name)

@@ -121,8 +121,9 @@ def _fit_alone(
 ) -> InputNorm:
     """Fit one key of a source that has its values in one place."""
     source, which = place_of(source, name)
+    options = {**options, **which, "progress": progress, **key.sizes}
     with _naming(name):
-        return fit(source, key.scheme, key.pattern, **options, **which, progress=progress, **key.sizes)
+        return fit(source, key.scheme, key.pattern, **options)
 
 
 def place_of(source: Any, name: str) -> tuple[Any, dict[str, Any]]:
