@@ -75,8 +75,9 @@ class Reversible(nn.Module):
     scale, at the initial weight and bias.
 
     Small weights: the inverse divides by weight + eps^2, as the authors' code does. So a weight of 0 gives no
-    infinity, but (y - bias) / eps^2, and a weight near 0 gives back what rounding has left of the series. At
-    weights above 0.002 and the usual eps, eps^2 does not change a float32.
+    infinity (unless eps is 0), but what was multiplied by 0 does not come back; of a series multiplied by a
+    weight near 0 comes back what rounding has left. Above 0.002 and with the usual eps, no float32 weight is
+    changed by eps^2.
 
     Raises:
         PatternError: the pattern is wrong, pools over samples or over nothing, or a size is missing.
@@ -204,7 +205,7 @@ class Reversible(nn.Module):
 
         Raises:
             ShapeError: y does not have the samples or the other kept axes of the series.
-            OptionError: the statistics are none.
+            OptionError: `statistics` is something else.
             DtypeError, DeviceError: y has another kind of dtype, or lies on another device.
         """
         check_input(y, "y")

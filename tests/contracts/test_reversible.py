@@ -131,6 +131,8 @@ def test_far_series_keep_their_digits(backend: str, mean: float, std: float, sub
     largest = np.maximum(np.abs(x.numpy()), np.maximum(np.abs(oracle.shift), oracle.stdev))
     ulp = np.spacing(largest.astype(np.float32)).astype(np.float64)
     assert (np.abs(back.double().numpy() - x.double().numpy()) <= 4 * ulp).all()
+    if mean >= 1e4 * std:  # where y has digits to spare
+        assert torch.equal(back, x)
     # What fails without care: the mean as one float32, and a variance around it.
     if mean == 1e6:
         rough = (x - x.mean(1, keepdim=True)) / (x.var(1, unbiased=False, keepdim=True) + EPS).sqrt()
@@ -151,7 +153,7 @@ def test_half_precision_is_computed_in_float32_and_rounded_once(dtype: torch.dty
     ):
         exact = torch.from_numpy(wanted)
         ulp = torch.finfo(dtype).eps * exact.abs().clamp(min=2**-14).log2().floor().exp2()
-        assert ((got.double() - exact.to(dtype).double()).abs() <= ulp).all()
+        assert ((got.double() - exact).abs() <= 0.51 * ulp).all()
 
 
 @pytest.mark.usefixtures("in_plain_torch")
@@ -308,15 +310,16 @@ def test_nan_stays_in_its_series(backend: str) -> None:
     assert close(y[~bad], wanted[~bad.numpy()], 1e-6)
 
 
-@pytest.mark.usefixtures("in_plain_torch")
 @pytest.mark.parametrize("subtract_last", [False, True], ids=["mean", "last"])
-def test_a_batch_of_nothing_and_series_of_nothing(subtract_last: bool) -> None:
+@pytest.mark.parametrize("backend", ["cpu", "eager"])
+def test_a_batch_of_nothing_and_series_of_nothing(backend: str, subtract_last: bool) -> None:
     norm = sn.Reversible("n t c -> n c", c=2, subtract_last=subtract_last)
-    with norm.instance(torch.empty(0, 5, 2)) as (y, inverse):
-        assert inverse(torch.empty(0, 3, 2)).shape == (0, 3, 2)
-    assert y.shape == (0, 5, 2)
-    y.sum().backward()
-    assert norm.weight.grad.tolist() == [0, 0]
+    for cut in ({}, {"lengths": torch.empty(0, dtype=torch.int64)}):
+        with using(backend), norm.instance(torch.empty(0, 5, 2), **cut) as (y, inverse):
+            assert inverse(torch.empty(0, 3, 2)).shape == (0, 3, 2)
+        assert y.shape == (0, 5, 2)
+        y.sum().backward()
+        assert norm.weight.grad.tolist() == [0, 0]
     with pytest.raises(ShapeError, match='x has no element along the axes that "n t c -> n c" pools over'):
         norm(torch.empty(3, 0, 2))
 
