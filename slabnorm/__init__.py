@@ -13,6 +13,7 @@ from slabnorm.errors import SlabError, SlabWarning
 
 if TYPE_CHECKING:
     from slabnorm.contracts import Contract, Key, contract, fit_contract
+    from slabnorm.contracts.reversible import Reversible
     from slabnorm.doctor.attribute import attribute
     from slabnorm.doctor.check import assert_healthy, check
     from slabnorm.doctor.watch import watch
@@ -43,6 +44,7 @@ __all__ = [  # but SlabScaler, which needs scikit-learn: an import of * has to w
     "MinMax",
     "Moments",
     "RMSNorm",
+    "Reversible",
     "Robust",
     "SlabError",
     "SlabNorm",
@@ -76,6 +78,7 @@ __all__ = [  # but SlabScaler, which needs scikit-learn: an import of * has to w
 # No module of this folder may have one of these names: importing it would set the name to the module.
 _ROOMS = {
     "slabnorm.contracts": ("Contract", "Key", "contract", "fit_contract"),
+    "slabnorm.contracts.reversible": ("Reversible",),
     "slabnorm.doctor": ("assert_healthy", "attribute", "check", "watch"),
     "slabnorm.functional": ("moments", "normalize"),
     "slabnorm.inputs": ("FixedScale", "InputNorm", "MinMax", "Robust", "ZScore", "fit", "load", "save"),
