@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from slabnorm.contracts.key import name_of
-from slabnorm.contracts.nested import is_mapping
-from slabnorm.errors import ContractError, ModelError
+from slabnorm.contracts.nested import get, is_mapping, known_names, replaced
+from slabnorm.errors import ContractError, ModelError, OptionError
 from slabnorm.surgery.derived import Derived, derived, without
 from slabnorm.text import listing
 
@@ -29,8 +30,10 @@ class Ports:
     """
 
     def __init__(self, inputs: Any, outputs: Any, contract: Contract) -> None:
-        self.inputs = _checked(inputs, "inputs", contract)
-        self.outputs = _checked(outputs, "outputs", contract)
+        if isinstance(outputs, Mapping):
+            raise OptionError("outputs must be a list of keys", type(outputs).__name__, 'as ["action"]')
+        self.inputs = _checked(inputs, "input", contract)
+        self.outputs = _checked(outputs, "output", contract)
 
     def enter(
         self, contract: Contract, args: tuple[Any, ...], named: dict[str, Any]
@@ -40,7 +43,7 @@ class Ports:
             return args, self._enter_named(contract, args, named)
         if self.inputs is None and args and is_mapping(args[0]):
             return (contract(args[0]), *args[1:]), named
-        names = self.inputs or _the_only(contract, "input")
+        names = self.inputs if self.inputs is not None else _the_only(contract, "input", "argument", args)
         if len(args) < len(names):
             raise ContractError(
                 f"The model was called without {listing([name_of(n) for n in names[len(args):]])}",
@@ -65,16 +68,11 @@ class Ports:
     def leave(self, contract: Contract, result: Any) -> Any:
         """Return the result of a call in units."""
         if self.outputs is None and is_mapping(result):
-            known = [name for name in result if name in contract]
-            changed = contract.inverse({name: result[name] for name in known})
-            new = result.copy() if hasattr(result, "copy") else type(result)(result)
-            new.update(changed)
-            return new
-        names = self.outputs or _the_only(contract, "output")
-        if not names:
-            return result
+            known = [name for name in known_names(result, list(contract)) if name in contract]
+            return replaced(result, contract.inverse({name: get(result, name) for name in known}))
         several = isinstance(result, tuple | list)
         parts = list(result) if several else [result]
+        names = self.outputs if self.outputs is not None else _the_only(contract, "output", "result", parts)
         if len(parts) < len(names) or not all(isinstance(part, Tensor) for part in parts[: len(names)]):
             raise ContractError(
                 f"The model does not return {listing([name_of(name) for name in names])}",
@@ -136,13 +134,15 @@ def attach(
         model: any module whose class has a forward.
         inputs: the keys of its positional arguments, in their order, as ["observation.state"]; or of its
             arguments by name, as {"state": "observation.state"}. Not needed if the first argument is a dict
-            with the names of keys, or if the contract has one input.
+            with the names of keys, or if contract and model have one input each.
         outputs: the keys of its results, in their order. Not needed if it returns a dict with the names of
-            keys, or if the contract has one output; a contract without outputs leaves results as they are.
+            keys, or if contract and model have one output each; a contract without outputs leaves results as
+            they are.
 
     Raises:
-        ContractError: a name is no key, or not of this role.
-        ModelError: `model` is no module, or has a contract or another attribute of that name already.
+        ContractError: a name is no key, or not of this role; or a key of this role is left out.
+        ModelError: `model` is no module, is a Sequential, is compiled already, or has a contract or another
+            attribute of that name.
 
     >>> import torch, slabnorm as sn
     >>> data = {"x": torch.tensor([[0.0], [10.0]]), "y": torch.tensor([[100.0], [300.0]])}
@@ -158,11 +158,7 @@ def attach(
         )
     if isinstance(model, Contracted):
         raise ModelError("The model has a contract already", type(model).__name__, "detach() it first")
-    taken = [name for name in ("contract", "ports") if hasattr(model, name)]
-    if taken:
-        raise ModelError(
-            f"The model has an attribute {taken[0]} of its own", type(model).__name__, "use wrap()"
-        )
+    _check_attachable(model)
     ports = Ports(inputs, outputs, contract)
     model.contract = contract
     model.ports = ports  # type: ignore[assignment]
@@ -202,27 +198,66 @@ def wrap(
     return Wrapped(contract, policy, Ports(inputs, outputs, contract))
 
 
-def _checked(names: Any, what: str, contract: Contract) -> Any:
-    """Return the names of keys as a list, or by argument, or None."""
+def _check_attachable(model: nn.Module) -> None:
+    """Raise ModelError for a model whose forward would go round the contract, or that has no room for it."""
+    kind = type(model).__name__
+    if isinstance(model, nn.Sequential):
+        problem = "A Sequential runs all that it has one after another, and so cannot have a contract"
+        raise ModelError(problem, kind, "contract.wrap(model) returns a module around it")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError("A compiled TorchScript module cannot be changed", kind, "use wrap()")
+    if "forward" in vars(model) or getattr(model, "_compiled_call_impl", None) is not None:
+        raise ModelError(
+            "The model does not run the forward of its class, as after torch.compile", kind,
+            "attach the contract before that; or use wrap()",
+        )  # fmt: skip
+    for name in ("contract", "ports"):
+        if hasattr(model, name):
+            raise ModelError(f"The model has an attribute {name} of its own", kind, "use wrap()")
+
+
+def _checked(names: Any, role: str, contract: Contract) -> Any:
+    """Return the names of keys as a list, or by argument, or None.
+
+    Raises:
+        ContractError: a name is no key, is there twice or of another role; or a key of the role is left out.
+    """
     if names is None:
         return None
     names = [names] if isinstance(names, str) else names
     chosen = list(names.values()) if isinstance(names, Mapping) else list(names)
     for name in chosen:
         key = contract.key(name)
-        if key.role != what[:-1] and not key.keep:
+        if key.role != role and not key.keep:
             raise ContractError(
-                f"Key {name_of(name)} is an {key.role} of the contract", f"{what}={chosen!r:.200}",
-                f'fit it with slabnorm.Key(..., role="{what[:-1]}")',
+                f"Key {name_of(name)} is an {key.role} of the contract", f"{role}s={chosen!r:.200}",
+                f'fit it with slabnorm.Key(..., role="{role}")',
             )  # fmt: skip
+    left_out = [name for name in contract.names(role) if name not in chosen]
+    if left_out or len(set(chosen)) < len(chosen):
+        some = listing([name_of(name) for name in left_out])
+        raise ContractError(
+            f"{role}s= leaves out {some}" if left_out else f"{role}s= names a key twice",
+            f"{chosen!r:.200}", f"name each {role} of the contract once",
+        )  # fmt: skip
     return dict(names) if isinstance(names, Mapping) else chosen
 
 
-def _the_only(contract: Contract, role: str) -> list[str]:
+def _the_only(contract: Contract, role: str, what: str, values: Sequence[Any]) -> list[str]:
+    """Return the one key of a role, for the one argument or result of the model.
+
+    Raises:
+        ContractError: there are several of either.
+    """
     names = contract.names(role)
     if len(names) > 1:
         raise ContractError(
-            f"Cannot tell which {role} of the model is which key", f"the contract has {listing(names)}",
-            f'say it: attach(model, {role}s={names!r}), or use a dict',
+            f"Cannot tell which {what} of the model is which key", f"the contract has {listing(names)}",
+            f"say it: attach(model, {role}s={names!r}), or use a dict",
+        )  # fmt: skip
+    if names and len(values) > 1:
+        raise ContractError(
+            f"Cannot tell which {what} of the model is {name_of(names[0])}", f"{len(values)} {what}s",
+            f"say it: attach(model, {role}s={names!r}) if it is the first of them",
         )  # fmt: skip
     return names

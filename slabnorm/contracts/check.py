@@ -91,7 +91,8 @@ def _sorted(found: list[Finding]) -> tuple[Finding, ...]:
 def _find_keys(contract: Contract, names: list[str]) -> list[Finding]:
     """Return findings about keys that are missing, and others that the contract does not know."""
     found = []
-    missing = [name for name in contract.names("input") if name not in names]
+    there = set(names)
+    missing = [name for name in contract.names("input") if name not in there]
     unknown = [name for name in names if name not in contract]
     for name in missing:
         meant = did_you_mean(name, [str(other) for other in unknown])

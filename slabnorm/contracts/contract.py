@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
-from slabnorm.contracts.key import Key, name_of
+from slabnorm.contracts import extra_state
+from slabnorm.contracts.key import Key, check_name, name_of
 from slabnorm.contracts.nested import get, known_names, replaced
-from slabnorm.errors import ContractError, ShapeError
-from slabnorm.inputs.normalizer import FeatureNorm
+from slabnorm.contracts.statistics import GivenNorm
+from slabnorm.errors import ContractError, OptionError, ShapeError, SlabError
+from slabnorm.inputs.normalizer import FeatureNorm, InputNorm
+from slabnorm.notation import parse
 from slabnorm.text import did_you_mean, listing, printable
 
 if TYPE_CHECKING:
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
 
 Batch = TypeVar("Batch")
 Model = TypeVar("Model", bound=nn.Module)
-VERSION = 1
 
 
 class Keep(nn.Module):
@@ -76,15 +77,50 @@ class Contract(nn.Module):
         self._entries: dict[str, Key] = {}
         self.origin: tuple[str, ...] = ()
         for name, (key, norm) in entries.items():
-            if not isinstance(name, str) or not name:
-                raise ContractError("The name of a key must be text", f"{name!r:.80}", "as batches have it")
-            if key.keep != (norm is None):
-                problem = f"Key {name_of(name)} passes unchanged, and so has no statistics"
-                raise ContractError(problem if key.keep else f"Key {name_of(name)} has no statistics")
-            if norm is not None:
-                key.check_width(norm.features.shape, name)
-            self._entries[name] = key
+            self._entries[check_name(name)] = _matching(name, key, norm)
             self.norms[_escaped(name)] = Keep() if norm is None else norm
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any], prefix: str = "") -> Contract:
+        """Return the contract of a `state_dict`, which may be that of a whole model.
+
+        Args:
+            state: the state_dict.
+            prefix: what stands before the names of the contract in it: "contract." of a model that a contract
+                is attached to.
+
+        Raises:
+            ContractError: there is no contract under this prefix, or it is damaged.
+            StatisticsError: an entry is missing or damaged.
+
+        >>> import torch, slabnorm as sn
+        >>> contract = sn.fit_contract({"x": torch.tensor([[1.0], [3.0]])}, {"x": "n c -> c"}, split="train")
+        >>> model = contract.attach(torch.nn.Identity())
+        >>> sn.Contract.from_state_dict(model.state_dict(), prefix="contract.")["x"].moments.mean
+        tensor([2.], dtype=torch.float64)
+        """
+        extra = f"{prefix}_extra_state"
+        if extra not in state:
+            raise ContractError(
+                "The state_dict has no contract under this prefix", f"no entry {extra!r:.200}",
+                'give the prefix under which the contract lies in it, such as prefix="contract."',
+            )  # fmt: skip
+        inside: dict[str, dict[str, Any]] = {}
+        for label, value in state.items():
+            if label.startswith(f"{prefix}norms."):
+                escaped, _, part = label.removeprefix(f"{prefix}norms.").partition(".")
+                inside.setdefault(escaped, {})[part] = value
+        entries: dict[str, tuple[Key, FeatureNorm | None]] = {}
+        for name, plain in _plain_keys(state[extra]).items():
+            key = _key_of(name, plain)
+            parts = inside.get(_escaped(name), {})
+            if key.keep:
+                entries[name] = key, None
+            elif "moments_mean" in parts:
+                entries[name] = key, InputNorm.from_state_dict(parts)
+            else:
+                entries[name] = key, GivenNorm.from_state_dict(parts, key)
+        return cls(entries)
 
     def __getitem__(self, name: str) -> Any:
         """Return the layer of a key: an InputNorm, a GivenNorm, or what returns its input.
@@ -203,9 +239,8 @@ class Contract(nn.Module):
         for name in names:
             if name not in self._entries:
                 raise self._unknown(name)
-        missing = [
-            n for n, key in self._entries.items() if key.role == role and not key.keep and n not in names
-        ]
+        there = set(names)
+        missing = [name for name in self.names(role) if name not in there]
         if missing:
             what = "an input" if role == "input" else "an output"
             raise ContractError(
@@ -230,6 +265,9 @@ class Contract(nn.Module):
         return value
 
     def _check_units(self, units: Mapping[str, str] | None) -> None:
+        if units is not None and not isinstance(units, Mapping):
+            fix = 'such as units={"state": "rad"}'
+            raise OptionError("units must be a dict of units by key", type(units).__name__, fix)
         for name, unit in (units or {}).items():
             known = self.key(name).unit
             if unit != known:
@@ -245,8 +283,9 @@ class Contract(nn.Module):
 
     def get_extra_state(self) -> Tensor:
         """Return names, units and roles for the state_dict."""
-        text = json.dumps({"version": VERSION, "keys": self._plain_keys()}, sort_keys=True)
-        return torch.tensor(list(text.encode()), dtype=torch.uint8)
+        return extra_state.to_tensor(
+            {"keys": [[name, key.to_plain()] for name, key in self._entries.items()]}
+        )
 
     def set_extra_state(self, state: Any) -> None:
         """Raise unless a state_dict is of the same keys, units, names and roles.
@@ -254,37 +293,38 @@ class Contract(nn.Module):
         Raises:
             ContractError: it is of others.
         """
-        try:
-            plain = json.loads(bytes(state.cpu().tolist()).decode())
-            theirs = dict(plain["keys"])
-        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-            raise ContractError(
-                "The extra state of the contract is damaged", f"{error}", "save it again"
-            ) from None
-        for name, mine in self._plain_keys():
-            other = theirs.pop(name, None)
-            if other != mine:
-                got = "no such key" if other is None else _difference(mine, other)
+        theirs, mine = _plain_keys(state), _plain_keys(self.get_extra_state())
+        for name, key in mine.items():
+            if theirs.get(name) != key:
+                got = _difference(key, theirs[name]) if name in theirs else "no such key"
                 raise ContractError(
                     f"The checkpoint was saved with another contract: key {name_of(name)} differs", got,
-                    "load it into a model with its own contract: Contract.from_state_dict(state) returns it",
+                    "attach to the model what Contract.from_state_dict(state) returns, or fit again",
                 )  # fmt: skip
-        if theirs:
-            raise ContractError(f"The checkpoint's contract has further keys: {_some(list(theirs))}")
-
-    def _plain_keys(self) -> list[tuple[str, dict[str, Any]]]:
-        return [(name, key.to_plain()) for name, key in self._entries.items()]
+        if len(theirs) > len(mine):
+            further = [name for name in theirs if name not in mine]
+            raise ContractError(
+                "The checkpoint was saved with another contract, which has more keys", _some(further),
+                "attach to the model what Contract.from_state_dict(state) returns, or fit again",
+            )  # fmt: skip
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """Load, also under strict=False only from a checkpoint that has a contract."""
-        if not any(key.startswith(prefix) for key in state_dict):
+        """Load the contract of a checkpoint; one that has none, or a part of one, is an error.
+
+        Also under strict=False: a model that kept other statistics would compute something else.
+        """
+        if f"{prefix}_extra_state" not in state_dict:
             raise ContractError(
                 "The checkpoint was saved without its contract",
-                f"no entry begins with {prefix!r}",
+                f"no entry {prefix}_extra_state",
                 "attach the contract to the model before saving it; or load the checkpoint into the model "
                 "first, and attach the contract of its training data then",
             )
         super()._load_from_state_dict(state_dict, prefix, *rest)
+        missing = [label for label in self.state_dict(prefix=prefix) if label not in state_dict]
+        if missing:
+            got = f"{_some(missing)} of it are missing"
+            raise ContractError("The checkpoint has a part of its contract only", got, "save the whole model")
 
     def extra_repr(self) -> str:
         """Return the keys, one in a line."""
@@ -303,8 +343,50 @@ def _check_width(name: str, norm: FeatureNorm, value: Tensor) -> None:
 
 
 def _escaped(name: str) -> str:
-    """Return a name without dots, which names of modules must not have, and unlike any other's."""
-    return name.replace("%", "%25").replace(".", "%2E")
+    """Return a name that a module can have, unlike any other's: without dots, and no attribute of modules."""
+    escaped = name.replace("%", "%25").replace(".", "%2E")
+    return f"%{escaped}" if hasattr(nn.ModuleDict, escaped) or escaped == "training" else escaped
+
+
+def _matching(name: str, key: Key, norm: FeatureNorm | None) -> Key:
+    """Return a key with the scheme of its layer.
+
+    Raises:
+        ContractError: the key and the layer do not go together.
+    """
+    if norm is None:
+        if key.keep:
+            return key
+        raise ContractError(f"Key {name_of(name)} has no statistics", "", 'fit them, or say "keep"')
+    if key.keep:
+        raise ContractError(
+            f"Key {name_of(name)} passes unchanged, and so has no statistics", "", "leave them out"
+        )
+    if norm.features.pattern != parse(key.pattern):
+        raise ContractError(
+            f"The statistics of key {name_of(name)} were computed with another pattern",
+            f"{norm.features.pattern.text!r}, not {key.pattern!r}", "give the key their pattern",
+        )  # fmt: skip
+    key.check_width(norm.features.shape, name)
+    return replace(key, scheme=norm.scheme) if isinstance(norm, InputNorm | GivenNorm) else key
+
+
+def _plain_keys(state: Any) -> dict[str, Any]:
+    """Return the keys of an extra state, by name."""
+    plain = extra_state.to_plain(state, "the contract")
+    try:
+        return {check_name(name): key for name, key in plain["keys"]}
+    except (KeyError, TypeError, ValueError) as error:
+        problem = "The extra state of the contract is damaged"
+        raise ContractError(problem, f"{error}"[:300], "save the model again") from error
+
+
+def _key_of(name: str, plain: Any) -> Key:
+    try:
+        return Key.from_plain(plain)
+    except (ValueError, TypeError, KeyError, OverflowError, SlabError) as error:
+        problem = f"Key {name_of(name)} of the contract in the state_dict is damaged"
+        raise ContractError(problem, f"{error}"[:300], "save the model again") from error
 
 
 def _difference(mine: dict[str, Any], other: Any) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from slabnorm.contracts.contract import Contract
 from slabnorm.contracts.key import Key
-from slabnorm.contracts.statistics import PARTS, GivenNorm, Source, Statistics
+from slabnorm.contracts.statistics import PARTS, GivenNorm
 from slabnorm.errors import ArtifactError, OptionError
 from slabnorm.files import output_path
 from slabnorm.inputs import artifact
@@ -27,6 +27,7 @@ from slabnorm.text import printable
 FORMAT = "slabnorm.contract"
 VERSION = 1
 MOST_KEYS = 100_000
+EMPTY = "empty"  # the tensor of a file without statistics: safetensors files have one at least
 
 
 def save(contract: Contract, path: str | os.PathLike[str]) -> None:
@@ -41,7 +42,7 @@ def save(contract: Contract, path: str | os.PathLike[str]) -> None:
         plain, parts = _written(norm)
         keys.append({"name": name, "key": key.to_plain(), **plain})
         tensors |= {f"{number}.{part}": value for part, value in parts.items()}
-    tensors = tensors or {"empty": torch.empty(0)}
+    tensors = tensors or {EMPTY: torch.empty(0)}
     whole = {"format": FORMAT, "version": VERSION, "keys": keys, "libraries": artifact.libraries()}
     artifact.write(path, FORMAT, whole, tensors)
 
@@ -56,16 +57,11 @@ def _written(norm: FeatureNorm | None) -> tuple[dict[str, Any], dict[str, Tensor
         return plain, artifact.tensors_of(norm)
     assert isinstance(norm, GivenNorm)
     artifact.check_scheme(norm.scheme)
-    found, source = norm.statistics, norm.source
+    found = norm.statistics
     parts = {name: getattr(found, name).contiguous() for name in PARTS if getattr(found, name) is not None}
     if found.quantiles:
         parts["quantiles"] = torch.stack(list(found.quantiles.values()))
-    return {
-        "kind": "given",
-        "sample": list(norm.sample),
-        "ranks": list(found.quantiles),
-        "source": [source.format, source.split, source.samples],
-    }, parts
+    return {"kind": "given", **norm.to_plain()}, parts
 
 
 def is_contract(content: bytes) -> bool:
@@ -88,15 +84,17 @@ def load(path: str | os.PathLike[str]) -> Contract:
         if len(plain["keys"]) > MOST_KEYS:
             raise ValueError(f"it has {len(plain['keys']):,} keys, more than {MOST_KEYS:,}")
         entries: dict[str, tuple[Key, FeatureNorm | None]] = {}
-        inside: dict[int, dict[str, Tensor]] = {}
+        inside: dict[str, dict[str, Tensor]] = {}
         for label, value in tensors.items():
-            digits, _, part = label.partition(".")
-            inside.setdefault(int(digits) if digits.isdecimal() else -1, {})[part] = value
-        for number, row in enumerate(plain["keys"]):
+            number, _, part = label.partition(".")
+            inside.setdefault(number, {})[part] = value
+        for place, row in enumerate(plain["keys"]):
             if not isinstance(row, dict) or not isinstance(row.get("name"), str) or row["name"] in entries:
-                raise ValueError(f"key {number} has no name of its own")
+                raise ValueError(f"key {place} has no name of its own")
             key = Key.from_plain(row["key"])
-            entries[row["name"]] = key, _read_norm(key, row, inside.get(number, {}))
+            entries[row["name"]] = key, _read_norm(key, row, inside.pop(str(place), {}))
+        if inside.keys() - {EMPTY}:
+            raise ValueError(f"it holds tensors of no key: {', '.join(sorted(inside))[:200]}")
         return Contract(entries)
     except artifact.REFUSED as error:
         fix = "save it again, or copy the file again from where it is intact"
@@ -111,28 +109,13 @@ def _read_norm(key: Key, row: dict[str, Any], tensors: dict[str, Tensor]) -> Fea
     """
     kind = row["kind"]
     if kind == "keep":
+        if tensors:
+            raise ValueError(f"{row['name']!r:.80} passes unchanged, and yet holds tensors")
         return None
     if kind == "fitted":
         if tensors.keys() != artifact.TENSORS:
             raise ValueError(f"{row['name']!r:.80} holds the tensors {', '.join(sorted(tensors))[:200]}")
-        norm = artifact.norm_of(row["record"], row["sketch"], tensors)
-        if norm.record.pattern != key.pattern:
-            raise ValueError(f"{row['name']!r:.80} was fitted with another pattern than its key has")
-        return norm
+        return artifact.norm_of(row["record"], row["sketch"], tensors)
     if kind != "given":
         raise ValueError(f"{kind!r:.40} is no kind of statistics")
-    ranks, sample, source = row["ranks"], row["sample"], row["source"]
-    right = type(ranks) is list and type(sample) is list and type(source) is list and len(source) == 3
-    if not right or len(sample) > 64 or not all(size is None or type(size) is int for size in sample):
-        raise ValueError(f"the statistics of {row['name']!r:.80} are described wrongly")
-    if not tensors.keys() <= {*PARTS, "quantiles"} or len(tensors.get("quantiles", ())) != len(ranks):
-        raise ValueError(f"{row['name']!r:.80} holds other tensors than it says")
-    for part, value in tensors.items():
-        if value.dtype != (torch.int64 if part == "count" else torch.float64):
-            raise ValueError(f"{part} is {value.dtype}")
-    quantiles = dict(zip(map(float, ranks), tensors.get("quantiles", ()), strict=True))
-    parts = {part: value for part, value in tensors.items() if part != "quantiles"}
-    form, split, samples = source
-    if type(form) is not str or type(split) is not str or not (samples is None or type(samples) is int):
-        raise ValueError(f"the source of {row['name']!r:.80} is described wrongly")
-    return GivenNorm(key, Statistics(**parts, quantiles=quantiles), tuple(sample), Source(*source))
+    return GivenNorm.from_plain(row, tensors, key)

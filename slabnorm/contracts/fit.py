@@ -8,14 +8,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from slabnorm.contracts.contract import Contract
 from slabnorm.contracts.key import Key, as_key, name_of
 from slabnorm.contracts.nested import get, is_mapping, known_names
 from slabnorm.errors import DataError, DataWarning, OptionError, SlabError
 from slabnorm.inputs.accumulator import Counting, check_policy
-from slabnorm.inputs.data_warnings import warn_of
+from slabnorm.inputs.data_warnings import warn_of, warn_of_flags
 from slabnorm.inputs.fit import count_as, describe, fit, input_norm
 from slabnorm.inputs.fitting import Opened, Progress, StreamCount
 from slabnorm.inputs.normalizer import InputNorm
@@ -23,7 +23,7 @@ from slabnorm.inputs.outputs import paths_of
 from slabnorm.inputs.record import Record
 from slabnorm.inputs.sources import Stream
 from slabnorm.inputs.sources.base import Block, as_block, check_schema, empty
-from slabnorm.inputs.sources.memory import dataset_hints
+from slabnorm.inputs.sources.memory import dataset_hints, warn_of_sampling
 from slabnorm.inputs.sources.open import format_of, known_options
 from slabnorm.inputs.split import guard
 from slabnorm.text import did_you_mean
@@ -44,8 +44,8 @@ def fit_contract(
 ) -> Contract:
     """Fit the statistics of many keys on the training split, and return them as one contract.
 
-    Every value is read once. The statistics of each key are those that `slabnorm.fit` gives for it alone,
-    bit for bit.
+    The statistics of each key are those that `slabnorm.fit` gives for it alone, bit for bit. Items and
+    batches are gone through once, however many keys there are; of files, each key's part is read by itself.
 
     Args:
         source: where the samples come from. One of: a dict of arrays or tensors, a `.npz` file, a Zarr group
@@ -137,7 +137,7 @@ def place_of(source: Any, name: str) -> tuple[Any, dict[str, Any]]:
         return source, {"columns": [name]}
     if "key" not in known:
         raise DataError(
-            "These data have no keys", f"{source!s:.200}",
+            "These data have no keys", source if isinstance(source, str) else type(source).__name__,
             "give a dict, npz, a Zarr group, a table, or items that are dicts; fit() takes one array",
         )  # fmt: skip
     if isinstance(source, Mapping) and name not in source and name in known_names(source, [name]):
@@ -170,10 +170,12 @@ class _Counter:
         self._count.add(block)
 
     def _begin(self, block: Block, name: str, unit: str) -> None:
-        self._opened = Opened(KeyStream(name, unit, block))
-        self.record = describe(
-            self._opened, self.key.scheme, self.key.pattern, self.key.sizes, **self.options
-        )
+        key = self.key
+        with _naming(self.name):
+            self._opened = Opened(KeyStream(name, unit, block))
+            if self._opened.schema.dtype == "bool":
+                warn_of_flags(name)
+            self.record = describe(self._opened, key.scheme, key.pattern, key.sizes, **self.options)
         self._counting: Counting = count_as(self._opened, self.record)
         self._count = StreamCount(self._counting, name)
 
@@ -194,6 +196,8 @@ def _fit_items(
     """Fit the keys of items or batches that are dicts, which are gone through once."""
     is_items = isinstance(source, Dataset)
     name, unit = type(source).__name__, "item" if is_items else "batch"
+    if isinstance(source, DataLoader):
+        warn_of_sampling(source)
     options = {**options, "split": guard(options["split"], dataset_hints(source), options["leak"])}
     counters = [_Counter(key_name, key, options) for key_name, key in keys.items()]
     for number, item in enumerate(_items(source)):

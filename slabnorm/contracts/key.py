@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from slabnorm.errors import ContractError, OptionError
-from slabnorm.inputs.schemes import Scheme, as_range, from_plain, to_plain
+from slabnorm.inputs.schemes import Scheme, as_range, from_plain, resolve, to_plain
 from slabnorm.notation import parse
 from slabnorm.text import printable
 
@@ -57,11 +57,17 @@ class Key:
         if not isinstance(self.unit, str):
             raise OptionError("unit must be text", f"{self.unit!r:.80}", 'such as "rad"')
         names = self.names
-        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
             raise OptionError("names must be a list of texts", f"{names!r:.80}", 'such as ["x", "y"]')
-        if len(set(names)) < len(tuple(names)):
+        if len(set(names)) < len(names):
             raise OptionError("names must differ", f"{tuple(names)!r:.200}", "give each feature its own name")
         object.__setattr__(self, "names", tuple(names))
+        sizes = self.sizes
+        if not isinstance(sizes, dict) or not all(type(size) is int and size > 0 for size in sizes.values()):
+            raise OptionError(
+                "sizes must be a dict of integers above 0", f"{sizes!r:.80}", 'such as {"g": 32}'
+            )
+        resolve(self.scheme, "uint8")  # raises if there is no such scheme
         if self.valid is not None:
             object.__setattr__(self, "valid", as_range("valid", self.valid))
 
@@ -99,8 +105,6 @@ class Key:
                 raise ValueError(f"{name} of a key is {plain[name]!r:.80}, not of type {kind.__name__}")
         if len(plain["pattern"]) > 4096:
             raise ValueError("a pattern is too long")
-        if not all(type(size) is int and size > 0 for size in plain["sizes"].values()):
-            raise ValueError("a size is not an integer above 0")
         scheme, valid = plain["scheme"], plain["valid"]
         scheme = scheme if isinstance(scheme, str) else from_plain(scheme)
         valid = tuple(valid) if isinstance(valid, list) else valid
@@ -112,7 +116,9 @@ def as_key(given: Any, name: str) -> Key:
 
     Raises:
         OptionError: it is neither.
+        ContractError: the name is not text.
     """
+    check_name(name)
     if isinstance(given, Key):
         return given
     if isinstance(given, str):
@@ -122,6 +128,18 @@ def as_key(given: Any, name: str) -> Key:
         type(given).__name__,
         'such as "n c -> c", "keep", or slabnorm.Key("n c -> c", unit="rad")',
     )
+
+
+def check_name(name: Any) -> str:
+    """Return the name of a key.
+
+    Raises:
+        ContractError: it is not text, or empty.
+    """
+    if isinstance(name, str) and name:
+        return name
+    fix = 'such as "state"; of nested entries with dots between, as "observation.state"'
+    raise ContractError("The name of a key must be text", f"{name!r:.80}", fix)
 
 
 def name_of(name: str) -> str:

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from slabnorm.contracts.key import name_of
 from slabnorm.errors import ContractError
 
 
@@ -36,6 +37,12 @@ def known_names(batch: Any, known: Collection[str]) -> list[str]:
             found += [f"{name}.{other}" for other in known_names(inside, some)]
         else:
             found.append(name)
+    if len(set(found)) < len(found):
+        twice = next(name for name in found if found.count(name) > 1)
+        raise ContractError(
+            f"The batch has two entries of the name {name_of(twice)}",
+            "one of that name, and one inside of another", "leave one of them out",
+        )  # fmt: skip
     return found
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass, field
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from slabnorm.contracts import extra_state
 from slabnorm.contracts.key import Key
-from slabnorm.errors import ShapeError, StatisticsError
+from slabnorm.errors import ContractError, ShapeError, SlabError, StatisticsError
 from slabnorm.inputs.features import Features
 from slabnorm.inputs.normalizer import AFFINE, CLOSE, FeatureNorm, InputNorm
 from slabnorm.inputs.schemes import Affine, Scheme, first_features, resolve
@@ -20,6 +22,7 @@ from slabnorm.notation import parse
 PARTS = ("mean", "std", "min", "max", "count")
 NEEDS = {"zscore": ("mean", "std"), "minmax": ("min", "max"), "fixed": ()}  # what a scheme reads
 SAME_RANK = 1e-9
+GIVEN = "given_"  # before the names of the buffers of a GivenNorm
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,6 +202,19 @@ class Source:
     split: str = ""
     samples: int | None = None
 
+    @classmethod
+    def from_plain(cls, plain: Any) -> Source:
+        """Return the source of a list of format, split and samples.
+
+        Raises:
+            ValueError, TypeError: it is damaged.
+        """
+        form, split, samples = plain
+        known = samples is None or (type(samples) is int and samples >= 0)
+        if type(form) is not str or type(split) is not str or not known:
+            raise ValueError(f"where statistics come from is described wrongly: {plain!r:.200}")
+        return cls(form, split, samples)
+
 
 class GivenNorm(FeatureNorm):
     """Normalises by statistics that another program wrote down.
@@ -234,16 +250,16 @@ class GivenNorm(FeatureNorm):
         self.ranks = tuple(statistics.quantiles)
         self._known = tuple(name for name in PARTS if getattr(statistics, name) is not None)
         for name in self._known:
-            self.register_buffer(f"given_{name}", getattr(statistics, name))
+            self.register_buffer(GIVEN + name, getattr(statistics, name).clone())
         empty = torch.empty((0, *features.shape), dtype=torch.float64)
         rows = list(statistics.quantiles.values())
-        self.register_buffer("given_quantiles", torch.stack(rows) if rows else empty)
+        self.register_buffer(f"{GIVEN}quantiles", torch.stack(rows) if rows else empty)
 
     @property
     def statistics(self) -> Statistics:
         """What is known."""
-        parts = {name: getattr(self, f"given_{name}") for name in self._known}
-        quantiles = dict(zip(self.ranks, self.get_buffer("given_quantiles"), strict=True))
+        parts = {name: self.get_buffer(GIVEN + name) for name in self._known}
+        quantiles = dict(zip(self.ranks, self.get_buffer(f"{GIVEN}quantiles"), strict=True))
         return Statistics(**parts, quantiles=quantiles)
 
     @property
@@ -256,23 +272,112 @@ class GivenNorm(FeatureNorm):
         """How many samples they come from; None if nobody says."""
         return self.source.samples
 
+    def to_plain(self) -> dict[str, Any]:
+        """Return what is known besides the numbers, as JSON's own types."""
+        return {
+            "sample": list(self.sample),
+            "ranks": list(self.ranks),
+            "source": list(astuple(self.source)),
+        }
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any], parts: Mapping[str, Tensor], key: Key) -> GivenNorm:
+        """Return the layer of what `to_plain` wrote, and of its numbers.
+
+        Args:
+            plain: the plain values.
+            parts: mean, std, min, max, count and quantiles, as far as they are known; the latter a row for
+                each rank.
+            key: what the entry is.
+
+        Raises:
+            ValueError, TypeError, KeyError, SlabError: they are damaged, or do not fit the key.
+        """
+        sample, ranks, source = plain["sample"], plain["ranks"], Source.from_plain(plain["source"])
+        if type(sample) is not list or type(ranks) is not list:
+            raise ValueError("the statistics are described wrongly")
+        if len(sample) > 64 or not all(n is None or (type(n) is int and n > 0) for n in sample):
+            raise ValueError(f"a sample has no shape {sample!r:.80}")
+        if not all(type(rank) is float for rank in ranks) or len(set(ranks)) < len(ranks):
+            raise ValueError(f"ranks are no numbers of their own: {ranks!r:.80}")
+        for name, value in parts.items():
+            if name not in (*PARTS, "quantiles"):
+                raise ValueError(f"there is no statistic {name!r:.40}")
+            if value.dtype != (torch.int64 if name == "count" else torch.float64):
+                raise ValueError(f"{name} is {value.dtype}")
+        rows = parts.get("quantiles", torch.empty(0))
+        if rows.dim() == 0 or len(rows) != len(ranks):
+            raise ValueError(f"{len(ranks)} ranks have quantiles of shape {tuple(rows.shape)}")
+        known = {name: value for name, value in parts.items() if name != "quantiles"}
+        found = Statistics(**known, quantiles=dict(zip(ranks, rows, strict=True)))
+        return cls(key, found, tuple(sample), source)
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any], key: Key) -> GivenNorm:
+        """Return the layer of a `state_dict`.
+
+        Raises:
+            ContractError: an entry is missing or damaged.
+        """
+        what = f"the statistics of {key.pattern!r}"
+        plain = extra_state.to_plain(state.get("_extra_state"), what)
+        parts: dict[str, Tensor] = {}
+        for label, value in state.items():
+            if label.startswith(GIVEN) and isinstance(value, Tensor):
+                name = label.removeprefix(GIVEN)
+                parts[name] = value.cpu().to(torch.int64 if name == "count" else torch.float64)
+        try:
+            return cls.from_plain(plain, parts, key)
+        except (ValueError, TypeError, KeyError, SlabError) as error:
+            problem = f"The state_dict is damaged: {what}"
+            raise ContractError(problem, f"{error}"[:300], "save the model again") from error
+
+    def get_extra_state(self) -> Tensor:
+        """Return what is known besides the numbers, for the state_dict."""
+        return extra_state.to_tensor(self.to_plain())
+
+    def set_extra_state(self, state: Any) -> None:
+        """Take from a state_dict where the statistics come from."""
+        plain = extra_state.to_plain(state, "the statistics")
+        mine = self.to_plain()
+        if any(plain.get(name) != mine[name] for name in ("sample", "ranks")):
+            got = f"{plain.get('sample')!r:.80}, {plain.get('ranks')!r:.80}"
+            fix = "attach to the model what Contract.from_state_dict(state) returns"
+            raise ContractError("The state_dict has statistics of other samples, or other ranks", got, fix)
+        try:
+            self.source = Source.from_plain(plain["source"])
+        except (TypeError, ValueError, KeyError) as error:
+            problem = "The extra state of the statistics is damaged"
+            raise ContractError(problem, f"{error}"[:300], "save the model again") from error
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """Load statistics, and raise unless shift and scale follow from them."""
-        for name in self._buffers:  # assign=True would take a checkpoint's half precision over as it is
-            if isinstance(value := state_dict.get(prefix + name), Tensor):
-                state_dict[prefix + name] = value.to(self.get_buffer(name).dtype)
+        """Load statistics, and raise before that unless shift and scale follow from them."""
+        given: dict[str, Tensor] = {}
+        exact = True
+        for name, mine in self._buffers.items():
+            value = state_dict.get(prefix + name)
+            if mine is None or not isinstance(value, Tensor) or value.shape != mine.shape:
+                continue  # which torch reports
+            exact = exact and value.dtype == mine.dtype and not value.is_meta
+            # assign=True would take a checkpoint's half precision over as it is
+            state_dict[prefix + name] = given[name] = value.to(mine.dtype)
+        if exact and given.keys() == self._buffers.keys():
+            self._check(given, prefix)
         super()._load_from_state_dict(state_dict, prefix, *rest)
-        if self.scale.is_meta:
-            return
-        wanted = self.statistics.affine(self.scheme)
+        self._note_range()
+
+    def _check(self, given: dict[str, Tensor], prefix: str) -> None:
+        """Raise StatisticsError unless shift and scale follow from the statistics beside them."""
+        parts = {name: given[GIVEN + name] for name in self._known}
+        rows = given[f"{GIVEN}quantiles"]
+        found = Statistics(**parts, quantiles=dict(zip(self.ranks, rows, strict=True)))
+        wanted = found.affine(self.scheme)
         for name in AFFINE:
-            found, right = getattr(self, name).cpu(), getattr(wanted, name)
-            if not torch.allclose(found, right, rtol=CLOSE, atol=0):
+            if not torch.allclose(given[name].cpu(), getattr(wanted, name), rtol=CLOSE, atol=0):
                 raise StatisticsError(
                     f"{prefix}{name} does not follow from the statistics beside it",
                     "a state_dict with parts of several contracts", "load the whole state_dict of one",
                 )  # fmt: skip
-        self._note_range()
 
     def extra_repr(self) -> str:
         """Return in one line what is known."""

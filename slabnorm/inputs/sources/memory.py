@@ -251,7 +251,7 @@ class BatchSource(Stream):
     def blocks(self) -> Iterator[Block]:
         """Yield one batch at a time."""
         if isinstance(self._batches, DataLoader):
-            _warn_of_sampling(self._batches)
+            warn_of_sampling(self._batches)
         for number, batch in enumerate(self._batches):
             where = f"batch {number} of {self.name}"
             if hasattr(batch, "getbands"):
@@ -268,7 +268,7 @@ class BatchSource(Stream):
             yield block
 
 
-def _warn_of_sampling(loader: DataLoader) -> None:
+def warn_of_sampling(loader: DataLoader) -> None:
     """Warn if a loader leaves samples out, or draws some of them twice."""
     sampler = loader.sampler
     again = isinstance(sampler, WeightedRandomSampler | RandomSampler) and sampler.replacement
