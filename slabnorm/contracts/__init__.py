@@ -4,6 +4,6 @@ from slabnorm.contracts.contract import Contract
 from slabnorm.contracts.fit import fit_contract
 from slabnorm.contracts.key import Key
 from slabnorm.contracts.read import contract
-from slabnorm.contracts.statistics import Statistics
+from slabnorm.contracts.statistics import GivenNorm, Statistics
 
-__all__ = ["Contract", "Key", "Statistics", "contract", "fit_contract"]
+__all__ = ["Contract", "GivenNorm", "Key", "Statistics", "contract", "fit_contract"]

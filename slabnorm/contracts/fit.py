@@ -166,8 +166,9 @@ class _Counter:
     def add(self, block: Block, where: str, unit: str, source: str) -> None:
         if self.record is None:
             self._begin(block, f"{source}[{self.name!r}]", unit)
-        check_schema(self._opened.schema, block, self._opened.source.name, where)
-        self._count.add(block)
+        with _errors_of(self.name):
+            check_schema(self._opened.schema, block, self._opened.source.name, where)
+            self._count.add(block)
 
     def _begin(self, block: Block, name: str, unit: str) -> None:
         key = self.key
@@ -238,14 +239,21 @@ def _value(item: Any, name: str, where: str) -> Any:
 
 
 @contextmanager
+def _errors_of(name: str) -> Iterator[None]:
+    """Put the name of the key before what is wrong."""
+    try:
+        yield
+    except SlabError as error:
+        raise type(error)(f"Key {name_of(name)}: {error.problem}", error.got, error.fix) from error
+
+
+@contextmanager
 def _naming(name: str) -> Iterator[None]:
     """Put the name of the key before what is wrong, and before warnings of the data."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        try:
+        with _errors_of(name):
             yield
-        except SlabError as error:
-            raise type(error)(f"Key {name_of(name)}: {error.problem}", error.got, error.fix) from error
     for warning in caught:
         text: Any = warning.message
         if issubclass(warning.category, DataWarning):

@@ -211,11 +211,20 @@ def norm_of(plain: Any, sketch_size: Any, tensors: dict[str, Tensor]) -> InputNo
 
 
 def write(path: Path, form: str, plain: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Write tensors with a line of JSON and the digest of all, whole or not at all."""
+    """Write tensors with a line of JSON and the digest of all, whole or not at all.
+
+    Raises:
+        OptionError: the file cannot be written, or would be larger than `read` takes.
+    """
     from safetensors.torch import save as serialise
 
     text = record.write({**plain, "digest": _digest(plain, tensors)})
-    write_atomically(path, serialise(tensors, {form: text}))
+    content = serialise(tensors, {form: text})
+    (header,) = struct.unpack("<Q", content[:8])
+    if header > _HEADER or len(content) > _LARGEST:
+        got = f"{len(content):,} bytes, {header:,} of them names and descriptions"
+        raise OptionError("The statistics are too many for one file", got, "write them to several files")
+    write_atomically(path, content)
 
 
 def parse(content: bytes, form: str, known: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
