@@ -7,6 +7,7 @@ from dataclasses import astuple, dataclass, field
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -182,7 +183,11 @@ class Statistics:
 
 
 def _tensor(value: Any, dtype: torch.dtype) -> Tensor:
-    found = torch.as_tensor(value)
+    """Return numbers as a tensor on the CPU; lists by way of NumPy, as torch would round them to float32."""
+    try:
+        found = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
+    except (TypeError, ValueError) as error:
+        raise StatisticsError("Statistics must be numbers", f"{value!r:.80}", "give a tensor") from error
     if dtype == torch.int64 and found.is_floating_point() and not bool((found == found.round()).all()):
         raise StatisticsError("A count is no whole number", f"{found.flatten()[0].item()}", "give integers")
     return found.detach().cpu().to(dtype)
