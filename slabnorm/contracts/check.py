@@ -39,6 +39,7 @@ from slabnorm.inputs.normalizer import FeatureNorm, InputNorm
 from slabnorm.inputs.plain_tensors import plain_tensors
 from slabnorm.inputs.shard_statistics import Tally
 from slabnorm.inputs.sources import open_source
+from slabnorm.inputs.sources.base import AbsentError
 from slabnorm.report.audit import Finding
 from slabnorm.report.wording import minus
 from slabnorm.text import did_you_mean, listing, printable
@@ -75,7 +76,7 @@ def _find_in_file(contract: Contract, path: str) -> list[Finding]:
         source, which = place_of(path, name)
         try:
             opened = open_source(source, **which)
-        except DataError as error:
+        except AbsentError as error:
             if contract.key(name).role == "input":
                 text = f"{printable(path)} has no {name_of(name)}, an input of the contract"
                 found.append(Finding("names", "error", text, error.fix or error.problem, (name,)))
@@ -236,11 +237,9 @@ class _Entry:
             *(Cause(factor, 0.0, self._unit_text(factor), UNIT_ADVICE) for factor in FACTORS),
         ]
 
-    def _unit_text(self, factor: float) -> str:
+    def _unit_text(self, factor: float, what: str = "the data") -> str:
         unit = f", which is {printable(self.key.unit, 40)}" if self.key.unit else ""
-        return (
-            f"the data are {_times(factor)} those of training: another unit than that of the contract{unit}"
-        )
+        return f"{what} are {_times(factor)} those of training: another unit than that of the contract{unit}"
 
     def _find_order(self, train: Side, new: Side) -> list[Finding]:
         """Return a finding if another order of the features explains the data much better than their own.
@@ -283,12 +282,12 @@ class _Entry:
                 name, factor = self.features[place], FACTORS[best]
                 explained.add(name)
                 numbers = (("factor", factor), ("distance_left", alone[best]))
-                found.append(Finding("unit", "error", self._unit_text(factor), UNIT_ADVICE, (name,), numbers))
+                text = self._unit_text(factor, f"the values of feature “{printable(name, 60)}”")
+                found.append(Finding("unit", "error", text, UNIT_ADVICE, (name,), numbers))
         return found + [finding for finding in drift if not set(finding.features) <= explained]
 
     def _named(self, finding: Finding) -> Finding:
-        about = finding.features[0] if finding.features else self.name
-        text = finding.text if about in finding.text else f"{printable(about, 60)}: {finding.text}"
+        text = f"{printable(self.name, 60)}: {finding.text}"
         if self.statistics.min is None:
             text = text.replace("the training range", f"{REACH:g} standard deviations around the mean")
         features = finding.features or (self.name,)

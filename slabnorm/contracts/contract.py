@@ -189,9 +189,12 @@ class Contract(nn.Module):
     def check(self, batch: Any) -> tuple[Finding, ...]:
         """Say of raw data whether they are what the statistics are for.
 
+        Samples are taken as drawn at random. Consecutive ones, such as the frames of one episode, vary less
+        than the data and have means of their own, and from about 20 of them on this is found and said.
+
         Args:
-            batch: a dict or a TensorDict; or the path of a file or folder that `fit_contract` takes, of which
-                entries that the contract does not know are not looked at.
+            batch: a dict or a TensorDict, shuffled; or the path of a file or folder that `fit_contract`
+                takes, of which entries that the contract does not know are not looked at.
 
         Returns:
             Findings as `slabnorm.audit` has them, errors first. A key is missing, unknown or of another

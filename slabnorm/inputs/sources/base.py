@@ -162,6 +162,10 @@ class MismatchError(DataError):
     """Data of another kind than the rest of a data set: an error also under skip_bad, as it is no damage."""
 
 
+class AbsentError(DataError):
+    """What was asked for by its name, an entry or a column, is not in the data."""
+
+
 @dataclass(frozen=True)
 class Shard:
     """A part of a data set that is read alone, by any worker, as often as needed. It can be pickled.
@@ -400,7 +404,7 @@ def pick(names: list[str], key: str | None, where: str) -> str:
     if key is not None:
         if key not in names:
             fix = did_you_mean(key, map(str, names)) or "give one of these as key="
-            raise DataError(f"No entry {key!r:.200} in {where}", held, fix)
+            raise AbsentError(f"No entry {key!r:.200} in {where}", held, fix)
         return key
     if "x" in names:
         return "x"

@@ -15,7 +15,7 @@ import pyarrow as pa
 from pyarrow import compute, types
 
 from slabnorm.errors import DataError, DataWarning
-from slabnorm.inputs.sources.base import Columns
+from slabnorm.inputs.sources.base import AbsentError, Columns
 from slabnorm.inputs.sources.files import listed
 from slabnorm.text import did_you_mean
 
@@ -205,7 +205,7 @@ def _named_columns(
             has = listed([repr(other) for other in kinds], 10)
             names = "the name of a column" if option == "weights" else "the names of columns"
             fix = did_you_mean(name, kinds) or f"give {names} as {option}="
-            raise DataError(f"No column {name!r} in {file}", f"it has {has or 'no columns'}", fix)
+            raise AbsentError(f"No column {name!r} in {file}", f"it has {has or 'no columns'}", fix)
         kind = kinds[column]
         # Only the first lines of text were read. A column that is empty there is taken for numbers.
         dtypes[column] = "float64" if text and types.is_null(kind) else dtype_of(kind, text)
