@@ -107,7 +107,7 @@ def foldable(record: ModelRecord) -> Iterator[Finding]:
         yield Finding(
             306, "note", found[0],
             f"{_counted(found, 'batch norm')} could be part of the weights before",
-            "in evaluation they multiply by constants that a convolution can have in its weights",
+            "in evaluation a batch norm multiplies and adds constants, as the layer before does anyway",
             "sn.fold(model), on a copy that is not trained further",
             (("norms", len(found)),),
         )  # fmt: skip
