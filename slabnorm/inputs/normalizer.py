@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from slabnorm.errors import DtypeError, ShapeError, StatisticsError
 from slabnorm.inputs.quantile_sample import rank_error
 from slabnorm.inputs.record import Record
-from slabnorm.inputs.schemes import Scheme
+from slabnorm.inputs.schemes import Scheme, shift_and_scale
 from slabnorm.inputs.sketch import Sketch
 from slabnorm.kernels.huge_pages import empty_like, numbers_only
 from slabnorm.mergeable_moments import FIELDS, Moments
@@ -140,7 +140,7 @@ class InputNorm(nn.Module):
                 "compute them with the same pattern and sizes",
             )
         read = moments.mean.new_empty((0, *moments.shape)) if quantiles is None else quantiles.clone()
-        affine = record.scheme.affine(moments, read)
+        affine = shift_and_scale(record.scheme, moments, read)
         for name in AFFINE:
             self.register_buffer(name, getattr(affine, name))
         for name in FIELDS:
@@ -295,6 +295,8 @@ class InputNorm(nn.Module):
         parts += [f"constant={constant}"] if constant else []
         parts += [f"missing={missing}"] if missing else []
         parts += [f"clip={self._clip}"] if self._clip else []
+        policy = self.scheme.near_constant
+        parts += [f"near_constant={policy!r}"] if policy != "warn" else []
         return ", ".join(parts + (["leak=True"] if self.record.leak else []))
 
     def get_extra_state(self) -> Tensor:
@@ -363,7 +365,7 @@ class InputNorm(nn.Module):
             return
         values = {name: value.cpu() for name, value in both.items()}
         moments = Moments(*(values[f"moments_{name}"] for name in FIELDS), weighted=record.weights == "real")
-        wanted = record.scheme.affine(moments, values["quantiles"])
+        wanted = shift_and_scale(record.scheme, moments, values["quantiles"])
         # Another release may round them differently.
         away = (values["shift"] - wanted.shift) + (values["shift_low"] - wanted.shift_low)
         wrong = (away.abs() > CLOSE * wanted.scale) | ((values["scale"] / wanted.scale - 1).abs() > CLOSE)
