@@ -27,17 +27,17 @@ def describe(norm: InputNorm) -> StatisticsRecord:
         record.skipped,
         record.weights,
         norm.scheme.near_constant,
-        _nearly_constant(norm, tuple(feature.name for feature in features)),
+        _nearly_constant(norm),
     )
 
 
-def _nearly_constant(norm: InputNorm, names: tuple[str, ...]) -> tuple[str, ...]:
+def _nearly_constant(norm: InputNorm) -> tuple[str, ...]:
     """Return the names of the features that the scheme's policy has changed."""
     if norm.scheme.near_constant == "warn":
         return ()
     scale = norm.scheme.affine(norm.moments, norm.quantiles).scale
     near = nearly_constant(scale, norm.moments, norm.quantiles).reshape(-1).tolist()
-    return tuple(name for name, is_near in zip(names, near, strict=True) if is_near)
+    return tuple(name for name, is_near in zip(feature_names(norm), near, strict=True) if is_near)
 
 
 def feature_names(norm: InputNorm) -> list[str]:

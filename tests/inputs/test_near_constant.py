@@ -255,5 +255,7 @@ def test_show_names_the_features(capsys: pytest.CaptureFixture[str]) -> None:
     print_norm(fitted(sn.ZScore(near_constant="floor"), np.repeat(X[:, 2:3], 7, 1)))
     said = "nearly constant, divided by 0.001 times the largest value: features 0, 1, 2, 3, 4 and 2 more"
     assert said in " ".join(capsys.readouterr().out.split())
+    print_norm(fitted(sn.ZScore(near_constant="keep"), STUCK))
+    assert "nearly constant, kept as is: feature all\n" in capsys.readouterr().out
     print_norm(fitted("zscore"))
     assert "nearly constant" not in capsys.readouterr().out

@@ -17,7 +17,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def to_sklearn(norm: InputNorm, names: Sequence[str] | None = None) -> Any:
-    """Return a fitted StandardScaler; for `minmax` and `fixed` a MinMaxScaler, else a RobustScaler.
+    """Return a fitted scaler: Standard, MinMax for `minmax` and `fixed`, Robust for `robust` and `quantile`.
 
         StandardScaler:  y = (x - mean_) / scale_                 RobustScaler: center_ for mean_
         MinMaxScaler:    y = x * scale_ + min_        scale_ = span / scale,  min_ = low - shift * scale_
