@@ -21,7 +21,7 @@ from slabnorm.mergeable_moments import Moments
 from slabnorm.text import did_you_mean, printable
 
 # A feature that varies is nearly constant if its scale is less than FLOOR times its largest absolute value:
-# its values reach more than 1000 scales from 0. In scikit-learn's own tables no standard deviation is less than
+# its values reach more than 1000 scales from 0. In scikit-learn's own tables no standard deviation is below
 # 2.3e-2 of that value, and of the years 1947 to 1962 it is 2.3e-3. The range of a robot's joint that hardly
 # moved is less (1.5686 to 1.5696: 6.2e-4): a value of 0 became -3200, and the loss exploded
 # (https://github.com/Physical-Intelligence/openpi/issues/814).
