@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from slabnorm.doctor.check import assert_healthy, check
     from slabnorm.doctor.watch import watch
     from slabnorm.functional import moments, normalize
-    from slabnorm.inputs import FixedScale, InputNorm, MinMax, Robust, ZScore, fit, load, save
+    from slabnorm.inputs import FixedScale, InputNorm, MinMax, QuantileRange, Robust, ZScore, fit, load, save
     from slabnorm.inputs.audit import audit
     from slabnorm.inputs.sklearn import SlabScaler as SlabScaler
     from slabnorm.mergeable_moments import Moments
@@ -43,6 +43,7 @@ __all__ = [  # but SlabScaler, which needs scikit-learn: an import of * has to w
     "LayerNorm",
     "MinMax",
     "Moments",
+    "QuantileRange",
     "RMSNorm",
     "Reversible",
     "Robust",
@@ -81,7 +82,17 @@ _ROOMS = {
     "slabnorm.contracts.reversible": ("Reversible",),
     "slabnorm.doctor": ("assert_healthy", "attribute", "check", "watch"),
     "slabnorm.functional": ("moments", "normalize"),
-    "slabnorm.inputs": ("FixedScale", "InputNorm", "MinMax", "Robust", "ZScore", "fit", "load", "save"),
+    "slabnorm.inputs": (
+        "FixedScale",
+        "InputNorm",
+        "MinMax",
+        "QuantileRange",
+        "Robust",
+        "ZScore",
+        "fit",
+        "load",
+        "save",
+    ),
     "slabnorm.inputs.audit": ("audit",),
     "slabnorm.inputs.sklearn": ("SlabScaler",),
     "slabnorm.mergeable_moments": ("Moments",),
