@@ -14,6 +14,7 @@ from slabnorm.errors import SlabError, SlabWarning
 if TYPE_CHECKING:
     from slabnorm.doctor.attribute import attribute
     from slabnorm.doctor.check import assert_healthy, check
+    from slabnorm.doctor.fixes import fixes
     from slabnorm.doctor.watch import watch
     from slabnorm.functional import moments, normalize
     from slabnorm.inputs import FixedScale, InputNorm, MinMax, Robust, ZScore, fit, load, save
@@ -54,6 +55,7 @@ __all__ = [  # but SlabScaler, which needs scikit-learn: an import of * has to w
     "compare",
     "convert",
     "fit",
+    "fixes",
     "fold",
     "freeze",
     "load",
@@ -70,7 +72,7 @@ __all__ = [  # but SlabScaler, which needs scikit-learn: an import of * has to w
 # Names are loaded when they are first used: `slabnorm --help` need not wait for torch and Numba, 3 s.
 # No module of this folder may have one of these names: importing it would set the name to the module.
 _ROOMS = {
-    "slabnorm.doctor": ("assert_healthy", "attribute", "check", "watch"),
+    "slabnorm.doctor": ("assert_healthy", "attribute", "check", "fixes", "watch"),
     "slabnorm.functional": ("moments", "normalize"),
     "slabnorm.inputs": ("FixedScale", "InputNorm", "MinMax", "Robust", "ZScore", "fit", "load", "save"),
     "slabnorm.inputs.audit": ("audit",),

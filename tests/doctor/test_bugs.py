@@ -44,7 +44,7 @@ def test_headers_say_what_is_wrong_in_one_difference(bug):
 
 
 def _outcome(rule: int | None, codes: tuple[int, ...], warned: bool, alarms: tuple[int, ...] = ()) -> Outcome:
-    bug = Bug("name", "A title.", "symptom", "cause", "modes", rule, "no public thread known")
+    bug = Bug("name", "A title.", "symptom", "cause", "modes", rule, "by sn.fixes", "no public thread known")
     return Outcome(bug, 0.0, 1.0, codes, warned, alarms, 0.5)
 
 

@@ -22,7 +22,7 @@ from slabnorm.doctor.bugs.task import Case
 
 __all__ = ["Bench", "Bug", "Case", "Outcome", "bugs", "run_all", "run_one"]
 
-_FIELDS = ("symptom", "cause", "kind", "rule", "thread")
+_FIELDS = ("symptom", "cause", "kind", "rule", "healed", "thread")
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Bug:
         symptom, cause: what one sees, and why.
         kind: "inputs", "modes" or "structure".
         rule: the code that the doctor should name first; None if it cannot know.
+        healed: how the fix that the doctor prints is known to heal the run, or why it is not.
         thread: the public thread that it is distilled from, or that none is known.
     """
 
@@ -44,6 +45,7 @@ class Bug:
     cause: str
     kind: str
     rule: int | None
+    healed: str
     thread: str
 
     @property
@@ -152,8 +154,9 @@ def _read(name: str) -> Bug:
     text = importlib.import_module(f"{__name__}.{name}").__doc__ or ""
     title, _, rest = text.partition("\n")
     found = dict(re.findall(r"^(\w+): (.*)$", rest, re.MULTILINE))
-    symptom, cause, kind, rule, thread = (found[field.capitalize()] for field in _FIELDS)
-    return Bug(name, title, symptom, cause, kind, None if rule == "none" else int(rule), thread)
+    symptom, cause, kind, rule, healed, thread = (found[field.capitalize()] for field in _FIELDS)
+    code = None if rule == "none" else int(rule)
+    return Bug(name, title, symptom, cause, kind, code, healed, thread)
 
 
 def run_all(progress: Callable[[int, int, str], None] | None = None) -> Bench:

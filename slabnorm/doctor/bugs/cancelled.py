@@ -4,6 +4,7 @@ Symptom: R^2 is far below what the column says
 Cause: float32 knows seconds since 1970 to the next 128 only, and the norm subtracts two such numbers
 Kind: structure
 Rule: 503
+Healed: by the printed fix, which the tests run
 Thread: no public thread known
 """
 

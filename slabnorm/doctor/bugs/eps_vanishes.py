@@ -4,6 +4,7 @@ Symptom: the output for an empty input is NaN
 Cause: 1e-8 is below the smallest number of float16, and 0 is divided by 0
 Kind: structure
 Rule: 501
+Healed: by sn.fixes
 Thread: https://github.com/pytorch/pytorch/issues/41527
 """
 

@@ -4,6 +4,7 @@ Symptom: accuracy in eval mode is far below that in train mode
 Cause: updates below 0.4% of a statistic are rounded away: with a small momentum it stands still
 Kind: structure
 Rule: 502
+Healed: by sn.fixes
 Thread: https://github.com/NVIDIA/apex/pull/144
 """
 

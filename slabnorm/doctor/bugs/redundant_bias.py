@@ -4,6 +4,7 @@ Symptom: the bias gets no gradient
 Cause: the norm subtracts the mean, and the bias with it
 Kind: structure
 Rule: 301
+Healed: by sn.fixes
 Thread: https://github.com/milesial/Pytorch-UNet/pull/325
 """
 

@@ -38,12 +38,18 @@ def depends_on_mates(record: ModelRecord) -> Iterator[Finding]:
     guilty = record.layer(name)
     norm = None if guilty is None else guilty.norm
     cause = "it keeps no running statistics" if norm is not None and not norm.tracks else "find what pools"
+    fix = "use track_running_stats=True, or a norm that does not pool samples, such as group norm"
+    if norm is None:
+        fix = (
+            "training=self.training in F.batch_norm, model.eval() before a trace or an export, and fixed "
+            "statistics where inputs are normalised by those of their batch"
+        )
     share = record.mates.get(name, record.mates[""])
     yield Finding(
         104, "error", name,
         f"in eval mode the output for a sample changes by {share:.0%} with the rest of its batch",
         f"the same sample gets another answer in another batch; {cause}",
-        "use track_running_stats=True, or a norm that does not pool samples, such as group norm",
+        fix,
         (("change", share),),
     )  # fmt: skip
 

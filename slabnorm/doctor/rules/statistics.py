@@ -114,7 +114,7 @@ def updated_twice(record: ModelRecord) -> Iterator[Finding]:
                 205, "warning", layer.name,
                 f"one step updates its running statistics {norm.updates} times: {shared}",
                 "they forget faster than momentum says, and mix inputs of different places",
-                "one norm for each place; with checkpointing, layers of slabnorm, which count once",
+                'one norm for each place; with checkpointing, sn.convert(model, "batch"), which counts once',
                 (("updates", norm.updates),),
             )  # fmt: skip
 
@@ -131,7 +131,7 @@ def small_slab(record: ModelRecord) -> Iterator[Finding]:
                 206, "error", layer.name,
                 "one value stands behind each of its statistics: x - mean is 0, whatever x is",
                 "the layer erases its input and returns its bias",
-                "fewer groups, a norm before the spatial axes are pooled, or larger batches",
+                _instead_of_one_value(norm),
                 (("elements", norm.elements),),
             )  # fmt: skip
             continue
@@ -153,6 +153,15 @@ def small_slab(record: ModelRecord) -> Iterator[Finding]:
                 "fewer groups or more features",
                 (("elements", norm.elements),),
             )  # fmt: skip
+
+
+def _instead_of_one_value(norm: Norm) -> str:
+    """Return what to do about a norm that erases its input."""
+    if norm.family == "group" and norm.groups > 1:
+        return f"fewer groups, such as {max(1, norm.channels // 8)}"
+    if norm.pools_samples:
+        return "larger batches, or a norm before the spatial axes are pooled"
+    return "nn.Identity() in its place, or a norm before the spatial axes are pooled"
 
 
 def not_synchronised(record: ModelRecord) -> Iterator[Finding]:

@@ -68,7 +68,7 @@ def two_in_a_row(record: ModelRecord) -> Iterator[Finding]:
                 304, "warning", layer.name,
                 f"it takes the output of {before.name or 'another norm'}, which is a norm",
                 "the second undoes what weight and bias of the first do",
-                "leave one of them",
+                "leave one of them out, with nn.Identity() in its place",
             )  # fmt: skip
 
 
