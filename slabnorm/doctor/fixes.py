@@ -75,7 +75,7 @@ def fixes(
     >>> found = sn.fixes(model, torch.randn(32, 4))
     >>> print(found)
     Sequential: 2 changes to make, 0 left to you
-      301  0  a bias of 8 numbers  -> no bias        in the code: bias=False; the running mean of 1 is lower by it
+      301  0  a bias of 8 numbers  -> no bias        in the code: bias=False; 1's running mean is lower by it
       204  1  momentum=0.99        -> momentum=0.01  in the code too
     >>> found.apply().done, model[0].bias, model[1].momentum
     (True, None, 0.01)

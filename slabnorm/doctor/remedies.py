@@ -128,8 +128,10 @@ def _redundant_bias(patient: Patient, finding: Finding) -> Remedy:
         if optimizer is not None and not any(p is bias for p in model.parameters()):
             exchange(optimizer, [], [bias])
 
-    note = f"in the code: bias=False; the running mean of {after.name or 'the norm'} is lower by it"
-    fix = Fix(301, name, f"a bias of {bias.numel()} numbers", "no bias", note if mean is not None else "")
+    note = "in the code: bias=False"
+    if mean is not None:
+        note += f"; {after.name or 'the norm'}'s running mean is lower by it"
+    fix = Fix(301, name, f"a bias of {bias.numel()} numbers", "no bias", note)
     return Remedy(fix, act, keeps=True)
 
 

@@ -98,7 +98,8 @@ class FixRecord:
     def _rows(self) -> list[tuple[str, str, str, str, str]]:
         """Return code, layer, before, after and a note of every row."""
         return [
-            (str(f.code or ""), f.layer or "(the model)", f.was, f"-> {f.becomes}", f.note) for f in self.fixed
+            (str(f.code or ""), f.layer or "(the model)", f.was, f"-> {f.becomes}", f.note)
+            for f in self.fixed
         ] + [(str(u.code), u.layer or "(the model)", "left", u.reason, u.advice) for u in self.left]
 
 
@@ -120,7 +121,14 @@ def print_fixes(record: FixRecord, console: Console) -> None:
         if fix.note:
             after.append(f"\n{printable(fix.note, 300)}", style="dim")
         rows.append(
-            Row([str(fix.code or ""), printable(fix.layer, 80) or "(the model)", printable(fix.was, 300), after])
+            Row(
+                [
+                    str(fix.code or ""),
+                    printable(fix.layer, 80) or "(the model)",
+                    printable(fix.was, 300),
+                    after,
+                ]
+            )
         )
     for one in record.left:
         what = Text("left to you: ", style="yellow")

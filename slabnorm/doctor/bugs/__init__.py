@@ -35,7 +35,8 @@ class Bug:
         symptom, cause: what one sees, and why.
         kind: "inputs", "modes" or "structure".
         rule: the code that the doctor should name first; None if it cannot know.
-        healed: how the fix that the doctor prints is known to heal the run, or why it is not.
+        healed: how the first printed fix is known to heal the run, or why that is not tested. Of two codes in
+            backticks the first is the script's, the second is printed.
         thread: the public thread that it is distilled from, or that none is known.
     """
 
@@ -80,6 +81,7 @@ class Outcome:
         warned: whether any of it is more than a note.
         alarms: the codes of severity warning or above that it found in the twin.
         seconds: of both runs together.
+        fix: what the first finding says to do.
     """
 
     bug: Bug
@@ -89,6 +91,7 @@ class Outcome:
     warned: bool
     alarms: tuple[int, ...]
     seconds: float
+    fix: str = ""
 
     @property
     def found(self) -> bool:
@@ -183,4 +186,6 @@ def run_one(bug: Bug) -> Outcome:
     alarms = tuple(finding.code for finding in twin.findings if finding.severity != "note")
     codes = tuple(finding.code for finding in broken.findings)
     warned = any(finding.severity != "note" for finding in broken.findings)
-    return Outcome(bug, broken.metric, twin.metric, codes, warned, alarms, time.perf_counter() - start)
+    fix = broken.findings[0].fix if broken.findings else ""
+    seconds = time.perf_counter() - start
+    return Outcome(bug, broken.metric, twin.metric, codes, warned, alarms, seconds, fix)

@@ -137,12 +137,15 @@ def small_slab(record: ModelRecord) -> Iterator[Finding]:
             continue
         noise = 1 / math.sqrt(record.samples) if record.samples else 0.0
         if norm.pools_samples and record.training and layer.training and 1 < record.samples < t.FEW_SAMPLES:
+            kind = (
+                "group" if norm.elements > record.samples else "layer"
+            )  # groups of features alone are small
             yield Finding(
                 206, "warning", layer.name,
                 f"batches of {record.samples} samples: its mean is off by about {noise:.0%} of a standard "
                 "deviation, another one in each step",
                 "small batches cost accuracy that group norm and larger batches do not lose",
-                'larger batches, sn.virtual_batch, or sn.convert(model, to="group")',
+                f'larger batches, sn.virtual_batch, or sn.convert(model, to="{kind}")',
                 (("samples", record.samples), ("noise", noise)),
             )  # fmt: skip
         elif not norm.pools_samples and norm.elements < t.FEW_ELEMENTS and norm.centers:
