@@ -131,9 +131,10 @@ def print_fixes(record: FixRecord, console: Console) -> None:
             )
         )
     for one in record.left:
-        what = Text("left to you: ", style="yellow")
-        what.append(printable(one.advice, 300), style="default")
-        reason = printable(one.reason, 300)
-        rows.append(Row([str(one.code), printable(one.layer, 80) or "(the model)", reason, what]))
+        what = Text(printable(one.advice, 300))
+        if one.reason:
+            what.append(f"\n{printable(one.reason, 300)}", style="dim")
+        left = Text("left to you", style="yellow")
+        rows.append(Row([str(one.code), printable(one.layer, 80) or "(the model)", left, what]))
     if rows:
         print_rows(console, columns, rows)
