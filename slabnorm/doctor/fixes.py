@@ -25,7 +25,8 @@ from slabnorm.surgery.transaction import Generators, transaction
 from slabnorm.text import printable
 
 BY_LOADER = (201, 202, 203)  # what exact running statistics take away
-OF_LOADER = "statistics of the loader"
+INPUTS = (401, 402, 408)  # findings of inputs that are not what the model takes
+STAYS = 0.01  # by how much outputs may move at most, however coarse their dtype
 Metric = Callable[[nn.Module], Any]
 
 
@@ -53,7 +54,8 @@ def fixes(
     | 502 | the norm in float32 | stay, to rounding |
 
     Every other finding, and those of layers of which it is not certain, is listed as left, with what to do.
-    Layers that are kept in eval mode on purpose keep their statistics.
+    Layers that are kept in eval mode on purpose keep their statistics; and as long as the inputs look wrong
+    (401, 402, 408), no statistics are taken of them.
 
     Args:
         model, batch, optimizer: as of `check`. Without the optimiser weight decay is not looked at; and an
@@ -86,23 +88,20 @@ def fixes(
         check_optimizer(optimizer, model)
     _check_codes(codes)
     record = examine(model, batch, optimizer)
-    found = [f for f in find(record) if codes is None or f.code in codes]
+    everything = find(record)
+    found = [finding for finding in everything if codes is None or finding.code in codes]
     remedies, left = _chosen(Patient(model, record, optimizer), batch, found)
-    kept = _kept(record, found)
-    damaged = {f.layer: f for f in found if f.code in BY_LOADER}
-    rows: list[Fix] = [each.fix for each in remedies]
-    curable = [name for name in damaged if name not in kept]
-    if loader is not None and (curable or any(fix.code == 204 for fix in rows)):
-        rows += _anew(record, damaged, kept)
-    else:
-        loader = None
+    kept, why_not = _kept(record, everything), _why_not_anew(loader, everything)
+    damaged = {finding.layer: finding for finding in found if finding.code in BY_LOADER}
+    wanted = any(name not in kept for name in damaged) or any(each.fix.code == 204 for each in remedies)
+    anew = _anew(record, damaged, kept) if wanted and not why_not else []
     for name, finding in damaged.items():
-        if name in kept:
-            left.append(Unfixed(finding.code, name, finding.fix, "it stays in eval mode on purpose"))
-        elif loader is None:
-            left.append(Unfixed(finding.code, name, finding.fix, "it takes loader=, the training batches"))
-    plan = FixRecord(type(model).__name__, tuple(rows), tuple(left))
-    return Fixes(plan, model, batch, optimizer, loader, metric, call, remedies, kept)
+        reason = "it stays in eval mode on purpose" if name in kept else why_not
+        if reason:
+            left.append(Unfixed(finding.code, name, finding.fix, reason))
+    rows = (*(each.fix for each in remedies), *anew)
+    plan = FixRecord(type(model).__name__, rows, tuple(left))
+    return Fixes(plan, model, batch, optimizer, loader, metric, call, remedies, anew, kept)
 
 
 @dataclass(repr=False)
@@ -117,10 +116,11 @@ class Fixes:
     _model: nn.Module
     _batch: Any
     _optimizer: Optimizer | None
-    _loader: Iterable[Any] | None  # None where no statistics are taken anew
+    _loader: Iterable[Any] | None
     _metric: Metric | None
     _call: Any
     _remedies: list[Remedy]
+    _anew: list[Fix]  # a row for each norm whose statistics are taken anew
     _kept: set[str]
 
     def __str__(self) -> str:
@@ -159,7 +159,7 @@ class Fixes:
         for each in self._remedies:
             if not each.last:
                 each.act(self._model, self._optimizer)
-        anew, left = self._recalibrated() if self._loader is not None else ([], [])
+        anew, left = self._recalibrated() if self._anew else ([], [])
         for each in self._remedies:
             if each.last:
                 each.act(self._model, self._optimizer)
@@ -172,7 +172,7 @@ class Fixes:
         done = recalibrate(
             self._model, self._loader, call=self._call, where=lambda _, norm: all(norm is not k for k in kept)
         )
-        planned = {fix.layer: fix for fix in self.record.fixed if fix.becomes == OF_LOADER}
+        planned = {fix.layer: fix for fix in self._anew}
         changed = {layer.names[0]: layer for layer in done.changed}
         reasons = {layer.names[0]: layer.reason for layer in done.left}
         fixed = [
@@ -212,6 +212,14 @@ def _check_codes(codes: Any) -> None:
             raise OptionError("codes must be codes of findings", printable(repr(code)), known)
 
 
+def _why_not_anew(loader: Any, found: list[Finding]) -> str:
+    """Return why running statistics are not taken anew; "" if they are."""
+    if loader is None:
+        return "it takes loader=, the training batches"
+    wrong = [finding.code for finding in found if finding.code in INPUTS and finding.severity != "note"]
+    return f"the inputs come first ({wrong[0]}): statistics of wrong ones would be wrong too" if wrong else ""
+
+
 def _anew(record: ModelRecord, damaged: dict[str, Finding], kept: set[str]) -> list[Fix]:
     """Return a row for each norm whose running statistics are to be those of the loader."""
     rows = []
@@ -219,7 +227,7 @@ def _anew(record: ModelRecord, damaged: dict[str, Finding], kept: set[str]) -> l
         if layer.norm is not None and layer.norm.tracks and layer.name not in kept:
             finding = damaged.get(layer.name)
             code, was = (None, "its running statistics") if finding is None else (finding.code, finding.text)
-            rows.append(Fix(code, layer.name, was, OF_LOADER))
+            rows.append(Fix(code, layer.name, was, "statistics of the loader"))
     return rows
 
 
@@ -233,7 +241,7 @@ def _chosen(patient: Patient, batch: Any, found: list[Finding]) -> tuple[list[Re
     )
     for finding, got in pairs:
         if isinstance(got, Remedy) and got.keeps and not outputs_stay:
-            got = "something else reads what would change: the model's outputs would be others"
+            got = "the model's outputs would change: something else reads it, or rounding matters"
         if isinstance(got, Remedy):
             remedies.append(got)
         else:
@@ -251,7 +259,7 @@ def _outputs_stay(model: nn.Module, batch: Any, remedies: list[Remedy]) -> bool:
         each.act(twin, None)
     moved, _ = after(twin, found)
     steps = [torch.finfo(y.dtype).eps for y in found.outputs]
-    return moved is not None and moved <= max(steps) ** 0.5
+    return moved is not None and moved <= min(max(steps) ** 0.5, STAYS)
 
 
 def _kept(record: ModelRecord, found: list[Finding]) -> set[str]:

@@ -55,7 +55,7 @@ class Patient:
 
 
 class _NotCertainError(Exception):
-    """Why there is none."""
+    """Why a change is not made, although the code has one."""
 
 
 def remedy(patient: Patient, finding: Finding) -> Remedy | str:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import slabnorm as sn
 from slabnorm.errors import ModelError, OptionError, SlabError, StatisticsError
@@ -152,7 +153,7 @@ def _hooked() -> nn.Module:
 @pytest.mark.parametrize(
     ("build", "reason"),
     [
-        (Features, "something else reads what would change: the model's outputs would be others"),
+        (Features, "the model's outputs would change: something else reads it, or rounding matters"),
         (Twice, "a forward calls it, or the norm, more than once"),
         (lambda: nn.Sequential(Own(4, 8), nn.BatchNorm1d(8)), "Own may use its bias in another way"),
         (_hooked, "a hook reads what would change"),
@@ -167,6 +168,40 @@ def test_a_bias_that_may_have_an_effect_stays(build: Any, reason: str) -> None:
     assert not record.done
     assert left(record) == {301: reason}
     assert same(snapshot(model), before)
+
+
+@pytest.mark.parametrize(
+    ("layer", "norm"),
+    [
+        (nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4, track_running_stats=True)),
+        (nn.ConvTranspose2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)),
+        (nn.Conv2d(3, 4, 3), sn.BatchNorm(4)),
+        (nn.Conv2d(3, 4, 3), sn.InstanceNorm(4)),
+    ],
+    ids=["instance", "no statistics", "slabnorm", "slabnorm's instance"],
+)
+def test_outputs_stay_with_every_norm_that_keeps_channels_apart(layer: nn.Module, norm: nn.Module) -> None:
+    model = nn.Sequential(layer, norm, nn.ReLU()).double()
+    images = torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    model(images)
+    twin = copy.deepcopy(model)
+    record = sn.fixes(model, images, codes=(301,)).apply()
+    assert codes(record) == [301]
+    for mode in (False, True):
+        torch.testing.assert_close(
+            model.train(mode)(images), twin.train(mode)(images), rtol=1e-10, atol=1e-10
+        )
+
+
+def test_a_model_that_is_wrapped_for_several_processes_keeps_its_bias() -> None:
+    distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        model = nn.parallel.DistributedDataParallel(network())
+        record = sn.fixes(model, x(), codes=(301,)).record
+    finally:
+        distributed.destroy_process_group()
+    assert "fix the model before it is wrapped" in left(record)[301]
+    assert codes(record) == []
 
 
 def test_a_bias_that_two_layers_share_stays_in_the_other_and_in_the_optimiser() -> None:
@@ -264,6 +299,18 @@ def test_statistics_that_no_batch_has_entered_and_stale_ones() -> None:
         assert left(without.record) == {code: "it takes loader=, the training batches"}
         assert codes(sn.fixes(model, data, loader=data.split(64), codes=(code,)).apply()) == [code]
     np.testing.assert_allclose(fresh[0].running_mean, data.double().mean(0), rtol=1e-6)
+
+
+def test_no_statistics_are_taken_of_inputs_that_look_wrong() -> None:
+    model = network(momentum=0.99)
+    model[1].running_var[2] = torch.nan
+    expected = model[1].running_mean - model[0].bias.detach()
+    pixels = 255 * torch.rand(64, 4, generator=torch.Generator().manual_seed(0))
+    record = sn.fixes(model, pixels, loader=pixels.split(32)).apply()
+    assert left(record)[201] == "the inputs come first (401): statistics of wrong ones would be wrong too"
+    assert left(record)[401] == ""
+    assert codes(record) == [301, 204]
+    assert torch.equal(model[1].running_mean, expected)
 
 
 def test_frozen_norms_keep_their_statistics() -> None:

@@ -137,9 +137,8 @@ def small_slab(record: ModelRecord) -> Iterator[Finding]:
             continue
         noise = 1 / math.sqrt(record.samples) if record.samples else 0.0
         if norm.pools_samples and record.training and layer.training and 1 < record.samples < t.FEW_SAMPLES:
-            kind = (
-                "group" if norm.elements > record.samples else "layer"
-            )  # groups of features alone are small
+            # Without axes beside the features, a group of them has few values, and a layer all of them.
+            kind = "group" if norm.elements > record.samples else "layer"
             yield Finding(
                 206, "warning", layer.name,
                 f"batches of {record.samples} samples: its mean is off by about {noise:.0%} of a standard "
