@@ -56,7 +56,7 @@ class FixRecord:
         left: the findings that stay.
         done: whether it has been done.
         difference: ||after - before|| / ||before|| of the model's outputs for the batch in eval mode; inf
-            where other outputs are finite than before. None until it is done.
+            where other ones are finite, or their shape is another. None until it is done.
         before, after: the metric; None where there is none, or it is not done.
     """
 
@@ -75,7 +75,7 @@ class FixRecord:
         changes = f"{count or 'no'} change{'' if count == 1 else 's'}{'' if self.done else ' to make'}"
         parts = [f"{printable(self.model)}: {changes}, {len(self.left)} left to you"]
         if self.difference is not None and math.isinf(self.difference):
-            parts.append("other outputs are finite than before")
+            parts.append("which outputs are finite has changed")
         elif self.difference is not None:
             parts.append(f"the model's outputs differ by {self.difference:.1e} of their size")
         if self.before is not None and self.after is not None:
@@ -120,16 +120,8 @@ def print_fixes(record: FixRecord, console: Console) -> None:
         after = Text(printable(fix.becomes, 300), style="green")
         if fix.note:
             after.append(f"\n{printable(fix.note, 300)}", style="dim")
-        rows.append(
-            Row(
-                [
-                    str(fix.code or ""),
-                    printable(fix.layer, 80) or "(the model)",
-                    printable(fix.was, 300),
-                    after,
-                ]
-            )
-        )
+        layer, was = printable(fix.layer, 80) or "(the model)", printable(fix.was, 300)
+        rows.append(Row([str(fix.code or ""), layer, was, after]))
     for one in record.left:
         what = Text(printable(one.advice, 300))
         if one.reason:

@@ -524,5 +524,5 @@ def test_the_record_is_plain_data() -> None:
         "left": [{"code": 401, "layer": "", "advice": "scale", "reason": ""}],
     }  # fmt: skip
     assert str(record).startswith(
-        "Net: 1 change, 1 left to you; other outputs are finite than before; metric nan before, 0.5 after\n"
+        "Net: 1 change, 1 left to you; which outputs are finite has changed; metric nan before, 0.5 after\n"
     )
