@@ -144,6 +144,18 @@ class Own(nn.Linear):
         return x @ self.weight.T + self.bias
 
 
+class LlamaRMSNorm(nn.Module):
+    """Calls its eps by another name, as those of transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.variance_epsilon = nn.Parameter(torch.ones(4)), 1e-9
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.float().square().mean(-1, keepdim=True) + self.variance_epsilon
+        return self.weight * (x.float() / size.sqrt()).to(x.dtype)
+
+
 def _hooked() -> nn.Module:
     model = network()
     model[0].register_forward_hook(lambda module, given, output: None)
@@ -352,6 +364,9 @@ def test_eps_that_is_zero_in_half_precision() -> None:
     record = sn.fixes(model, x().half()).apply()
     assert model[0].eps == 1e-5
     assert (record.fixed[0].was, record.fixed[0].becomes) == ("eps=1e-09", "eps=1e-05")
+    model = nn.Sequential(LlamaRMSNorm(), nn.Linear(4, 2)).half()
+    assert sn.fixes(model, x().half()).apply().fixed[0].becomes == "variance_epsilon=1e-05"
+    assert model[0].variance_epsilon == 1e-5
 
 
 def test_statistics_in_half_precision_and_the_state_of_their_weights() -> None:
