@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from slabnorm.contracts.reversible import Reversible
     from slabnorm.doctor.attribute import attribute
     from slabnorm.doctor.check import assert_healthy, check
+    from slabnorm.doctor.fixes import fixes
     from slabnorm.doctor.watch import watch
     from slabnorm.functional import moments, normalize
     from slabnorm.inputs import FixedScale, InputNorm, MinMax, QuantileRange, Robust, ZScore, fit, load, save
@@ -62,6 +63,7 @@ __all__ = [  # but SlabScaler, which needs scikit-learn: an import of * has to w
     "convert",
     "fit",
     "fit_contract",
+    "fixes",
     "fold",
     "freeze",
     "load",
@@ -80,7 +82,7 @@ __all__ = [  # but SlabScaler, which needs scikit-learn: an import of * has to w
 _ROOMS = {
     "slabnorm.contracts": ("Contract", "Key", "contract", "fit_contract"),
     "slabnorm.contracts.reversible": ("Reversible",),
-    "slabnorm.doctor": ("assert_healthy", "attribute", "check", "watch"),
+    "slabnorm.doctor": ("assert_healthy", "attribute", "check", "fixes", "watch"),
     "slabnorm.functional": ("moments", "normalize"),
     "slabnorm.inputs": (
         "FixedScale",

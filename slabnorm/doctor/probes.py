@@ -27,6 +27,7 @@ from slabnorm.kernels import using
 from slabnorm.nn import SlabNorm
 from slabnorm.slab import plan
 from slabnorm.surgery.effect import arguments, difference
+from slabnorm.surgery.freeze import Frozen
 from slabnorm.surgery.walk import walk
 
 LINEAR = (nn.Linear, nn.modules.conv._ConvNd)
@@ -149,8 +150,7 @@ def _staying_in_eval(model: nn.Module) -> set[str]:
 
     A copy is asked, since train() may do more: some change weights in it.
     """
-    modules = list(model.modules())
-    if all(getattr(module.train, "__func__", None) is nn.Module.train for module in modules):
+    if all(_obeys(module) for module in model.modules()):
         return set()
     try:
         twin = copy.deepcopy(model)
@@ -158,6 +158,12 @@ def _staying_in_eval(model: nn.Module) -> set[str]:
         return set()
     twin.train()
     return {place.name for place in walk(twin) if not place.module.training}
+
+
+def _obeys(module: nn.Module) -> bool:
+    """Whether train() puts a module itself into train mode, as far as its class says."""
+    own_train = getattr(module.train, "__func__", None) is not nn.Module.train
+    return not own_train and not isinstance(module, Frozen)
 
 
 def _norm(module: Any) -> Norm:

@@ -53,6 +53,16 @@ def test_nothing_of_the_model_changes():
     assert not batch.requires_grad
 
 
+def test_a_norm_that_is_frozen_is_no_norm_that_was_left_in_eval_mode():
+    model = network()
+    model[1].eval()
+    assert 102 in codes(sn.check(model, x()))
+    model[1].train()
+    sn.freeze(model)
+    assert codes(sn.check(model, x())) == []
+    assert [layer.frozen for layer in examine(model, x()).norms] == [True]
+
+
 def test_random_numbers_stay_as_they_are():
     model = network()
     torch.manual_seed(5), np.random.seed(5), random.seed(5)

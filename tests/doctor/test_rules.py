@@ -346,3 +346,15 @@ def test_hostile_names_are_harmless(name, capsys):
     assert "\x1b[31m" not in printed
     assert "x" * 1000 not in printed
     assert str(found)
+
+
+def test_what_is_advised_fits_the_norm():
+    def advice(layer, samples=64):
+        return next(f.fix for f in find(model(layer, samples=samples)) if f.code == 206)
+
+    assert 'to="group"' in advice(batch_norm(elements=70), 7)
+    assert 'to="layer"' in advice(batch_norm(elements=7), 7)
+    assert advice(batch_norm(elements=1), 1).startswith("larger batches")
+    assert advice(group_norm(32, 32, 1)) == "fewer groups, such as 4"
+    assert advice(group_norm(4, 4, 1)) == "fewer groups, such as 1"
+    assert advice(batch_norm(family="layer", pools_samples=False, elements=1)).startswith("nn.Identity()")

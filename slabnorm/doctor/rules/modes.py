@@ -37,7 +37,11 @@ def depends_on_mates(record: ModelRecord) -> Iterator[Finding]:
     name = next(name for name, change in record.mates.items() if change > t.MATES)
     guilty = record.layer(name)
     norm = None if guilty is None else guilty.norm
-    cause, fix = "find what pools", "in eval mode, use statistics of the training data in its place"
+    cause, fix = (
+        "find what pools",
+        "training=self.training in F.batch_norm, model.eval() before a trace or an export, and fixed "
+        "statistics where inputs are normalised by those of their batch",
+    )
     if norm is not None and norm.pools_samples and not norm.tracks:
         cause = "it keeps no running statistics"
         fix = "track_running_stats=True, or a norm that does not pool samples, such as group norm"

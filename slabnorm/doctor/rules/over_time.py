@@ -66,7 +66,7 @@ def updated_often(record: WatchRecord) -> Iterator[Finding]:
                 205, "warning", name,
                 f"one step updates its running statistics {times} times",
                 "they forget faster than momentum says; checkpointing runs a forward again, in the backward",
-                "layers of slabnorm, which count a recomputed forward once, or one norm for each place",
+                'one norm for each place; with checkpointing, sn.convert(model, "batch"), which counts once',
                 (("updates", times),),
             )  # fmt: skip
 

@@ -73,7 +73,7 @@ def two_in_a_row(record: ModelRecord) -> Iterator[Finding]:
             f"it takes the output of {before.name or 'another norm'}, which is a norm",
             "the second undoes what weight and bias of the first do" if undone
             else "the second normalises what is normalised already",
-            "remove one of the two",
+            "leave one of them out, with nn.Identity() in its place",
         )  # fmt: skip
 
 
