@@ -1,1 +1,1 @@
-"""The statistics of many keys as one object, and norms of inputs that are not fitted once: streams and series."""
+"""The statistics of many keys as one object; and norms of streams and series, which are not fitted once."""
