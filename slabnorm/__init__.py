@@ -12,6 +12,8 @@ from slabnorm._version import __version__ as __version__
 from slabnorm.errors import SlabError, SlabWarning
 
 if TYPE_CHECKING:
+    from slabnorm.contracts.return_scale import ReturnScale
+    from slabnorm.contracts.running import RunningInputNorm
     from slabnorm.doctor.attribute import attribute
     from slabnorm.doctor.check import assert_healthy, check
     from slabnorm.doctor.watch import watch
@@ -40,7 +42,9 @@ __all__ = [  # but SlabScaler, which needs scikit-learn: an import of * has to w
     "MinMax",
     "Moments",
     "RMSNorm",
+    "ReturnScale",
     "Robust",
+    "RunningInputNorm",
     "SlabError",
     "SlabNorm",
     "SlabWarning",
@@ -70,6 +74,8 @@ __all__ = [  # but SlabScaler, which needs scikit-learn: an import of * has to w
 # Names are loaded when they are first used: `slabnorm --help` need not wait for torch and Numba, 3 s.
 # No module of this folder may have one of these names: importing it would set the name to the module.
 _ROOMS = {
+    "slabnorm.contracts.return_scale": ("ReturnScale",),
+    "slabnorm.contracts.running": ("RunningInputNorm",),
     "slabnorm.doctor": ("assert_healthy", "attribute", "check", "watch"),
     "slabnorm.functional": ("moments", "normalize"),
     "slabnorm.inputs": ("FixedScale", "InputNorm", "MinMax", "Robust", "ZScore", "fit", "load", "save"),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from slabnorm.errors import DtypeError, ShapeError, StatisticsError
+from slabnorm.inputs.features import Features
 from slabnorm.inputs.quantile_sample import rank_error
 from slabnorm.inputs.record import Record
 from slabnorm.inputs.schemes import Scheme
@@ -55,7 +56,94 @@ def denormalise(
     return difference
 
 
-class InputNorm(nn.Module):
+class ShiftAndScale(nn.Module):
+    """A layer with one shift and one scale for each feature, which come from outside a batch.
+
+        forward:  y = ((x - shift) - shift_low) / scale * span + low, cut off at the scheme's `clip`
+        inverse:  x = (y - low) / span * scale + shift_low + shift
+
+    Attributes:
+        shift, shift_low, scale: float64 buffers in the shape of the pattern's right side.
+        out_dtype: the dtype in which integers come out; it follows casts of the layer.
+    """
+
+    shift: Tensor
+    shift_low: Tensor
+    scale: Tensor
+    out_dtype: torch.dtype = torch.float32  # on the class: older pickled modules have none of their own
+    _features: Features
+    _target: tuple[float, float]  # width and lower end of the output range
+    _clip: tuple[float, float] | None
+
+    if TYPE_CHECKING:  # that of Module returns Any
+
+        def __call__(self, x: Tensor) -> Tensor: ...
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normalised batch, in the shape and memory order of x.
+
+        Raises:
+            ShapeError: the batch does not have the fitted features.
+            DtypeError: x is complex or sparse.
+        """
+        work, out = self._dtypes(x)
+        shift, low, scale = self._values(work, x.dim())
+        y = normalise(_difference(x, shift, work), low, scale, self._target)
+        if self._clip is not None:
+            y = y.clamp_(*self._clip)
+        return y.to(out)
+
+    def inverse(self, y: Tensor) -> Tensor:
+        """Return the batch that `forward` maps to y, in the units of the data, as floats.
+
+        Raises:
+            ShapeError: the batch does not have the fitted features.
+            DtypeError: y is complex or sparse.
+        """
+        work, out = self._dtypes(y)
+        shift, low, scale = self._values(work, y.dim())
+        difference = _difference(y, self._target[1], work)
+        return denormalise(difference, shift, low, scale, self._target).to(out)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Move the statistics to a device, but never cast them: a cast sets the dtype for integers only."""
+        before = dict(self._buffers)
+        self.out_dtype = fn(torch.empty(0, dtype=self.out_dtype)).dtype  # the dtype of the cast
+        super()._apply(fn, recurse)
+        for name, old in before.items():
+            new = self._buffers[name]
+            if old is not None and new is not None and new.dtype != old.dtype:
+                self._buffers[name] = old.to(new.device)
+        return self
+
+    def _note_range(self) -> None:
+        """Note once, not at every call, whether float32 holds shift and scale with room to spare."""
+        if self.scale.is_meta:
+            self._narrow = True
+            return
+        largest = max(float(self.shift.abs().max()), float(self.scale.max()))
+        self._narrow = largest < 1e30 and float(self.scale.min()) > 1e-30
+
+    def _dtypes(self, x: Tensor) -> tuple[torch.dtype, torch.dtype]:
+        """Check a batch; return the dtype to compute in, and the dtype of the result."""
+        if not isinstance(x, Tensor) or x.is_complex() or x.layout != torch.strided:
+            got = f"{x.dtype}, {x.layout}" if isinstance(x, Tensor) else type(x).__name__
+            problem = "The batch must be a dense tensor of real numbers"
+            raise DtypeError(problem, got, "convert it, for instance with torch.as_tensor")
+        self._features.check(x.shape)
+        out = x.dtype if x.dtype in _KEPT else self.out_dtype
+        narrow = self._narrow and x.dtype in _NARROW and out != torch.float64
+        return torch.float32 if narrow else torch.float64, out
+
+    def _values(self, work: torch.dtype, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the two parts of the shift, and the scale, in shapes that broadcast with a batch."""
+        shift = self.shift.to(work)
+        low = (self.shift - shift.double() + self.shift_low).to(work)
+        spread = self._features.spread
+        return spread(shift, rank), spread(low, rank), spread(self.scale.to(work), rank)
+
+
+class InputNorm(ShiftAndScale):
     """Normalise raw inputs with statistics fitted on the training split; make one with `slabnorm.fit`.
 
         forward:  y = ((x - shift) - shift_low) / scale * span + low, cut off at the scheme's `clip`
@@ -109,16 +197,12 @@ class InputNorm(nn.Module):
     tensor([[ 4., 40.]])
     """
 
-    shift: Tensor
-    shift_low: Tensor
-    scale: Tensor
     nan_count: Tensor
     null_count: Tensor
     quantiles: Tensor
     record: Record
     sketch: Sketch
     skipped: tuple[tuple[str, str], ...]
-    out_dtype: torch.dtype = torch.float32  # on the class: older pickled modules have none of their own
     origin: tuple[str, ...] = ()
     loaded_from: str = ""
 
@@ -222,36 +306,6 @@ class InputNorm(nn.Module):
         """The number of values of each feature, or the sum of their weights."""
         return self.moments.count
 
-    if TYPE_CHECKING:  # that of Module returns Any
-
-        def __call__(self, x: Tensor) -> Tensor: ...
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the normalised batch, in the shape and memory order of x.
-
-        Raises:
-            ShapeError: the batch does not have the fitted features.
-            DtypeError: x is complex or sparse.
-        """
-        work, out = self._dtypes(x)
-        shift, low, scale = self._values(work, x.dim())
-        y = normalise(_difference(x, shift, work), low, scale, self._target)
-        if self._clip is not None:
-            y = y.clamp_(*self._clip)
-        return y.to(out)
-
-    def inverse(self, y: Tensor) -> Tensor:
-        """Return the batch that `forward` maps to y, in the units of the data, as floats.
-
-        Raises:
-            ShapeError: the batch does not have the fitted features.
-            DtypeError: y is complex or sparse.
-        """
-        work, out = self._dtypes(y)
-        shift, low, scale = self._values(work, y.dim())
-        difference = _difference(y, self._target[1], work)
-        return denormalise(difference, shift, low, scale, self._target).to(out)
-
     def fold_into(self, layer: nn.Module) -> nn.Module:
         """Return a layer that takes raw data and computes `layer(norm(x))` at no extra cost.
 
@@ -310,17 +364,6 @@ class InputNorm(nn.Module):
         self._features = record.features()
         self._target, self._clip = record.scheme.target, record.scheme.clip
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> InputNorm:
-        """Move the statistics to a device, but never cast them: a cast sets the dtype for integers only."""
-        before = dict(self._buffers)
-        self.out_dtype = fn(torch.empty(0, dtype=self.out_dtype)).dtype  # the dtype of the cast
-        super()._apply(fn, recurse)
-        for name, old in before.items():
-            new = self._buffers[name]
-            if old is not None and new is not None and new.dtype != old.dtype:
-                self._buffers[name] = old.to(new.device)
-        return self
-
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Load statistics, after everything has been checked."""
         given = {name: state_dict[prefix + name] for name in self._buffers if prefix + name in state_dict}
@@ -373,32 +416,6 @@ class InputNorm(nn.Module):
                 "a state_dict with parts of several InputNorms",
                 "load the whole state_dict of one InputNorm",
             )
-
-    def _note_range(self) -> None:
-        """Note once, not at every call, whether float32 holds shift and scale with room to spare."""
-        if self.scale.is_meta:
-            self._narrow = True
-            return
-        largest = max(float(self.shift.abs().max()), float(self.scale.max()))
-        self._narrow = largest < 1e30 and float(self.scale.min()) > 1e-30
-
-    def _dtypes(self, x: Tensor) -> tuple[torch.dtype, torch.dtype]:
-        """Check a batch; return the dtype to compute in, and the dtype of the result."""
-        if not isinstance(x, Tensor) or x.is_complex() or x.layout != torch.strided:
-            got = f"{x.dtype}, {x.layout}" if isinstance(x, Tensor) else type(x).__name__
-            problem = "The batch must be a dense tensor of real numbers"
-            raise DtypeError(problem, got, "convert it, for instance with torch.as_tensor")
-        self._features.check(x.shape)
-        out = x.dtype if x.dtype in _KEPT else self.out_dtype
-        narrow = self._narrow and x.dtype in _NARROW and out != torch.float64
-        return torch.float32 if narrow else torch.float64, out
-
-    def _values(self, work: torch.dtype, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the two parts of the shift, and the scale, in shapes that broadcast with a batch."""
-        shift = self.shift.to(work)
-        low = (self.shift - shift.double() + self.shift_low).to(work)
-        spread = self._features.spread
-        return spread(shift, rank), spread(low, rank), spread(self.scale.to(work), rank)
 
 
 def _difference(x: Tensor, shift: Tensor | float, dtype: torch.dtype) -> Tensor:
