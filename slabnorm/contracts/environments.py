@@ -59,7 +59,7 @@ def normalized(env: Any, norm: Norms, rewards: ReturnScale | None = None) -> Any
 
 
 def _single(gymnasium: Any, env: Any, norm: Norms, rewards: ReturnScale | None) -> Any:
-    class Normalized(gymnasium.Wrapper):  # type: ignore[misc]
+    class Normalized(gymnasium.Wrapper):
         def __init__(self) -> None:
             super().__init__(env)
             self.norm, self.rewards = norm, rewards
@@ -95,7 +95,7 @@ def _vector(gymnasium: Any, env: Any, norm: Norms, rewards: ReturnScale | None) 
             "make it with autoreset_mode=gymnasium.vector.AutoresetMode.NEXT_STEP, which is the default",
         )
 
-    class Normalized(gymnasium.vector.VectorWrapper):  # type: ignore[misc]
+    class Normalized(gymnasium.vector.VectorWrapper):
         def __init__(self) -> None:
             super().__init__(env)
             self.norm, self.rewards = norm, rewards
@@ -124,10 +124,10 @@ def _vector(gymnasium: Any, env: Any, norm: Norms, rewards: ReturnScale | None) 
 
 
 def _of_stable_baselines(env: Any, norm: Norms, rewards: ReturnScale | None) -> Any:
-    package = extra("stable_baselines3.common.vec_env", "normalising a VecEnv", "stable-baselines3")
+    vec_env: Any = extra("stable_baselines3.common.vec_env", "normalising a VecEnv", "stable-baselines3")
     gymnasium = extra("gymnasium", "normalising a VecEnv", "gymnasium")
 
-    class Normalized(package.VecEnvWrapper):  # type: ignore[misc]
+    class Normalized(vec_env.VecEnvWrapper):
         def __init__(self) -> None:
             super().__init__(env, _space(gymnasium, env.observation_space, norm))
             self.norm, self.rewards = norm, rewards
@@ -209,7 +209,7 @@ def _space(gymnasium: Any, space: Any, norm: Norms) -> Any:
         box = parts.get(key)
         if not isinstance(one, RunningInputNorm) or not isinstance(box, gymnasium.spaces.Box):
             raise OptionError(
-                "The norms do not fit the observations: each needs a Box of numbers, and is a RunningInputNorm",
+                "Each part of the observations with a norm must be a Box, and its norm a RunningInputNorm",
                 f"{type(one).__name__} for {repr(key) + ' of ' if key else ''}{space}",
                 "give a norm for a Box, and for a dict of observations a dict of norms for some of its keys",
             )

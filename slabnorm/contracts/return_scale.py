@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,10 @@ class ReturnScale(nn.Module):
         self.gamma, self.clip = float(gamma), math.inf if clip is None else float(clip)
         self.returns = RunningInputNorm("n ->", eps=eps)
         self.register_buffer("discounted", torch.empty(0, dtype=torch.float64))
+
+    if TYPE_CHECKING:  # that of Module returns Any
+
+        def __call__(self, rewards: Tensor, dones: Tensor, counts: Tensor | None = None) -> Tensor: ...
 
     def forward(self, rewards: Tensor, dones: Tensor, counts: Tensor | None = None) -> Tensor:
         """Return scaled rewards of one step.

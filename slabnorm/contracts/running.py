@@ -34,8 +34,9 @@ from slabnorm.notation import ELLIPSIS, Pattern, parse, product
 from slabnorm.tracing import traced
 
 VERSION = 1  # of what the state_dict holds
-_MOMENTS = tuple(f"moments_{name}" for name in FIELDS)
-_STATE = ("stream", *_MOMENTS, "samples", "seen")  # the entries of the state_dict
+_MOMENTS = tuple(f"moments.{name}" for name in FIELDS)
+# The entries of the state_dict. All are names of attributes, as torch.distributed.checkpoint asks for.
+_STATE = ("_extra_state", *_MOMENTS, "samples", "seen")
 
 
 class RunningInputNorm(ShiftAndScale):
@@ -78,6 +79,7 @@ class RunningInputNorm(ShiftAndScale):
     Attributes:
         scheme: the ZScore that makes shift and scale of the statistics.
         skipped: the number of batches that were left out because they were not finite.
+        seen: the ids that came with `once`, in ascending order.
 
     Raises:
         OptionError: an option is out of its range, or window and half_life are both given.
@@ -133,7 +135,7 @@ class RunningInputNorm(ShiftAndScale):
         self._common: Counted | None = None  # what all ranks had at the last sync; None: nothing
         self._news: Counted | None = None  # what came since; None: everything
         self._updates = 0  # since the last sync
-        self._seen = np.empty(0, np.int64)  # ids, sorted
+        self.seen = np.empty(0, np.int64)  # ids, sorted
         self._any = False  # whether a feature has had a value
         with plain_tensors():
             sample = _sample_of(self._pattern, self.sizes)
@@ -177,7 +179,7 @@ class RunningInputNorm(ShiftAndScale):
             batch = Counted.of(moments(wide, self._pattern, mask=mask, **self.sizes), samples)
             if not self._enter(batch):
                 return 0
-            self._seen = np.sort(np.concatenate([self._seen, keys]), kind="stable")
+            self.seen = np.sort(np.concatenate([self.seen, keys]), kind="stable")
             return samples
 
     def forward(self, x: Tensor) -> Tensor:
@@ -244,7 +246,7 @@ class RunningInputNorm(ShiftAndScale):
             "sample": None if self._counted is None else list(self._features.sample),
             "dtype": self._dtype,
             "news": None if news is None else news.to(cpu),
-            "seen": self._seen,
+            "seen": self.seen,
         }
         every: list[Any] = [None] * torch.distributed.get_world_size(group)
         torch.distributed.all_gather_object(every, mine, group)
@@ -362,7 +364,7 @@ class RunningInputNorm(ShiftAndScale):
             every = keys_of(once, len(x))
             rows = counts.nonzero().flatten().numpy()
             rows = rows[np.unique(every[rows], return_index=True)[1]]  # the first of equal ids
-            rows = np.sort(rows[~among(every[rows], self._seen)])
+            rows = np.sort(rows[~among(every[rows], self.seen)])
             counts = torch.zeros_like(counts)
             counts[rows], keys = True, every[rows]
         if x.numel() and not bool(counts.all()):
@@ -432,7 +434,7 @@ class RunningInputNorm(ShiftAndScale):
                 merged = merged.merge(rank["news"].to(device))
         self._put(merged, merged.total())
         self._common, self._news, self._updates = merged, None, 0
-        self._seen = np.unique(np.concatenate([rank["seen"] for rank in every]))
+        self.seen = np.unique(np.concatenate([rank["seen"] for rank in every]))
 
     def _warn_once(self, key: str, what: str, fix: str) -> None:
         if key in self._warned or traced():
@@ -463,12 +465,12 @@ class RunningInputNorm(ShiftAndScale):
             "dtype": self._dtype,
             "skipped": self.skipped,
         }
-        destination[prefix + "stream"] = torch.tensor(list(write(plain).encode()), dtype=torch.uint8)
+        destination[prefix + "_extra_state"] = torch.tensor(list(write(plain).encode()), dtype=torch.uint8)
         if counted is not None:
             for name in FIELDS:
-                destination[f"{prefix}moments_{name}"] = getattr(counted.moments, name)
+                destination[f"{prefix}moments.{name}"] = getattr(counted.moments, name)
             destination[prefix + "samples"] = counted.samples
-        destination[prefix + "seen"] = torch.from_numpy(self._seen)
+        destination[prefix + "seen"] = torch.from_numpy(self.seen)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool,
@@ -477,7 +479,7 @@ class RunningInputNorm(ShiftAndScale):
         mine = {name: state_dict[prefix + name] for name in _STATE if prefix + name in state_dict}
         others = {key: value for key, value in state_dict.items() if key.removeprefix(prefix) not in mine}
         super()._load_from_state_dict(others, prefix, local_metadata, strict, missing_keys, *rest)
-        if "stream" not in mine:
+        if "_extra_state" not in mine:
             missing_keys.extend(prefix + name for name in _STATE)
             return
         plain = self._read_state(mine, prefix)
@@ -487,7 +489,7 @@ class RunningInputNorm(ShiftAndScale):
     def _read_state(self, mine: dict[str, Tensor], prefix: str) -> dict[str, Any]:
         """Return what the state_dict says of the stream, if it is a stream of this kind."""
         try:
-            plain: dict[str, Any] = read(bytes(mine["stream"].cpu().tolist()).decode())
+            plain: dict[str, Any] = read(bytes(mine["_extra_state"].cpu().tolist()).decode())
             if plain["version"] != VERSION:
                 problem = f"it is of version {plain['version']!r:.40}, and this slabnorm reads {VERSION}"
                 raise ValueError(problem)
@@ -500,7 +502,7 @@ class RunningInputNorm(ShiftAndScale):
             plain["scheme"] = scheme
             theirs = plain["pattern"], plain["window"], plain["half_life"]
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError, SlabError) as error:
-            problem = f"The state_dict's entry {prefix}stream is damaged"
+            problem = f"The state_dict's entry {prefix}_extra_state is damaged"
             raise StatisticsError(problem, str(error), "load an earlier checkpoint") from error
         own = self._pattern.text, self.window, self.half_life
         if theirs != own:
@@ -528,7 +530,7 @@ class RunningInputNorm(ShiftAndScale):
             nothing = self._none(device)
             self._put(nothing, nothing.total(), plain["scheme"])
         self._common, self._news, self._updates = counted, None, 0
-        self._seen, self.skipped, self._dtype = seen.numpy().copy(), plain["skipped"], plain["dtype"]
+        self.seen, self.skipped, self._dtype = seen.numpy().copy(), plain["skipped"], plain["dtype"]
 
 
 def _dense(x: Tensor) -> bool:
@@ -551,7 +553,7 @@ def _loaded(mine: dict[str, Tensor], shape: tuple[int, ...], weighted: bool, pre
     # Copies, as the tensors of a state_dict are its owner's.
     values = {name: mine[name].detach().cpu().clone() for name in (*_MOMENTS, "samples")}
     counts = torch.float64 if weighted else torch.int64
-    dtypes = dict.fromkeys(_MOMENTS, torch.float64) | {"moments_count": counts, "samples": torch.int64}
+    dtypes = dict.fromkeys(_MOMENTS, torch.float64) | {"moments.count": counts, "samples": torch.int64}
     cast = [
         f"{name} is {values[name].dtype}" for name, dtype in dtypes.items() if values[name].dtype != dtype
     ]
@@ -559,9 +561,9 @@ def _loaded(mine: dict[str, Tensor], shape: tuple[int, ...], weighted: bool, pre
         fix = "keep float64 where a checkpoint is converted"
         raise StatisticsError(f"Statistics in the state_dict were cast: {prefix}{cast[0]}", "", fix)
     for name in ("mean", "m2", "mean_low", "m2_low"):
-        if not bool(values[f"moments_{name}"].isfinite().all()):
+        if not bool(values[f"moments.{name}"].isfinite().all()):
             fix = "load an earlier checkpoint"
-            raise StatisticsError(f"{prefix}moments_{name} is not finite", "the checkpoint is damaged", fix)
+            raise StatisticsError(f"{prefix}moments.{name} is not finite", "the checkpoint is damaged", fix)
     return Counted(Moments(*(values[name] for name in _MOMENTS), weighted=weighted), values["samples"])
 
 
