@@ -17,7 +17,7 @@ from slabnorm.extras import extra
 Norms = RunningInputNorm | Mapping[str, RunningInputNorm] | nn.ModuleDict
 
 
-def normalized(env: Any, norm: Norms, rewards: ReturnScale | None = None) -> Any:
+def normalized(env: Any, norm: Norms, rewards: ReturnScale | None = None, *, count: bool = True) -> Any:
     """Return an environment that gives normalised observations and, if asked for, scaled rewards.
 
     What the environment gives is counted first, by `norm` and `rewards` if they are in train mode, and then
@@ -33,10 +33,13 @@ def normalized(env: Any, norm: Norms, rewards: ReturnScale | None = None) -> Any
             observations before the end of an episode (`terminal_observation`) are normalised, too.
         norm: the norm of observations; of a dict of observations a dict of norms, or an nn.ModuleDict.
         rewards: the scale of rewards; None to leave them as they are.
+        count: False for evaluation beside a training that uses the same norm: nothing that this environment
+            gives is counted, and its rewards stay as they are.
 
     Raises:
-        OptionError: norms do not fit the observations; or a vector environment of gymnasium resets within a
-            step or leaves that to its user, so that what ends an episode is not among its observations.
+        OptionError: env is no environment; norms do not fit the observations; rewards are given that are not
+            to count; or a vector environment of gymnasium resets within a step or leaves that to its user, so
+            that what ends an episode is not among its observations.
         ExtraError: gymnasium or stable-baselines3 is not installed.
 
     As `VecNormalize` of stable-baselines3, and `NormalizeObservation` and `NormalizeReward` of gymnasium.
@@ -50,15 +53,23 @@ def normalized(env: Any, norm: Norms, rewards: ReturnScale | None = None) -> Any
     >>> norm.samples, observation.dtype
     (2, dtype('float32'))
     """
+    if rewards is not None and not count:
+        problem = "An environment whose rewards are scaled must count them"
+        raise OptionError(
+            problem, "rewards and count=False", "leave rewards out, to evaluate by what they are"
+        )
     if any(kind.__module__.startswith("stable_baselines3.") for kind in type(env).__mro__):
-        return _of_stable_baselines(env, norm, rewards)
+        return _of_stable_baselines(env, norm, rewards, count)
     gymnasium = extra("gymnasium", "normalising an environment", "gymnasium")
     if isinstance(env, gymnasium.vector.VectorEnv):
-        return _vector(gymnasium, env, norm, rewards)
-    return _single(gymnasium, env, norm, rewards)
+        return _vector(gymnasium, env, norm, rewards, count)
+    if not isinstance(env, gymnasium.Env):
+        fix = "give an environment of gymnasium, or a VecEnv of stable-baselines3"
+        raise OptionError("env must be an environment", type(env).__name__, fix)
+    return _single(gymnasium, env, norm, rewards, count)
 
 
-def _single(gymnasium: Any, env: Any, norm: Norms, rewards: ReturnScale | None) -> Any:
+def _single(gymnasium: Any, env: Any, norm: Norms, rewards: ReturnScale | None, count: bool) -> Any:
     class Normalized(gymnasium.Wrapper):
         def __init__(self) -> None:
             super().__init__(env)
@@ -80,12 +91,12 @@ def _single(gymnasium: Any, env: Any, norm: Norms, rewards: ReturnScale | None) 
 
         def _one(self, observation: Any) -> Any:
             batch = _map(lambda x: np.asarray(x)[None], observation)
-            return _map(lambda x: x[0], _observed(norm, batch))
+            return _map(lambda x: x[0], _observed(norm, count, batch))
 
     return Normalized()
 
 
-def _vector(gymnasium: Any, env: Any, norm: Norms, rewards: ReturnScale | None) -> Any:
+def _vector(gymnasium: Any, env: Any, norm: Norms, rewards: ReturnScale | None, count: bool) -> Any:
     modes = gymnasium.vector.AutoresetMode
     mode = env.metadata.get("autoreset_mode", modes.NEXT_STEP)
     if mode != modes.NEXT_STEP:
@@ -110,7 +121,7 @@ def _vector(gymnasium: Any, env: Any, norm: Norms, rewards: ReturnScale | None) 
             self._starts[:] = False
             if rewards is not None:
                 rewards.reset()
-            return _observed(norm, observations), info
+            return _observed(norm, count, observations), info
 
         def step(self, actions: Any) -> Any:
             observations, reward, terminated, truncated, info = self.env.step(actions)
@@ -118,12 +129,12 @@ def _vector(gymnasium: Any, env: Any, norm: Norms, rewards: ReturnScale | None) 
             if rewards is not None:
                 reward = _scaled(rewards, reward, done, ~self._starts)
             self._starts = done
-            return _observed(norm, observations), reward, terminated, truncated, info
+            return _observed(norm, count, observations), reward, terminated, truncated, info
 
     return Normalized()
 
 
-def _of_stable_baselines(env: Any, norm: Norms, rewards: ReturnScale | None) -> Any:
+def _of_stable_baselines(env: Any, norm: Norms, rewards: ReturnScale | None, count: bool) -> Any:
     vec_env: Any = extra("stable_baselines3.common.vec_env", "normalising a VecEnv", "stable-baselines3")
     gymnasium = extra("gymnasium", "normalising a VecEnv", "gymnasium")
 
@@ -136,11 +147,11 @@ def _of_stable_baselines(env: Any, norm: Norms, rewards: ReturnScale | None) -> 
             observations = self.venv.reset()
             if rewards is not None:
                 rewards.reset()
-            return _observed(norm, observations)
+            return _observed(norm, count, observations)
 
         def step_wait(self) -> Any:
             observations, reward, dones, infos = self.venv.step_wait()
-            observations = _observed(norm, observations)
+            observations = _observed(norm, count, observations)
             if rewards is not None:
                 reward = _scaled(rewards, reward, dones)
             for info in infos:
@@ -152,11 +163,11 @@ def _of_stable_baselines(env: Any, norm: Norms, rewards: ReturnScale | None) -> 
     return Normalized()
 
 
-def _observed(norm: Norms, batch: Any) -> Any:
-    """Count a batch of observations if the norm is in train mode, and return it normalised."""
+def _observed(norm: Norms, count: bool, batch: Any) -> Any:
+    """Count a batch of observations, unless the norm is in eval mode, and return it normalised."""
     parts = _parts(batch)
     for key, one in _norms(norm).items():
-        if one.training:
+        if count and one.training:
             one.update(_tensor(parts[key], one))
     return _applied(norm, batch)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from slabnorm.contracts.running import RunningInputNorm
-from slabnorm.errors import OptionError, ShapeError
+from slabnorm.errors import DtypeError, OptionError, ShapeError
 from slabnorm.inputs.schemes import is_number
 
 
@@ -73,8 +73,13 @@ class ReturnScale(nn.Module):
             counts: False where a step only starts an environment, and has no reward; None: all count.
 
         Raises:
-            ShapeError: the number of environments is another than before.
+            DtypeError: rewards or dones are no tensors.
+            ShapeError: they do not fit each other, or the number of environments is another than before.
         """
+        for name, given in (("rewards", rewards), ("dones", dones)):
+            if not isinstance(given, Tensor):
+                fix = "convert it with torch.as_tensor"
+                raise DtypeError(f"{name} must be a tensor", type(given).__name__, fix)
         if rewards.dim() != 1 or rewards.shape != dones.shape:
             got = f"shapes {tuple(rewards.shape)} and {tuple(dones.shape)}"
             raise ShapeError("rewards and dones must be one number for each environment", got)

@@ -120,7 +120,7 @@ class RunningInputNorm(ShiftAndScale):
         self.sizes = {
             name: int(size) if isinstance(size, np.integer) else size for name, size in sizes.items()
         }
-        _check_options(clip, window, half_life)
+        _check_options(clip, automatic, window, half_life)
         ends = None if clip is None else (-float(clip), float(clip))
         self.scheme = ZScore(eps=eps, clip=ends)
         self._target, self._clip = self.scheme.target, self.scheme.clip
@@ -335,6 +335,11 @@ class RunningInputNorm(ShiftAndScale):
                 self._size(tuple(size if at in kept else None for at, size in enumerate(sample)), x.device)
 
     @property
+    def _device(self) -> torch.device:
+        """Where the statistics lie: never on meta, where models are made that are loaded later."""
+        return torch.device("cpu") if self.shift.is_meta else self.shift.device
+
+    @property
     def _pairs(self) -> tuple[tuple[str, int], ...]:
         return tuple(sorted(self.sizes.items()))
 
@@ -343,7 +348,7 @@ class RunningInputNorm(ShiftAndScale):
         self._features = Features.of(self._pattern, sample, self._pairs)
         self._common = self._news = None
         self._updates = 0
-        nothing = self._none(self.shift.device if device is None else device)
+        nothing = self._none(self._device if device is None else device)
         self._put(nothing, nothing.total())
 
     def _none(self, device: Any) -> Counted:
@@ -424,7 +429,7 @@ class RunningInputNorm(ShiftAndScale):
         known = [rank for rank in every if rank["sample"] is not None]
         if not known:
             return
-        device = self.shift.device
+        device = self._device
         if self._counted is None:
             self._size(tuple(known[0]["sample"]), device)
         self._dtype = self._dtype or next((rank["dtype"] for rank in known if rank["dtype"]), "")
@@ -447,7 +452,9 @@ class RunningInputNorm(ShiftAndScale):
         for name in ("_counted", "_common", "_news"):
             counted = getattr(self, name)
             if counted is not None:
-                setattr(self, name, counted.to(self.shift.device))
+                setattr(self, name, counted.to(self._device))
+        if self._counted is not None and not self.shift.is_meta:
+            self._put(self._counted, self._counted.total())  # `to_empty` leaves buffers without values
         return self
 
     # The state_dict: these entries, and no buffers.
@@ -515,7 +522,7 @@ class RunningInputNorm(ShiftAndScale):
 
     def _restore(self, plain: dict[str, Any], mine: dict[str, Tensor], prefix: str) -> None:
         """Take the statistics of a state_dict, or raise StatisticsError and stay as it was."""
-        device, counted, features = self.shift.device, None, None
+        device, counted, features = self._device, None, None
         if plain["sample"] is not None:
             features = Features.of(self._pattern, tuple(plain["sample"]), self._pairs)
             counted = _loaded(mine, (self.window or 1, *features.shape), self.half_life is not None, prefix)
@@ -567,7 +574,9 @@ def _loaded(mine: dict[str, Tensor], shape: tuple[int, ...], weighted: bool, pre
     return Counted(Moments(*(values[name] for name in _MOMENTS), weighted=weighted), values["samples"])
 
 
-def _check_options(clip: Any, window: Any, half_life: Any) -> None:
+def _check_options(clip: Any, automatic: Any, window: Any, half_life: Any) -> None:
+    if not isinstance(automatic, bool):
+        raise OptionError("automatic must be True or False", repr(automatic))
     if clip is not None and not (is_number(clip) and clip > 0):
         raise OptionError("clip must be a number above 0, or None", repr(clip), "10 is usual")
     if window is not None and half_life is not None:

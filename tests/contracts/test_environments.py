@@ -156,6 +156,20 @@ def test_a_single_environment():
     assert rewards.discounted.numel() == 0
 
 
+def test_evaluation_beside_the_training():
+    norm = sn.RunningInputNorm("n c -> c")
+    normalized(Far(0), norm).reset()
+    beside = normalized(Far(1), norm, count=False)
+    observation, _ = beside.reset()
+    assert norm.samples == 1
+    mean = norm.moments.mean.numpy()  # of one sample, which is divided by 1
+    np.testing.assert_allclose(observation, beside.unwrapped.given[0] - mean, rtol=1e-6)
+    with pytest.raises(OptionError, match="must count them"):
+        normalized(Far(1), norm, sn.ReturnScale(), count=False)
+    with pytest.raises(OptionError, match="env must be an environment"):
+        normalized(nn.Identity(), norm)
+
+
 def test_some_parts_of_a_dict():
     norm = nn.ModuleDict({"place": sn.RunningInputNorm("n c -> c", clip=10)})
     env = normalized(Parts(0), norm)

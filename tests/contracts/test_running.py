@@ -139,6 +139,7 @@ def test_patterns(pattern, sizes, shapes, features):
         ("n c -> c", {"k": 2}, PatternError),
         ("n c -> c", {"clip": 0}, OptionError),
         ("n c -> c", {"eps": -1.0}, OptionError),
+        ("n c -> c", {"automatic": 1}, OptionError),
         ("n c -> c", {"window": 0}, OptionError),
         ("n c -> c", {"half_life": 0.0}, OptionError),
         ("n c -> c", {"window": 3, "half_life": 3.0}, OptionError),
@@ -340,6 +341,18 @@ def test_by_distributed_checkpoint():
     assert same(other[0], model[0])
 
 
+@pytest.mark.parametrize("sizes", [{}, {"c": 3}])
+def test_made_on_meta_and_loaded_later(sizes):
+    norm, x = sn.RunningInputNorm("n c -> c"), data(5, 3)
+    norm.update(x)
+    with torch.device("meta"):
+        other = sn.RunningInputNorm("n c -> c", **sizes)
+    other.to_empty(device="cpu").load_state_dict(norm.state_dict())
+    assert torch.equal(other(x), norm(x))
+    other.to("meta").to_empty(device="cpu")
+    assert torch.equal(other(x), norm(x))
+
+
 def test_state_that_cannot_be():
     norm = sn.RunningInputNorm("n c -> c")
     norm.update(data(4, 3))
@@ -378,6 +391,8 @@ def test_freeze_gives_an_artifact(kind, tmp_path):
     for batch in batches:
         norm.update(batch, mask=batch > 99 if kind == "mask" else None)
     frozen = norm.freeze()
+    with pytest.raises(OptionError, match=r"its freeze\(\) returns an InputNorm"):
+        sn.save(norm, tmp_path / "stream.safetensors")
     sn.save(frozen, tmp_path / "stream.safetensors")
     loaded = sn.load(tmp_path / "stream.safetensors")
     for x in (batches[0], batches[0].double()):
@@ -417,6 +432,14 @@ def test_in_inference_mode():
     y.sum().backward()
     torch.testing.assert_close(x.grad, (1 / norm.scale).expand(4, 2))
     check(norm, x.detach())
+
+
+def test_the_doctor_takes_it_for_what_normalises_inputs():
+    pixels = torch.from_numpy(RNG.integers(0, 256, (64, 8))).float()
+    norm, model = sn.RunningInputNorm("n c -> c"), nn.Sequential(nn.Linear(8, 4), nn.ReLU())
+    norm.update(pixels)
+    assert "401" in str(sn.check(model, pixels))
+    assert "401" not in str(sn.check(nn.Sequential(norm, *model), pixels))
 
 
 def test_exact_count_is_kept():
