@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slabnorm.contracts.counted import Counted
 from slabnorm.contracts.sample_ids import among, keys_of
+from slabnorm.contracts.stream_parts import StreamParts
 from slabnorm.cut import cut_of
 from slabnorm.errors import (
     DeviceError,
@@ -64,8 +64,8 @@ class RunningInputNorm(ShiftAndScale):
     and the first one warns.
 
     State: The state_dict has all that is needed to go on with the same bits, ids included, and loads into a
-    norm whose sizes are not known yet. Statistics stay float64 under `.half()` and the like. They are a
-    snapshot: later updates leave a state_dict as it is.
+    norm whose sizes are not known yet. Later updates leave a state_dict as it is. Statistics stay float64
+    under `.half()` and the like.
 
     Args:
         pattern: every axis of a batch, samples first, "->", the axes that keep statistics of their own.
@@ -124,16 +124,18 @@ class RunningInputNorm(ShiftAndScale):
         ends = None if clip is None else (-float(clip), float(clip))
         self.scheme = ZScore(eps=eps, clip=ends)
         self._target, self._clip = self.scheme.target, self.scheme.clip
-        self.automatic, self.window, self.half_life = automatic, window, half_life
+        self.automatic = automatic
+        self.window = None if window is None else int(window)
+        self.half_life = None if half_life is None else float(half_life)
         self.skipped = 0
         self._warned: set[str] = set()
         self._dtype = ""
         for name in AFFINE:
             self.register_buffer(name, torch.empty(0, dtype=torch.float64), persistent=False)
         # Not buffers: DistributedDataParallel would replace those of other ranks by the first rank's.
-        self._counted: Counted | None = None  # all that counts; None: sizes are not known
-        self._common: Counted | None = None  # what all ranks had at the last sync; None: nothing
-        self._news: Counted | None = None  # what came since; None: everything
+        self._counted: StreamParts | None = None  # all that counts; None: sizes are not known
+        self._common: StreamParts | None = None  # what all ranks had at the last sync; None: nothing
+        self._news: StreamParts | None = None  # what came since; None: everything
         self._updates = 0  # since the last sync
         self.seen = np.empty(0, np.int64)  # ids, sorted
         self._any = False  # whether a feature has had a value
@@ -176,7 +178,7 @@ class RunningInputNorm(ShiftAndScale):
             if not samples:
                 return 0
             wide = x if x.is_floating_point() else x.double()
-            batch = Counted.of(moments(wide, self._pattern, mask=mask, **self.sizes), samples)
+            batch = StreamParts.of(moments(wide, self._pattern, mask=mask, **self.sizes), samples)
             if not self._enter(batch):
                 return 0
             self.seen = np.sort(np.concatenate([self.seen, keys]), kind="stable")
@@ -222,8 +224,8 @@ class RunningInputNorm(ShiftAndScale):
 
         Each process adds to what all had in common what came since the last `sync`, so that nothing counts
         twice; ids are exchanged too. The result has the same bits everywhere. With `window` or `half_life`
-        the updates with the same number count as one, as if one process had had the batches of all. Without
-        torch.distributed there is nothing to do.
+        the updates with the same number count as one, as if one process had had the batches of all. All
+        processes of the group must call it. Without torch.distributed there is nothing to do.
 
         Args:
             group: the process group; None for all processes.
@@ -351,8 +353,8 @@ class RunningInputNorm(ShiftAndScale):
         nothing = self._none(self._device if device is None else device)
         self._put(nothing, nothing.total())
 
-    def _none(self, device: Any) -> Counted:
-        return Counted.none(self.window or 1, self._features.shape, device, self.half_life is not None)
+    def _none(self, device: Any) -> StreamParts:
+        return StreamParts.none(self.window or 1, self._features.shape, device, self.half_life is not None)
 
     def _that_count(
         self, x: Tensor, mask: Tensor | None, once: Any
@@ -378,7 +380,7 @@ class RunningInputNorm(ShiftAndScale):
             valid = valid if valid is None or len(valid) == 1 else valid[which]
         return x, valid, int(counts.sum()) if x.numel() else 0, keys
 
-    def _enter(self, batch: Counted) -> bool:
+    def _enter(self, batch: StreamParts) -> bool:
         """Let what counts of a batch enter, and return True; or leave everything as it was, and warn."""
         assert self._counted is not None
         counted = self._after(self._counted, batch)
@@ -400,17 +402,17 @@ class RunningInputNorm(ShiftAndScale):
         self._updates += 1
         return True
 
-    def _after(self, counted: Counted, batch: Counted | None) -> Counted:
+    def _after(self, counted: StreamParts, batch: StreamParts | None) -> StreamParts:
         """Return what counts after an update with a batch; None is an update with nothing."""
         if self.window is not None:
             if batch is None:
-                batch = Counted.none(1, self._features.shape, self.shift.device, False)
+                batch = StreamParts.none(1, self._features.shape, self.shift.device, False)
             return counted.push(batch)
         if self.half_life is not None:
             counted = counted.fade(0.5 ** (1 / self.half_life))
         return counted if batch is None else counted.merge(batch)
 
-    def _put(self, counted: Counted, found: Moments, scheme: ZScore | None = None) -> None:
+    def _put(self, counted: StreamParts, found: Moments, scheme: ZScore | None = None) -> None:
         """Make these the statistics, with the shift and scale of their total; or change nothing."""
         scheme = self.scheme if scheme is None else scheme
         none = found.count == 0
@@ -544,7 +546,7 @@ def _dense(x: Tensor) -> bool:
     return x.layout == torch.strided and not x.is_complex()
 
 
-def _loaded(mine: dict[str, Tensor], shape: tuple[int, ...], weighted: bool, prefix: str) -> Counted:
+def _loaded(mine: dict[str, Tensor], shape: tuple[int, ...], weighted: bool, prefix: str) -> StreamParts:
     """Return what a state_dict says has been counted.
 
     Raises:
@@ -571,7 +573,7 @@ def _loaded(mine: dict[str, Tensor], shape: tuple[int, ...], weighted: bool, pre
         if not bool(values[f"moments.{name}"].isfinite().all()):
             fix = "load an earlier checkpoint"
             raise StatisticsError(f"{prefix}moments.{name} is not finite", "the checkpoint is damaged", fix)
-    return Counted(Moments(*(values[name] for name in _MOMENTS), weighted=weighted), values["samples"])
+    return StreamParts(Moments(*(values[name] for name in _MOMENTS), weighted=weighted), values["samples"])
 
 
 def _check_options(clip: Any, automatic: Any, window: Any, half_life: Any) -> None:

@@ -12,8 +12,8 @@ from torch import Tensor
 from slabnorm.mergeable_moments import FIELDS, Moments
 
 
-class Counted(NamedTuple):
-    """What counts, in parts that follow one another in time.
+class StreamParts(NamedTuple):
+    """What counts of a stream, in parts: one for all, or with a window one for each update, the oldest first.
 
     Attributes:
         moments: with the parts as first axis, then the features.
@@ -24,31 +24,31 @@ class Counted(NamedTuple):
     samples: Tensor
 
     @classmethod
-    def of(cls, found: Moments, samples: int) -> Counted:
+    def of(cls, found: Moments, samples: int) -> StreamParts:
         """Return the one part that a batch is."""
         return cls(_each(lambda t: t[None], found), torch.tensor([samples], device="cpu"))
 
     @classmethod
-    def none(cls, parts: int, shape: tuple[int, ...], device: Any, weighted: bool) -> Counted:
+    def none(cls, parts: int, shape: tuple[int, ...], device: Any, weighted: bool) -> StreamParts:
         """Return parts without samples."""
         empty = Moments.empty((parts, *shape), device)
         samples = torch.zeros(parts, dtype=torch.int64, device="cpu")
         return cls(_weighted(empty) if weighted else empty, samples)
 
-    def merge(self, other: Counted) -> Counted:
+    def merge(self, other: StreamParts) -> StreamParts:
         """Return both, part by part."""
-        return Counted(self.moments + other.moments, self.samples + other.samples)
+        return StreamParts(self.moments + other.moments, self.samples + other.samples)
 
-    def push(self, batch: Counted) -> Counted:
+    def push(self, batch: StreamParts) -> StreamParts:
         """Return these parts without the oldest, and with a batch as the newest."""
         found = _each(lambda old, new: torch.cat([old[1:], new]), self.moments, batch.moments)
-        return Counted(found, torch.cat([self.samples[1:], batch.samples]))
+        return StreamParts(found, torch.cat([self.samples[1:], batch.samples]))
 
-    def fade(self, factor: float) -> Counted:
+    def fade(self, factor: float) -> StreamParts:
         """Return the same with every weight times a factor; extrema are not forgotten."""
         m = _weighted(self.moments)
         faded = m.count * factor, m.mean, m.m2 * factor, m.min, m.max, m.mean_low, m.m2_low * factor
-        return Counted(Moments(*faded, weighted=True), self.samples)
+        return StreamParts(Moments(*faded, weighted=True), self.samples)
 
     def total(self) -> Moments:
         """Return the merge of all parts: of the first half with the second, and so on."""
@@ -60,9 +60,9 @@ class Counted(NamedTuple):
             found = _each(lambda t, last: torch.cat([t, last]), found, rest)
         return _each(lambda t: t[0], found)
 
-    def to(self, device: torch.device) -> Counted:
+    def to(self, device: torch.device) -> StreamParts:
         """Return the same with its moments on a device."""
-        return Counted(_each(lambda t: t.to(device), self.moments), self.samples)
+        return StreamParts(_each(lambda t: t.to(device), self.moments), self.samples)
 
     def digest(self) -> str:
         """Return what says whether two of these are the same, bit by bit."""
