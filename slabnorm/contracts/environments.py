@@ -97,9 +97,8 @@ def _single(gymnasium: Any, env: Any, norm: Norms, rewards: ReturnScale | None, 
 
 
 def _vector(gymnasium: Any, env: Any, norm: Norms, rewards: ReturnScale | None, count: bool) -> Any:
-    modes = gymnasium.vector.AutoresetMode
-    mode = env.metadata.get("autoreset_mode", modes.NEXT_STEP)
-    if mode != modes.NEXT_STEP:
+    mode = env.metadata.get("autoreset_mode")
+    if getattr(mode, "name", "NEXT_STEP") != "NEXT_STEP":  # gymnasium 1.0 has no other, and no names
         raise OptionError(
             "A vector environment must reset its environments with the next step to be normalised",
             f"autoreset_mode={mode}",

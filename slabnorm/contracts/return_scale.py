@@ -107,7 +107,10 @@ class ReturnScale(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         kept = self.discounted
         super()._apply(fn, recurse)
-        self.discounted = kept.to(self.discounted.device)  # moved, but never cast
+        if kept.is_meta:
+            self.reset()
+        else:
+            self.discounted = kept.to(self.discounted.device)  # moved, but never cast
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:

@@ -260,6 +260,10 @@ def test_returns_are_scaled_as_their_formula_says():
     step = torch.tensor([1, 0, 3]), torch.tensor([True, False, False])
     assert torch.equal(again(*step), scale(*step))
     assert torch.equal(again.discounted, scale.discounted)
+    with torch.device("meta"):
+        later = sn.ReturnScale(gamma=0.8, clip=1.5, eps=0.01)
+    later.to_empty(device="cpu").load_state_dict(scale.state_dict())
+    assert torch.equal(later(*step), again(*step))
     before = scale.discounted
     assert scale.eval()(*step).dtype == torch.float32
     assert torch.equal(scale.discounted, before)
