@@ -13,7 +13,9 @@ from slabnorm.errors import SlabError, SlabWarning
 
 if TYPE_CHECKING:
     from slabnorm.contracts import Contract, Key, contract, fit_contract
+    from slabnorm.contracts.return_scale import ReturnScale
     from slabnorm.contracts.reversible import Reversible
+    from slabnorm.contracts.running import RunningInputNorm
     from slabnorm.doctor.attribute import attribute
     from slabnorm.doctor.check import assert_healthy, check
     from slabnorm.doctor.fixes import fixes
@@ -46,8 +48,10 @@ __all__ = [  # but SlabScaler, which needs scikit-learn: an import of * has to w
     "Moments",
     "QuantileRange",
     "RMSNorm",
+    "ReturnScale",
     "Reversible",
     "Robust",
+    "RunningInputNorm",
     "SlabError",
     "SlabNorm",
     "SlabWarning",
@@ -81,7 +85,9 @@ __all__ = [  # but SlabScaler, which needs scikit-learn: an import of * has to w
 # No module of this folder may have one of these names: importing it would set the name to the module.
 _ROOMS = {
     "slabnorm.contracts": ("Contract", "Key", "contract", "fit_contract"),
+    "slabnorm.contracts.return_scale": ("ReturnScale",),
     "slabnorm.contracts.reversible": ("Reversible",),
+    "slabnorm.contracts.running": ("RunningInputNorm",),
     "slabnorm.doctor": ("assert_healthy", "attribute", "check", "fixes", "watch"),
     "slabnorm.functional": ("moments", "normalize"),
     "slabnorm.inputs": (

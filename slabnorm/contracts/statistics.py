@@ -231,7 +231,9 @@ class GivenNorm(FeatureNorm):
                 )
             statistics = statistics.reshaped(features.shape)
         self.scheme = scheme = resolve(key.scheme, "")
-        super().__init__(features, statistics.affine(scheme), scheme.target, scheme.clip)
+        super().__init__()
+        self._features = features
+        self._normalise_by(statistics.affine(scheme), scheme)
         self.sample, self.source = sample, source
         self.ranks = tuple(statistics.quantiles)
         self._known = tuple(name for name in PARTS if getattr(statistics, name) is not None)

@@ -23,6 +23,7 @@ from slabnorm.doctor.reference import drift_of, is_comparable
 from slabnorm.errors import ModelError
 from slabnorm.functional import moments
 from slabnorm.inputs import InputNorm
+from slabnorm.inputs.normalizer import FeatureNorm
 from slabnorm.kernels import using
 from slabnorm.nn import SlabNorm
 from slabnorm.slab import plan
@@ -132,7 +133,7 @@ def _layer(name: str, module: nn.Module, frozen: set[str]) -> Layer | None:
 
 
 def _role(module: nn.Module) -> str | None:
-    kinds = (("input", InputNorm), ("norm", NORMS), ("linear", LINEAR), ("activation", ACTIVATIONS))
+    kinds = (("input", FeatureNorm), ("norm", NORMS), ("linear", LINEAR), ("activation", ACTIVATIONS))
     for role, kind in (*kinds, ("dropout", DROPOUT)):
         if isinstance(module, kind):
             return role

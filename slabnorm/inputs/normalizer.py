@@ -60,30 +60,27 @@ def denormalise(
 class FeatureNorm(nn.Module):
     """Takes raw data and returns them normalised, by one shift and one scale for each feature.
 
-    Nothing here is trained, and train and eval mode are the same. See InputNorm for the formula, dtypes and
-    accuracy.
+        forward:  y = ((x - shift) - shift_low) / scale * span + low, cut off at the scheme's `clip`
+        inverse:  x = (y - low) / span * scale + shift_low + shift
 
-    Args:
-        features: where the features lie in a batch.
-        affine: shift and scale of each.
-        target: the width and the lower end of the output range.
-        clip: the ends at which outputs are cut off; None for no ends.
+    Nothing here is trained. See InputNorm for dtypes and accuracy.
+
+    Attributes:
+        shift, shift_low, scale: float64 buffers in the shape of the pattern's right side.
+        out_dtype: the dtype in which integers come out; it follows casts of the layer.
     """
 
     shift: Tensor
     shift_low: Tensor
     scale: Tensor
     out_dtype: torch.dtype = torch.float32  # on the class: older pickled modules have none of their own
+    _features: Features
+    _target: tuple[float, float]
+    _clip: tuple[float, float] | None
 
-    def __init__(
-        self,
-        features: Features,
-        affine: Affine,
-        target: tuple[float, float],
-        clip: tuple[float, float] | None,
-    ) -> None:
-        super().__init__()
-        self._features, self._target, self._clip = features, target, clip
+    def _normalise_by(self, affine: Affine, scheme: Scheme) -> None:
+        """Take shift and scale, and the output range of a scheme."""
+        self._target, self._clip = scheme.target, scheme.clip
         for name in AFFINE:
             self.register_buffer(name, getattr(affine, name))
         self._note_range()
@@ -246,7 +243,9 @@ class InputNorm(FeatureNorm):
             )
         read = moments.mean.new_empty((0, *moments.shape)) if quantiles is None else quantiles.clone()
         scheme = record.scheme
-        super().__init__(features, shift_and_scale(scheme, moments, read), scheme.target, scheme.clip)
+        super().__init__()
+        self._features = features
+        self._normalise_by(shift_and_scale(scheme, moments, read), scheme)
         self.sketch, self.skipped, self.record = Sketch(), (), record
         for name in FIELDS:
             # A copy: load_state_dict writes into it.
