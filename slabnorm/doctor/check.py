@@ -70,7 +70,7 @@ def assert_healthy(
         allow: codes that are known and accepted.
 
     >>> import torch, slabnorm as sn
-    >>> sn.assert_healthy(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU()), torch.randn(8, 4))
+    >>> sn.assert_healthy(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Tanh()), torch.randn(8, 4))
     """
     record = check(model, batch, optimizer)
     kept = tuple(f for f in record.findings if f.severity != "note" and f.code not in allow)
