@@ -52,10 +52,11 @@ from slabnorm.contracts.formats.json_file import (
     write_json,
 )
 from slabnorm.contracts.key import KEEP, Key, name_of
-from slabnorm.contracts.statistics import PARTS, Source, Statistics
+from slabnorm.contracts.statistics import Source, Statistics
 from slabnorm.errors import ContractError, DataError, DataWarning, SlabError
 from slabnorm.extras import extra
 from slabnorm.inputs.schemes import MinMax, Scheme, ZScore
+from slabnorm.mergeable_moments import FIELDS, Moments
 from slabnorm.text import listing, printable
 
 if TYPE_CHECKING:
@@ -237,7 +238,8 @@ class _Whole:
 
     def __init__(self, key: str) -> None:
         self.key, self.count = key, 0
-        self._merged: Statistics | None = None
+        self._moments = Moments.empty()
+        self._ends_known = True
         self._sums: dict[float, Tensor] = {}  # of quantiles times counts
         self._ends: dict[float, tuple[Tensor, Tensor]] = {}
 
@@ -251,9 +253,10 @@ class _Whole:
         ranks = {rank: [_quantiles(row).get(rank) for row in rows] for rank in _quantiles(rows[0])}
         read = statistics_of(parts, ranks, self.key, where, flags=True)
         weight = torch.tensor([count for count in counts if count]).reshape(-1, *[1] * (len(read.shape) - 1))
+        self._ends_known &= read.min is not None and read.max is not None
         try:
-            merged = _merge_rows(replace(read, count=weight.expand(read.shape), quantiles={}))
-            self._merged = merged if self._merged is None else self._merged.merge(merged)
+            moments = replace(read, count=weight.expand(read.shape)).moments()
+            self._moments = self._moments.merge(_merge_rows(moments))
         except SlabError as error:
             raise unusable(self.key, where, f"{error.problem}: {error.got}") from error
         self.count += sum(counts)
@@ -265,9 +268,11 @@ class _Whole:
 
     def statistics(self) -> Statistics:
         """Return the statistics of all; raise DataError if there was no frame."""
-        if self._merged is None:
+        if not self.count:
             raise unusable(self.key, "the episodes", "no episode has a frame")
-        return self._merged
+        found = self._moments
+        low, high = (found.min, found.max) if self._ends_known else (None, None)
+        return Statistics(found.mean, found.std(), low, high, found.count)
 
     def is_average(self, rank: float, quantile: Tensor) -> bool:
         """Whether numbers are the average of the episodes' quantiles, or the outermost of them."""
@@ -280,24 +285,18 @@ class _Whole:
         return bool(differ.any()) and any(map(bool, near))
 
 
-def _merge_rows(rows: Statistics) -> Statistics:
-    """Return the statistics of all rows, merged in pairs."""
+def _merge_rows(rows: Moments) -> Moments:
+    """Return the moments of all rows, merged in pairs."""
     while (length := rows.shape[0]) > 1:
         half = length // 2
         pairs = _some(rows, 0, half).merge(_some(rows, half, 2 * half))
-        rows = pairs if length == 2 * half else _joined(pairs, _some(rows, 2 * half, length))
-    return rows.reshaped(rows.shape[1:])
+        rest = _some(rows, 2 * half, length)
+        rows = Moments(*(torch.cat([getattr(pairs, name), getattr(rest, name)]) for name in FIELDS))
+    return Moments(*(getattr(rows, name)[0] for name in FIELDS))
 
 
-def _some(rows: Statistics, first: int, last: int) -> Statistics:
-    parts: dict[str, Any] = {n: part[first:last] for n in PARTS if (part := getattr(rows, n)) is not None}
-    return Statistics(**parts)
-
-
-def _joined(a: Statistics, b: Statistics) -> Statistics:
-    known = [name for name in PARTS if getattr(a, name) is not None]
-    parts: dict[str, Any] = {name: torch.cat([getattr(a, name), getattr(b, name)]) for name in known}
-    return Statistics(**parts)
+def _some(rows: Moments, first: int, last: int) -> Moments:
+    return Moments(*(getattr(rows, name)[first:last] for name in FIELDS))
 
 
 def _merge_all(episodes: Iterable[Episode], info: dict[str, Any]) -> dict[str, _Whole]:
