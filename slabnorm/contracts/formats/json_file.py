@@ -89,7 +89,11 @@ def object_of(value: Any, what: str, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError(f"{what} is no JSON object: {where}", f"{type(value).__name__}", AGAIN)
     if len(value) > MOST_KEYS:
-        raise DataError(f"Too many entries: {where}", f"{len(value):,}, more than {MOST_KEYS:,}", "split it")
+        raise DataError(
+            f"Too many entries: {where}",
+            f"{len(value):,}, more than {MOST_KEYS:,}",
+            "check that it is the right file",
+        )
     return value
 
 
