@@ -13,11 +13,12 @@ from slabnorm.errors import SlabError, SlabWarning
 
 if TYPE_CHECKING:
     from slabnorm.contracts import Contract, Key, contract, fit_contract
+    from slabnorm.contracts.reversible import Reversible
     from slabnorm.doctor.attribute import attribute
     from slabnorm.doctor.check import assert_healthy, check
     from slabnorm.doctor.watch import watch
     from slabnorm.functional import moments, normalize
-    from slabnorm.inputs import FixedScale, InputNorm, MinMax, Robust, ZScore, fit, load, save
+    from slabnorm.inputs import FixedScale, InputNorm, MinMax, QuantileRange, Robust, ZScore, fit, load, save
     from slabnorm.inputs.audit import audit
     from slabnorm.inputs.sklearn import SlabScaler as SlabScaler
     from slabnorm.mergeable_moments import Moments
@@ -42,7 +43,9 @@ __all__ = [  # but SlabScaler, which needs scikit-learn: an import of * has to w
     "LayerNorm",
     "MinMax",
     "Moments",
+    "QuantileRange",
     "RMSNorm",
+    "Reversible",
     "Robust",
     "SlabError",
     "SlabNorm",
@@ -76,9 +79,20 @@ __all__ = [  # but SlabScaler, which needs scikit-learn: an import of * has to w
 # No module of this folder may have one of these names: importing it would set the name to the module.
 _ROOMS = {
     "slabnorm.contracts": ("Contract", "Key", "contract", "fit_contract"),
+    "slabnorm.contracts.reversible": ("Reversible",),
     "slabnorm.doctor": ("assert_healthy", "attribute", "check", "watch"),
     "slabnorm.functional": ("moments", "normalize"),
-    "slabnorm.inputs": ("FixedScale", "InputNorm", "MinMax", "Robust", "ZScore", "fit", "load", "save"),
+    "slabnorm.inputs": (
+        "FixedScale",
+        "InputNorm",
+        "MinMax",
+        "QuantileRange",
+        "Robust",
+        "ZScore",
+        "fit",
+        "load",
+        "save",
+    ),
     "slabnorm.inputs.audit": ("audit",),
     "slabnorm.inputs.sklearn": ("SlabScaler",),
     "slabnorm.mergeable_moments": ("Moments",),

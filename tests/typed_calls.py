@@ -17,6 +17,11 @@ def calls(x: Tensor) -> None:
     assert_type(sn.GroupNorm(1, 3)(x, residual=x), Tensor)
     assert_type(sn.LayerNorm(3)(x), Tensor)
     assert_type(sn.RMSNorm(3)(x), Tensor)
+    reversible = sn.Reversible("n t -> n", affine="")
+    assert_type(reversible(x)[0], Tensor)
+    with reversible.instance(x) as (y, inverse):
+        assert_type(y, Tensor)
+        assert_type(inverse(y), Tensor)
     norm = sn.fit(x, split="train")
     assert_type(norm(x), Tensor)
     assert_type(norm.inverse(x), Tensor)

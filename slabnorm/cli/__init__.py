@@ -15,6 +15,7 @@ from slabnorm.cli.audit import audit
 from slabnorm.cli.check import check
 from slabnorm.cli.claims import claims
 from slabnorm.cli.compare import compare
+from slabnorm.cli.contract import check_contract, convert_contract, show_contract
 from slabnorm.cli.export import export
 from slabnorm.cli.fit import fit, show
 from slabnorm.cli.lab import lab
@@ -51,6 +52,14 @@ def common(
 
 for command in (fit, show, audit, apply, export, check, compare, claims, lab):
     app.command()(as_command(command))
+
+contract = typer.Typer(
+    no_args_is_help=True, help="The statistics of many keys: show, check and convert them."
+)
+contract.command("show")(as_command(show_contract))
+contract.command("check")(as_command(check_contract))
+contract.command("convert")(as_command(convert_contract))
+app.add_typer(contract, name="contract")
 
 
 def main() -> None:

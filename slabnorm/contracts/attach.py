@@ -146,7 +146,8 @@ def attach(
 
     >>> import torch, slabnorm as sn
     >>> data = {"x": torch.tensor([[0.0], [10.0]]), "y": torch.tensor([[100.0], [300.0]])}
-    >>> contract = sn.fit_contract(data, {"x": "n c -> c", "y": sn.Key("n c -> c", role="output")}, split="train")
+    >>> keys = {"x": "n c -> c", "y": sn.Key("n c -> c", role="output")}
+    >>> contract = sn.fit_contract(data, keys, split="train")
     >>> model = contract.attach(torch.nn.Identity())
     >>> model(torch.tensor([[10.0]]))
     tensor([[300.]])
@@ -155,11 +156,13 @@ def attach(
         raise ModelError(
             "attach() needs a torch.nn.Module", type(model).__name__, "wrap() takes any function"
         )
-    if hasattr(model, "contract") or hasattr(model, "ports"):
+    if isinstance(model, Contracted):
+        raise ModelError("The model has a contract already", type(model).__name__, "detach() it first")
+    taken = [name for name in ("contract", "ports") if hasattr(model, name)]
+    if taken:
         raise ModelError(
-            "The model has a contract already" if isinstance(model, Contracted) else "The model has an attribute "
-            "contract or ports of its own", type(model).__name__, "detach() it first, or use wrap()",
-        )  # fmt: skip
+            f"The model has an attribute {taken[0]} of its own", type(model).__name__, "use wrap()"
+        )
     ports = Ports(inputs, outputs, contract)
     model.contract = contract
     model.ports = ports  # type: ignore[assignment]

@@ -151,14 +151,23 @@ class Contract(nn.Module):
         return self._each(batch, "output", lambda norm, y: norm.inverse(y))
 
     def check(self, batch: Any) -> tuple[Finding, ...]:
-        """Say of a batch of raw data whether it is what the statistics are for.
+        """Say of raw data whether they are what the statistics are for.
+
+        Args:
+            batch: a dict or a TensorDict; or the path of a file or folder that `fit_contract` takes, of which
+                entries that the contract does not know are not looked at.
 
         Returns:
-            Findings, as `slabnorm.audit` has them: a key or a feature out of range, of another mean or
-            spread, normalised already, scaled twice, with swapped channels or in another unit.
+            Findings as `slabnorm.audit` has them, errors first. A key is missing, unknown or of another
+            width; values lie outside the training range or what is valid; means or spreads are others, by
+            more than chance; the data are normalised already, scaled twice, in another unit (a power of ten,
+            degrees for radians), or have their features in another order.
 
         Raises:
-            ContractError: the batch is no mapping.
+            ContractError: the batch has no names.
+            DataError: the file cannot be read.
+            ExtraError: SciPy, of the extra `slabnorm[study]`, is not installed, and the order of features is
+                in doubt.
         """
         from slabnorm.contracts.check import check_batch
 

@@ -120,32 +120,28 @@ def _fit_alone(
     source: Any, name: str, key: Key, options: dict[str, Any], progress: Progress | None
 ) -> InputNorm:
     """Fit one key of a source that has its values in one place."""
+    source, which = place_of(source, name)
+    options = {**options, **which, "progress": progress, **key.sizes}
+    with _naming(name):
+        return fit(source, key.scheme, key.pattern, **options)
+
+
+def place_of(source: Any, name: str) -> tuple[Any, dict[str, Any]]:
+    """Return what holds the values of a key, and the option of `fit` that names it there.
+
+    Raises:
+        DataError: the source is of no known kind, or has no keys.
+    """
     known = known_options(source)
     if "columns" in known:
-        which: dict[str, Any] = {"columns": [name]}
-    elif "key" in known:
-        source, which = _entry(source, name)
-    else:
+        return source, {"columns": [name]}
+    if "key" not in known:
         raise DataError(
             "These data have no keys", f"{source!s:.200}",
             "give a dict, npz, a Zarr group, a table, or items that are dicts; fit() takes one array",
         )  # fmt: skip
-    with _naming(name):
-        return fit(
-            source,
-            key.scheme,
-            key.pattern,
-            **options,
-            **which,
-            progress=progress,
-            **key.sizes,  # type: ignore[arg-type]
-        )
-
-
-def _entry(source: Any, name: str) -> tuple[Any, dict[str, Any]]:
-    """Return what holds an entry that may lie in another one, and the option that names it."""
     if isinstance(source, Mapping) and name not in source and name in known_names(source, [name]):
-        return {name: get(source, name)}, {"key": name}
+        return {name: get(source, name)}, {"key": name}  # it lies in another entry
     return source, {"key": name}
 
 

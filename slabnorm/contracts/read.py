@@ -14,7 +14,9 @@ from slabnorm.contracts.formats.found import Found
 from slabnorm.contracts.key import Key, as_key, name_of
 from slabnorm.contracts.statistics import GivenNorm
 from slabnorm.errors import ContractError, DataError, OptionError, SlabError
+from slabnorm.files import output_path
 from slabnorm.inputs.normalizer import FeatureNorm, InputNorm
+from slabnorm.inputs.outputs import check_outputs
 from slabnorm.text import did_you_mean, listing, printable
 
 FIRST_BYTES = 1 << 16
@@ -62,6 +64,28 @@ def contract(source: Any, keys: Mapping[str, str | Key] | None = None, *, format
     return _read(_format(source, format), source, given)
 
 
+def write(contract: Contract, path: str | os.PathLike[str], format: str = "slabnorm") -> None:
+    """Write a contract in a format: slabnorm's own, or another program's.
+
+    Raises:
+        OptionError: there is no such format, it is only read, or the file cannot be written.
+        ContractError: the format cannot hold what the contract says.
+    """
+    if format == "slabnorm":
+        contract.save(path)
+        return
+    found = _named(format)
+    if found.write is None:
+        writes = [form.name for form in FORMATS if form.write is not None]
+        raise OptionError(
+            f"{found.title} is only read, not written", printable(format),
+            f"one of {listing(['slabnorm', *writes], 'or')}",
+        )  # fmt: skip
+    target = output_path(path)
+    check_outputs([target], contract.origin)
+    found.write(contract, target)
+
+
 def _is_own(path: Path) -> bool:
     if not path.is_file():
         return False
@@ -69,15 +93,19 @@ def _is_own(path: Path) -> bool:
         return file.is_contract(opened.read(FIRST_BYTES))
 
 
+def _named(name: str) -> Format:
+    known = [form.name for form in FORMATS]
+    found = next((form for form in FORMATS if form.name == name), None)
+    if found is None:
+        fix = did_you_mean(name, known) or f"one of {listing(known, 'or')}"
+        raise OptionError(f"There is no format {printable(repr(name), 60)}", "", fix)
+    return found
+
+
 def _format(source: Any, name: str) -> Format:
     """Return the format of a source: the one that is named, or else the first that recognises it."""
-    known = [form.name for form in FORMATS]
     if name:
-        found = next((form for form in FORMATS if form.name == name), None)
-        if found is None:
-            fix = did_you_mean(name, known) or f"one of {listing(known, 'or')}"
-            raise OptionError(f"There is no format {printable(repr(name), 60)}", "", fix)
-        return found
+        return _named(name)
     found = next((form for form in FORMATS if form.recognises(source)), None)
     if found is None:
         what = printable(source) if isinstance(source, Path) else type(source).__name__

@@ -13,7 +13,7 @@ from slabnorm.contracts.key import Key
 from slabnorm.errors import ShapeError, StatisticsError
 from slabnorm.inputs.features import Features
 from slabnorm.inputs.normalizer import AFFINE, CLOSE, FeatureNorm, InputNorm
-from slabnorm.inputs.schemes import Affine, Scheme, first_features, resolve
+from slabnorm.inputs.schemes import Affine, Scheme, first_features, resolve, shift_and_scale
 from slabnorm.mergeable_moments import Moments
 from slabnorm.notation import parse
 
@@ -166,20 +166,22 @@ class Statistics:
             )
         found = [row for row in rows if row is not None]
         quantiles = torch.stack(found) if found else torch.empty((0, *self.shape), dtype=torch.float64)
-        return scheme.affine(self._stand_in(scheme), quantiles)
+        return shift_and_scale(scheme, self._stand_in(scheme), quantiles)
 
     def _stand_in(self, scheme: Scheme) -> Moments:
         """Return Moments in which a scheme finds what it reads; the rest of them says nothing.
 
         Counted once, as the root of a square is the number itself: the scale is then exactly the spread.
+        Where nobody knows the ends, numbers near the middle say how large values are.
         """
         zero = torch.zeros(self.shape, dtype=torch.float64)
-        mean = zero if self.mean is None else self.mean
-        std = zero + 1 if self.std is None else self.std
+        rows = list(self.quantiles.values()) or [zero]
+        mean = (rows[0] + rows[-1]) / 2 if self.mean is None else self.mean
+        std = (rows[-1] - rows[0]) / 2 if self.std is None else self.std
         whole = bool(getattr(scheme, "ddof", 0)) and self.count is not None
         count = self.count if whole and self.count is not None else torch.ones_like(zero)
-        low = torch.where(std == 0, mean, -torch.inf) if self.min is None else self.min
-        high = torch.where(std == 0, mean, torch.inf) if self.max is None else self.max
+        low = mean - std if self.min is None else self.min
+        high = mean + std if self.max is None else self.max
         return Moments(count, mean, std.square() * count, low, high)
 
 

@@ -31,6 +31,7 @@ from slabnorm.doctor.record import Layer
 from slabnorm.errors import ModelError, OptionError
 from slabnorm.nn.diagnostics import recomputing, training_without_gradients
 from slabnorm.report.check import CheckRecord, Finding
+from slabnorm.surgery.virtual_batch import runs_as_virtual_batch
 from slabnorm.surgery.walk import walk
 
 NUMBERS = ("mean", "spread", "flat", "dead", "gradient", "stale")  # of a layer, for each step
@@ -225,7 +226,8 @@ class _Watcher:
     def _enter_model(self, module: nn.Module, given: Any) -> None:
         self.learning.append(torch.is_grad_enabled())
         if torch.is_grad_enabled() and module.training:
-            self.forwards += 1
+            whole = runs_as_virtual_batch(self.modules.values())  # its parts are one forward
+            self.forwards = max(1, self.forwards) if whole else self.forwards + 1
 
     def _leave_model(self, module: nn.Module, given: Any, output: Any) -> None:
         self.learning.pop()

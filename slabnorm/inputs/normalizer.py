@@ -15,7 +15,7 @@ from slabnorm.errors import DtypeError, ShapeError, StatisticsError
 from slabnorm.inputs.features import Features
 from slabnorm.inputs.quantile_sample import rank_error
 from slabnorm.inputs.record import Record
-from slabnorm.inputs.schemes import Affine, Scheme, resolve
+from slabnorm.inputs.schemes import Affine, Scheme, resolve, shift_and_scale
 from slabnorm.inputs.sketch import Sketch
 from slabnorm.kernels.huge_pages import empty_like, numbers_only
 from slabnorm.mergeable_moments import FIELDS, Moments
@@ -92,6 +92,11 @@ class FeatureNorm(nn.Module):
     def features(self) -> Features:
         """Where the features lie in a batch, and their shape."""
         return self._features
+
+    @property
+    def target(self) -> tuple[float, float]:
+        """The width and the lower end of the output range."""
+        return self._target
 
     if TYPE_CHECKING:  # that of Module returns Any
 
@@ -241,7 +246,7 @@ class InputNorm(FeatureNorm):
             )
         read = moments.mean.new_empty((0, *moments.shape)) if quantiles is None else quantiles.clone()
         scheme = record.scheme
-        super().__init__(features, scheme.affine(moments, read), scheme.target, scheme.clip)
+        super().__init__(features, shift_and_scale(scheme, moments, read), scheme.target, scheme.clip)
         self.sketch, self.skipped, self.record = Sketch(), (), record
         for name in FIELDS:
             # A copy: load_state_dict writes into it.
@@ -389,6 +394,8 @@ class InputNorm(FeatureNorm):
         parts += [f"constant={constant}"] if constant else []
         parts += [f"missing={missing}"] if missing else []
         parts += [f"clip={self._clip}"] if self._clip else []
+        policy = self.scheme.near_constant
+        parts += [f"near_constant={policy!r}"] if policy != "warn" else []
         return ", ".join(parts + (["leak=True"] if self.record.leak else []))
 
     def get_extra_state(self) -> Tensor:
@@ -446,7 +453,7 @@ class InputNorm(FeatureNorm):
             return
         values = {name: value.cpu() for name, value in both.items()}
         moments = Moments(*(values[f"moments_{name}"] for name in FIELDS), weighted=record.weights == "real")
-        wanted = record.scheme.affine(moments, values["quantiles"])
+        wanted = shift_and_scale(record.scheme, moments, values["quantiles"])
         # Another release may round them differently.
         away = (values["shift"] - wanted.shift) + (values["shift_low"] - wanted.shift_low)
         wrong = (away.abs() > CLOSE * wanted.scale) | ((values["scale"] / wanted.scale - 1).abs() > CLOSE)

@@ -239,7 +239,7 @@ def print_audit(record: AuditRecord, console: Console) -> None:
     print_text(console, f"{record.counts} found", "bold" if record.clean else "bold red")
     console.print()
     if record.findings:
-        _print_findings(record, console)
+        print_findings(record.findings, console)
     print_text(console, overlap_text(record.overlap))
     if record.leaked is not None:
         _print_leaked(record.leaked, console)
@@ -247,13 +247,14 @@ def print_audit(record: AuditRecord, console: Console) -> None:
         print_text(console, f"• {printable(note, 400)}", "dim")
 
 
-def _print_findings(record: AuditRecord, console: Console) -> None:
+def print_findings(findings: tuple[Finding, ...], console: Console) -> None:
+    """Print a row for each finding: its kind, what was found, and what to do."""
     from rich.text import Text
 
     from slabnorm.report.terminal import Column, Row, print_rows
 
     rows = []
-    for finding in record.findings:
+    for finding in findings:
         text = Text(printable(finding.text, 500))
         if len(finding.features) > 1:
             names = ", ".join(printable(name, 40) for name in finding.features[:FEATURES_NAMED])

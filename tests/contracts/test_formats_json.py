@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import slabnorm as sn
-from slabnorm.contracts.formats import json_file, openpi, plain
+from slabnorm.contracts.formats import json_file
+from slabnorm.contracts.read import write
 from slabnorm.errors import ContractError, DataError, PatternError, SlabError
 
 RNG = np.random.default_rng(0)
@@ -23,7 +24,7 @@ def openpi_stats(x):
     return {"mean": x.mean(0).tolist(), "std": x.std(0).tolist(), "q01": q01.tolist(), "q99": q99.tolist()}
 
 
-def write(tmp_path, name, value):
+def text_file(tmp_path, name, value):
     path = tmp_path / name
     path.write_text(value if isinstance(value, str) else json.dumps(value))
     return path
@@ -34,23 +35,41 @@ def write(tmp_path, name, value):
 
 def test_openpi_there_and_back(tmp_path):
     whole = {"norm_stats": {"state": openpi_stats(X), "actions": openpi_stats(X[:, :2])}}
-    path = write(tmp_path, "norm_stats.json", whole)
-    openpi.write(sn.contract(path), tmp_path / "again.json")
+    path = text_file(tmp_path, "norm_stats.json", whole)
+    write(sn.contract(path), tmp_path / "again.json", "openpi")
     assert json.loads((tmp_path / "again.json").read_text()) == whole
     folder = sn.contract(tmp_path)  # as openpi's load() takes it
     assert list(folder) == ["state", "actions"]
 
 
 def test_openpi_normalises_as_its_formula(tmp_path):
-    path = write(tmp_path, "norm_stats.json", {"norm_stats": {"state": openpi_stats(X)}})
+    path = text_file(tmp_path, "norm_stats.json", {"norm_stats": {"state": openpi_stats(X)}})
     contract = sn.contract(path)
     z = contract["state"](torch.from_numpy(X[:, None]))
     np.testing.assert_allclose(z[:, 0], (X - X.mean(0)) / X.std(0), rtol=1e-12, atol=1e-12)
 
 
+def test_openpi_by_quantiles(tmp_path):
+    path = text_file(tmp_path, "norm_stats.json", {"norm_stats": {"state": openpi_stats(X)}})
+    contract = sn.contract(path, {"state": sn.Key("n ... c -> c", "quantile")})
+    z = contract["state"](torch.from_numpy(X))
+    q01, q99 = np.quantile(X, [0.01, 0.99], axis=0)
+    np.testing.assert_allclose(z, (X - q01) / (q99 - q01) * 2 - 1, rtol=1e-10, atol=1e-10)
+    write(contract, tmp_path / "again.json", "openpi")
+    assert json.loads((tmp_path / "again.json").read_text()) == json.loads(path.read_text())
+
+
+def test_openpi_has_one_scheme_for_all_keys(tmp_path):
+    whole = {"norm_stats": {"state": openpi_stats(X), "actions": openpi_stats(X)}}
+    path = text_file(tmp_path, "norm_stats.json", whole)
+    contract = sn.contract(path, {"state": sn.Key("n ... c -> c", "quantile")})
+    with pytest.raises(ContractError, match=r"'actions'(.|\n)*one for all keys"):
+        write(contract, tmp_path / "again.json", "openpi")
+
+
 def test_what_openpi_does_not_say_is_unknown(tmp_path):
     stats = openpi_stats(X) | {"q01": None, "q99": None}
-    contract = sn.contract(write(tmp_path, "norm_stats.json", {"norm_stats": {"actions": stats}}))
+    contract = sn.contract(text_file(tmp_path, "norm_stats.json", {"norm_stats": {"actions": stats}}))
     norm, key = contract["actions"], contract.key("actions")
     found = norm.statistics
     assert found.known().keys() == {"mean", "std"}
@@ -72,14 +91,14 @@ def test_what_openpi_cannot_express_is_not_written(case, tmp_path):
     x = torch.randn((4, 3, 2) if case == "features elsewhere" else (4, 3)).double()
     contract = sn.fit_contract({"state": x}, keys, split="train")
     with pytest.raises(ContractError, match=message):
-        openpi.write(contract, tmp_path / "norm_stats.json")
+        write(contract, tmp_path / "norm_stats.json", "openpi")
     assert not (tmp_path / "norm_stats.json").exists()
 
 
 def test_openpi_needs_mean_and_deviation(tmp_path):
-    path = write(tmp_path, "a.json", {"state": {"min": [0.0], "max": [1.0]}})
+    path = text_file(tmp_path, "a.json", {"state": {"min": [0.0], "max": [1.0]}})
     with pytest.raises(ContractError, match="nobody says its mean and std"):
-        openpi.write(sn.contract(path), tmp_path / "norm_stats.json")
+        write(sn.contract(path), tmp_path / "norm_stats.json", "openpi")
 
 
 # nnU-Net
@@ -104,8 +123,8 @@ def fingerprint(channels):
 
 def test_nnunet_fingerprint(tmp_path):
     channels = [RNG.normal(100, 30, 500), RNG.exponential(5, 500)]
-    path = write(tmp_path, "dataset_fingerprint.json", fingerprint(channels))
-    write(tmp_path, "dataset.json", {"channel_names": {"0": "CT", "1": "PET"}})
+    path = text_file(tmp_path, "dataset_fingerprint.json", fingerprint(channels))
+    text_file(tmp_path, "dataset.json", {"channel_names": {"0": "CT", "1": "PET"}})
     contract = sn.contract(path)
     norm, key = contract["data"], contract.key("data")
     assert (key.names, key.role, key.unit) == (("CT", "PET"), "input", "")
@@ -124,17 +143,17 @@ def test_nnunet_fingerprint(tmp_path):
 def test_nnunet_plans(name, tmp_path):
     stats = {"0": properties(X[:, 0])}
     plans = {"configurations": {}, "foreground_intensity_properties_per_channel": stats}
-    norm = sn.contract(write(tmp_path, name, plans))["data"]
+    norm = sn.contract(text_file(tmp_path, name, plans))["data"]
     assert norm.statistics.mean.item() == X[:, 0].mean()
     assert norm.samples is None
     plans = {"foreground_intensity_properties_by_modality": stats}
-    assert sn.contract(write(tmp_path, name, plans))["data"].statistics.std.item() == X[:, 0].std()
+    assert sn.contract(text_file(tmp_path, name, plans))["data"].statistics.std.item() == X[:, 0].std()
 
 
 def test_nnunet_names_that_do_not_fit_are_none(tmp_path):
-    path = write(tmp_path, "dataset_fingerprint.json", fingerprint([X[:, 0], X[:, 1]]))
+    path = text_file(tmp_path, "dataset_fingerprint.json", fingerprint([X[:, 0], X[:, 1]]))
     for names in ({"0": "MRI", "1": "MRI"}, {"0": "CT"}, ["CT", "PET"], {"0": 1, "1": 2}):
-        write(tmp_path, "dataset.json", {"channel_names": names})
+        text_file(tmp_path, "dataset.json", {"channel_names": names})
         assert sn.contract(path).key("data").names == ()
 
 
@@ -151,7 +170,7 @@ NNUNET_ERRORS = {
 
 @pytest.mark.parametrize("case", NNUNET_ERRORS)
 def test_damaged_nnunet(case, tmp_path):
-    path = write(tmp_path, "dataset_fingerprint.json", NNUNET_ERRORS[case])
+    path = text_file(tmp_path, "dataset_fingerprint.json", NNUNET_ERRORS[case])
     with pytest.raises(DataError, match=r"dataset_fingerprint.json"):
         sn.contract(path)
 
@@ -160,7 +179,7 @@ def test_damaged_nnunet(case, tmp_path):
 
 
 def test_plain_json_by_hand(tmp_path):
-    path = write(tmp_path, "stats.json", {"x": {"mean": [1, 2], "std": [3.0, 4.0], "note": "by hand"}})
+    path = text_file(tmp_path, "stats.json", {"x": {"mean": [1, 2], "std": [3.0, 4.0], "note": "by hand"}})
     contract = sn.contract(path)
     found, key = contract["x"], contract.key("x")
     assert (key.unit, key.names, key.role, key.valid, str(key.scheme)) == ("", (), "input", None, "zscore")
@@ -172,7 +191,7 @@ def test_plain_json_by_hand(tmp_path):
 
 @pytest.mark.parametrize("value", [{"mean": 2.0, "std": 4.0}, {"mean": [2.0], "std": [4.0]}], ids=str)
 def test_statistics_of_one_key_alone(value, tmp_path):
-    contract = sn.contract(write(tmp_path, "a.json", value))
+    contract = sn.contract(text_file(tmp_path, "a.json", value))
     assert list(contract) == ["x"]
     x = torch.tensor([6.0]) if value["mean"] == 2.0 else torch.tensor([[6.0]])
     assert contract["x"](x).flatten().tolist() == [1.0]
@@ -196,7 +215,7 @@ def test_all_that_plain_json_can_say(tmp_path):
         "pattern": "n c t -> c",
         "scheme": {"name": "minmax", "out": [-1.0, 1.0]},
     }
-    contract = sn.contract(write(tmp_path, "a.json", {"y": value}))
+    contract = sn.contract(text_file(tmp_path, "a.json", {"y": value}))
     key, norm = contract.key("y"), contract["y"]
     assert (key.unit, key.names, key.role, key.valid) == ("rad", ("a", "b"), "output", (-10.0, 10.0))
     assert key.scheme == sn.MinMax(out=(-1, 1))
@@ -208,7 +227,7 @@ def test_all_that_plain_json_can_say(tmp_path):
     }
     y = torch.tensor([[[7.0, -5.0], [1.0, 8.0]]])
     assert norm(y).tolist() == [[[1.0, -1.0], [0.0, 1.0]]]
-    plain.write(contract, tmp_path / "b.json")
+    write(contract, tmp_path / "b.json", "json")
     again = sn.contract(tmp_path / "b.json")
     assert again.key("y").to_plain() == key.to_plain()
     assert again["y"].source.split == "train"
@@ -224,7 +243,7 @@ def test_a_fit_goes_to_plain_json_and_back(tmp_path):
         "index": "keep",
     }
     contract = sn.fit_contract(x, keys, split="train")
-    plain.write(contract, tmp_path / "a.json")
+    write(contract, tmp_path / "a.json", "json")
     again = sn.contract(tmp_path / "a.json")
     assert list(again) == ["state", "image"]
     assert again.key("state").unit == "m"
@@ -240,14 +259,16 @@ def test_what_plain_json_cannot_express_is_not_written(tmp_path):
     key = sn.Key("n (g c) -> g", sizes={"g": 2})
     contract = sn.fit_contract({"x": torch.randn(5, 4).double()}, {"x": key}, split="train")
     with pytest.raises(ContractError, match=r"'x'(.|\n)*brackets"):
-        plain.write(contract, tmp_path / "a.json")
+        write(contract, tmp_path / "a.json", "json")
 
 
 def test_a_writer_does_not_take_the_place_of_data(tmp_path):
     np.savez(tmp_path / "data.npz", x=X)
     contract = sn.fit_contract(tmp_path / "data.npz", {"x": "n c -> c"}, split="train")
+    before = (tmp_path / "data.npz").read_bytes()
     with pytest.raises(SlabError):
-        plain.write(contract, tmp_path / "data.npz")
+        write(contract, tmp_path / "data.npz", "json")
+    assert (tmp_path / "data.npz").read_bytes() == before
 
 
 # Files that are damaged, or made to do damage
@@ -303,7 +324,7 @@ KEY_ERRORS = {
 
 @pytest.mark.parametrize("case", KEY_ERRORS)
 def test_a_key_that_cannot_be_used_is_named_with_its_file(case, tmp_path):
-    path = write(tmp_path, "stats of a robot.json", KEY_ERRORS[case])
+    path = text_file(tmp_path, "stats of a robot.json", KEY_ERRORS[case])
     with pytest.raises(DataError) as caught:
         sn.contract(path, format="json")
     assert "'arm'" in str(caught.value)
@@ -320,7 +341,7 @@ LAYER_ERRORS = {
 
 @pytest.mark.parametrize("case", LAYER_ERRORS)
 def test_a_key_that_gives_no_layer_is_named_with_its_file(case, tmp_path):
-    path = write(tmp_path, "a.json", LAYER_ERRORS[case])
+    path = text_file(tmp_path, "a.json", LAYER_ERRORS[case])
     with pytest.raises(SlabError) as caught:
         sn.contract(path)
     assert "'arm'" in str(caught.value)
@@ -328,7 +349,7 @@ def test_a_key_that_gives_no_layer_is_named_with_its_file(case, tmp_path):
 
 
 def test_a_pattern_of_the_caller_that_does_not_fit(tmp_path):
-    path = write(tmp_path, "a.json", key_of())
+    path = text_file(tmp_path, "a.json", key_of())
     with pytest.raises((PatternError, SlabError), match=r"'arm' of .*a\.json"):
         sn.contract(path, {"arm": "n c h -> c h"})
 
@@ -358,7 +379,7 @@ def test_a_damaged_file_is_named(form, case, tmp_path):
 
 
 def test_a_key_that_stands_twice_is_named(tmp_path):
-    path = write(tmp_path, "a.json", '{"arm": {"mean": 1.0}, "leg": {"mean": 1.0}, "arm": {"mean": 2.0}}')
+    path = text_file(tmp_path, "a.json", '{"arm": {"mean": 1.0}, "leg": {"mean": 1.0}, "arm": {"mean": 2.0}}')
     with pytest.raises(DataError) as caught:
         sn.contract(path)
     assert "'arm' twice" in str(caught.value)
@@ -392,7 +413,7 @@ def _error(path):
 
 
 def test_a_link_to_a_file_is_read(tmp_path):
-    write(tmp_path, "a.json", key_of())
+    text_file(tmp_path, "a.json", key_of())
     (tmp_path / "b.json").symlink_to(tmp_path / "a.json")
     assert list(sn.contract(tmp_path / "b.json")) == ["arm"]
 
@@ -400,13 +421,13 @@ def test_a_link_to_a_file_is_read(tmp_path):
 @pytest.mark.parametrize("form", ["json", "openpi"])
 def test_a_million_keys_are_refused_before_they_become_layers(form, tmp_path):
     keys = "{" + ",".join(f'"{n}":0' for n in range(1_000_000)) + "}"
-    path = write(tmp_path, "a.json", f'{{"norm_stats": {keys}}}' if form == "openpi" else keys)
+    path = text_file(tmp_path, "a.json", f'{{"norm_stats": {keys}}}' if form == "openpi" else keys)
     with pytest.raises(DataError, match=r"Too many entries: .*a\.json"):
         sn.contract(path, format=form)
 
 
 def test_names_from_outside_are_shown_without_what_a_terminal_acts_on(tmp_path):
-    path = write(tmp_path, "a.json", json.dumps({"\x1b[31marm": {"mean": "x"}}))
+    path = text_file(tmp_path, "a.json", json.dumps({"\x1b[31marm": {"mean": "x"}}))
     with pytest.raises(DataError) as caught:
         sn.contract(path)
     assert "\x1b" not in str(caught.value)

@@ -14,6 +14,7 @@ import torch
 
 import slabnorm as sn
 from slabnorm.contracts.formats import lerobot
+from slabnorm.contracts.read import write
 from slabnorm.errors import ContractError, DataError, DataWarning
 
 RANKS = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
@@ -267,6 +268,31 @@ def test_flags_pass_unchanged(tmp_path):
     assert contract({"action": torch.zeros(2), "next.done": done})["next.done"] is done
 
 
+MODES = {
+    "MEAN_STD": (sn.ZScore(), lambda x: (x - x.mean(0)) / x.std(0)),
+    "MIN_MAX": (sn.MinMax(out=(-1, 1)), lambda x: (x - x.min(0)) / (x.max(0) - x.min(0)) * 2 - 1),
+    "QUANTILES": (sn.QuantileRange(), lambda x: between(x, 0.01, 0.99)),
+    "QUANTILE10": (sn.QuantileRange(0.1, 0.9), lambda x: between(x, 0.1, 0.9)),
+}
+
+
+def between(x, low, high):
+    first, last = np.quantile(x, [low, high], axis=0)
+    return (x - first) / (last - first) * 2 - 1
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_modes_of_lerobot(mode, episodes, tmp_path):
+    scheme, formula = MODES[mode]
+    x = np.concatenate(episodes)
+    path = tmp_path / "stats.json"
+    path.write_text(json.dumps({"action": stats_of(x)}))
+    contract = sn.contract(path, {"action": sn.Key("n ... c -> c", scheme, role="output")})
+    np.testing.assert_allclose(contract["action"](torch.from_numpy(x)), formula(x), rtol=1e-11, atol=1e-11)
+    write(contract, tmp_path / "out.json", "lerobot")
+    assert json.loads((tmp_path / "out.json").read_text()) == json.loads(path.read_text())
+
+
 def test_there_and_back(episodes, tmp_path):
     x = np.concatenate(episodes)
     pictures = np.random.default_rng(0).integers(0, 256, (5, 3, 4, 6), dtype=np.uint8)
@@ -277,7 +303,7 @@ def test_there_and_back(episodes, tmp_path):
     }
     path, other = tmp_path / "stats.json", tmp_path / "other_stats.json"
     path.write_text(json.dumps(whole))
-    lerobot.write(sn.contract(path), other)
+    write(sn.contract(path), other, "lerobot")
     assert json.loads(other.read_text()) == whole
 
 
@@ -285,7 +311,7 @@ def test_a_fit_becomes_a_file_of_lerobot(episodes, tmp_path):
     x = torch.from_numpy(np.concatenate(episodes))
     keys = {"observation.state": "n c -> c", "action": sn.Key("n c -> c", role="output"), "index": "keep"}
     contract = sn.fit_contract({"observation.state": x, "action": -x}, keys, split="train")
-    lerobot.write(contract, tmp_path / "stats.json")
+    write(contract, tmp_path / "stats.json", "lerobot")
     plain = json.loads((tmp_path / "stats.json").read_text())
     assert plain.keys() == {"observation.state", "action"}
     assert plain["action"].keys() == {"min", "max", "mean", "std", "count"}
@@ -310,7 +336,7 @@ def test_what_lerobot_cannot_express_is_not_written(case, tmp_path):
     shape = (4, 3, 2) if case == "features elsewhere" else (4, 3)
     contract = sn.fit_contract({name: torch.randn(shape).double()}, keys, split="train")
     with pytest.raises(ContractError, match=message) as caught:
-        lerobot.write(contract, tmp_path / "stats.json")
+        write(contract, tmp_path / "stats.json", "lerobot")
     assert repr(name) in str(caught.value)
     assert not (tmp_path / "stats.json").exists()
 
@@ -319,7 +345,7 @@ def test_unknown_extremes_are_named(tmp_path):
     path = tmp_path / "stats.json"
     path.write_text(json.dumps({"action": {"mean": [0.0, 1.0], "std": [1.0, 1.0]}}))
     with pytest.raises(ContractError, match="nobody says its min and max"):
-        lerobot.write(sn.contract(path), tmp_path / "out.json")
+        write(sn.contract(path), tmp_path / "out.json", "lerobot")
 
 
 def line(number, **more):

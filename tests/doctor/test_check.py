@@ -292,6 +292,23 @@ def test_what_is_added_between_layers_keeps_a_bias_alive():
     assert codes(sn.check(Block(joined=True), x())) == []  # the bias also goes around the norm
 
 
+def test_what_is_added_between_norms_keeps_the_first_alive():
+    class Block(nn.Module):
+        def __init__(self, joined: bool) -> None:
+            super().__init__()
+            self.first, self.second, self.joined = nn.BatchNorm1d(4), nn.BatchNorm1d(4), joined
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x)
+            return self.second(y) + y if self.joined else self.second(y)
+
+    for joined in (False, True):
+        model = Block(joined)
+        model(x()).square().sum().backward()
+        assert (model.first.weight.grad.abs().max() < 0.01) == (not joined)  # but for eps
+        assert codes(sn.check(model, x())) == ([] if joined else [304])
+
+
 def test_functions_are_seen_by_what_they_do():
     class Pools(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -438,6 +455,9 @@ HUGGING_FACE = {
     "vit": ("ViTForImageClassification", "ViTConfig", "pixel_values",
             {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
              "image_size": 16, "patch_size": 8}),
+    "clip": ("CLIPForImageClassification", "CLIPConfig", "pixel_values",
+             {"vision_config": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+                                "intermediate_size": 64, "image_size": 16, "patch_size": 8}}),
     "bert": ("BertForSequenceClassification", "BertConfig", "input_ids",
              {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
               "intermediate_size": 64}),

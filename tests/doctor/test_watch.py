@@ -186,6 +186,19 @@ def test_accumulated_forwards_are_counted():
     assert [finding.code for finding in record.findings] == [307]  # and not 205: each forward is one update
 
 
+def test_the_parts_of_a_virtual_batch_are_one_forward(in_plain_torch):
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with sn.watch(model) as record:
+        for _ in range(4):
+            optimizer.zero_grad()
+            sn.virtual_batch(model, x().split(4), lambda model, part: model(part).square().sum() / 32)
+            optimizer.step()
+    assert record.passes == {1: 4}
+    assert record.updates == {"1": 1}
+    assert record.healthy
+
+
 class Checkpointed(nn.Module):
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,11 +16,7 @@ from slabnorm.contracts.key import name_of
 from slabnorm.contracts.statistics import Statistics
 from slabnorm.errors import DataError, SlabError
 from slabnorm.files import write_atomically
-from slabnorm.inputs.outputs import check_outputs
 from slabnorm.text import printable
-
-if TYPE_CHECKING:
-    from slabnorm.contracts.contract import Contract
 
 LARGEST = 64 << 20  # bytes of a file: as Python's objects it takes about ten times as much memory
 MOST_KEYS = 10_000  # each becomes a layer, which takes milliseconds
@@ -152,11 +148,10 @@ def begins(path: Path) -> bytes:
         return b""
 
 
-def write_json(contract: Contract, path: Path, plain: Any) -> None:
+def write_json(path: Path, plain: Any) -> None:
     """Write a JSON file, whole or not at all.
 
     Raises:
-        OptionError: it cannot be written, or is one of those that the contract was fitted on.
+        OptionError: it cannot be written.
     """
-    check_outputs([path], contract.origin)
     write_atomically(path, json.dumps(plain, indent=4, allow_nan=False) + "\n")

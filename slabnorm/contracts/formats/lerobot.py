@@ -20,8 +20,8 @@ How a policy normalises stands in its configuration, not beside the statistics:
 
     MEAN_STD      slabnorm.ZScore()
     MIN_MAX       slabnorm.MinMax(out=(-1, 1))
-    QUANTILES     slabnorm.QuantileRange(0.01, 0.99, (-1, 1))
-    QUANTILE10    slabnorm.QuantileRange(0.1, 0.9, (-1, 1))
+    QUANTILES     slabnorm.QuantileRange()
+    QUANTILE10    slabnorm.QuantileRange(0.1, 0.9)
     IDENTITY      "keep"
 """
 
@@ -55,7 +55,7 @@ from slabnorm.contracts.key import KEEP, Key, name_of
 from slabnorm.contracts.statistics import Source, Statistics
 from slabnorm.errors import ContractError, DataError, DataWarning, SlabError
 from slabnorm.extras import extra
-from slabnorm.inputs.schemes import MinMax, Scheme, ZScore
+from slabnorm.inputs.schemes import MinMax, QuantileRange, Scheme, ZScore
 from slabnorm.mergeable_moments import FIELDS, Moments
 from slabnorm.text import listing, printable
 
@@ -71,7 +71,12 @@ COLUMN = re.compile(r"stats/(.+)/([^/]+)")
 KEPT = re.compile(r"timestamp|(.+_)?index|next\..+|complementary_info\..+")  # which no policy is given
 CLOSE = 1e-6  # of the range of the episodes' quantiles: what is nearer to their average is one
 Episode = tuple[int, dict[str, dict[str, Any]], str]  # its number, its statistics by key, where they stand
-MODES: dict[str, Scheme] = {"MEAN_STD": ZScore(), "MIN_MAX": MinMax(out=(-1, 1))}
+MODES: dict[str, Scheme] = {
+    "MEAN_STD": ZScore(),
+    "MIN_MAX": MinMax(out=(-1, 1)),
+    "QUANTILES": QuantileRange(),
+    "QUANTILE10": QuantileRange(0.1, 0.9),
+}
 
 
 def recognises(source: Any) -> bool:
@@ -410,7 +415,7 @@ def write(contract: Contract, path: Path) -> None:
         OptionError: the file cannot be written.
     """
     plain = {name: _plain(name, key, norm) for name, (key, norm) in contract.entries().items() if norm}
-    write_json(contract, path, plain)
+    write_json(path, plain)
 
 
 def _plain(name: str, key: Key, norm: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ the last axis; variances are divided by the count. The file does not say the cou
 Nor does it say whether a model uses means or quantiles, which its configuration does, for all keys alike:
 
     use_quantile_norm=False    slabnorm.ZScore()
-    use_quantile_norm=True     slabnorm.QuantileRange(0.01, 0.99, (-1, 1))
+    use_quantile_norm=True     slabnorm.QuantileRange()
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from slabnorm.contracts.formats.json_file import (
 from slabnorm.contracts.key import Key, name_of
 from slabnorm.contracts.statistics import Source, Statistics
 from slabnorm.errors import ContractError, DataError
-from slabnorm.inputs.schemes import Scheme, ZScore
+from slabnorm.inputs.schemes import QuantileRange, Scheme, ZScore
 from slabnorm.text import listing, printable
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 TITLE = "openpi's norm_stats.json"
 FILE = "norm_stats.json"
 RANKS = {0.01: "q01", 0.99: "q99"}
-SCHEMES: dict[str, Scheme] = {"use_quantile_norm=False": ZScore()}
+SCHEMES: dict[str, Scheme] = {"use_quantile_norm=False": ZScore(), "use_quantile_norm=True": QuantileRange()}
 
 
 def recognises(source: Any) -> bool:
@@ -89,7 +89,7 @@ def write(contract: Contract, path: Path) -> None:
     for name, norm in norms.items():
         _check(name, contract.key(name), norm, next(iter(norms.values())))
     plain = {name: _plain(Statistics.of(norm)) for name, norm in norms.items()}
-    write_json(contract, path, {"norm_stats": plain})
+    write_json(path, {"norm_stats": plain})
 
 
 def _plain(statistics: Statistics) -> dict[str, Any]:

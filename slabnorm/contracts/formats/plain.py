@@ -125,7 +125,7 @@ def write(contract: Contract, path: Path) -> None:
         OptionError: the file cannot be written.
     """
     plain = {name: _plain(name, key, norm) for name, (key, norm) in contract.entries().items() if norm}
-    write_json(contract, path, plain)
+    write_json(path, plain)
 
 
 def _plain(name: str, key: Key, norm: Any) -> dict[str, Any]:

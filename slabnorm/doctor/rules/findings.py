@@ -13,7 +13,7 @@ def eval_finding(name: str, found: str, numbers: Numbers = ()) -> Finding:
     return Finding(
         102, "warning", name, found,
         "it normalises by statistics that no longer move, while the layers before it do",
-        f"model.get_submodule({name!r}).train(), or on purpose "
+        "model.train() before each step; or, if it is meant to stay so, "
         f"sn.freeze(model, where=lambda name, _: name == {name!r})",
         numbers,
     )  # fmt: skip

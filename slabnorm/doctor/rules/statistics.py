@@ -131,7 +131,7 @@ def small_slab(record: ModelRecord) -> Iterator[Finding]:
                 206, "error", layer.name,
                 "one value stands behind each of its statistics: x - mean is 0, whatever x is",
                 "the layer erases its input and returns its bias",
-                "fewer groups, a norm before the spatial axes are pooled, or larger batches",
+                "no norm here, fewer groups, a norm before the spatial axes are pooled, or larger batches",
                 (("elements", norm.elements),),
             )  # fmt: skip
             continue
@@ -164,7 +164,8 @@ def not_synchronised(record: ModelRecord) -> Iterator[Finding]:
                 207, "warning", layer.name,
                 f"{record.ranks} processes have {record.samples} samples each, and statistics of their own",
                 "each normalises by the noise of its own few samples, and their buffers differ",
-                "torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)",
+                "torch.nn.SyncBatchNorm.convert_sync_batchnorm(model) on GPUs, "
+                'or sn.convert(model, to="group")',
                 (("ranks", record.ranks), ("samples", record.samples)),
             )  # fmt: skip
 

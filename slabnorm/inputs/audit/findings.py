@@ -384,10 +384,16 @@ def _causes(norm: InputNorm, train: Side, dtype: str) -> list[Cause]:
 
 def _misfit(said: Side, new: Side) -> float:
     """Return chi^2: the sum of squared differences of means and spreads in standard errors."""
+    return float(misfits(said, new).sum())
+
+
+def misfits(said: Side, new: Side) -> np.ndarray:
+    """Return the share of each feature in chi^2."""
     shift, error, spread, wide = differences(said, new)
     with np.errstate(divide="ignore", invalid="ignore"):
         terms = (shift / error) ** 2 + (np.log(spread) / wide) ** 2
-    return float(np.where(np.isfinite(terms), terms, 0.0).sum())
+    found: np.ndarray = np.where(np.isfinite(terms), terms, 0.0)
+    return found
 
 
 # How many samples of a data set were in the training data, estimated from the training sketch alone.
