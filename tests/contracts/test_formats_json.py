@@ -315,6 +315,7 @@ KEY_ERRORS = {
     "a split": key_of(split=1),
     "samples": key_of(samples=-1),
     "a rank": key_of(**{"q7.5": [1.0, 1.0]}),
+    "seven axes": key_of(mean=[[[[[[[1.0]]]]]]], std=[[[[[[[1.0]]]]]]]),
     "deep lists": key_of().replace("[1.0, 2.0]", "[" * 200 + "1.0" + "]" * 200),
     "a square beyond float64": key_of(
         mean=[0.0, 0.0], std=[1e-320, 1.0], scheme={"name": "zscore", "eps": -1}
@@ -393,7 +394,7 @@ def test_other_encodings_are_read(encoding, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["json", "openpi", "lerobot", "nnunet"])
-def test_folders_devices_and_huge_files(form, tmp_path, monkeypatch):
+def test_folders_devices_and_huge_files(form, tmp_path):
     os.mkfifo(tmp_path / "pipe.json")
     (tmp_path / "folder.json").mkdir()
     (tmp_path / "loop.json").symlink_to(tmp_path / "loop.json")
@@ -418,10 +419,18 @@ def test_a_link_to_a_file_is_read(tmp_path):
     assert list(sn.contract(tmp_path / "b.json")) == ["arm"]
 
 
-@pytest.mark.parametrize("form", ["json", "openpi"])
-def test_a_million_keys_are_refused_before_they_become_layers(form, tmp_path):
+def test_a_million_keys_are_refused_before_they_become_layers(tmp_path):
     keys = "{" + ",".join(f'"{n}":0' for n in range(1_000_000)) + "}"
-    path = text_file(tmp_path, "a.json", f'{{"norm_stats": {keys}}}' if form == "openpi" else keys)
+    path = text_file(tmp_path, "norm_stats.json", f'{{"norm_stats": {keys}}}')
+    with pytest.raises(DataError, match=r"Too many entries: .*norm_stats\.json"):
+        sn.contract(path)
+
+
+@pytest.mark.parametrize("form", ["json", "lerobot", "nnunet", "openpi"])
+def test_more_keys_than_a_contract_may_have(form, tmp_path):
+    outer = {"openpi": "norm_stats", "nnunet": "foreground_intensity_properties_per_channel"}
+    keys = {str(number): {"mean": 0.0, "std": 1.0} for number in range(json_file.MOST_KEYS + 1)}
+    path = text_file(tmp_path, "a.json", {outer[form]: keys} if form in outer else keys)
     with pytest.raises(DataError, match=r"Too many entries: .*a\.json"):
         sn.contract(path, format=form)
 

@@ -226,7 +226,7 @@ def test_quantiles_of_all_frames_stay(episodes, tmp_path):
 
 def test_statistics_of_several_splits_together_are_warned_of(episodes, tmp_path):
     root = data_set(tmp_path, episodes, "jsonl", splits={"train": "0:15", "val": "15:20"})
-    with pytest.warns(DataWarning, match="'train' and 'val' together"):
+    with pytest.warns(DataWarning, match=r"train \+ val together"):
         assert sn.contract(root)["action"].split == "train + val"
 
 
@@ -256,6 +256,42 @@ def test_images_are_of_pixels_divided_by_255(tmp_path):
     np.testing.assert_allclose(z, expected, atol=1e-5)
     again = norm(torch.from_numpy(x / 255).float()[:, None])[:, 0]  # (n, t, c, h, w)
     assert torch.equal(again, z)
+
+
+def test_images_of_episodes(tmp_path):
+    rng = np.random.default_rng(0)
+    x = [rng.integers(0, 200 + n, (n, 3, 4, 6), dtype=np.uint8) for n in (1, 4, 7)]
+    path = tmp_path / "episodes_stats.jsonl"
+    rows = [{"episode_index": n, "stats": {"observation.image": images(each)}} for n, each in enumerate(x)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    norm = sn.contract(path)["observation.image"]
+    whole = np.concatenate(x) / 255
+    np.testing.assert_allclose(norm.statistics.mean, whole.mean((0, 2, 3)), rtol=1e-13)
+    np.testing.assert_allclose(norm.statistics.std, whole.std((0, 2, 3)), rtol=1e-13)
+    assert norm.statistics.count is None
+    assert norm.samples == 12
+
+
+def test_what_no_policy_is_given_passes_unchanged_and_nothing_else(tmp_path):
+    one = {"mean": [2.0], "std": [4.0]}
+    kept = ["timestamp", "index", "frame_index", "task_index", "next.reward", "complementary_info.penalty"]
+    read = ["observation.task_index", "action.index", "state"]
+    path = tmp_path / "stats.json"
+    path.write_text(json.dumps({"action": one} | dict.fromkeys(kept + read, one)))
+    contract = sn.contract(path)
+    assert contract.names() == ["action", *read]
+    reward = sn.contract(path, {"next.reward": sn.Key("n ... ->", role="output")})["next.reward"]
+    assert reward(torch.tensor([6.0])).tolist() == [1.0]
+
+
+def test_what_is_no_data_set_is_not_taken_for_one(episodes, tmp_path):
+    (tmp_path / "info.json").write_text("{}")
+    with pytest.raises(DataError, match="No known format"):
+        sn.contract(tmp_path)
+    root = data_set(tmp_path, episodes, "jsonl")
+    (root / "norm_stats.json").write_text('{"norm_stats": {}}')
+    assert sn.contract(root)["action"].source.format == "LeRobot"
+    assert sn.contract(root / "meta")["action"].source.format == "LeRobot"
 
 
 def test_flags_pass_unchanged(tmp_path):
@@ -381,9 +417,10 @@ def test_a_missing_episode_is_noticed(episodes, tmp_path):
     root = data_set(tmp_path, episodes, "jsonl")
     path = root / "meta/episodes_stats.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
-    with pytest.raises(DataError, match="Statistics of some episodes are missing") as caught:
+    message = r"Not the statistics of all episodes: .*episodes_stats\.jsonl"
+    with pytest.raises(DataError, match=message) as caught:
         sn.contract(root)
-    assert "19 of 20" in str(caught.value)
+    assert "19 of the 20" in str(caught.value)
 
 
 def test_a_damaged_parquet_file_is_named(episodes, tmp_path):

@@ -38,8 +38,8 @@ class Format(NamedTuple):
 
 
 FORMATS: tuple[Format, ...] = (
-    Format("openpi", openpi.TITLE, openpi.recognises, openpi.read, openpi.write),
     Format("lerobot", lerobot.TITLE, lerobot.recognises, lerobot.read, lerobot.write),
+    Format("openpi", openpi.TITLE, openpi.recognises, openpi.read, openpi.write),
     Format("nnunet", nnunet.TITLE, nnunet.recognises, nnunet.read),
     Format("anemoi", anemoi.TITLE, anemoi.recognises, anemoi.read),
     Format("graphcast", graphcast.TITLE, graphcast.recognises, graphcast.read),

@@ -20,6 +20,7 @@ from slabnorm.text import printable
 
 LARGEST = 64 << 20  # bytes of a file: as Python's objects it takes about ten times as much memory
 MOST_KEYS = 10_000  # each becomes a layer, which takes milliseconds
+MOST_AXES = 6
 FIRST_BYTES = 1 << 16
 AGAIN = "write the file again, or copy it again from where it is intact"
 
@@ -125,7 +126,10 @@ def statistics_of(
     """
     try:
         read: dict[str, Any] = {name: numbers(value, flags) for name, value in parts.items()}
-        return Statistics(**read, quantiles={rank: numbers(q, flags) for rank, q in quantiles.items()})
+        found = Statistics(**read, quantiles={rank: numbers(q, flags) for rank, q in quantiles.items()})
+        if len(found.shape) > MOST_AXES:
+            raise ValueError(f"they have {len(found.shape)} axes, more than {MOST_AXES}")
+        return found
     except SlabError as error:
         raise unusable(key, where, f"{error.problem}: {error.got}") from error
     except (ValueError, OverflowError, RecursionError) as error:

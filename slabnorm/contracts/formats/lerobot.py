@@ -30,7 +30,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -68,7 +68,7 @@ TOGETHER = 1024  # episodes that are merged at once
 NUMBERS = ("mean", "std", "min", "max")
 QUANTILE = re.compile(r"q(\d\d)")
 COLUMN = re.compile(r"stats/(.+)/([^/]+)")
-KEPT = re.compile(r"timestamp|(.+_)?index|next\..+|complementary_info\..+")  # which no policy is given
+KEPT = re.compile(r"timestamp|(\w+_)?index|next\..+|complementary_info\..+")  # which no policy is given
 CLOSE = 1e-6  # of the range of the episodes' quantiles: what is nearer to their average is one
 Episode = tuple[int, dict[str, dict[str, Any]], str]  # its number, its statistics by key, where they stand
 MODES: dict[str, Scheme] = {
@@ -83,12 +83,13 @@ def recognises(source: Any) -> bool:
     """Whether a source is a folder of a data set, its meta/stats.json, or its statistics of episodes."""
     if not isinstance(source, Path):
         return False
-    if (_meta(source) / "info.json").is_file() and (source.is_dir() or source.name == "stats.json"):
+    in_data_set = source.is_dir() or source.name == "stats.json"
+    if in_data_set and b'"codebase_version"' in begins(_meta(source) / "info.json"):
         return True
     if source.name == "episodes_stats.jsonl":
         return source.is_file()
     start = begins(source) if source.name.endswith("stats.json") else b""
-    return b'"observation.' in start or b'"action"' in start
+    return (b'"observation.' in start or b'"action"' in start) and b'"norm_stats"' not in start
 
 
 def read(source: Any) -> dict[str, Found]:
@@ -120,7 +121,7 @@ def read(source: Any) -> dict[str, Found]:
         if info and any(statistics.quantiles for statistics, _ in found.values()):
             _leave_out_averages(found, meta, info)
     else:
-        wholes = _merge_all(_episodes(path), info)
+        wholes = _merge_all(path, info)
         found = {key: (whole.statistics(), whole.count) for key, whole in wholes.items()}
     source_of = Source("LeRobot", _split(info, printable(meta)), _whole_number(info.get("total_frames")))
     return {key: _found(key, *each, info, source_of, printable(path)) for key, each in found.items()}
@@ -130,7 +131,7 @@ def _meta(path: Path) -> Path:
     """Return the folder meta of a data set."""
     if not path.is_dir():
         return path.parent
-    return path / "meta" if (path / "meta").is_dir() else path
+    return path if path.name == "meta" else path / "meta"
 
 
 def _info(meta: Path) -> dict[str, Any]:
@@ -148,13 +149,14 @@ def _split(info: dict[str, Any], where: str) -> str:
     if not isinstance(splits, dict) or not splits:
         return ""
     if len(splits) > 1:
+        together = printable(" + ".join(splits), 100)
         warnings.warn(
-            f"The statistics in {where} are of all episodes, which are the splits "
-            f"{listing(list(map(name_of, splits)))} together; fit_contract fits the training split alone",
+            f"The statistics in {where} are of all episodes, which are the splits {together} together; "
+            "fit the training split alone with slabnorm.fit_contract",
             DataWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
-        return " + ".join(splits)
+        return together
     (name, episodes), *_ = splits.items()
     return name if episodes == f"0:{info.get('total_episodes')}" else ""
 
@@ -199,13 +201,13 @@ def _found(
     role = "output" if key.startswith("action") else "input"
     valid = None
     if shape[1:] == (1, 1):
-        valid = (0.0, 1.0) if statistics.max is not None and bool((statistics.max <= 1).all()) else None
+        low, high = statistics.min, statistics.max
+        if low is not None and high is not None and bool(((low >= 0) & (high <= 1)).all()):
+            valid = (0.0, 1.0)
     else:
         said = feature.get("shape")
         if isinstance(said, list) and said != list(shape or (1,)):
             raise unusable(key, where, f"they are of shape {shape}, and info.json says {said!r:.80}")
-        if len(shape) > 6:
-            raise unusable(key, where, f"they have {len(shape)} axes")
         if count is not None:
             statistics = replace(statistics, count=torch.full(shape, count))
         if math.prod(shape) == 1:  # LeRobot's loader returns such a feature without an axis
@@ -241,8 +243,8 @@ def _names(said: Any, features: int) -> tuple[str, ...]:
 class _Whole:
     """The statistics of the episodes that were added, of one key."""
 
-    def __init__(self, key: str) -> None:
-        self.key, self.count = key, 0
+    def __init__(self, key: str, where: str) -> None:
+        self.key, self.where, self.count = key, where, 0
         self._moments = Moments.empty()
         self._ends_known = True
         self._sums: dict[float, Tensor] = {}  # of quantiles times counts
@@ -272,12 +274,12 @@ class _Whole:
             self._ends[rank] = torch.minimum(low, values.amin(0)), torch.maximum(high, values.amax(0))
 
     def statistics(self) -> Statistics:
-        """Return the statistics of all; raise DataError if there was no frame."""
+        """Return the statistics of all, without the count; raise DataError if there was no frame."""
         if not self.count:
-            raise unusable(self.key, "the episodes", "no episode has a frame")
+            raise unusable(self.key, self.where, "no episode has a frame")
         found = self._moments
         low, high = (found.min, found.max) if self._ends_known else (None, None)
-        return Statistics(found.mean, found.std(), low, high, found.count)
+        return Statistics(found.mean, found.std(), low, high)
 
     def is_average(self, rank: float, quantile: Tensor) -> bool:
         """Whether numbers are the average of the episodes' quantiles, or the outermost of them."""
@@ -304,13 +306,13 @@ def _some(rows: Moments, first: int, last: int) -> Moments:
     return Moments(*(getattr(rows, name)[first:last] for name in FIELDS))
 
 
-def _merge_all(episodes: Iterable[Episode], info: dict[str, Any]) -> dict[str, _Whole]:
-    """Merge the statistics of all episodes."""
+def _merge_all(path: Path, info: dict[str, Any]) -> dict[str, _Whole]:
+    """Merge the statistics of all episodes, in a file or a folder."""
     wholes: dict[str, _Whole] = {}
     seen: set[int] = set()
-    episodes = iter(episodes)
+    episodes = _episodes(path)
     while block := list(islice(episodes, TOGETHER)):
-        wholes = wholes or {key: _Whole(key) for key in block[0][1]}
+        wholes = wholes or {key: _Whole(key, printable(path)) for key in block[0][1]}
         for index, stats, where in block:
             if index in seen:
                 raise DataError(f"Episode {index} comes twice: {where}", "", AGAIN)
@@ -324,7 +326,8 @@ def _merge_all(episodes: Iterable[Episode], info: dict[str, Any]) -> dict[str, _
             whole.add([stats[key] for _, stats, _ in block], f"{block[0][2]} and the episodes after it")
     total = _whole_number(info.get("total_episodes"))
     if total is not None and total != len(seen):
-        raise DataError("Statistics of some episodes are missing", f"{len(seen)} of {total}", AGAIN)
+        got = f"{len(seen)} of the {total} that info.json says"
+        raise DataError(f"Not the statistics of all episodes: {printable(path)}", got, AGAIN)
     return wholes
 
 
@@ -382,7 +385,7 @@ def _leave_out_averages(
     path = path if path.is_file() else meta / "episodes"
     if not path.exists():
         return
-    wholes = _merge_all(_episodes(path), info)
+    wholes = _merge_all(path, info)
     averaged = []
     for key, (statistics, count) in found.items():
         ranks = statistics.quantiles if key in wholes else {}
@@ -397,7 +400,7 @@ def _leave_out_averages(
             f"outermost of these, and not those of the data; they are left out: {listing(averaged[:10])}. "
             "Fit the data with slabnorm.fit_contract",
             DataWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
 
