@@ -336,6 +336,9 @@ LAYER_ERRORS = {
     "no such scheme": key_of(scheme="zscores"),
     "too few names": key_of(names=["a"]),
     "a scheme that reads more": key_of(scheme="minmax"),
+    "a square beyond float64": key_of(std=[1e200, 1.0]),
+    "a square that vanishes": key_of(std=[1e-320, 1.0]),
+    "a range beyond float64": json.dumps({"arm": {"min": [-1.7e308], "max": [1.7e308]}}),
     "a mean alone": json.dumps({"arm": {"mean": [1.0]}}),
 }
 

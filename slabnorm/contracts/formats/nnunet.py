@@ -50,11 +50,11 @@ def read(source: Any) -> dict[str, Found]:
     plain = object_of(read_json(path), "What it holds", where)
     name = next((name for name in NAMES if name in plain), None)
     if name is None:
-        raise DataError(f"No {NAMES[0]}: {where}", ", ".join(plain)[:200], AGAIN)
+        raise DataError(f"No {NAMES[0]}: {where}", printable(", ".join(plain)), AGAIN)
     given = object_of(plain[name], name, where)
     channels = [str(number) for number in range(len(given))]
     if not channels or given.keys() != set(channels):
-        raise DataError(f"Channels are not numbered from 0: {where}", ", ".join(given)[:200], AGAIN)
+        raise DataError(f"Channels are not numbered from 0: {where}", printable(", ".join(given)), AGAIN)
     rows = [object_of(given[number], f"Channel {name_of(number)}", where) for number in channels]
     parts = {part: [row.get(part) for row in rows] for part in PARTS if part in rows[0]}
     ranks = {rank: [row.get(part) for row in rows] for rank, part in QUANTILES.items() if part in rows[0]}

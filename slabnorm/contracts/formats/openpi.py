@@ -58,7 +58,7 @@ def read(source: Any) -> dict[str, Found]:
     where = printable(path)
     plain = object_of(read_json(path), "What it holds", where)
     if "norm_stats" not in plain:
-        raise DataError(f"No norm_stats: {where}", ", ".join(plain)[:200], AGAIN)
+        raise DataError(f"No norm_stats: {where}", printable(", ".join(plain)), AGAIN)
     stats = object_of(plain["norm_stats"], "norm_stats", where)
     raws = {key: object_of(raw, f"Key {name_of(key)}", where) for key, raw in stats.items()}
     return {key: _found(key, raw, where) for key, raw in raws.items()}
