@@ -337,7 +337,7 @@ LAYER_ERRORS = {
     "too few names": key_of(names=["a"]),
     "a scheme that reads more": key_of(scheme="minmax"),
     "a square beyond float64": key_of(std=[1e200, 1.0]),
-    "a square that vanishes": key_of(std=[1e-320, 1.0]),
+    "a square that vanishes": key_of(mean=[0.0, 2.0], std=[1e-320, 1.0]),
     "a range beyond float64": json.dumps({"arm": {"min": [-1.7e308], "max": [1.7e308]}}),
     "a mean alone": json.dumps({"arm": {"mean": [1.0]}}),
 }
