@@ -126,7 +126,7 @@ class Statistics:
         Raises:
             StatisticsError: a mean, a spread or a count is not known.
         """
-        merged = self._moments().merge(other._moments())
+        merged = self.moments().merge(other.moments())
         low, high = merged.min, merged.max
         ends = (self.min, other.min, self.max, other.max)
         known = all(end is not None for end in ends)
@@ -134,7 +134,12 @@ class Statistics:
             merged.mean, merged.std(), low if known else None, high if known else None, merged.count
         )
 
-    def _moments(self) -> Moments:
+    def moments(self) -> Moments:
+        """Return them as Moments; a minimum or a maximum that nobody says is the mean there.
+
+        Raises:
+            StatisticsError: a mean, a spread or a count is not known.
+        """
         missing = [name for name in ("mean", "std", "count") if getattr(self, name) is None]
         if self.mean is None or self.std is None or self.count is None:
             fix = "give statistics with counts, or fit the data"
