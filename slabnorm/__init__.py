@@ -13,6 +13,9 @@ from slabnorm.errors import SlabError, SlabWarning
 
 if TYPE_CHECKING:
     from slabnorm.doctor.attribute import attribute
+    from slabnorm.doctor.callbacks import LightningWatch as LightningWatch
+    from slabnorm.doctor.callbacks import TensorBoardLog
+    from slabnorm.doctor.callbacks import TrainerWatch as TrainerWatch
     from slabnorm.doctor.check import assert_healthy, check
     from slabnorm.doctor.watch import watch
     from slabnorm.functional import moments, normalize
@@ -30,7 +33,8 @@ if TYPE_CHECKING:
     from slabnorm.surgery.recalibrate import recalibrate
     from slabnorm.surgery.virtual_batch import virtual_batch
 
-__all__ = [  # but SlabScaler, which needs scikit-learn: an import of * has to work without
+# Without SlabScaler, LightningWatch and TrainerWatch: an import of * has to work without their packages.
+__all__ = [
     "BatchNorm",
     "FixedScale",
     "GroupNorm",
@@ -44,6 +48,7 @@ __all__ = [  # but SlabScaler, which needs scikit-learn: an import of * has to w
     "SlabError",
     "SlabNorm",
     "SlabWarning",
+    "TensorBoardLog",
     "ZScore",
     "accelerate",
     "assert_healthy",
@@ -71,6 +76,7 @@ __all__ = [  # but SlabScaler, which needs scikit-learn: an import of * has to w
 # No module of this folder may have one of these names: importing it would set the name to the module.
 _ROOMS = {
     "slabnorm.doctor": ("assert_healthy", "attribute", "check", "watch"),
+    "slabnorm.doctor.callbacks": ("LightningWatch", "TensorBoardLog", "TrainerWatch"),
     "slabnorm.functional": ("moments", "normalize"),
     "slabnorm.inputs": ("FixedScale", "InputNorm", "MinMax", "Robust", "ZScore", "fit", "load", "save"),
     "slabnorm.inputs.audit": ("audit",),
