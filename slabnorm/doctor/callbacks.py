@@ -92,13 +92,13 @@ class _Watch:
         self.every, self.log_dir = every, log_dir
         self.record: WatchRecord | None = None
         self._board: TensorBoardLog | None = None
-        self._open, self._first = ExitStack(), True
+        self._open, self._speaks = ExitStack(), False
 
     def _begin(self, model: nn.Module, first: bool) -> None:
         self.close()  # of a training that nobody ended
         with ExitStack() as entered:
             self.record = entered.enter_context(watch(model, self.every))
-            self._board, self._first = None, first
+            self._board, self._speaks = None, first
             if self.log_dir is not None and first:
                 self._board = TensorBoardLog(self.record, self.log_dir)
                 entered.callback(self._board.close)
@@ -110,8 +110,9 @@ class _Watch:
 
     def _end(self) -> None:
         self.close()
-        if self.record is not None and self._first:
+        if self.record is not None and self._speaks:
             log.log(logging.INFO if self.record.healthy else logging.WARNING, "%s", self.record)
+        self._speaks = False
 
     def close(self) -> None:
         """Remove the hooks, and write the rest of the log. At the end of a training this is done already."""

@@ -185,7 +185,9 @@ def test_a_wrapper_that_calls_what_calls_the_model_is_one_pass():
     assert record.findings == ()
 
 
-def test_hooks_leave_lightning_with_an_exception(tmp_path):
+def test_hooks_leave_lightning_with_an_exception(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "slabnorm")
+
     class Breaks(Module):
         def training_step(self, batch: list[Tensor], number: int) -> Tensor:
             if number == 2:
@@ -197,6 +199,8 @@ def test_hooks_leave_lightning_with_an_exception(tmp_path):
     with pytest.raises(ZeroDivisionError):
         fit(module, watching, folder=tmp_path)
     assert hooks_of(module) == before
+    watching.on_exception()  # Lightning may say so twice
+    assert len([entry for entry in caplog.records if entry.name == "slabnorm"]) == 1
     assert watching.record.steps == 2
     assert scalars(tmp_path / "log") == expected(watching.record)
 
