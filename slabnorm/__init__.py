@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from slabnorm.contracts.reversible import Reversible
     from slabnorm.contracts.running import RunningInputNorm
     from slabnorm.doctor.attribute import attribute
+    from slabnorm.doctor.callbacks import LightningWatch as LightningWatch
+    from slabnorm.doctor.callbacks import TensorBoardLog
+    from slabnorm.doctor.callbacks import TrainerWatch as TrainerWatch
     from slabnorm.doctor.check import assert_healthy, check
     from slabnorm.doctor.fixes import fixes
     from slabnorm.doctor.watch import watch
@@ -35,7 +38,8 @@ if TYPE_CHECKING:
     from slabnorm.surgery.recalibrate import recalibrate
     from slabnorm.surgery.virtual_batch import virtual_batch
 
-__all__ = [  # but SlabScaler, which needs scikit-learn: an import of * has to work without
+# Without SlabScaler, LightningWatch and TrainerWatch: an import of * has to work without their packages.
+__all__ = [
     "BatchNorm",
     "Contract",
     "FixedScale",
@@ -55,6 +59,7 @@ __all__ = [  # but SlabScaler, which needs scikit-learn: an import of * has to w
     "SlabError",
     "SlabNorm",
     "SlabWarning",
+    "TensorBoardLog",
     "ZScore",
     "accelerate",
     "assert_healthy",
@@ -89,6 +94,7 @@ _ROOMS = {
     "slabnorm.contracts.reversible": ("Reversible",),
     "slabnorm.contracts.running": ("RunningInputNorm",),
     "slabnorm.doctor": ("assert_healthy", "attribute", "check", "fixes", "watch"),
+    "slabnorm.doctor.callbacks": ("LightningWatch", "TensorBoardLog", "TrainerWatch"),
     "slabnorm.functional": ("moments", "normalize"),
     "slabnorm.inputs": (
         "FixedScale",

@@ -6,6 +6,7 @@ import json
 import math
 from array import array
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -289,6 +290,16 @@ OVER_TIME = {
     ),
     201: (watched(first_bad={"norm": 3}), watched()),
     205: (watched(updates={"norm": 2}), watched(updates={"norm": 2}, passes=Counter({2: 8}))),
+    "205 of forwards that nobody saw": (
+        watched(updates={"norm": 2}, passes=Counter({0: 1, 1: 7})),
+        watched(updates={"norm": 2}, passes=Counter({0: 8})),
+    ),
+    207: (watched(ranks=2, samples=15), watched(ranks=2, samples=16)),
+    "207 alone": (watched(ranks=2, samples=15), watched(ranks=1, samples=15)),
+    "207 synchronised": (
+        watched(ranks=2, samples=15),
+        watched(replace(batch_norm(), kind="SyncBatchNorm"), ranks=2, samples=15),
+    ),
     307: (watched(passes=Counter({1: 3, 4: 5})), watched(passes=Counter({1: 4, 4: 4}))),
     "307 without pooling": (
         watched(passes=Counter({4: 8})),

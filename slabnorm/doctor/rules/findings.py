@@ -30,6 +30,17 @@ def half_frozen_finding(name: str, numbers: Numbers = ()) -> Finding:
     )  # fmt: skip
 
 
+def ranks_finding(name: str, ranks: int, samples: int, others: str = "") -> Finding:
+    """Return the finding of processes that normalise small batches of their own."""
+    return Finding(
+        207, "warning", name,
+        f"{ranks} processes have {samples} samples each, and statistics of their own{others}",
+        "each normalises by the noise of its own few samples, and their buffers differ",
+        'torch.nn.SyncBatchNorm.convert_sync_batchnorm(model) on GPUs, or sn.convert(model, to="group")',
+        (("ranks", ranks), ("samples", samples)),
+    )  # fmt: skip
+
+
 def flat_finding(layer: Layer, share: float, when: str = "") -> Finding:
     """Return the finding of an activation that is flat for a share of its values."""
     return Finding(

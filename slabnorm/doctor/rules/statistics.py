@@ -9,6 +9,7 @@ import numpy as np
 
 from slabnorm.doctor import thresholds as t
 from slabnorm.doctor.record import Layer, ModelRecord, Norm
+from slabnorm.doctor.rules.findings import ranks_finding
 from slabnorm.report.check import Finding
 
 
@@ -171,14 +172,7 @@ def not_synchronised(record: ModelRecord) -> Iterator[Finding]:
     for layer, norm in _tracking(record):
         small = 0 < record.samples < 2 * t.FEW_SAMPLES
         if record.ranks > 1 and small and norm.pools_samples and layer.kind != "SyncBatchNorm":
-            yield Finding(
-                207, "warning", layer.name,
-                f"{record.ranks} processes have {record.samples} samples each, and statistics of their own",
-                "each normalises by the noise of its own few samples, and their buffers differ",
-                "torch.nn.SyncBatchNorm.convert_sync_batchnorm(model) on GPUs, "
-                'or sn.convert(model, to="group")',
-                (("ranks", record.ranks), ("samples", record.samples)),
-            )  # fmt: skip
+            yield ranks_finding(layer.name, record.ranks, record.samples)
 
 
 def constant_channel(record: ModelRecord) -> Iterator[Finding]:
