@@ -13,12 +13,18 @@ from slabnorm.errors import SlabError, SlabWarning
 
 if TYPE_CHECKING:
     from slabnorm.contracts import Contract, Key, contract, fit_contract
+    from slabnorm.contracts.return_scale import ReturnScale
     from slabnorm.contracts.reversible import Reversible
+    from slabnorm.contracts.running import RunningInputNorm
     from slabnorm.doctor.attribute import attribute
+    from slabnorm.doctor.callbacks import LightningWatch as LightningWatch
+    from slabnorm.doctor.callbacks import TensorBoardLog
+    from slabnorm.doctor.callbacks import TrainerWatch as TrainerWatch
     from slabnorm.doctor.check import assert_healthy, check
+    from slabnorm.doctor.fixes import fixes
     from slabnorm.doctor.watch import watch
     from slabnorm.functional import moments, normalize
-    from slabnorm.inputs import FixedScale, InputNorm, MinMax, Robust, ZScore, fit, load, save
+    from slabnorm.inputs import FixedScale, InputNorm, MinMax, QuantileRange, Robust, ZScore, fit, load, save
     from slabnorm.inputs.audit import audit
     from slabnorm.inputs.sklearn import SlabScaler as SlabScaler
     from slabnorm.mergeable_moments import Moments
@@ -32,7 +38,8 @@ if TYPE_CHECKING:
     from slabnorm.surgery.recalibrate import recalibrate
     from slabnorm.surgery.virtual_batch import virtual_batch
 
-__all__ = [  # but SlabScaler, which needs scikit-learn: an import of * has to work without
+# Without SlabScaler, LightningWatch and TrainerWatch: an import of * has to work without their packages.
+__all__ = [
     "BatchNorm",
     "Contract",
     "FixedScale",
@@ -43,12 +50,16 @@ __all__ = [  # but SlabScaler, which needs scikit-learn: an import of * has to w
     "LayerNorm",
     "MinMax",
     "Moments",
+    "QuantileRange",
     "RMSNorm",
+    "ReturnScale",
     "Reversible",
     "Robust",
+    "RunningInputNorm",
     "SlabError",
     "SlabNorm",
     "SlabWarning",
+    "TensorBoardLog",
     "ZScore",
     "accelerate",
     "assert_healthy",
@@ -61,6 +72,7 @@ __all__ = [  # but SlabScaler, which needs scikit-learn: an import of * has to w
     "convert",
     "fit",
     "fit_contract",
+    "fixes",
     "fold",
     "freeze",
     "load",
@@ -78,10 +90,23 @@ __all__ = [  # but SlabScaler, which needs scikit-learn: an import of * has to w
 # No module of this folder may have one of these names: importing it would set the name to the module.
 _ROOMS = {
     "slabnorm.contracts": ("Contract", "Key", "contract", "fit_contract"),
+    "slabnorm.contracts.return_scale": ("ReturnScale",),
     "slabnorm.contracts.reversible": ("Reversible",),
-    "slabnorm.doctor": ("assert_healthy", "attribute", "check", "watch"),
+    "slabnorm.contracts.running": ("RunningInputNorm",),
+    "slabnorm.doctor": ("assert_healthy", "attribute", "check", "fixes", "watch"),
+    "slabnorm.doctor.callbacks": ("LightningWatch", "TensorBoardLog", "TrainerWatch"),
     "slabnorm.functional": ("moments", "normalize"),
-    "slabnorm.inputs": ("FixedScale", "InputNorm", "MinMax", "Robust", "ZScore", "fit", "load", "save"),
+    "slabnorm.inputs": (
+        "FixedScale",
+        "InputNorm",
+        "MinMax",
+        "QuantileRange",
+        "Robust",
+        "ZScore",
+        "fit",
+        "load",
+        "save",
+    ),
     "slabnorm.inputs.audit": ("audit",),
     "slabnorm.inputs.sklearn": ("SlabScaler",),
     "slabnorm.mergeable_moments": ("Moments",),

@@ -1,8 +1,8 @@
-"""Text from outside made safe to show, lists of words, and suggestions for misspelt ones."""
+"""Text from outside made safe to show, lists of words, tables, and suggestions for misspelt words."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -34,3 +34,14 @@ def did_you_mean(given: object, known: Iterable[str]) -> str:
     """Return `did you mean 'batch'?`, with the known word that is closest to a text; "" if none is close."""
     close = get_close_matches(given.lower(), known, 1) if isinstance(given, str) else []
     return f"did you mean {close[0]!r}?" if close else ""
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return a line for each row, indented, with the cells of a column one below the other.
+
+    >>> aligned([("a", "1"), ("long", "2")])
+    ['  a     1', '  long  2']
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    cells = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)
+    return [("  " + "  ".join(row)).rstrip() for row in cells]

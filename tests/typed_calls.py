@@ -25,3 +25,8 @@ def calls(x: Tensor) -> None:
     norm = sn.fit(x, split="train")
     assert_type(norm(x), Tensor)
     assert_type(norm.inverse(x), Tensor)
+    running = sn.RunningInputNorm("n c -> c", clip=10)
+    assert_type(running(x), Tensor)
+    assert_type(running.update(x), int)
+    assert_type(running.freeze(), sn.InputNorm)
+    assert_type(sn.ReturnScale(gamma=0.99)(x, x > 0), Tensor)

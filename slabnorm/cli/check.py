@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,10 @@ import typer
 
 if TYPE_CHECKING:
     import torch
+    from rich.console import Console
+
+    from slabnorm.report.fixes import FixRecord
+    from slabnorm.study.data import Dataset
 
 FOUND = 1  # exit code
 
@@ -42,6 +47,16 @@ def check(
     sarif: Annotated[
         str | None, typer.Option(metavar="PATH", help="Write the findings as SARIF, for code review.")
     ] = None,
+    fix: Annotated[
+        bool,
+        typer.Option(
+            "--fix", help="Take damaged running statistics anew from the training split of the data."
+        ),
+    ] = False,
+    out: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="With --fix: write the state_dict, .pt or .safetensors."),
+    ] = None,
     bench: Annotated[
         bool, typer.Option("--bench", help="Run the public set of normalisation bugs instead.")
     ] = False,
@@ -52,17 +67,25 @@ def check(
     prints what it found, why it matters, and how to fix it. With --data the
     batch is real, which finds wrong inputs and stale statistics too.
 
+    With --fix it takes running statistics that are NaN, initial or stale anew
+    from the training split of --data, and prints them before and after, and
+    the accuracy on the test split. The state_dict goes to --out; without it
+    nothing is written. What is wrong in the code is left to you, as a line.
+
     With --bench it trains some sixty small networks, each with a bug and
     without, and prints how many bugs are found, and how many are named first.
 
-    Exit codes: 0 healthy, 1 an error or a warning, 2 bad input or usage.
+    Exit codes: 0 healthy (with --fix: afterwards), 1 an error or a warning, 2 bad input or usage.
     """
     from slabnorm.errors import OptionError
     from slabnorm.files import output_path, write_atomically
     from slabnorm.report.check import print_check
-    from slabnorm.report.terminal import terminal
+    from slabnorm.report.terminal import print_text, terminal
+    from slabnorm.text import printable
 
     if bench:
+        if fix or out is not None:
+            raise OptionError("--bench has no model to fix", "--fix", "leave --bench out, and name a model")
         _print_bench(json_path)
         return
     if not model:
@@ -70,18 +93,75 @@ def check(
     if bool(input) == bool(data):
         raise OptionError("A batch is needed: give --input or --data, one of them", "", "--input 32,3,64,64")
     paths = [output_path(path) for path in (json_path, sarif) if path and path != "-"]
-    batch = _from_data(data, batch_size) if data else _random(input)
+    target = _target(out, fix, paths, (model, data, checkpoint))
+    dataset = _read(data, batch_size) if data else None
+    batch = _random(input) if dataset is None else _some(dataset, batch_size)
     from slabnorm.doctor import check as find
 
-    record = find(_loaded(_built(model), checkpoint), batch)
-    for path, plain in ((json_path, record.as_dict()), (sarif, record.as_sarif())):
+    built = _loaded(_built(model), checkpoint)
+    record = again = find(built, batch)
+    plain = record.as_dict()
+    if fix:
+        from slabnorm.cli.fixes import mend
+
+        mended = mend(built, batch, record, dataset, batch_size)
+        again = find(built, batch) if mended.done else record
+        plain["fixes"] = {**mended.as_dict(), "healthy": again.healthy, "verdict": again.verdict}
+    for path, content in ((json_path, plain), (sarif, record.as_sarif())):
         if path == "-":
-            print(json.dumps(plain, indent=1), flush=True)
+            print(json.dumps(content, indent=1), flush=True)
         elif path:
-            write_atomically(paths.pop(0), json.dumps(plain, indent=1) + "\n")
-    print_check(record, terminal(stderr="-" in (json_path, sarif)))
-    if not record.healthy:
+            write_atomically(paths.pop(0), json.dumps(content, indent=1) + "\n")
+    console = terminal(stderr="-" in (json_path, sarif))
+    print_check(record, console)
+    if fix:
+        _print_mended(mended, built, target, console)
+        if mended.done:
+            print_text(console, f"checked again: {printable(again.verdict, 300)}")
+    if not again.healthy:
         raise typer.Exit(FOUND)
+
+
+def _target(
+    out: str | None, fix: bool, others: list[Path], inputs: tuple[str, str, Path | None]
+) -> Path | None:
+    """Return where to write the state_dict, which takes the place of nothing that is read or written else."""
+    from slabnorm.errors import OptionError
+    from slabnorm.files import output_path
+
+    if out is None:
+        return None
+    if not fix:
+        raise OptionError("--out is where the fixed state_dict goes", "no --fix", "give --fix too")
+    from slabnorm.cli.fixes import check_ending
+    from slabnorm.inputs.outputs import check_outputs
+
+    target = output_path(out)
+    check_ending(target)
+    model, *read = inputs
+    check_outputs([target, *others], [model.partition(":")[0].replace(".", os.sep) + ".py", *read])
+    return target
+
+
+def _print_mended(mended: FixRecord, model: Any, target: Path | None, console: Console) -> None:
+    """Print what was changed, and write the state_dict if there is a place for it."""
+    from slabnorm.cli.fixes import write_state
+    from slabnorm.cli.shell import shown
+    from slabnorm.report.fixes import print_fixes
+    from slabnorm.report.terminal import print_text
+
+    print_fixes(replace(mended, before=None, after=None), console)
+    if mended.before is not None and mended.after is not None:
+        numbers = f"{mended.before:.1%} before, {mended.after:.1%} after"
+        print_text(console, f"accuracy on the test split: {numbers}", "bold")
+    if not mended.done:
+        if target is not None:
+            print_text(console, f"not written, as no statistics were changed: {shown(target)}", "yellow")
+    elif target is None:
+        print_text(console, "nothing is written: --out fixed.pt writes the state_dict", "dim")
+    else:
+        write_state(model, target)
+        print_text(console, f"state_dict: {shown(target)}", "dim")
 
 
 def _print_bench(json_path: str | None) -> None:
@@ -182,14 +262,17 @@ def _random(text: str) -> torch.Tensor:
     return torch.randn([int(part) for part in parts], generator=torch.Generator().manual_seed(0))
 
 
-def _from_data(data: str, samples: int) -> torch.Tensor:
-    import torch
-
+def _read(data: str, samples: int) -> Dataset:
     from slabnorm.errors import OptionError
     from slabnorm.study.read import read_data
 
     if samples < 2:
         raise OptionError("batch_size must be 2 or more", str(samples), "as in --batch-size 32")
-    read = read_data(data)
-    some = torch.randperm(len(read.x), generator=torch.Generator().manual_seed(0))[:samples]
-    return torch.as_tensor(read.x[some.numpy()]).float()
+    return read_data(data)
+
+
+def _some(dataset: Dataset, samples: int) -> torch.Tensor:
+    import torch
+
+    some = torch.randperm(len(dataset.x), generator=torch.Generator().manual_seed(0))[:samples]
+    return torch.as_tensor(dataset.x[some.numpy()]).float()

@@ -77,7 +77,7 @@ def fit(
         ),
     ] = "raise",
     scheme: Annotated[
-        str, typer.Option(help="zscore, minmax, robust or fixed.", rich_help_panel=RESULT)
+        str, typer.Option(help="zscore, minmax, robust, quantile or fixed.", rich_help_panel=RESULT)
     ] = "zscore",
     pattern: Annotated[
         str | None,

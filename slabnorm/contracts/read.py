@@ -13,7 +13,7 @@ from slabnorm.contracts.formats import FORMATS, Format
 from slabnorm.contracts.formats.found import Found
 from slabnorm.contracts.key import Key, as_key, name_of
 from slabnorm.contracts.statistics import GivenNorm
-from slabnorm.errors import ContractError, DataError, OptionError
+from slabnorm.errors import ContractError, DataError, OptionError, SlabError
 from slabnorm.files import output_path
 from slabnorm.inputs.normalizer import FeatureNorm, InputNorm
 from slabnorm.inputs.outputs import check_outputs
@@ -125,7 +125,11 @@ def _read(form: Format, source: Any, given: dict[str, Key]) -> Contract:
     entries: dict[str, tuple[Key, FeatureNorm | None]] = {}
     for name, each in found.items():
         key = given.get(name, each.key)
-        entries[name] = key, None if key.keep else _norm(name, key, each)
+        try:
+            entries[name] = key, None if key.keep else _norm(name, key, each)
+        except SlabError as error:
+            where = f" of {printable(source)}" if isinstance(source, Path) else ""
+            raise type(error)(f"Key {name_of(name)}{where}: {error.problem}", error.got, error.fix) from error
     return Contract(entries | {name: (key, None) for name, key in given.items() if name not in found})
 
 

@@ -16,7 +16,7 @@ from slabnorm.contracts.key import Key
 from slabnorm.errors import ContractError, ShapeError, SlabError, StatisticsError
 from slabnorm.inputs.features import Features
 from slabnorm.inputs.normalizer import AFFINE, CLOSE, FeatureNorm, InputNorm
-from slabnorm.inputs.schemes import Affine, Scheme, first_features, resolve
+from slabnorm.inputs.schemes import Affine, Scheme, first_features, resolve, shift_and_scale
 from slabnorm.mergeable_moments import Moments
 from slabnorm.notation import parse
 
@@ -130,7 +130,7 @@ class Statistics:
         Raises:
             StatisticsError: a mean, a spread or a count is not known.
         """
-        merged = self._moments().merge(other._moments())
+        merged = self.moments().merge(other.moments())
         low, high = merged.min, merged.max
         ends = (self.min, other.min, self.max, other.max)
         known = all(end is not None for end in ends)
@@ -138,7 +138,12 @@ class Statistics:
             merged.mean, merged.std(), low if known else None, high if known else None, merged.count
         )
 
-    def _moments(self) -> Moments:
+    def moments(self) -> Moments:
+        """Return them as Moments; a minimum or a maximum that nobody says is the mean there.
+
+        Raises:
+            StatisticsError: a mean, a spread or a count is not known.
+        """
         missing = [name for name in ("mean", "std", "count") if getattr(self, name) is None]
         if self.mean is None or self.std is None or self.count is None:
             fix = "give statistics with counts, or fit the data"
@@ -165,20 +170,22 @@ class Statistics:
             )
         found = [row for row in rows if row is not None]
         quantiles = torch.stack(found) if found else torch.empty((0, *self.shape), dtype=torch.float64)
-        return scheme.affine(self._stand_in(scheme), quantiles)
+        return shift_and_scale(scheme, self._stand_in(scheme), quantiles)
 
     def _stand_in(self, scheme: Scheme) -> Moments:
         """Return Moments in which a scheme finds what it reads; the rest of them says nothing.
 
         Counted once, as the root of a square is the number itself: the scale is then exactly the spread.
+        Where nobody knows the ends, numbers near the middle say how large values are.
         """
         zero = torch.zeros(self.shape, dtype=torch.float64)
-        mean = zero if self.mean is None else self.mean
-        std = zero + 1 if self.std is None else self.std
+        rows = list(self.quantiles.values()) or [zero]
+        mean = (rows[0] + rows[-1]) / 2 if self.mean is None else self.mean
+        std = (rows[-1] - rows[0]) / 2 if self.std is None else self.std
         whole = bool(getattr(scheme, "ddof", 0)) and self.count is not None
         count = self.count if whole and self.count is not None else torch.ones_like(zero)
-        low = torch.where(std == 0, mean, -torch.inf) if self.min is None else self.min
-        high = torch.where(std == 0, mean, torch.inf) if self.max is None else self.max
+        low = mean - std if self.min is None else self.min
+        high = mean + std if self.max is None else self.max
         return Moments(count, mean, std.square() * count, low, high)
 
 
@@ -250,7 +257,9 @@ class GivenNorm(FeatureNorm):
                 )
             statistics = statistics.reshaped(features.shape)
         self.scheme = scheme = resolve(key.scheme, "")
-        super().__init__(features, statistics.affine(scheme), scheme.target, scheme.clip)
+        super().__init__()
+        self._features = features
+        self._normalise_by(statistics.affine(scheme), scheme)
         self.sample, self.source = sample, source
         self.ranks = tuple(statistics.quantiles)
         self._known = tuple(name for name in PARTS if getattr(statistics, name) is not None)

@@ -2,6 +2,7 @@
 
 from slabnorm.doctor.attribute import attribute
 from slabnorm.doctor.check import assert_healthy, check
+from slabnorm.doctor.fixes import Fixes, fixes
 from slabnorm.doctor.watch import WatchRecord, watch
 
-__all__ = ["WatchRecord", "assert_healthy", "attribute", "check", "watch"]
+__all__ = ["Fixes", "WatchRecord", "assert_healthy", "attribute", "check", "fixes", "watch"]

@@ -61,18 +61,23 @@ def check(
 
 
 def assert_healthy(
-    model: nn.Module, batch: Any, optimizer: torch.optim.Optimizer | None = None, allow: tuple[int, ...] = ()
+    model: nn.Module,
+    batch: Any,
+    optimizer: torch.optim.Optimizer | None = None,
+    allow: tuple[int, ...] = (),
+    *,
+    reference: Any = None,
 ) -> None:
     """Raise AssertionError if `check` finds an error or a warning: a line for a test of one's own.
 
     Args:
-        model, batch, optimizer: as in `check`.
+        model, batch, optimizer, reference: as in `check`.
         allow: codes that are known and accepted.
 
     >>> import torch, slabnorm as sn
-    >>> sn.assert_healthy(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU()), torch.randn(8, 4))
+    >>> sn.assert_healthy(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Tanh()), torch.randn(8, 4))
     """
-    record = check(model, batch, optimizer)
+    record = check(model, batch, optimizer, reference=reference)
     kept = tuple(f for f in record.findings if f.severity != "note" and f.code not in allow)
     if kept:
         raise AssertionError(CheckRecord(record.model, record.norms, record.layers, record.samples, kept))

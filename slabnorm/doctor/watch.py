@@ -26,14 +26,19 @@ from slabnorm.doctor.probes import (
     first_of,
     flat_share,
     hooks,
+    ranks,
+    whole,
 )
 from slabnorm.doctor.record import Layer
 from slabnorm.errors import ModelError, OptionError
 from slabnorm.nn.diagnostics import recomputing, training_without_gradients
 from slabnorm.report.check import CheckRecord, Finding
+from slabnorm.surgery.virtual_batch import runs_as_virtual_batch
 from slabnorm.surgery.walk import walk
+from slabnorm.text import listing
 
 NUMBERS = ("mean", "spread", "flat", "dead", "gradient", "stale")  # of a layer, for each step
+MOST_LOOKS = 2000  # that are kept: the numbers of 100 layers take 4.8 MB then
 
 
 @dataclass
@@ -64,6 +69,11 @@ class Track:
         for name in NUMBERS:
             getattr(self, name).append(numbers.get(name, math.nan))
 
+    def thin(self) -> None:
+        """Keep every second step."""
+        for name in NUMBERS:
+            setattr(self, name, getattr(self, name)[::2])
+
 
 @dataclass
 class WatchRecord:
@@ -71,22 +81,27 @@ class WatchRecord:
 
     Attributes:
         model: the class of the model.
-        every: of how many steps one was looked at.
+        every: of how many steps one is looked at. It doubles whenever there are more than 2000 looks, and
+            every second look is dropped then: a record does not grow with the length of the training.
         looks: the numbers of the steps that were looked at, from 0.
         steps: how many steps the optimisers made.
+        ranks: the number of processes that train together.
         tracks: the layers over time.
         without_gradients: by layer, how many forwards it made in train mode with gradients off.
         in_eval: by layer, how many training forwards it made in eval mode.
         passes: how many forwards of the model in train mode, with gradients, steps had, as {passes: steps}.
+            If the training calls the parts of the model instead of the model, those of a part count.
         samples: how many samples a norm with running statistics was last given, in a step looked at; 0: none.
         updates: by layer, how often a step moved its running statistics at most.
         first_bad: by layer, the first step whose running statistics were not finite.
+        compiled: the modules that are compiled, and hide what is in them from hooks.
     """
 
     model: str
     every: int
     looks: list[int] = field(default_factory=list)
     steps: int = 0
+    ranks: int = 1
     tracks: dict[str, Track] = field(default_factory=dict)
     without_gradients: Counter[str] = field(default_factory=Counter)
     in_eval: Counter[str] = field(default_factory=Counter)
@@ -94,6 +109,7 @@ class WatchRecord:
     samples: int = 0
     updates: dict[str, int] = field(default_factory=dict)
     first_bad: dict[str, int] = field(default_factory=dict)
+    compiled: list[str] = field(default_factory=list)
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -105,11 +121,40 @@ class WatchRecord:
         """Whether there is nothing worse than a note."""
         return self.summary.healthy
 
+    def add(self, numbers: dict[str, dict[str, float]]) -> None:
+        """Add a look at the step that ends, with the numbers of its layers."""
+        for name, track in self.tracks.items():
+            track.add(**numbers.get(name, {}))
+        self.looks.append(self.steps)
+        if len(self.looks) > MOST_LOOKS:
+            self.looks, self.every = self.looks[::2], 2 * self.every
+            for track in self.tracks.values():
+                track.thin()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What could not be seen, and why."""
+        found = []
+        if self.compiled:
+            names = listing([repr(name) for name in self.compiled[:3]])
+            more = f" and {len(self.compiled) - 3} more" if len(self.compiled) > 3 else ""
+            found.append(
+                f"compiled, and so hidden from hooks: {names}{more}; only gradients and running statistics "
+                "were watched there. Train uncompiled for some steps to see the rest"
+            )
+        seen = any(math.isfinite(value) for track in self.tracks.values() for value in track.spread)
+        if self.looks and self.tracks and not seen:
+            found.append(
+                "no forward of its layers was seen, though optimisers made steps: what is trained is a "
+                "compiled form of the model, or a copy; only gradients and running statistics were watched"
+            )
+        return tuple(found)
+
     @property
     def summary(self) -> CheckRecord:
         """The findings as a record that prints, and goes to JSON and SARIF."""
         norms = sum(track.layer.norm is not None for track in self.tracks.values())
-        return CheckRecord(self.model, norms, len(self.tracks), 0, self.findings)
+        return CheckRecord(self.model, norms, len(self.tracks), self.samples, self.findings, self.notes)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the record in JSON's own types; numbers that are not there are None."""
@@ -122,7 +167,7 @@ class WatchRecord:
             }
             tracks.append({"name": name, "kind": track.layer.kind, "role": track.layer.role, **numbers})
         kept = {"every": self.every, "steps": self.steps, "looks": list(self.looks), "tracks": tracks}
-        return {**kept, **{key: plain[key] for key in ("model", "findings", "healthy", "verdict")}}
+        return {**kept, **{key: plain[key] for key in ("model", "findings", "notes", "healthy", "verdict")}}
 
     def report(self, path: str | os.PathLike[str]) -> None:
         """Write an HTML report: the scale of the signal, gradients by depth, and the findings.
@@ -151,8 +196,10 @@ def watch(model: nn.Module, every: int = 10) -> Iterator[WatchRecord]:
 
     Args:
         model: the module that the block trains. A compiled model hides its layers: watch the original and
-            train it uncompiled for some steps.
-        every: of how many steps one is looked at.
+            train it uncompiled for some steps. Of a compiled part only gradients and running statistics are
+            watched, and the record's notes say so.
+        every: of how many steps one is looked at. After 2000 looks it doubles, and every second look is
+            dropped, again and again.
 
     Yields:
         A WatchRecord, filled while the block runs: `record.findings`, or print it.
@@ -174,11 +221,10 @@ def watch(model: nn.Module, every: int = 10) -> Iterator[WatchRecord]:
     """
     if not isinstance(model, nn.Module):
         raise ModelError("watch() needs a torch.nn.Module", type(model).__name__, "give it the model")
-    dynamo = sys.modules.get("torch._dynamo")  # it takes seconds to import, and has made what is compiled
-    if dynamo is not None and isinstance(model, dynamo.OptimizedModule):
+    if _is_compiled(model):
         raise ModelError(
             "A compiled model hides its layers from hooks", type(model).__name__,
-            "watch the model that you gave to torch.compile, and train it uncompiled for some steps",
+            "watch the model as it was before it was compiled, and train that for some steps",
         )  # fmt: skip
     if not isinstance(every, int) or isinstance(every, bool) or every < 1:
         raise OptionError("every must be a positive integer", repr(every), "10 is the usual one")
@@ -188,21 +234,51 @@ def watch(model: nn.Module, every: int = 10) -> Iterator[WatchRecord]:
         yield watcher.record
 
 
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether torch.compile made this module, or its own compile() compiles its calls."""
+    dynamo = sys.modules.get("torch._dynamo")  # it takes seconds to import, and has made what is compiled
+    made = dynamo is not None and isinstance(module, dynamo.OptimizedModule)
+    return made or module._compiled_call_impl is not None
+
+
+def _parts(model: nn.Module) -> list[nn.Module]:
+    """Return what a training calls if not the model: its children, with those in lists and dicts."""
+    found: list[nn.Module] = []
+    for child in model.children():
+        found += _parts(child) if isinstance(child, nn.ModuleList | nn.ModuleDict) else [child]
+    return [part for part in dict.fromkeys(found) if not _is_compiled(part)]
+
+
+@dataclass
+class _Call:
+    """A forward of the model, or of a part that was called by itself, that runs."""
+
+    gradients: bool
+    hands_over: bool = False  # to another forward of the model inside: a wrapper's way to run what calls it
+
+
 class _Watcher:
-    """The hooks of one `watch`."""
+    """The hooks of one `watch`.
+
+    Numbers stay tensors until the step ends, and are read all at once: a GPU waits once a look. Hooks return
+    at once while torch.compile traces them, so that compiled code has none of them.
+    """
 
     def __init__(self, model: nn.Module, every: int) -> None:
-        self.model, self.record = model, WatchRecord(type(model).__name__, every)
+        self.model, self.record = model, WatchRecord(type(model).__name__, every, ranks=ranks())
         self.modules: dict[str, nn.Module] = {}
-        # Of the step that runs: the numbers, the model's forwards in train mode, those of each layer in eval
-        # mode, and the layers that ran in train mode; all with gradients.
-        self.now: dict[str, dict[str, float]] = {}
+        # Of the step that runs: the numbers, the model's forwards in train mode, those of its parts that ran
+        # outside of these, those of each layer in eval mode, and the layers that ran in train mode; all with
+        # gradients.
+        self.now: dict[str, dict[str, Tensor]] = {}
         self.forwards = 0
+        self.outside: Counter[nn.Module] = Counter()
         self.eval_now: Counter[str] = Counter()
         self.trained_now: set[str] = set()
-        self.learning: list[bool] = []  # of each forward of the model that runs: whether gradients were on
+        self.running: list[_Call] = []
         self.before: dict[str, int] = {}
         places = {place.name: place.module for place in walk(model)}
+        self.record.compiled = [name for name, module in places.items() if _is_compiled(module)]
         for layer in described(model):
             self.modules[layer.name] = places[layer.name]
             self.record.tracks[layer.name] = Track(layer)
@@ -210,10 +286,13 @@ class _Watcher:
 
     def install(self, handles: list[Any]) -> None:
         """Add the hooks."""
-        handles.append(self.model.register_forward_pre_hook(self._enter_model))
-        handles.append(self.model.register_forward_hook(self._leave_model, always_call=True))
+        for module in (self.model, *_parts(self.model)):
+            handles.append(module.register_forward_pre_hook(self._enter))
+            handles.append(module.register_forward_hook(self._leave, always_call=True))
         handles.append(register_optimizer_step_post_hook(self._stepped))
         for name, module in self.modules.items():
+            if any(f"{name}.".startswith(f"{part}.") for part in self.record.compiled):
+                continue
             handles.append(module.register_forward_pre_hook(self._entering(name), with_kwargs=True))
             if isinstance(module, RECTIFIERS):
                 handles.append(module.register_forward_hook(self._leaving(name)))
@@ -222,27 +301,41 @@ class _Watcher:
     def looking(self) -> bool:
         return self.record.steps % self.record.every == 0
 
-    def _enter_model(self, module: nn.Module, given: Any) -> None:
-        self.learning.append(torch.is_grad_enabled())
-        if torch.is_grad_enabled() and module.training:
-            self.forwards += 1
+    def _enter(self, module: nn.Module, given: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
+        gradients = torch.is_grad_enabled()
+        if module is self.model:
+            for call in self.running:
+                call.hands_over = True
+        elif gradients and module.training and not self.running:
+            self.outside[module] += 1
+        self.running.append(_Call(gradients))
 
-    def _leave_model(self, module: nn.Module, given: Any, output: Any) -> None:
-        self.learning.pop()
+    def _leave(self, module: nn.Module, given: Any, output: Any) -> None:
+        if torch.compiler.is_compiling() or not self.running:
+            return
+        call = self.running.pop()
+        if module is self.model and module.training and call.gradients and not call.hands_over:
+            whole = runs_as_virtual_batch(self.modules.values())  # its parts are one forward
+            self.forwards = max(1, self.forwards) if whole else self.forwards + 1
 
     def _forget_step(self) -> None:
-        self.now, self.forwards, self.eval_now, self.trained_now = {}, 0, Counter(), set()
+        self.now, self.forwards, self.outside = {}, 0, Counter()
+        self.eval_now, self.trained_now = Counter(), set()
 
     def _entering(self, name: str) -> Any:
         layer = self.record.tracks[name].layer
         norm = layer.norm
 
         def enter(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+            if torch.compiler.is_compiling():
+                return
             gradients = torch.is_grad_enabled()
             if norm is not None and norm.pools_samples:
                 if module.training and not gradients:
                     # A part of a forward that learns may do without: an encoder that follows another one.
-                    if not any(self.learning) and not _on_purpose():
+                    if not any(call.gradients for call in self.running) and not _on_purpose():
                         self.record.without_gradients[name] += 1
                 elif not module.training and gradients and not layer.frozen:
                     self.eval_now[name] += 1
@@ -255,19 +348,24 @@ class _Watcher:
 
     def _leaving(self, name: str) -> Any:
         def leave(module: nn.Module, given: Any, output: Any) -> None:
+            if torch.compiler.is_compiling():
+                return
             if self.looking and name in self.now and "dead" not in self.now[name]:
                 self.now[name]["dead"] = dead_share(output.detach())
 
         return leave
 
     @torch.no_grad()
-    def _numbers(self, name: str, module: nn.Module, x: Tensor | None) -> dict[str, float]:
+    def _numbers(self, name: str, module: nn.Module, x: Tensor | None) -> dict[str, Tensor]:
         if x is None or not x.is_floating_point() or x.dim() < 2 or not x.numel():
             return {}
         x = x.detach()
         axis = channel_axis(x)
-        var, mean = torch.var_mean(x.float(), [d for d in range(x.dim()) if d != axis], correction=0)
-        found = {"mean": float(mean.mean()), "spread": float(var.mean().sqrt())}
+        others = [d for d in range(x.dim()) if d != axis]
+        # Two sweeps: torch.var_mean takes ten times as long on a CPU.
+        mean = x.float().mean(others, keepdim=True)
+        var, mean = (x - mean).square_().mean(others), mean.flatten()
+        found = {"mean": mean.mean(), "spread": var.mean().sqrt()}
         flat = flat_share(module, x)
         if flat is not None:
             found["flat"] = flat
@@ -277,7 +375,7 @@ class _Watcher:
             apart = ((mean - running).square() / (spread + eps)).mean()
             noise = (var / (spread + eps)).mean() / len(x)  # of the batch's mean: one value for each sample
             self.record.samples = len(x)
-            found["stale"] = float((apart - noise).clamp(min=0).sqrt())
+            found["stale"] = (apart - noise).clamp(min=0).sqrt()
         return found
 
     def _stepped(self, optimizer: Any, args: Any, options: Any) -> None:
@@ -285,21 +383,32 @@ class _Watcher:
         if not any(id(p) in mine for group in optimizer.param_groups for p in group["params"]):
             return
         if self.looking:
-            for name, track in self.record.tracks.items():
-                weight = getattr(self.modules[name], "weight", None)
-                gradient = weight.grad if isinstance(weight, Tensor) else None
-                numbers = self.now.get(name, {})
-                if gradient is not None:
-                    numbers = numbers | {"gradient": float(gradient.float().norm())}
-                track.add(**numbers)
-            self.record.looks.append(self.record.steps)
-            self._find_damage()
+            self._look()
         self._count_updates()
-        self.record.passes[self.forwards] += 1
+        self.record.passes[self.forwards or max(self.outside.values(), default=0)] += 1
         # An evaluation with gradients on, between two steps, is no training in eval mode.
         self.record.in_eval.update({n: k for n, k in self.eval_now.items() if n not in self.trained_now})
         self.record.steps += 1
         self._forget_step()
+
+    @torch.no_grad()
+    def _look(self) -> None:
+        """Read what was measured in this step, gradients and whether running statistics are sound."""
+        waiting = {name: dict(self.now.get(name, {})) for name in self.modules}
+        for name, module in self.modules.items():
+            weight = getattr(module, "weight", None)
+            gradient = weight.grad if isinstance(weight, Tensor) else None
+            if gradient is not None:
+                waiting[name]["gradient"] = whole(gradient.float().norm())
+            for key in ("running_mean", "running_var"):
+                values = getattr(module, key, None)
+                if isinstance(values, Tensor):
+                    waiting[name][key] = values.isfinite().all()
+        numbers = _read(waiting)
+        for name, found in numbers.items():
+            if 0.0 in (found.pop("running_mean", 1.0), found.pop("running_var", 1.0)):
+                self.record.first_bad.setdefault(name, self.record.steps)
+        self.record.add(numbers)
 
     def _count_updates(self) -> None:
         for name, module in self.modules.items():
@@ -311,12 +420,16 @@ class _Watcher:
                     self.record.updates[name] = max(moved, self.record.updates.get(name, 0))
                 self.before[name] = seen
 
-    def _find_damage(self) -> None:
-        for name, module in self.modules.items():
-            for key in ("running_mean", "running_var"):
-                values = getattr(module, key, None)
-                if isinstance(values, Tensor) and not bool(values.isfinite().all()):
-                    self.record.first_bad.setdefault(name, self.record.steps)
+
+def _read(waiting: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, float]]:
+    """Return the numbers of tensors without axes, each device asked once."""
+    flat = {(name, key): value for name, some in waiting.items() for key, value in some.items()}
+    found: dict[str, dict[str, float]] = {name: {} for name in waiting}
+    for device in {value.device for value in flat.values()}:
+        here = {place: value.float() for place, value in flat.items() if value.device == device}
+        for (name, key), value in zip(here, torch.stack(list(here.values())).tolist(), strict=True):
+            found[name][key] = value
+    return found
 
 
 def _on_purpose() -> bool:

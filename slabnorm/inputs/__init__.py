@@ -6,6 +6,6 @@ source -> blocks -> chunks -> Moments -> merge in a tree -> scheme -> InputNorm 
 from slabnorm.inputs.artifact import load, save
 from slabnorm.inputs.fit import fit
 from slabnorm.inputs.normalizer import InputNorm
-from slabnorm.inputs.schemes import FixedScale, MinMax, Robust, ZScore
+from slabnorm.inputs.schemes import FixedScale, MinMax, QuantileRange, Robust, ZScore
 
-__all__ = ["FixedScale", "InputNorm", "MinMax", "Robust", "ZScore", "fit", "load", "save"]
+__all__ = ["FixedScale", "InputNorm", "MinMax", "QuantileRange", "Robust", "ZScore", "fit", "load", "save"]

@@ -115,6 +115,8 @@ def load(path: str | os.PathLike[str]) -> InputNorm:
 
 def _instead(given: object) -> str:
     """Return how to save an object that is not an InputNorm."""
+    if hasattr(given, "freeze"):
+        return "its freeze() returns an InputNorm: save that"
     if isinstance(given, torch.nn.Module):
         return "torch.save(module.state_dict(), path) stores a layer or a model"
     if hasattr(given, "to_norm"):

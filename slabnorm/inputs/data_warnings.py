@@ -9,7 +9,7 @@ from torch import Tensor
 
 from slabnorm.errors import DataWarning
 from slabnorm.inputs.normalizer import InputNorm
-from slabnorm.inputs.schemes import FixedScale, first_features
+from slabnorm.inputs.schemes import FixedScale, constant, first_features, flat, largest, nearly_constant
 from slabnorm.text import printable
 
 # A feature hardly varies, except for a few values, if its farthest value lies FAR scales away, or its
@@ -37,21 +37,28 @@ def warn_of(norm: InputNorm) -> None:
         if (low < scheme.low or high > scheme.high) and scheme.clip is None:
             _warn(f"The data have values from {low:g} to {high:g}, outside the range of {scheme}")
         return
-    constant = moments.min == moments.max
-    if bool(constant.any()):
-        some = f"{int(constant.sum())} of {constant.numel()} features are constant and get scale 1"
-        _warn(f"{some}: {first_features(constant, names)}")
-    flat = ~constant & (quantiles[-1] == quantiles[0]) if len(quantiles) else constant & False
-    if bool(flat.any()):
-        some = f"{int(flat.sum())} of {flat.numel()} features have equal quantiles and get scale 1"
-        _warn(f"{some}: {first_features(flat, names)}")
-    _warn_of_small_scales(norm, ~(constant | flat))
+    same, level = constant(moments), flat(moments, quantiles)
+    if bool(same.any()):
+        some = f"{int(same.sum())} of {same.numel()} features are constant and get scale 1"
+        _warn(f"{some}: {first_features(same, names)}")
+    if bool(level.any()):
+        some = f"{int(level.sum())} of {level.numel()} features have equal quantiles and get scale 1"
+        _warn(f"{some}: {first_features(level, names)}")
+    near = nearly_constant(scheme.affine(moments, quantiles).scale, moments, quantiles)
+    settled = near if scheme.near_constant != "warn" else torch.zeros_like(near)
+    _warn_of_small_scales(norm, ~(same | level | settled), near)
 
 
-def _warn_of_small_scales(norm: InputNorm, varies: Tensor) -> None:
-    """Warn of features whose scale is tiny compared with their own values, in any units."""
+def _warn_of_small_scales(norm: InputNorm, varies: Tensor, near: Tensor) -> None:
+    """Warn of features whose scale is tiny compared with their own values, in any units.
+
+    Args:
+        norm: the statistics.
+        varies: the features that are looked at.
+        near: those that are nearly constant as `near_constant` has it.
+    """
     moments, names, scale = norm.moments, norm.record.names, norm.scale
-    rounding = _rounding(norm.record.dtype) * torch.maximum(moments.min.abs(), moments.max.abs())
+    rounding = _rounding(norm.record.dtype) * largest(moments)
     noise = varies & (moments.count >= FEW) & (scale <= rounding)
     if bool(noise.any()):
         at = int(noise.reshape(-1).nonzero()[0])
@@ -62,11 +69,13 @@ def _warn_of_small_scales(norm: InputNorm, varies: Tensor) -> None:
             "constant from its values before they are rounded",
             above=5,
         )
+    if norm.scheme.clip is not None:
+        return
     far = torch.maximum((moments.max - norm.shift).abs(), (moments.min - norm.shift).abs()) / scale
     std = moments.var().sqrt()
     wide = (moments.count >= FEW) & std.isfinite() & (std >= WIDE * scale)
     small = varies & ~noise & ((far >= FAR) | wide)
-    if bool(small.any()) and norm.scheme.clip is None:
+    if bool(small.any()):
         at = int(torch.where(small, far, 0).argmax())
         reached, own, name = float(far.reshape(-1)[at]), float(scale.reshape(-1)[at]), _name(names, at)
         _warn(
@@ -74,6 +83,21 @@ def _warn_of_small_scales(norm: InputNorm, varies: Tensor) -> None:
             f"{first_features(small, names)}. The scale of {name} is {own:.3g}, so that its farthest "
             f"value becomes {reached:,.0f} in size. Leave it out (of a table with `columns`), use another "
             f"scheme, or clip, in Python with slabnorm.{type(norm.scheme).__name__}(clip=(-10, 10))",
+            above=5,
+        )
+    # A mean or a range is made of all values, and data far from 0 are healthy: of the speed of light that
+    # Michelson measured, the scale is 2.6e-4 of the values. Quantiles say nothing of the values beyond them.
+    close = near & varies & ~noise & ~small
+    if norm.scheme.ranks and bool(close.any()):
+        times = torch.where(close, largest(moments) / scale, 0)
+        at = int(times.argmax())
+        own, name, kind = float(scale.reshape(-1)[at]), _name(names, at), type(norm.scheme).__name__
+        _warn(
+            f"{_some(close)} nearly constant between quantiles: {first_features(close, names)}. The scale of "
+            f"{name} is {own:.3g}, and its values are up to {float(times.max()):,.0f} times as large: noise "
+            f"becomes large, and so would a value of 0. Use slabnorm.{kind}(near_constant='keep') in Python, "
+            "or 'floor', or leave the feature out; if its small differences matter, subtract a constant from "
+            "its values",
             above=5,
         )
 

@@ -80,8 +80,8 @@ def fit(
             a `DataLoader` or any other iterable, whose items are batches.
             If an item is a tuple or list, its first entry is x. If it is a dict, or the file an npz, x is the
             entry named by `key`, or else "x", or else the only entry.
-        scheme: What is computed. "zscore", "minmax", "robust", "fixed", or an object such as ZScore(ddof=1)
-            or FixedScale(0, 16).
+        scheme: What is computed. "zscore", "minmax", "robust", "quantile", "fixed", or an object such as
+            ZScore(ddof=1) or FixedScale(0, 16).
         pattern: Which axes keep statistics of their own, such as "n c h w -> c". Without it, one axis is read
             as "n ->" (but not in batches of an iterable), two as "n c -> c", and four as "n c h w -> c" if
             the last axis is longer than 4, so that it is hardly the channels. Every other shape needs a

@@ -15,7 +15,7 @@ from slabnorm.errors import DtypeError, ShapeError, StatisticsError
 from slabnorm.inputs.features import Features
 from slabnorm.inputs.quantile_sample import rank_error
 from slabnorm.inputs.record import Record
-from slabnorm.inputs.schemes import Affine, Scheme, resolve
+from slabnorm.inputs.schemes import Affine, Scheme, resolve, shift_and_scale
 from slabnorm.inputs.sketch import Sketch
 from slabnorm.kernels.huge_pages import empty_like, numbers_only
 from slabnorm.mergeable_moments import FIELDS, Moments
@@ -60,30 +60,27 @@ def denormalise(
 class FeatureNorm(nn.Module):
     """Takes raw data and returns them normalised, by one shift and one scale for each feature.
 
-    Nothing here is trained, and train and eval mode are the same. See InputNorm for the formula, dtypes and
-    accuracy.
+        forward:  y = ((x - shift) - shift_low) / scale * span + low, cut off at the scheme's `clip`
+        inverse:  x = (y - low) / span * scale + shift_low + shift
 
-    Args:
-        features: where the features lie in a batch.
-        affine: shift and scale of each.
-        target: the width and the lower end of the output range.
-        clip: the ends at which outputs are cut off; None for no ends.
+    Nothing here is trained. See InputNorm for dtypes and accuracy.
+
+    Attributes:
+        shift, shift_low, scale: float64 buffers in the shape of the pattern's right side.
+        out_dtype: the dtype in which integers come out; it follows casts of the layer.
     """
 
     shift: Tensor
     shift_low: Tensor
     scale: Tensor
     out_dtype: torch.dtype = torch.float32  # on the class: older pickled modules have none of their own
+    _features: Features
+    _target: tuple[float, float]
+    _clip: tuple[float, float] | None
 
-    def __init__(
-        self,
-        features: Features,
-        affine: Affine,
-        target: tuple[float, float],
-        clip: tuple[float, float] | None,
-    ) -> None:
-        super().__init__()
-        self._features, self._target, self._clip = features, target, clip
+    def _normalise_by(self, affine: Affine, scheme: Scheme) -> None:
+        """Take shift and scale, and the output range of a scheme."""
+        self._target, self._clip = scheme.target, scheme.clip
         for name in AFFINE:
             self.register_buffer(name, getattr(affine, name))
         self._note_range()
@@ -246,7 +243,9 @@ class InputNorm(FeatureNorm):
             )
         read = moments.mean.new_empty((0, *moments.shape)) if quantiles is None else quantiles.clone()
         scheme = record.scheme
-        super().__init__(features, scheme.affine(moments, read), scheme.target, scheme.clip)
+        super().__init__()
+        self._features = features
+        self._normalise_by(shift_and_scale(scheme, moments, read), scheme)
         self.sketch, self.skipped, self.record = Sketch(), (), record
         for name in FIELDS:
             # A copy: load_state_dict writes into it.
@@ -394,6 +393,8 @@ class InputNorm(FeatureNorm):
         parts += [f"constant={constant}"] if constant else []
         parts += [f"missing={missing}"] if missing else []
         parts += [f"clip={self._clip}"] if self._clip else []
+        policy = self.scheme.near_constant
+        parts += [f"near_constant={policy!r}"] if policy != "warn" else []
         return ", ".join(parts + (["leak=True"] if self.record.leak else []))
 
     def get_extra_state(self) -> Tensor:
@@ -451,7 +452,7 @@ class InputNorm(FeatureNorm):
             return
         values = {name: value.cpu() for name, value in both.items()}
         moments = Moments(*(values[f"moments_{name}"] for name in FIELDS), weighted=record.weights == "real")
-        wanted = record.scheme.affine(moments, values["quantiles"])
+        wanted = shift_and_scale(record.scheme, moments, values["quantiles"])
         # Another release may round them differently.
         away = (values["shift"] - wanted.shift) + (values["shift_low"] - wanted.shift_low)
         wrong = (away.abs() > CLOSE * wanted.scale) | ((values["scale"] / wanted.scale - 1).abs() > CLOSE)

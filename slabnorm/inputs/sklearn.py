@@ -16,7 +16,7 @@ from slabnorm.inputs.exports.checks import check_numbers
 from slabnorm.inputs.normalizer import AFFINE, InputNorm, denormalise, normalise
 from slabnorm.inputs.plain_tensors import plain_tensors
 from slabnorm.inputs.record import Record
-from slabnorm.inputs.schemes import Scheme, first_features, resolve
+from slabnorm.inputs.schemes import Scheme, first_features, resolve, shift_and_scale
 from slabnorm.inputs.split import Hint, guard
 from slabnorm.inputs.weighted_moments import check_weights, whole
 from slabnorm.inputs.weighted_moments import table_moments as weighted_table_moments
@@ -59,7 +59,7 @@ class SlabScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
 
     Args:
         scheme: "zscore", "minmax", or an object that reads no quantiles: MinMax(out=(-1, 1)), ZScore(ddof=1),
-            FixedScale(0, 16).
+            ZScore(near_constant="keep"), FixedScale(0, 16).
         clip: end outputs at the output range, of a scheme that has one.
         copy: False lets `transform` and `inverse_transform` write into the array that they are given.
 
@@ -246,7 +246,7 @@ class SlabScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             raise OptionError(
                 "SlabScaler does not take a scheme that reads quantiles",
                 str(scheme),
-                'fit it as a layer: slabnorm.fit(x, "robust", split="train")',
+                f'fit it as a layer: slabnorm.fit(x, "{scheme.name}", split="train")',
             )
         out = getattr(scheme, "out", None)
         if self.clip and out is None:
@@ -309,7 +309,7 @@ def _affine(scheme: Scheme, found: Moments, more: bool) -> tuple[Array, Array, A
         filled = {name: torch.where(enough, getattr(found, name), 0) for name in FIELDS}
         filled["count"] = torch.where(enough, found.count, least + 1)
         known = replace(found, **filled)
-    affine = scheme.affine(known, known.mean.new_empty((0, *known.shape)))
+    affine = shift_and_scale(scheme, known, known.mean.new_empty((0, *known.shape)))
     shift, shift_low, scale = (_where(getattr(affine, name), enough) for name in AFFINE)
     return shift, shift_low, scale
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from slabnorm.inputs.normalizer import InputNorm
+from slabnorm.inputs.schemes import nearly_constant
 from slabnorm.report.statistics import FeatureRecord, StatisticsRecord
 
 
@@ -18,7 +19,25 @@ def describe(norm: InputNorm) -> StatisticsRecord:
     features = tuple(FeatureRecord(*row) for row in rows)
     fitted = str(norm.scheme), record.pattern, record.split, record.samples, record.dtype, record.leak
     scheme = norm.scheme.ranks, norm.rank_error, norm.scheme.clip
-    return StatisticsRecord(*fitted, features, *scheme, record.reader, record.skipped, record.weights)
+    return StatisticsRecord(
+        *fitted,
+        features,
+        *scheme,
+        record.reader,
+        record.skipped,
+        record.weights,
+        norm.scheme.near_constant,
+        _nearly_constant(norm),
+    )
+
+
+def _nearly_constant(norm: InputNorm) -> tuple[str, ...]:
+    """Return the names of the features that the scheme's policy has changed."""
+    if norm.scheme.near_constant == "warn":
+        return ()
+    scale = norm.scheme.affine(norm.moments, norm.quantiles).scale
+    near = nearly_constant(scale, norm.moments, norm.quantiles).reshape(-1).tolist()
+    return tuple(name for name, is_near in zip(feature_names(norm), near, strict=True) if is_near)
 
 
 def feature_names(norm: InputNorm) -> list[str]:

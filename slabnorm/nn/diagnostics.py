@@ -10,8 +10,13 @@ from types import FrameType
 import torch
 from torch import nn
 
-# Activation checkpointing, whose reentrant kind turns gradients off at first, and what recomputes statistics.
-_ON_PURPOSE = frozenset(("torch.utils.checkpoint", "torch.optim.swa_utils", "fvcore.nn.precise_bn"))
+# Activation checkpointing, whose reentrant kind turns gradients off at first, what recomputes statistics, and
+# Lightning's training step, in which a part without gradients follows another one; evaluations run elsewhere.
+_ON_PURPOSE = frozenset((
+    "torch.utils.checkpoint", "torch.optim.swa_utils", "fvcore.nn.precise_bn",
+    *(f"{package}.loops.optimization.{kind}"
+      for package in ("lightning.pytorch", "pytorch_lightning") for kind in ("automatic", "manual")),
+))  # fmt: skip
 
 
 def root_of(layer: nn.Module) -> nn.Module:

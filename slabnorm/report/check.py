@@ -15,6 +15,41 @@ if TYPE_CHECKING:
 SEVERITIES = ("error", "warning", "note")  # results are wrong; results are worse; good to know
 STYLES = {"error": "red", "warning": "yellow", "note": "blue"}
 SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
+# What each code means, in the words of its page docs/rules/CODE.md.
+TITLES = {
+    101: "A layer that pools samples is in train mode while gradients are off",
+    102: "A layer is in eval mode while the model trains",
+    103: "Weight and bias are frozen, yet the running statistics move",
+    104: "In eval mode the output for a sample changes with the rest of its batch",
+    105: "Train and eval mode give different outputs for the same batch",
+    201: "Running statistics are NaN or infinite",
+    202: "No batch has entered the running statistics",
+    203: "Running statistics are far from those of the batch",
+    204: "The momentum is that of the other convention",
+    205: "Running statistics are updated more than once a step",
+    206: "Too few values stand behind a statistic",
+    207: "Processes with small batches each have statistics of their own",
+    208: "Input channels of a norm are constant",
+    301: "A bias is subtracted at once by the norm after it",
+    302: "Weight decay shrinks the weights of norms",
+    303: "Dropout stands before a norm that pools samples",
+    304: "A norm takes the output of a norm",
+    305: "A group norm has one channel a group",
+    306: "A batch norm could be part of the weights before it",
+    307: "Gradients are accumulated through layers that pool samples",
+    401: "Inputs are raw, or on a scale far from 1",
+    402: "Inputs are scaled twice",
+    403: "An activation is saturated",
+    404: "Channels of a ReLU are dead",
+    405: "The scale grows or shrinks with depth",
+    406: "Weights of a norm are gone or huge",
+    407: "Inputs of a layer move faster than its running statistics",
+    408: "Inputs are unlike those of the training",
+    409: "Statistics are those of the wrong split",
+    501: "eps is 0 in the dtype of the layer",
+    502: "Running statistics are kept in half precision",
+    503: "x - mean is lost in rounding",
+}
 
 
 @dataclass(frozen=True)
@@ -22,7 +57,7 @@ class Finding:
     """A normalisation bug, or what may become one.
 
     Attributes:
-        code: what it is, such as 201; a page under docs/rules describes it.
+        code: what it is, such as 201, with its title in `TITLES`; its page is docs/rules/CODE.md.
         severity: "error", "warning" or "note".
         layer: its name in the model; "" is the model itself, or its input.
         text: what was found, with its numbers, without a full stop.
@@ -85,7 +120,8 @@ class CheckRecord:
 
     def as_sarif(self) -> dict[str, Any]:
         """Return the findings as SARIF 2.1.0, which code review tools read."""
-        rules = [{"id": f"SN{code}"} for code in sorted({finding.code for finding in self.findings})]
+        codes = sorted({finding.code for finding in self.findings})
+        rules = [{"id": f"SN{code}", "shortDescription": {"text": f"{TITLES[code]}."}} for code in codes]
         results = [
             {
                 "ruleId": f"SN{finding.code}",

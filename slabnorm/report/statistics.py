@@ -49,7 +49,8 @@ class StatisticsRecord:
 
     `ranks` are the ranks of the quantiles, with an error of at most `rank_error` with 99% probability.
     `reader` is the library that decoded the data; `skipped` files were left out. `weights` is "whole" or
-    "real" if samples count by their weights.
+    "real" if samples count by their weights. `near_constant` is the scheme's policy for nearly constant
+    features, and `changed` names those whose scale is of its making.
     """
 
     scheme: str
@@ -65,6 +66,8 @@ class StatisticsRecord:
     reader: str = ""
     skipped: int = 0
     weights: str = ""
+    near_constant: str = "warn"
+    changed: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return the record in JSON's own types."""
@@ -89,6 +92,8 @@ def print_statistics(record: StatisticsRecord, console: Console, every: bool = F
         print_text(console, "samples count by their weights, and count is the sum of the weights")
     if record.clip is not None:
         print_text(console, f"outputs are cut off at {record.clip[0]:g} and {record.clip[1]:g}")
+    if record.changed:
+        print_text(console, _changed(record.near_constant, record.changed))
     if record.reader:
         print_text(console, printable(f"read by {record.reader}"), "dim")
     if record.skipped:
@@ -103,12 +108,21 @@ def print_statistics(record: StatisticsRecord, console: Console, every: bool = F
         print_text(console, f"and {len(record.features) - len(shown):,} more features", "dim")
     legend = "mean █, one standard deviation around it ▒"
     if record.ranks:
-        low, middle, high = record.ranks
-        legend = f"quantile {middle:g} █, from quantile {low:g} to {high:g} ▒"
+        low, *middle, high = record.ranks
+        marked = f"quantile {middle[0]:g}" if middle else "mean"
+        legend = f"{marked} █, from quantile {low:g} to {high:g} ▒"
         error = f"ranks of quantiles are off by at most {record.rank_error:.3f}, with 99% probability"
         print_text(console, error if record.rank_error else "quantiles are those of all values", "dim")
     if drawn:
         print_text(console, f"picture: minimum ├ to maximum ┤, {legend}", "dim")
+
+
+def _changed(policy: str, names: tuple[str, ...], most: int = 5) -> str:
+    """Return in a sentence what became of nearly constant features."""
+    what = "kept as is" if policy == "keep" else "divided by 0.001 times the largest value"
+    features = "feature" if len(names) == 1 else "features"
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return f"nearly constant, {what}: {features} {printable(', '.join(names[:most]))}{more}"
 
 
 def _print_features(features: tuple[FeatureRecord, ...], ranks: tuple[float, ...], console: Console) -> bool:
@@ -144,8 +158,10 @@ def picture(feature: FeatureRecord, width: int = WIDTH) -> str:
 
     line = ["─"] * width
     line[0], line[-1] = "├", "┤"
-    around = feature.mean - feature.std, feature.mean, feature.mean + feature.std
-    low, middle, high = feature.quantiles or around
+    low, middle, high = feature.mean - feature.std, feature.mean, feature.mean + feature.std
+    if feature.quantiles:
+        low, *median, high = feature.quantiles
+        middle = median[0] if median else feature.mean
     for i in range(place(low), place(high) + 1):
         line[i] = "▒"
     line[place(middle)] = "█"

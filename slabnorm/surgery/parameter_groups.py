@@ -43,6 +43,7 @@ def unchanged_if_it_fails(optimizer: Optimizer | None) -> Iterator[None]:
     try:
         yield
     except BaseException:
+        optimizer.param_groups[:] = [group for group, _, _ in groups]
         for group, before, lists in groups:
             group.clear()
             group.update(before)
@@ -75,6 +76,34 @@ def exchange(optimizer: Optimizer, born: Sequence[Born], gone: Sequence[nn.Param
             group[name][:] = [values[i] for i in keep]
     for parameter in gone:
         optimizer.state.pop(parameter, None)
+
+
+def without_decay(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> None:
+    """Let an optimiser's weight decay leave some parameters alone.
+
+    Of each group that is decayed and holds some, these become a group of their own, which has the group's
+    other options. A group of them alone stays one. The state of every parameter stays, as it is kept by
+    parameter.
+    """
+    chosen = {id(p) for p in parameters}
+    for group in list(optimizer.param_groups):
+        places = [i for i, p in enumerate(group["params"]) if id(p) in chosen]
+        if not group.get("weight_decay", 0) or not places:
+            continue
+        if len(places) == len(group["params"]):
+            group["weight_decay"] = 0.0
+            continue
+        taken: dict[str, Any] = {name: [values[i] for i in places] for name, values in _lists(group).items()}
+        for name, values in _lists(group).items():
+            group[name][:] = [value for i, value in enumerate(values) if i not in places]
+        optimizer.add_param_group({**group, **taken, "weight_decay": 0.0})
+
+
+def splits(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> bool:
+    """Whether `without_decay` makes a group that is not there yet."""
+    chosen = {id(p) for p in parameters}
+    decayed = (g for g in optimizer.param_groups if g.get("weight_decay", 0))
+    return any(0 < sum(id(p) in chosen for p in g["params"]) < len(g["params"]) for g in decayed)
 
 
 def _insert(group: dict[str, Any], at: int, new: Born) -> None:

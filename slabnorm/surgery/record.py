@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from slabnorm.text import aligned
 
 _SHARED = "inputs that PyTorch's kernels take less time for stay with them (always=True: none)"
 
@@ -91,7 +92,7 @@ class Acceleration:
         kinds = ", ".join(f"{kind} ({count})" for kind, count in seen.items())
         shared = (self.replaced or self.already) and not self.always
         return "\n".join(
-            [counts, *_table(rows), *([f"left: {kinds}"] if kinds else []), *([_SHARED] if shared else [])]
+            [counts, *aligned(rows), *([f"left: {kinds}"] if kinds else []), *([_SHARED] if shared else [])]
         )
 
     __repr__ = __str__
@@ -148,7 +149,7 @@ class Surgery:
         rows = [
             (_name(c.names), c.was, f"-> {c.became}", _share(c.difference), c.note) for c in self.changed
         ] + [(_name(m.names), m.kind, "left", "", m.reason) for m in self.left]
-        return "\n".join([counts, *_table(rows)])
+        return "\n".join([counts, *aligned(rows)])
 
     __repr__ = __str__
 
@@ -159,9 +160,3 @@ def _share(difference: float | None) -> str:
 
 def _name(names: tuple[str, ...]) -> str:
     return ", ".join(name or "(the model)" for name in names)
-
-
-def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    cells = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)
-    return [("  " + "  ".join(row)).rstrip() for row in cells]

@@ -120,6 +120,11 @@ def virtual_batch(
     return torch.stack([value.detach().reshape(()) for value in losses]).sum()
 
 
+def runs_as_virtual_batch(layers: Iterable[nn.Module]) -> bool:
+    """Whether a virtual batch of a model with these layers runs, whose parts meet at one of them."""
+    return any("_virtual_batch" in vars(layer) for layer in layers)
+
+
 class _Arrival(NamedTuple):
     """What a part waits with at a norm."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -21,6 +22,7 @@ def test_the_cause_is_named_first_and_the_twin_is_healthy(bug):
         assert not outcome.first
     else:
         assert outcome.codes[0] == bug.rule
+    assert all(code in outcome.fix for code in re.findall(r"`([^`]*)`", bug.healed)[-1:])
 
 
 def test_the_set_is_as_large_as_it_says():
@@ -40,11 +42,12 @@ def test_headers_say_what_is_wrong_in_one_difference(bug):
     assert bug.title.endswith(".")
     assert bug.symptom
     assert bug.cause
+    assert bug.healed
     assert bug.thread.startswith("https://github.com/") or bug.thread == "no public thread known"
 
 
 def _outcome(rule: int | None, codes: tuple[int, ...], warned: bool, alarms: tuple[int, ...] = ()) -> Outcome:
-    bug = Bug("name", "A title.", "symptom", "cause", "modes", rule, "no public thread known")
+    bug = Bug("name", "A title.", "symptom", "cause", "modes", rule, "by sn.fixes", "no public thread known")
     return Outcome(bug, 0.0, 1.0, codes, warned, alarms, 0.5)
 
 

@@ -53,6 +53,16 @@ def test_nothing_of_the_model_changes():
     assert not batch.requires_grad
 
 
+def test_a_norm_that_is_frozen_is_no_norm_that_was_left_in_eval_mode():
+    model = network()
+    model[1].eval()
+    assert 102 in codes(sn.check(model, x()))
+    model[1].train()
+    sn.freeze(model)
+    assert codes(sn.check(model, x())) == []
+    assert [layer.frozen for layer in examine(model, x()).norms] == [True]
+
+
 def test_random_numbers_stay_as_they_are():
     model = network()
     torch.manual_seed(5), np.random.seed(5), random.seed(5)
@@ -223,8 +233,8 @@ def test_accelerated_models_are_looked_at_like_the_original():
     assert codes(sn.check(model, batch)) == before == [204, 301]
 
 
-def test_rms_norms_of_ones_own_are_known_by_their_name():
-    class LlamaRMSNorm(nn.Module):
+def test_norms_of_ones_own_are_known_by_what_they_compute():
+    class Root(nn.Module):
         def __init__(self, width: int) -> None:
             super().__init__()
             self.weight, self.variance_epsilon = nn.Parameter(torch.ones(width)), 1e-6
@@ -232,11 +242,43 @@ def test_rms_norms_of_ones_own_are_known_by_their_name():
         def forward(self, x: Tensor) -> Tensor:
             return self.weight * x * (x.square().mean(-1, keepdim=True) + self.variance_epsilon).rsqrt()
 
-    model = network(LlamaRMSNorm)
+    class NoRMSNorm(Root):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.weight * x
+
+    assert examine(network(NoRMSNorm), x()).norms == []
+    model = network(Root)
     record = examine(model, x(), torch.optim.SGD(model.parameters(), 0.1, weight_decay=0.1))
     norm = record.layer("1").norm
     assert (norm.family, norm.eps, norm.elements, norm.centers) == ("rms", 1e-6, 8, False)
     assert record.decayed == ["1"]
+
+
+def test_norms_of_transformers_are_known_with_their_weights():
+    t5 = pytest.importorskip("transformers.models.t5.modeling_t5")
+    gemma = pytest.importorskip("transformers.models.gemma.modeling_gemma")
+    for norm, eps in ((t5.T5LayerNorm(8, eps=1e-5), 1e-5), (gemma.GemmaRMSNorm(8), 1e-6)):
+        model = network(lambda width, norm=norm: norm)
+        found = examine(model, x()).layer("1").norm
+        assert (found.family, found.eps, found.elements, found.weight) == ("rms", eps, 8, [1.0] * 8)
+        assert codes(sn.check(model, x())) == []
+    assert norm.weight.tolist() == [0.0] * 8  # Gemma's, to which 1 is added
+
+
+def test_batch_norms_of_ones_own_pool_samples():
+    class Own(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.gain, self.shift = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+
+        def forward(self, x: Tensor) -> Tensor:
+            centred = x - x.mean(0)
+            return centred / (centred.square().mean(0) + 1e-5).sqrt() * self.gain + self.shift
+
+    record = examine(network(Own), x())
+    norm = record.layer("1").norm
+    assert (norm.family, norm.pools_samples, norm.tracks, norm.elements) == ("batch", True, False, 64)
+    assert 104 in codes(sn.check(network(Own), x()))
 
 
 # Ways in.
@@ -292,6 +334,23 @@ def test_what_is_added_between_layers_keeps_a_bias_alive():
     assert codes(sn.check(Block(joined=True), x())) == []  # the bias also goes around the norm
 
 
+def test_what_is_added_between_norms_keeps_the_first_alive():
+    class Block(nn.Module):
+        def __init__(self, joined: bool) -> None:
+            super().__init__()
+            self.first, self.second, self.joined = nn.BatchNorm1d(4), nn.BatchNorm1d(4), joined
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x)
+            return self.second(y) + y if self.joined else self.second(y)
+
+    for joined in (False, True):
+        model = Block(joined)
+        model(x()).square().sum().backward()
+        assert (model.first.weight.grad.abs().max() < 0.01) == (not joined)  # but for eps
+        assert codes(sn.check(model, x())) == ([] if joined else [304])
+
+
 def test_functions_are_seen_by_what_they_do():
     class Pools(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -336,6 +395,10 @@ def test_assert_healthy_raises_what_was_found():
     with pytest.raises(AssertionError, match="204 warning"):
         sn.assert_healthy(bad, x())
     sn.assert_healthy(bad, x(), allow=(204,))
+    train = 5 + 2 * x(500)
+    sn.assert_healthy(nn.Linear(4, 2), train[:64], reference=train)
+    with pytest.raises(AssertionError, match="408 "):
+        sn.assert_healthy(nn.Linear(4, 2), train[:64] + 3, reference=train)
 
 
 # Inputs compared with a reference.
@@ -438,6 +501,9 @@ HUGGING_FACE = {
     "vit": ("ViTForImageClassification", "ViTConfig", "pixel_values",
             {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
              "image_size": 16, "patch_size": 8}),
+    "clip": ("CLIPForImageClassification", "CLIPConfig", "pixel_values",
+             {"vision_config": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+                                "intermediate_size": 64, "image_size": 16, "patch_size": 8}}),
     "bert": ("BertForSequenceClassification", "BertConfig", "input_ids",
              {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
               "intermediate_size": 64}),
@@ -445,6 +511,30 @@ HUGGING_FACE = {
               {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
                "intermediate_size": 64}),
 }  # fmt: skip
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_unet_of_diffusers_is_healthy():
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    model = diffusers.UNet2DModel(
+        sample_size=8, block_out_channels=(16, 32), norm_num_groups=4, layers_per_block=1,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=8,
+    ).train()  # fmt: skip
+    clean = torch.from_numpy(RNG.normal(size=(8, 3, 8, 8)).astype("float32"))
+    noise = torch.from_numpy(RNG.normal(size=(8, 3, 8, 8)).astype("float32"))
+    batch = {"sample": (clean + noise) / 2**0.5, "timestep": torch.arange(0, 800, 100)}
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    with sn.watch(model, every=3) as seen:
+        for _ in range(6):
+            optimizer.zero_grad()
+            (model(**batch).sample - noise).square().mean().backward()
+            optimizer.step()
+    record = sn.check(model, batch)
+    assert seen.healthy, seen
+    assert record.healthy, record
+    assert record.norms > 10
 
 
 @pytest.mark.filterwarnings("default")

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 from torch import nn
 from typer.testing import CliRunner
 
 import slabnorm as sn
 from slabnorm.cli import app
 from slabnorm.report.attribution import Attribution, Cost, print_attribution
+from slabnorm.study.read import read_data
 
 pytestmark = pytest.mark.usefixtures("in_plain_torch")
 MODULE = """
@@ -32,6 +36,27 @@ def broken():
 
 def number():
     return 3
+
+def classifier():
+    return nn.Sequential(nn.BatchNorm2d(1, momentum=0.99), nn.Flatten(), nn.Linear(64, 10))
+
+class Extra(nn.BatchNorm2d):
+    def get_extra_state(self):
+        return "words"
+
+    def set_extra_state(self, state):
+        pass
+
+def extra():
+    return nn.Sequential(Extra(1), nn.Flatten(), nn.Linear(64, 10))
+
+def picky():
+    class Picky(nn.BatchNorm2d):
+        def forward(self, x):
+            if len(x) not in (2, 16, 32):
+                raise RuntimeError("32 samples, please")
+            return super().forward(x)
+    return nn.Sequential(Picky(1), nn.Flatten(), nn.Linear(64, 10))
 
 network = healthy()
 """
@@ -103,6 +128,120 @@ def test_a_checkpoint_of_another_model_is_a_message() -> None:
     result = run("checked_models:healthy", "--input", "2,1,8,8", "--checkpoint", "other.pt")
     assert result.exit_code == 2
     assert "does not fit the model" in result.stderr
+
+
+def _damaged(name: str = "damaged.pt", model: str = "classifier") -> dict[str, torch.Tensor]:
+    """Write a checkpoint with a NaN among its running statistics, and return it."""
+    torch.manual_seed(0)
+    state: dict[str, torch.Tensor] = getattr(importlib.import_module("checked_models"), model)().state_dict()
+    state["0.running_var"][0] = float("nan")
+    if model == "picky":
+        torch.save(state, name)
+    else:
+        save_file({key: value for key, value in state.items() if isinstance(value, torch.Tensor)}, name)
+    return state
+
+
+@pytest.mark.parametrize("ending", ["pt", "safetensors"])
+def test_damaged_statistics_are_taken_anew_and_written(ending: str) -> None:
+    state = _damaged("damaged.safetensors")
+    was = Path("damaged.safetensors").read_bytes()
+    arguments = (
+        "checked_models:classifier",
+        "--data",
+        "digits",
+        "--checkpoint",
+        "damaged.safetensors",
+        "--fix",
+    )
+    result = run(*arguments, "--out", f"fixed.{ending}", "--json", "found.json")
+    assert result.exit_code == 1  # the momentum is still in the code
+    path = f"fixed.{ending}"
+    fixed = load_file(path) if ending == "safetensors" else torch.load(path, weights_only=True)
+    data = read_data("digits")
+    x, y = data.x.astype(np.float64), data.y
+    mean, var = x[data.split.train].mean(), x[data.split.train].var(ddof=1)
+    assert float(fixed["0.running_mean"]) == pytest.approx(mean, rel=1e-6)
+    assert float(fixed["0.running_var"]) == pytest.approx(var, rel=1e-6)
+    rest = [key for key in state if "running" not in key and "tracked" not in key]
+    assert all(torch.equal(fixed[key], state[key]) for key in rest)
+    assert sorted(fixed) == sorted(state)
+    # NaN scores say class 0; afterwards the formula says what is right.
+    test = data.split.test
+    weight, bias = (state[f"2.{key}"].double().numpy() for key in ("weight", "bias"))
+    scores = ((x[test] - mean) / np.sqrt(var + 1e-5)).reshape(len(test), 64) @ weight.T + bias
+    before, after = (y[test] == 0).mean(), (scores.argmax(1) == y[test]).mean()
+    assert f"{before:.1%} before, {after:.1%} after" in result.stdout
+    record = json.loads(Path("found.json").read_text())
+    assert {finding["code"] for finding in record["findings"]} == {201, 204}
+    assert [fix["code"] for fix in record["fixes"]["fixed"]] == [201]
+    assert [(one["code"], one["advice"], one["reason"]) for one in record["fixes"]["left"]] == [
+        (204, "momentum=0.01", "in the code")
+    ]
+    assert record["fixes"]["verdict"] == "Sequential, with 1 norm: 1 warning."
+    assert "checked again: Sequential, with 1 norm: 1 warning." in result.stdout
+    assert Path("damaged.safetensors").read_bytes() == was
+
+
+def test_nothing_is_written_unasked_or_where_nothing_was_changed() -> None:
+    _damaged("damaged.safetensors")
+    files = sorted(Path().iterdir())
+    damaged = (
+        "checked_models:classifier",
+        "--data",
+        "digits",
+        "--checkpoint",
+        "damaged.safetensors",
+        "--fix",
+    )
+    assert "nothing is written" in run(*damaged).stdout
+    random = run("checked_models:build", "--input", "16,1,8,8", "--fix", "--out", "fixed.pt")
+    assert random.exit_code == 1
+    assert "not written" in random.stdout
+    assert "momentum=0.01" in random.stdout
+    without = run("checked_models:classifier", "--input", "16,1,8,8", *damaged[3:])
+    assert "it takes --data" in without.stdout
+    assert [path for path in sorted(Path().iterdir()) if path.name != "__pycache__"] == files
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--out", "fixed.pt"), "give --fix too"),
+        (("--fix", "--out", "fixed.txt"), "must end in .safetensors, .pt or .pth"),
+        (("--fix", "--out", "damaged.safetensors"), "must be no part of the data that are read"),
+        (("--fix", "--out", "nowhere/fixed.pt"), "nowhere"),
+        (("--fix", "--out", "a.pt", "--json", "a.pt"), "Two outputs would go to one file"),
+        (("--bench", "--fix"), "--bench has no model to fix"),
+    ],
+)
+def test_mistakes_with_fix_are_messages_and_change_nothing(arguments: tuple[str, ...], says: str) -> None:
+    _damaged("damaged.safetensors")
+    was = Path("damaged.safetensors").read_bytes()
+    result = run(
+        "checked_models:classifier", "--data", "digits", "--checkpoint", "damaged.safetensors", *arguments
+    )
+    assert result.exit_code == 2
+    assert says in " ".join(result.stderr.split())
+    assert Path("damaged.safetensors").read_bytes() == was
+    assert not Path("fixed.pt").exists()
+
+
+def test_what_a_fixed_model_cannot_do_is_a_message() -> None:
+    _damaged("picky.pt", "picky")
+    damaged = ("--data", "digits", "--checkpoint", "picky.pt", "--fix", "--out", "fixed.pt")
+    result = run("checked_models:picky", *damaged)
+    assert result.exit_code == 2
+    assert "does not run on the training split" in result.stderr
+    state = importlib.import_module("checked_models").extra().state_dict()
+    state["0.running_var"][0] = float("nan")
+    torch.save(state, "extra.pt")
+    arguments = ("--data", "digits", "--checkpoint", "extra.pt", "--fix", "--out", "fixed.safetensors")
+    result = run("checked_models:extra", *arguments)
+    assert result.exit_code == 2
+    assert "safetensors holds tensors alone" in result.stderr
+    assert not Path("fixed.pt").exists()
+    assert not Path("fixed.safetensors").exists()
 
 
 def test_the_page_of_a_watched_training() -> None:

@@ -6,8 +6,12 @@ import json
 import math
 from array import array
 from collections import Counter
+from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from slabnorm.doctor import thresholds as t
 from slabnorm.doctor.record import Drift, Layer, ModelRecord
@@ -106,8 +110,12 @@ CASES = {
         model(dropout(), batch_norm("first", before="drop", tracks=False, pools_samples=False)),
     ),
     304: (
-        model(batch_norm("first"), batch_norm("second", before="first")),
+        model(batch_norm("first"), batch_norm("second", before="first", alone=True)),
         model(batch_norm("first"), batch_norm("second", before=None)),
+    ),
+    "304 before a residual": (
+        model(batch_norm("first"), batch_norm("second", before="first", alone=True)),
+        model(batch_norm("first"), batch_norm("second", before="first", alone=False)),
     ),
     305: (model(group_norm(4, 4, 16)), model(group_norm(4, 2, 32))),
     306: (
@@ -143,7 +151,8 @@ CASES = {
         model(batch_norm(weight=[0.0] * 4, tracked=19)),
     ),
     408: (model(drift=[drift("order")]), model()),
-    501: (model(batch_norm(eps=5e-8, dtype="float16")), model(batch_norm(eps=7e-8, dtype="float16"))),
+    # 2^-25 lies between 0 and the smallest number above it, and rounds to the even one, which is 0.
+    501: (model(batch_norm(eps=2**-25, dtype="float16")), model(batch_norm(eps=3e-8, dtype="float16"))),
     502: (model(batch_norm(statistics_dtype="bfloat16")), model(batch_norm(statistics_dtype="float32"))),
     # x - mean is rounded by 2^-24 of the mean.
     503: (
@@ -200,6 +209,41 @@ def test_causes_stand_before_their_consequences():
     assert severities == sorted(severities)
 
 
+def test_eps_vanishes_where_numpy_rounds_it_to_0():
+    for eps in (1e-8, 2.9e-8, 3.1e-8, 5e-8, 7e-8, 1e-5):
+        assert (codes(model(batch_norm(eps=eps, dtype="float16"))) == [501]) == (np.float16(eps) == 0)
+
+
+@pytest.mark.parametrize(("dtype", "share"), [("bfloat16", "0.4%"), ("float16", "0.05%")])
+def test_what_half_statistics_round_away_is_half_a_step(dtype, share):
+    (finding,) = find(model(batch_norm(statistics_dtype=dtype)))
+    assert f"smaller than {share} of them" in finding.why
+    half_step = torch.finfo(getattr(torch, dtype)).eps / 2
+    assert f"{100 * half_step:.1g}%" == share
+
+
+@pytest.mark.parametrize(("changes", "severity"), [({}, "warning"), ({"per_channel": False}, "note")])
+def test_only_a_norm_that_keeps_channels_apart_undoes_the_one_before(changes, severity):
+    second = batch_norm("second", before="first", alone=True, **changes)
+    (finding,) = find(model(batch_norm("first"), second))
+    assert (finding.code, finding.severity) == (304, severity)
+    assert ("undoes" in finding.why) == (severity == "warning")
+
+
+@pytest.mark.parametrize("channels", [2, 7, 16, 28, 30, 96])
+def test_the_groups_of_a_fix_divide_the_channels(channels):
+    (finding,) = find(model(group_norm(channels, channels, 16)))
+    groups = int(finding.fix.removeprefix("fewer groups, such as "))
+    nn.GroupNorm(groups, channels)  # refuses a number that does not divide them
+    assert groups == 1 or channels / groups >= 8
+
+
+@pytest.mark.parametrize("name", ["norm", "code of one's own"])
+def test_running_statistics_are_advised_for_a_norm_without_them(name):
+    (finding,) = find(model(batch_norm(tracks=False), mates={name: 0.5, "": 0.5}))
+    assert finding.fix.startswith("track_running_stats=True") == (name == "norm")
+
+
 def test_leaks_are_of_the_split():
     found = list(unlike([drift("leak")], "the data"))
     assert [finding.code for finding in found] == [409]
@@ -246,6 +290,16 @@ OVER_TIME = {
     ),
     201: (watched(first_bad={"norm": 3}), watched()),
     205: (watched(updates={"norm": 2}), watched(updates={"norm": 2}, passes=Counter({2: 8}))),
+    "205 of forwards that nobody saw": (
+        watched(updates={"norm": 2}, passes=Counter({0: 1, 1: 7})),
+        watched(updates={"norm": 2}, passes=Counter({0: 8})),
+    ),
+    207: (watched(ranks=2, samples=15), watched(ranks=2, samples=16)),
+    "207 alone": (watched(ranks=2, samples=15), watched(ranks=1, samples=15)),
+    "207 synchronised": (
+        watched(ranks=2, samples=15),
+        watched(replace(batch_norm(), kind="SyncBatchNorm"), ranks=2, samples=15),
+    ),
     307: (watched(passes=Counter({1: 3, 4: 5})), watched(passes=Counter({1: 4, 4: 4}))),
     "307 without pooling": (
         watched(passes=Counter({4: 8})),
@@ -296,8 +350,22 @@ def test_hostile_names_are_harmless(name, capsys):
     found = CheckRecord(name, 1, 1, 64, tuple(find(record)), (name,))
     assert json.loads(json.dumps(found.as_dict()))["findings"][0]["layer"] == name
     assert json.dumps(found.as_sarif())
+    rules = {rule["id"]: rule for rule in found.as_sarif()["runs"][0]["tool"]["driver"]["rules"]}
+    assert rules["SN204"]["shortDescription"] == {"text": "The momentum is that of the other convention."}
     print_check(found, Console(width=100))
     printed = capsys.readouterr().out
     assert "\x1b[31m" not in printed
     assert "x" * 1000 not in printed
     assert str(found)
+
+
+def test_what_is_advised_fits_the_norm():
+    def advice(layer, samples=64):
+        return next(f.fix for f in find(model(layer, samples=samples)) if f.code == 206)
+
+    assert 'to="group"' in advice(batch_norm(elements=70), 7)
+    assert 'to="layer"' in advice(batch_norm(elements=7), 7)
+    assert advice(batch_norm(elements=1), 1).startswith("larger batches")
+    assert advice(group_norm(32, 32, 1)) == "fewer groups, such as 4"
+    assert advice(group_norm(4, 4, 1)) == "fewer groups, such as 1"
+    assert advice(batch_norm(family="layer", pools_samples=False, elements=1)).startswith("nn.Identity()")

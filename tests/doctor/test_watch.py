@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
+import sys
+from datetime import timedelta
 
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.nn import functional as F
 from torch.optim.optimizer import _global_optimizer_post_hooks
 from torch.utils.checkpoint import checkpoint
 
 import slabnorm as sn
+from slabnorm.doctor.watch import MOST_LOOKS, NUMBERS
 from slabnorm.errors import ModelError, OptionError
 
 
@@ -186,6 +190,19 @@ def test_accumulated_forwards_are_counted():
     assert [finding.code for finding in record.findings] == [307]  # and not 205: each forward is one update
 
 
+def test_the_parts_of_a_virtual_batch_are_one_forward(in_plain_torch):
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with sn.watch(model) as record:
+        for _ in range(4):
+            optimizer.zero_grad()
+            sn.virtual_batch(model, x().split(4), lambda model, part: model(part).square().sum() / 32)
+            optimizer.step()
+    assert record.passes == {1: 4}
+    assert record.updates == {"1": 1}
+    assert record.healthy
+
+
 class Checkpointed(nn.Module):
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
@@ -259,12 +276,90 @@ def test_training_is_the_same_as_without():
         assert torch.equal(a, b), name
 
 
-def test_compiled_models_are_refused():
-    with (
-        pytest.raises(ModelError, match="hides its layers"),
-        sn.watch(torch.compile(network(), backend="eager")),
-    ):
+@pytest.mark.parametrize("in_place", [False, True])
+def test_compiled_models_are_refused(in_place):
+    model = network()
+    if in_place:
+        model.compile(backend="eager")
+    else:
+        model = torch.compile(model, backend="eager")
+    with pytest.raises(ModelError, match="hides its layers"), sn.watch(model):
         pass
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # the compiler looks at it
+def test_compiled_parts_are_named():
+    model = network()
+    model[1] = torch.compile(model[1], backend="eager")
+    model[2].compile(backend="eager")
+    model[1].requires_grad_(False)
+    with sn.watch(model, every=1) as record:
+        steps(model)
+    assert record.compiled == ["1", "2"]
+    assert "hidden from hooks: '1' and '2'" in record.notes[0]
+    assert len(record.notes) == 1
+    assert record.notes[0] in str(record)
+    assert record.as_dict()["notes"] == record.notes
+    seen = {name for name, track in record.tracks.items() if math.isfinite(track.mean[0])}
+    assert seen == {"0", "3"}
+    assert [(found.code, found.layer) for found in record.findings] == [(103, "1._orig_mod")]
+
+
+def test_what_is_compiled_elsewhere_runs_as_ever_and_is_noted():
+    from torch._dynamo.utils import counters
+
+    model, alone = network(), network()
+    torch._dynamo.reset()
+    with sn.watch(model, every=1) as record:
+        compiled = torch.compile(model, backend="eager")
+        optimizer = torch.optim.SGD(model.parameters(), 0.01)
+        counters.clear()
+        for step in range(3):
+            optimizer.zero_grad()
+            compiled(x(seed=7 * step)).square().mean().backward()
+            optimizer.step()
+    assert counters["stats"]["unique_graphs"] == 1  # no hook breaks it, and no step compiles it again
+    assert not counters["graph_break"]
+    steps(alone)
+    assert torch.equal(model[0].weight, alone[0].weight)
+    assert record.updates == {"1": 1}
+    assert any("no forward of its layers was seen" in note for note in record.notes)
+    assert record.findings == ()
+
+
+def test_a_training_may_call_the_parts_of_a_model():
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.ModuleDict({"body": network(), "head": nn.Linear(2, 1)})
+
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    with sn.watch(model) as record:
+        for step in range(4):
+            for part in range(3):
+                model.parts["head"](model.parts["body"](x(seed=3 * step + part))).square().mean().backward()
+            optimizer.step()
+    assert record.passes == {3: 4}
+    assert [found.code for found in record.findings] == [307]
+
+
+def test_a_long_record_stays_small():
+    model = nn.Linear(1, 1, bias=False)
+    model(torch.ones(3, 1)).sum().backward()
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    with sn.watch(model, every=1) as record:
+        for _ in range(4100):
+            optimizer.step()
+    # At look 2001 every second one is dropped, and from then on every second step is looked at; and so on.
+    assert record.every == 4
+    assert record.looks == list(range(0, 4100, 4))
+    track = record.tracks[""]
+    assert track.gradient.tolist() == [3.0] * len(record.looks)
+    assert {len(getattr(track, key)) for key in NUMBERS} == {len(record.looks)}
+    layer = sum(sys.getsizeof(getattr(track, key)) for key in NUMBERS)
+    assert 100 * layer + sys.getsizeof(record.looks) + sum(map(sys.getsizeof, record.looks)) < 10e6
+    assert 100 * len(NUMBERS) * MOST_LOOKS * track.mean.itemsize < 5e6  # just before looks are dropped
 
 
 @pytest.mark.parametrize("every", [0, -1, 2.5, True, "10"])
@@ -288,7 +383,6 @@ def test_a_model_without_norms_is_watched():
 
 
 def test_a_model_in_ddp_is_watched():
-    from torch import distributed
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
@@ -321,3 +415,79 @@ def test_layers_that_are_called_by_keyword_are_watched():
     assert record.steps == 1
     expected = model.words.weight.detach().mean()  # the step came after the look
     assert record.tracks["norm"].mean[0] == pytest.approx(float(expected), abs=0.05)
+
+
+# Several processes.
+
+
+def _halves() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return [(x(8, seed=2 * step), x(8, seed=2 * step + 1)) for step in range(3)]
+
+
+def _train_in_two_processes(rank: int, folder: str) -> None:
+    """Train as one of two processes, watched; both have to find the same."""
+    options = {"init_method": f"file://{folder}/rendezvous", "timeout": timedelta(seconds=60)}
+    distributed.init_process_group("gloo", rank=rank, world_size=2, **options)
+    try:
+        model = nn.parallel.DistributedDataParallel(network())
+        before = hooks_of(model)
+        gradients = _expected_gradients()
+        optimizer = torch.optim.SGD(model.parameters(), 0.0)
+        with sn.watch(model, every=1) as record:
+            for halves in _halves():
+                optimizer.zero_grad()
+                model(halves[rank]).square().mean().backward()
+                optimizer.step()
+        assert hooks_of(model) == before
+        assert record.passes == {1: 3}
+        assert record.ranks == 2
+        assert record.tracks["module.0"].gradient.tolist() == pytest.approx(gradients, rel=1e-4)
+        (found,) = record.findings
+        assert (found.code, found.layer) == (207, "module.1")
+        assert dict(found.numbers) == {"ranks": 2, "samples": 8}
+        _watch_shards(rank)
+    finally:
+        distributed.destroy_process_group()
+
+
+def _expected_gradients() -> list[float]:
+    """Return the norms of the mean of both processes' gradients, each by the statistics of its own half."""
+    model, found = network(), []
+    for halves in _halves():
+        both = [torch.autograd.grad(model(half).square().mean(), model[0].weight)[0] for half in halves]
+        found.append(float((both[0].double() + both[1].double()).norm() / 2))
+    return found
+
+
+def _watch_shards(rank: int) -> None:
+    """Watch a model of whose weights and gradients each process holds a part."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    torch.manual_seed(0)
+    layers = nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 2)
+    alone = nn.Sequential(*layers)
+    data = _halves()[0]
+    both = [torch.autograd.grad(alone(half).square().mean(), alone[1].weight)[0] for half in data]
+    expected = float((both[0].double() + both[1].double()).norm() / 2)
+    model = fully_shard(alone, mesh=init_device_mesh("cpu", (2,)))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with sn.watch(model, every=1) as record:
+        model(data[rank]).square().mean().backward()
+        optimizer.step()
+    assert record.tracks["1"].gradient[0] == pytest.approx(expected, rel=1e-4)
+    assert record.findings == ()
+
+
+@pytest.mark.filterwarnings("default")
+def test_two_processes_with_small_batches_are_found(tmp_path):
+    other = multiprocessing.get_context("spawn").Process(
+        target=_train_in_two_processes, args=(1, str(tmp_path))
+    )
+    other.start()
+    try:
+        _train_in_two_processes(0, str(tmp_path))
+    finally:
+        other.join(60)
+        other.kill()
+    assert other.exitcode == 0

@@ -156,6 +156,7 @@ def deadly(shard, counting, bounds):
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("ray"), reason="Ray is an extra")
+@pytest.mark.filterwarnings("ignore:.*nearly constant between quantiles:slabnorm.errors.DataWarning")
 def test_ray_and_a_worker_that_is_killed(table, tmp_path, monkeypatch):
     import ray
 

@@ -37,6 +37,7 @@ NARROW = sn.MinMax(out=(-1, 1))
 BYTES = sn.FixedScale(0, 255, out=(-1, 1))
 
 # data, scheme, pattern, sizes
+STUCK = RNG.standard_normal((40, 3)) * [1, 2e-4, 5] + [0, 1.57, 0]  # one joint of a robot hardly moves
 CASES: dict[str, tuple[np.ndarray, Any, str, dict[str, int]]] = {
     "digits": (DIGITS, "zscore", "n h w ->", {}),
     "digits per pixel": (DIGITS[:, :4, 2:6], "minmax", "n ... -> ...", {}),
@@ -57,6 +58,9 @@ CASES: dict[str, tuple[np.ndarray, Any, str, dict[str, int]]] = {
     "unsigned": (RNG.integers(0, 2**16, (20, 3), np.uint16), "zscore", "n c -> c", {}),
     "huge": (1e35 * RNG.standard_normal((20, 3)).astype(np.float32), "zscore", "n c -> c", {}),
     "robust": (WINE, sn.Robust(0.1, 0.9, clip=(-1, 0.5)), "n c -> c", {}),
+    "quantile": (WINE, sn.QuantileRange(0.1, 0.9, clip=(-0.5, 1)), "n c -> c", {}),
+    "kept": (STUCK, sn.MinMax((-1, 1), near_constant="keep"), "n c -> c", {}),
+    "floored": (STUCK.astype(np.float32), sn.QuantileRange(near_constant="floor"), "n c -> c", {}),
     "clipped": (FIRST, sn.FixedScale(50, 200, clip=True), "n ... ->", {}),
     "unchanged": (RNG.uniform(0, 1, (5, 2)).astype(np.float32), sn.FixedScale(0, 1), "n c ->", {}),
 }

@@ -20,6 +20,7 @@ SCHEMES = [
     sn.MinMax(out=(-1, 1)),
     sn.FixedScale(0, 255),
     sn.FixedScale(0, 255, out=(-1, 1)),
+    sn.QuantileRange(0.1, 0.9),
 ]
 
 

@@ -161,7 +161,7 @@ def test_schemes_are_frozen_values():
         ("Z-Score", "did you mean 'zscore'"),
         ("min_max", "did you mean 'minmax'"),
         ("fixd", "did you mean 'fixed'"),
-        ("quantile", "use one of 'fixed', 'minmax', 'zscore'"),
+        ("median", "use one of 'fixed', 'minmax', 'zscore'"),
         (None, "use one of"),
         (3, "use one of"),
     ],
@@ -178,7 +178,7 @@ def test_written_down_and_read_back(scheme):
 
 
 @pytest.mark.parametrize(
-    "plain", [{}, {"name": "quantile"}, {"name": "zscore", "other": 1}, {"name": "zscore", "ddof": -1}]
+    "plain", [{}, {"name": "median"}, {"name": "zscore", "other": 1}, {"name": "zscore", "ddof": -1}]
 )
 def test_what_is_no_scheme_is_not_read(plain):
     with pytest.raises(OptionError):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from slabnorm.contracts.formats import anemoi, fourcastnet, graphcast, lerobot, nnunet, openpi, plain
 from slabnorm.contracts.formats.found import Found
 
 if TYPE_CHECKING:
@@ -36,4 +37,12 @@ class Format(NamedTuple):
     write: Callable[[Contract, Path], None] | None = None
 
 
-FORMATS: tuple[Format, ...] = ()
+FORMATS: tuple[Format, ...] = (
+    Format("lerobot", lerobot.TITLE, lerobot.recognises, lerobot.read, lerobot.write),
+    Format("openpi", openpi.TITLE, openpi.recognises, openpi.read, openpi.write),
+    Format("nnunet", nnunet.TITLE, nnunet.recognises, nnunet.read),
+    Format("anemoi", anemoi.TITLE, anemoi.recognises, anemoi.read),
+    Format("graphcast", graphcast.TITLE, graphcast.recognises, graphcast.read),
+    Format("fourcastnet", fourcastnet.TITLE, fourcastnet.recognises, fourcastnet.read),
+    Format("json", plain.TITLE, plain.recognises, plain.read, plain.write),  # last: most others are JSON, too
+)

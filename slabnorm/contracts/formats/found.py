@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from slabnorm.contracts.key import Key
 from slabnorm.contracts.statistics import Source, Statistics
+from slabnorm.inputs.normalizer import FeatureNorm
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,3 +36,35 @@ def usual_scheme(statistics: Statistics) -> str:
     if {"mean", "std"} <= known.keys():
         return "zscore"
     return "minmax" if {"min", "max"} <= known.keys() else "quantile"
+
+
+def last_axes(shape: tuple[int, ...]) -> tuple[str, tuple[int | None, ...]]:
+    """Return pattern and sample of statistics that belong to the last axes of a batch.
+
+    The axes between the samples and these are pooled, whatever there are: a batch of states (n, c) and one of
+    sequences of states (n, t, c) both fit. Statistics of shape () are those of single values, and those of
+    shape (c, 1, 1) of the channels of images.
+
+    >>> last_axes((7,))
+    ('n ... c -> c', (7,))
+    >>> last_axes((3, 1, 1))
+    ('n ... c h w -> c', (3, None, None))
+    """
+    if shape[1:] == (1, 1):
+        return "n ... c h w -> c", (shape[0], None, None)
+    names = " ".join("cdefghij"[: len(shape)])
+    return f"n ... {names} -> {names}" if names else "n ... ->", shape
+
+
+def last_axes_of(norm: FeatureNorm) -> str:
+    """Say which axes of a batch the features of a layer are: "last", "images", or "" for others.
+
+    Those of images are the channels of (n, ..., c, h, w).
+    """
+    pattern = norm.features.pattern
+    if any(len(item) > 1 for item in (*pattern.left, *pattern.right)):
+        return ""
+    left, right = [item[0] for item in pattern.left], [item[0] for item in pattern.right]
+    if left[len(left) - len(right) :] == right:
+        return "last"
+    return "images" if left[-3:-2] == right else ""

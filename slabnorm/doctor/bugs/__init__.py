@@ -22,7 +22,7 @@ from slabnorm.doctor.bugs.task import Case
 
 __all__ = ["Bench", "Bug", "Case", "Outcome", "bugs", "run_all", "run_one"]
 
-_FIELDS = ("symptom", "cause", "kind", "rule", "thread")
+_FIELDS = ("symptom", "cause", "kind", "rule", "healed", "thread")
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Bug:
         symptom, cause: what one sees, and why.
         kind: "inputs", "modes" or "structure".
         rule: the code that the doctor should name first; None if it cannot know.
+        healed: how the first printed fix is known to heal the run, or why that is not tested. Of two codes in
+            backticks the first is the script's, the second is printed.
         thread: the public thread that it is distilled from, or that none is known.
     """
 
@@ -44,6 +46,7 @@ class Bug:
     cause: str
     kind: str
     rule: int | None
+    healed: str
     thread: str
 
     @property
@@ -78,6 +81,7 @@ class Outcome:
         warned: whether any of it is more than a note.
         alarms: the codes of severity warning or above that it found in the twin.
         seconds: of both runs together.
+        fix: what the first finding says to do.
     """
 
     bug: Bug
@@ -87,6 +91,7 @@ class Outcome:
     warned: bool
     alarms: tuple[int, ...]
     seconds: float
+    fix: str = ""
 
     @property
     def found(self) -> bool:
@@ -152,8 +157,9 @@ def _read(name: str) -> Bug:
     text = importlib.import_module(f"{__name__}.{name}").__doc__ or ""
     title, _, rest = text.partition("\n")
     found = dict(re.findall(r"^(\w+): (.*)$", rest, re.MULTILINE))
-    symptom, cause, kind, rule, thread = (found[field.capitalize()] for field in _FIELDS)
-    return Bug(name, title, symptom, cause, kind, None if rule == "none" else int(rule), thread)
+    symptom, cause, kind, rule, healed, thread = (found[field.capitalize()] for field in _FIELDS)
+    code = None if rule == "none" else int(rule)
+    return Bug(name, title, symptom, cause, kind, code, healed, thread)
 
 
 def run_all(progress: Callable[[int, int, str], None] | None = None) -> Bench:
@@ -180,4 +186,6 @@ def run_one(bug: Bug) -> Outcome:
     alarms = tuple(finding.code for finding in twin.findings if finding.severity != "note")
     codes = tuple(finding.code for finding in broken.findings)
     warned = any(finding.severity != "note" for finding in broken.findings)
-    return Outcome(bug, broken.metric, twin.metric, codes, warned, alarms, time.perf_counter() - start)
+    fix = broken.findings[0].fix if broken.findings else ""
+    seconds = time.perf_counter() - start
+    return Outcome(bug, broken.metric, twin.metric, codes, warned, alarms, seconds, fix)

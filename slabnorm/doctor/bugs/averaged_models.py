@@ -4,6 +4,7 @@ Symptom: the average is worse than each of its parts
 Cause: averaged weights make other activations, which nobody has measured
 Kind: modes
 Rule: 203
+Healed: by sn.fixes
 Thread: https://github.com/Lightning-AI/pytorch-lightning/issues/14866
 """
 

@@ -4,6 +4,7 @@ Symptom: the averaged model is far worse than the model
 Cause: parameters() has no running statistics, and so the average keeps the initial ones
 Kind: modes
 Rule: 202
+Healed: by sn.fixes
 Thread: https://github.com/CuriousAI/mean-teacher/issues/9
 """
 

@@ -4,6 +4,7 @@ Symptom: accuracy in service is low
 Cause: Fortran order, or width before height: the same numbers in other places
 Kind: inputs
 Rule: 408
+Healed: not tested, the printed words say only where to look
 Thread: https://github.com/triton-inference-server/server/issues/2971
 """
 

@@ -4,6 +4,7 @@ Symptom: accuracy is that of chance where requests come one by one
 Cause: a batch of one minus its mean is 0
 Kind: inputs
 Rule: 104
+Healed: not tested, the repair does what the printed words say
 Thread: https://github.com/deepinv/deepinv/issues/908
 """
 

@@ -4,6 +4,7 @@ Symptom: the loaded model is no better than chance
 Cause: running statistics are buffers: they are the initial ones after loading
 Kind: modes
 Rule: 202
+Healed: by sn.fixes
 Thread: https://github.com/torch/nn/issues/1165
 """
 

@@ -4,6 +4,7 @@ Symptom: running statistics forget twice as fast as momentum says
 Cause: the recomputed forward is in train mode as the first one
 Kind: modes
 Rule: 205
+Healed: by the printed `sn.convert(model, "batch")`, which the tests run
 Thread: https://github.com/pytorch/pytorch/issues/96136
 """
 

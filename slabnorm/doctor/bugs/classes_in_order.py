@@ -4,6 +4,7 @@ Symptom: test accuracy in eval mode is low
 Cause: the running statistics are those of the last class
 Kind: modes
 Rule: 203
+Healed: by sn.fixes
 Thread: https://github.com/openpifpaf/openpifpaf/pull/308
 """
 

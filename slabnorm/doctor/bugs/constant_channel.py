@@ -4,6 +4,7 @@ Symptom: accuracy in service is low
 Cause: its variance is 0, so that eps alone scales it: a change of 1 becomes 300
 Kind: structure
 Rule: 208
+Healed: not tested, the printed words say only where to look
 Thread: https://github.com/SheffieldML/GPy/pull/148
 """
 

@@ -4,6 +4,7 @@ Symptom: test accuracy is that of chance, as every input is about -1
 Cause: (x - 127.5) / 128 of pixels between 0 and 1
 Kind: inputs
 Rule: 401
+Healed: by the printed `sn.fit(x_train, "zscore", split="train")`, which the tests run
 Thread: https://github.com/choyingw/SynergyNet/issues/19
 """
 

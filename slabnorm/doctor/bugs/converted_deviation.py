@@ -4,6 +4,7 @@ Symptom: the converted model is far worse than the original
 Cause: running_var is the variance
 Kind: modes
 Rule: 203
+Healed: by sn.fixes
 Thread: https://github.com/tensorflow/tensorflow/issues/42605
 """
 

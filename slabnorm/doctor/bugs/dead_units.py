@@ -4,6 +4,7 @@ Symptom: test accuracy is that of chance
 Cause: one step makes biases so negative that no input reaches beyond 0 again
 Kind: structure
 Rule: 404
+Healed: not tested, the repair does what the printed words say
 Thread: https://github.com/keras-team/keras/issues/7057
 """
 

@@ -4,6 +4,7 @@ Symptom: the weights of norms shrink, although nothing in the data asks for it
 Cause: decay bounds a function by its weights, and a norm undoes their scale but not its own weight's
 Kind: structure
 Rule: 302
+Healed: by sn.fixes
 Thread: https://github.com/ultralytics/yolov5/issues/4104
 """
 

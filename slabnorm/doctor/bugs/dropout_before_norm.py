@@ -4,6 +4,7 @@ Symptom: test accuracy is lower than with the two in the other order
 Cause: dropout makes the variance larger in training alone, and that one is kept
 Kind: structure
 Rule: 303
+Healed: not tested, the repair does what the printed words say
 Thread: https://github.com/luigibonati/mlcolvar/pull/205
 """
 

@@ -4,6 +4,7 @@ Symptom: the output for an empty input is NaN
 Cause: 1e-8 is below the smallest number of float16, and 0 is divided by 0
 Kind: structure
 Rule: 501
+Healed: by sn.fixes
 Thread: https://github.com/pytorch/pytorch/issues/41527
 """
 
@@ -32,6 +33,7 @@ def run(repaired: bool) -> Case:
     if repaired:
         eps = 1e-5
     model = nn.Sequential(RMSNorm(64, eps=eps), nn.Linear(64, 10)).half()
+    findings = check(model, x.half()).findings
     with torch.no_grad():
         lost = model(x.half()).isnan().any(1).float().mean()
-    return Case(float(lost), check(model, x.half()).findings)
+    return Case(float(lost), findings)

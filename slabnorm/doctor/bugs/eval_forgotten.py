@@ -4,6 +4,7 @@ Symptom: the answer to a sample depends on the batch in which it comes
 Cause: batch norm is in train mode, and normalises by the batch that it is given
 Kind: modes
 Rule: 101
+Healed: by the printed `model.eval()`, which the tests run
 Thread: https://github.com/wolny/pytorch-3dunet/issues/53
 """
 

@@ -4,6 +4,7 @@ Symptom: accuracy in service is low
 Cause: the fitted statistics are those of the old camera
 Kind: inputs
 Rule: 408
+Healed: not tested, the printed words say only where to look
 Thread: no public thread known
 """
 

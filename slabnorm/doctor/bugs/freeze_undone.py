@@ -4,6 +4,7 @@ Symptom: the frozen backbone gives other features than before
 Cause: train() switches every module, and running statistics are no parameters
 Kind: modes
 Rule: 103
+Healed: by sn.fixes
 Thread: https://github.com/chemprop/chemprop/pull/952
 """
 

@@ -4,6 +4,7 @@ Symptom: the model forgets its first task, whose weights nobody touched
 Cause: the running statistics become those of the second task
 Kind: modes
 Rule: 103
+Healed: by sn.fixes
 Thread: https://github.com/ultralytics/ultralytics/pull/8753
 """
 

@@ -4,6 +4,7 @@ Symptom: in service, the answer to a sample depends on the batch in which it com
 Cause: the function does not know the mode of the module that calls it
 Kind: modes
 Rule: 104
+Healed: by the repair, `training = self.training`, printed as `training=self.training`
 Thread: https://github.com/keunwoochoi/kapre/issues/16
 """
 

@@ -4,6 +4,7 @@ Symptom: test accuracy is that of chance
 Cause: each channel of each image loses its mean, and means are all that global pooling hands on
 Kind: structure
 Rule: 305
+Healed: by the repair, `groups = 2`, printed as `such as 2`
 Thread: https://github.com/meta-pytorch/opacus/pull/580
 """
 

@@ -4,6 +4,7 @@ Symptom: the loss is NaN or huge after the first steps
 Cause: each layer makes its input six times as large
 Kind: structure
 Rule: 405
+Healed: not tested, the repair does what the printed words say
 Thread: no public thread known
 """
 

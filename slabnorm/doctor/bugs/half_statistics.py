@@ -4,6 +4,7 @@ Symptom: accuracy in eval mode is far below that in train mode
 Cause: updates below 0.4% of a statistic are rounded away: with a small momentum it stands still
 Kind: structure
 Rule: 502
+Healed: by sn.fixes
 Thread: https://github.com/NVIDIA/apex/pull/144
 """
 
@@ -24,11 +25,11 @@ def run(repaired: bool) -> Case:
     model.bfloat16()
     if repaired:
         norm.float()
+    features = model[0](x.bfloat16()).detach()
+    findings = check(norm, features[:64]).findings
     with torch.no_grad():
-        features = model[0](x.bfloat16()).to(norm.weight.dtype)
         for _ in range(400):
             for batch in features.split(200):
                 norm(batch)
         off = (norm.running_mean.float() - features.float().mean(0)).abs() / features.float().mean(0).abs()
-    findings = check(norm, features[:64]).findings
     return Case(float(off.max()), findings)

@@ -4,6 +4,7 @@ Symptom: accuracy in eval mode is far below that in train mode
 Cause: a momentum of 0.01 looks back 100 steps, and the weights are others by then
 Kind: structure
 Rule: 407
+Healed: not tested, the repair does what the printed words say
 Thread: https://github.com/pytorch/pytorch/issues/4741
 """
 

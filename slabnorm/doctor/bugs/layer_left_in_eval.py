@@ -4,6 +4,7 @@ Symptom: it normalises by the statistics of random weights, and training is slow
 Cause: layer.eval() in a model that trains
 Kind: modes
 Rule: 102
+Healed: by sn.fixes
 Thread: https://github.com/facebookresearch/higher/issues/55
 """
 

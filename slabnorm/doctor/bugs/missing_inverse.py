@@ -4,6 +4,7 @@ Symptom: R^2 is far below 0
 Cause: the inverse of the normalisation of targets is missing
 Kind: inputs
 Rule: 402
+Healed: by the repair, `.inverse(`
 Thread: https://github.com/yuqinie98/PatchTST/issues/110
 """
 

@@ -4,6 +4,7 @@ Symptom: a third of the outputs are NaN
 Cause: NaN minus a mean is NaN, and no layer stops it
 Kind: inputs
 Rule: 408
+Healed: not tested, the repair does what the printed words say
 Thread: https://github.com/FederatedAI/FATE/issues/3961
 """
 

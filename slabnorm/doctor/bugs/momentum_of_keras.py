@@ -4,6 +4,7 @@ Symptom: accuracy in eval mode changes wildly from step to step
 Cause: PyTorch's momentum is the weight of the new batch, 1 minus that of Keras and Flax
 Kind: modes
 Rule: 204
+Healed: by sn.fixes
 Thread: https://github.com/kazuto1011/deeplab-pytorch/issues/79
 """
 

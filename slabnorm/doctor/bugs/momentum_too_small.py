@@ -4,6 +4,7 @@ Symptom: accuracy in eval mode is far below that in train mode
 Cause: momentum 0.001, for a training of 72 steps
 Kind: modes
 Rule: 203
+Healed: by sn.fixes
 Thread: https://github.com/pytorch/pytorch/issues/4741
 """
 

@@ -4,6 +4,7 @@ Symptom: every output is NaN in eval mode
 Cause: the forward of that step has entered the running statistics, which no scaler takes back
 Kind: modes
 Rule: 201
+Healed: by sn.fixes
 Thread: https://github.com/pytorch/pytorch/issues/88474
 """
 

@@ -4,6 +4,7 @@ Symptom: in service, the answer to a sample depends on the batch in which it com
 Cause: without running statistics, batch norm pools its batch in eval mode, too
 Kind: modes
 Rule: 104
+Healed: by the repair, `track_running_stats=repaired`, printed as `track_running_stats=True`
 Thread: https://github.com/TengdaHan/DPC/issues/21
 """
 

@@ -4,6 +4,7 @@ Symptom: R^2 is 0: the prediction is the same for every input
 Cause: layer norm of one value returns its bias
 Kind: structure
 Rule: 206
+Healed: by the repair, `nn.Identity()`
 Thread: no public thread known
 """
 

@@ -4,6 +4,7 @@ Symptom: test accuracy is that of chance
 Cause: nearly all weights of the norm are 0, and its channels with them
 Kind: structure
 Rule: 406
+Healed: not tested, the repair does what the printed words say
 Thread: https://github.com/Eric-mingjie/rethinking-network-pruning/issues/24
 """
 

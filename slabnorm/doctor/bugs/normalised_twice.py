@@ -4,6 +4,7 @@ Symptom: test accuracy is low, as each input is a large constant and a tiny rest
 Cause: statistics of raw data are applied to data that are normalised already
 Kind: inputs
 Rule: 402
+Healed: not tested, the repair does what the printed words say
 Thread: https://github.com/huggingface/transformers/pull/25688
 """
 

@@ -4,6 +4,7 @@ Symptom: the output is the same for every input
 Cause: a group is one value, and a value minus its mean is 0
 Kind: structure
 Rule: 206
+Healed: by the repair, `groups = 4`, printed as `such as 4`
 Thread: https://github.com/meta-pytorch/opacus/issues/567
 """
 
@@ -22,7 +23,7 @@ def run(repaired: bool) -> Case:
     data = digits()
     groups = 32
     if repaired:
-        groups = 2
+        groups = 4
     model = network(partial(nn.GroupNorm, groups))
     train(model, data.x, data.y)
     return Case(accuracy(model, data.x_test, data.y_test), check(model, data.x[:64]).findings)

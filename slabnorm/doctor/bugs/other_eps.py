@@ -4,6 +4,7 @@ Symptom: the outputs of the converted model are others than those of the origina
 Cause: activations of variance below 1e-3 come out several times too large
 Kind: structure
 Rule: none
+Healed: not tested, nothing is found
 Thread: https://github.com/r9y9/tacotron_pytorch/issues/19
 """
 

@@ -4,6 +4,7 @@ Symptom: accuracy in service is that of chance
 Cause: 1 - x where x was meant
 Kind: inputs
 Rule: 408
+Healed: not tested, the printed words say only where to look
 Thread: https://github.com/9crk/caffe-mnist-test/issues/2
 """
 

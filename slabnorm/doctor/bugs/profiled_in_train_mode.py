@@ -4,6 +4,7 @@ Symptom: the saved model is no better than chance
 Cause: it ran in train mode, and each of its forwards moved the running statistics
 Kind: modes
 Rule: 203
+Healed: by sn.fixes
 Thread: https://github.com/princeton-vl/pytorch_stacked_hourglass/issues/44
 """
 

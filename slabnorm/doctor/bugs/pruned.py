@@ -4,6 +4,7 @@ Symptom: accuracy falls further than the weights explain
 Cause: the running statistics are those of the activations before pruning
 Kind: modes
 Rule: 203
+Healed: by sn.fixes
 Thread: https://github.com/anonymous47823493/EagleEye/issues/29
 """
 

@@ -4,6 +4,7 @@ Symptom: one checkpoint evaluates differently on each rank
 Cause: each process has running statistics of its own samples
 Kind: modes
 Rule: 207
+Healed: not tested, the printed fix needs two processes
 Thread: https://github.com/pytorch/pytorch/issues/30718
 """
 

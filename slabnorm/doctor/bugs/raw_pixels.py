@@ -4,6 +4,7 @@ Symptom: test accuracy is that of chance
 Cause: the division by 255 is missing, and weights are initialised for inputs of about 1
 Kind: inputs
 Rule: 401
+Healed: by the printed `sn.fit(x_train, "zscore", split="train")`, which the tests run
 Thread: https://github.com/kwotsin/transfer_learning_tutorial/issues/14
 """
 

@@ -4,6 +4,7 @@ Symptom: the bias gets no gradient
 Cause: the norm subtracts the mean, and the bias with it
 Kind: structure
 Rule: 301
+Healed: by sn.fixes
 Thread: https://github.com/milesial/Pytorch-UNet/pull/325
 """
 
@@ -24,6 +25,7 @@ def run(repaired: bool) -> Case:
     model = nn.Sequential(
         nn.Linear(64, 32, bias=not repaired), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 10)
     )
+    findings = check(model, data.x[:64]).findings
     F.cross_entropy(model(data.x[:64]), data.y[:64]).backward()
-    bias = model[1].bias if repaired else model[0].bias
-    return Case(float(bias.grad.norm()), check(model, data.x[:64]).findings)
+    bias = model[1].bias if model[0].bias is None else model[0].bias
+    return Case(float(bias.grad.norm()), findings)

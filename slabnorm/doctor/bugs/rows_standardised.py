@@ -4,6 +4,7 @@ Symptom: test accuracy is low
 Cause: axis=1 where axis=0 was meant: each row loses its level and its contrast
 Kind: inputs
 Rule: none
+Healed: not tested, nothing is found
 Thread: https://github.com/EpistasisLab/scikit-rebate/pull/21
 """
 

@@ -4,6 +4,7 @@ Symptom: the first layer gets next to no gradient
 Cause: most values lie where the sigmoid is flat
 Kind: structure
 Rule: 403
+Healed: not tested, the repair does what the printed words say
 Thread: no public thread known
 """
 

@@ -4,6 +4,7 @@ Symptom: test accuracy is that of chance, as no pixel is larger than 0.004
 Cause: two parts of a program each believe that the other one does not scale
 Kind: inputs
 Rule: 402
+Healed: not tested, the repair does what the printed words say
 Thread: https://github.com/facebookresearch/InterHand2.6M/issues/110
 """
 

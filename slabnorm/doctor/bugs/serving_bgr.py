@@ -4,6 +4,7 @@ Symptom: accuracy in service is far below that of the test split
 Cause: the channels come in another order than in training
 Kind: inputs
 Rule: 408
+Healed: not tested, the repair does what the printed words say
 Thread: https://github.com/open-mmlab/mmpretrain/issues/1799
 """
 

@@ -4,6 +4,7 @@ Symptom: accuracy in service is low
 Cause: the service decodes the image itself and leaves the division out
 Kind: inputs
 Rule: 401
+Healed: not tested, the repair does what the printed words say
 Thread: https://github.com/sha2nkt/deco/issues/22
 """
 

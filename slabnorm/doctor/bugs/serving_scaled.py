@@ -4,6 +4,7 @@ Symptom: accuracy in service is low
 Cause: statistics of 0..255 are applied to pixels from 0 to 1
 Kind: inputs
 Rule: 402
+Healed: not tested, the repair does what the printed words say
 Thread: https://github.com/DreamtaleCore/USI3D/issues/3
 """
 

@@ -4,6 +4,7 @@ Symptom: accuracy in eval mode is far below that in train mode
 Cause: its running statistics are a mixture of both places, and right for neither
 Kind: modes
 Rule: 205
+Healed: not tested, the repair does what the printed words say
 Thread: https://github.com/keras-team/keras/issues/8794
 """
 

@@ -4,6 +4,7 @@ Symptom: a policy that was good in training is no better than chance
 Cause: a new normaliser has mean 0 and variance 1, and leaves observations as they are
 Kind: inputs
 Rule: 401
+Healed: by the printed `sn.fit(x_train, "zscore", split="train")`, which the tests run
 Thread: https://github.com/isaac-sim/IsaacLab/issues/2635
 """
 

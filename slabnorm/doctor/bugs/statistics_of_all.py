@@ -4,6 +4,7 @@ Symptom: both splits together have mean 0 to the last digit once they are normal
 Cause: the statistics are those of the training and the test split together
 Kind: inputs
 Rule: 409
+Healed: not tested, the repair does what the printed words say
 Thread: https://github.com/daxin007/ARMD/issues/5
 """
 

@@ -4,6 +4,7 @@ Symptom: the normalised test split has mean 0 to the last digit, which no held-o
 Cause: its statistics are its own
 Kind: inputs
 Rule: 409
+Healed: not tested, the repair does what the printed words say
 Thread: https://github.com/d2l-ai/d2l-en/issues/843
 """
 

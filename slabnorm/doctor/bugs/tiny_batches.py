@@ -4,6 +4,7 @@ Symptom: test accuracy is below that of a norm which does not pool samples
 Cause: a mean over two samples is off by 70% of a standard deviation, another one in each step
 Kind: modes
 Rule: 206
+Healed: by the printed `sn.convert(model, to="layer")`, which the tests run
 Thread: https://github.com/Deci-AI/super-gradients/issues/1858
 """
 

@@ -4,6 +4,7 @@ Symptom: in service, the answer to a sample depends on the batch in which it com
 Cause: training=True is a constant of the trace, which eval() does not reach
 Kind: modes
 Rule: 104
+Healed: by the repair, `model.eval()`
 Thread: https://github.com/microsoft/onnxruntime/issues/26584
 """
 

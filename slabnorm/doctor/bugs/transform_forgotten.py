@@ -4,6 +4,7 @@ Symptom: test accuracy is far below what training promises
 Cause: Normalize() is in one of two lists of transforms
 Kind: inputs
 Rule: 408
+Healed: not tested, the printed words say only where to look
 Thread: https://github.com/google/automl/issues/872
 """
 

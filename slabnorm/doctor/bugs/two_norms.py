@@ -4,6 +4,7 @@ Symptom: the weight of the first norm gets no gradient
 Cause: the second norm takes out what the first one's weight and bias put in
 Kind: structure
 Rule: 304
+Healed: by the repair, `nn.Identity()`
 Thread: no public thread known
 """
 

@@ -4,6 +4,7 @@ Symptom: accuracy in service is low
 Cause: bytes have no negative values: what is darker than the mean becomes the brightest
 Kind: inputs
 Rule: 408
+Healed: not tested, the printed words say only where to look
 Thread: no public thread known
 """
 

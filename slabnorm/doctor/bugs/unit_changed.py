@@ -4,6 +4,7 @@ Symptom: accuracy falls from one delivery to the next
 Cause: milligrams became grams, and the fitted statistics are those of milligrams
 Kind: inputs
 Rule: 408
+Healed: not tested, the printed words say only where to look
 Thread: no public thread known
 """
 

@@ -13,7 +13,7 @@ def eval_finding(name: str, found: str, numbers: Numbers = ()) -> Finding:
     return Finding(
         102, "warning", name, found,
         "it normalises by statistics that no longer move, while the layers before it do",
-        f"model.get_submodule({name!r}).train(), or on purpose "
+        "model.train() before each step; or, if it is meant to stay so, "
         f"sn.freeze(model, where=lambda name, _: name == {name!r})",
         numbers,
     )  # fmt: skip
@@ -27,6 +27,17 @@ def half_frozen_finding(name: str, numbers: Numbers = ()) -> Finding:
         "requires_grad does not stop buffers: the layer drifts from the one that was trained",
         f"sn.freeze(model, where=lambda name, _: name == {name!r})",
         numbers,
+    )  # fmt: skip
+
+
+def ranks_finding(name: str, ranks: int, samples: int, others: str = "") -> Finding:
+    """Return the finding of processes that normalise small batches of their own."""
+    return Finding(
+        207, "warning", name,
+        f"{ranks} processes have {samples} samples each, and statistics of their own{others}",
+        "each normalises by the noise of its own few samples, and their buffers differ",
+        'torch.nn.SyncBatchNorm.convert_sync_batchnorm(model) on GPUs, or sn.convert(model, to="group")',
+        (("ranks", ranks), ("samples", samples)),
     )  # fmt: skip
 
 

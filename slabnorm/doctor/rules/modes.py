@@ -37,13 +37,20 @@ def depends_on_mates(record: ModelRecord) -> Iterator[Finding]:
     name = next(name for name, change in record.mates.items() if change > t.MATES)
     guilty = record.layer(name)
     norm = None if guilty is None else guilty.norm
-    cause = "it keeps no running statistics" if norm is not None and not norm.tracks else "find what pools"
+    cause, fix = (
+        "find what pools",
+        "training=self.training in F.batch_norm, model.eval() before a trace or an export, and fixed "
+        "statistics where inputs are normalised by those of their batch",
+    )
+    if norm is not None and norm.pools_samples and not norm.tracks:
+        cause = "it keeps no running statistics"
+        fix = "track_running_stats=True, or a norm that does not pool samples, such as group norm"
     share = record.mates.get(name, record.mates[""])
     yield Finding(
         104, "error", name,
         f"in eval mode the output for a sample changes by {share:.0%} with the rest of its batch",
         f"the same sample gets another answer in another batch; {cause}",
-        "use track_running_stats=True, or a norm that does not pool samples, such as group norm",
+        fix,
         (("change", share),),
     )  # fmt: skip
 

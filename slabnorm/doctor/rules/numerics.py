@@ -20,7 +20,7 @@ def eps_vanishes(record: ModelRecord) -> Iterator[Finding]:
     for layer in record.norms:
         norm = layer.norm
         assert norm is not None
-        if norm.eps < TINIEST.get(norm.dtype, 0.0):
+        if norm.eps <= TINIEST.get(norm.dtype, 0.0) / 2:  # rounds to 0
             yield Finding(
                 501, "error", layer.name,
                 f"eps={norm.eps:g} is 0 in {norm.dtype}",
@@ -40,7 +40,7 @@ def half_statistics(record: ModelRecord) -> Iterator[Finding]:
             yield Finding(
                 502, "warning", layer.name,
                 f"its running statistics are kept in {norm.statistics_dtype}",
-                f"updates smaller than {step / 2:.1%} of them are rounded away: they stop moving",
+                f"updates smaller than {100 * step / 2:.1g}% of them are rounded away: they stop moving",
                 "model.half() for all but norms, or layers of slabnorm, which keep them in float32",
             )  # fmt: skip
 

@@ -7,7 +7,13 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from slabnorm.doctor import thresholds as t
-from slabnorm.doctor.rules.findings import dead_finding, eval_finding, flat_finding, half_frozen_finding
+from slabnorm.doctor.rules.findings import (
+    dead_finding,
+    eval_finding,
+    flat_finding,
+    half_frozen_finding,
+    ranks_finding,
+)
 from slabnorm.report.check import Finding
 
 if TYPE_CHECKING:
@@ -59,16 +65,26 @@ def damaged(record: WatchRecord) -> Iterator[Finding]:
 
 def updated_often(record: WatchRecord) -> Iterator[Finding]:
     """205: a step that moves running statistics more than once, with one forward of the model."""
-    once = set(record.passes) <= {0, 1}
+    once = 1 in record.passes and set(record.passes) <= {0, 1}
     for name, times in record.updates.items():
         if times > 1 and name not in record.without_gradients and once:
             yield Finding(
                 205, "warning", name,
                 f"one step updates its running statistics {times} times",
                 "they forget faster than momentum says; checkpointing runs a forward again, in the backward",
-                "layers of slabnorm, which count a recomputed forward once, or one norm for each place",
+                'one norm for each place; with checkpointing, sn.convert(model, "batch"), which counts once',
                 (("updates", times),),
             )  # fmt: skip
+
+
+def not_synchronised(record: WatchRecord) -> Iterator[Finding]:
+    """207: several processes train on small batches, each with its own statistics."""
+    alone = [
+        name for name, track in record.tracks.items()
+        if track.layer.norm and track.layer.norm.pools_samples and track.layer.kind != "SyncBatchNorm"
+    ]  # fmt: skip
+    if alone and record.ranks > 1 and 0 < record.samples < 2 * t.FEW_SAMPLES:
+        yield ranks_finding(alone[0], record.ranks, record.samples, _others(len(alone)))
 
 
 def accumulates(record: WatchRecord) -> Iterator[Finding]:
@@ -128,5 +144,6 @@ def _late(values: Sequence[float]) -> float:
 
 
 RULES = (
-    damaged, forgotten_eval, trains_in_eval, moves_though_frozen, updated_often, accumulates, lasting, drifts,
+    damaged, forgotten_eval, trains_in_eval, moves_though_frozen, updated_often, not_synchronised,
+    accumulates, lasting, drifts,
 )  # fmt: skip

@@ -145,7 +145,7 @@ def weights_of_norms(record: ModelRecord) -> Iterator[Finding]:
                 406, "warning", layer.name,
                 f"{gone:.0%} of its weights are below {t.GAMMA_DEAD:g}",
                 "these channels are switched off, and their inputs get no gradient",
-                "less weight decay on norms, or a narrower layer",
+                "less weight decay or penalty on weights of norms, or a narrower layer",
                 (("share", gone),),
             )  # fmt: skip
         elif not math.isfinite(huge) or huge > t.GAMMA_HUGE:

@@ -9,6 +9,7 @@ import numpy as np
 
 from slabnorm.doctor import thresholds as t
 from slabnorm.doctor.record import Layer, ModelRecord, Norm
+from slabnorm.doctor.rules.findings import ranks_finding
 from slabnorm.report.check import Finding
 
 
@@ -114,7 +115,7 @@ def updated_twice(record: ModelRecord) -> Iterator[Finding]:
                 205, "warning", layer.name,
                 f"one step updates its running statistics {norm.updates} times: {shared}",
                 "they forget faster than momentum says, and mix inputs of different places",
-                "one norm for each place; with checkpointing, layers of slabnorm, which count once",
+                'one norm for each place; with checkpointing, sn.convert(model, "batch"), which counts once',
                 (("updates", norm.updates),),
             )  # fmt: skip
 
@@ -131,18 +132,20 @@ def small_slab(record: ModelRecord) -> Iterator[Finding]:
                 206, "error", layer.name,
                 "one value stands behind each of its statistics: x - mean is 0, whatever x is",
                 "the layer erases its input and returns its bias",
-                "fewer groups, a norm before the spatial axes are pooled, or larger batches",
+                _instead_of_one_value(norm),
                 (("elements", norm.elements),),
             )  # fmt: skip
             continue
         noise = 1 / math.sqrt(record.samples) if record.samples else 0.0
         if norm.pools_samples and record.training and layer.training and 1 < record.samples < t.FEW_SAMPLES:
+            # Without axes beside the features, a group of them has few values, and a layer all of them.
+            kind = "group" if norm.elements > record.samples else "layer"
             yield Finding(
                 206, "warning", layer.name,
                 f"batches of {record.samples} samples: its mean is off by about {noise:.0%} of a standard "
                 "deviation, another one in each step",
                 "small batches cost accuracy that group norm and larger batches do not lose",
-                'larger batches, sn.virtual_batch, or sn.convert(model, to="group")',
+                f'larger batches, sn.virtual_batch, or sn.convert(model, to="{kind}")',
                 (("samples", record.samples), ("noise", noise)),
             )  # fmt: skip
         elif not norm.pools_samples and norm.elements < t.FEW_ELEMENTS and norm.centers:
@@ -155,18 +158,21 @@ def small_slab(record: ModelRecord) -> Iterator[Finding]:
             )  # fmt: skip
 
 
+def _instead_of_one_value(norm: Norm) -> str:
+    """Return what to do about a norm that erases its input."""
+    if norm.family == "group" and norm.groups > 1:
+        return f"fewer groups, such as {max(1, norm.channels // 8)}"
+    if norm.pools_samples:
+        return "larger batches, or a norm before the spatial axes are pooled"
+    return "nn.Identity() in its place, or a norm before the spatial axes are pooled"
+
+
 def not_synchronised(record: ModelRecord) -> Iterator[Finding]:
     """207: several processes train on small batches, each with its own statistics."""
     for layer, norm in _tracking(record):
         small = 0 < record.samples < 2 * t.FEW_SAMPLES
         if record.ranks > 1 and small and norm.pools_samples and layer.kind != "SyncBatchNorm":
-            yield Finding(
-                207, "warning", layer.name,
-                f"{record.ranks} processes have {record.samples} samples each, and statistics of their own",
-                "each normalises by the noise of its own few samples, and their buffers differ",
-                "torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)",
-                (("ranks", record.ranks), ("samples", record.samples)),
-            )  # fmt: skip
+            yield ranks_finding(layer.name, record.ranks, record.samples)
 
 
 def constant_channel(record: ModelRecord) -> Iterator[Finding]:

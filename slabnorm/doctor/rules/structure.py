@@ -29,9 +29,10 @@ def weight_decay(record: ModelRecord) -> Iterator[Finding]:
     """302: weight decay shrinks weight and bias of norms."""
     if record.decayed:
         names = ", ".join(record.decayed[:4]) + (", ..." if len(record.decayed) > 4 else "")
+        norms = _counted(record.decayed, "norm")
         yield Finding(
             302, "note", record.decayed[0],
-            f"the optimiser's weight decay shrinks weight and bias of {len(record.decayed)} norms: {names}",
+            f"the optimiser's weight decay shrinks weight and bias of {norms}: {names}",
             "decay bounds functions through the weights of layers that scale; a norm's weight undoes that",
             "a parameter group with weight_decay=0 for them",
             (("norms", len(record.decayed)),),
@@ -60,16 +61,20 @@ def dropout_before(record: ModelRecord) -> Iterator[Finding]:
 
 
 def two_in_a_row(record: ModelRecord) -> Iterator[Finding]:
-    """304: a norm takes the output of a norm."""
-    for layer, _ in _norms(record):
+    """304: a norm takes the output of a norm, which nothing else takes."""
+    for layer, norm in _norms(record):
         before = record.layer(layer.before)
-        if before is not None and before.norm is not None:
-            yield Finding(
-                304, "warning", layer.name,
-                f"it takes the output of {before.name or 'another norm'}, which is a norm",
-                "the second undoes what weight and bias of the first do",
-                "leave one of them",
-            )  # fmt: skip
+        if before is None or before.norm is None or not layer.alone:
+            continue
+        # What mixes channels keeps what weights of its own do to each channel before it.
+        undone = norm.centers and norm.per_channel
+        yield Finding(
+            304, "warning" if undone else "note", layer.name,
+            f"it takes the output of {before.name or 'another norm'}, which is a norm",
+            "the second undoes what weight and bias of the first do" if undone
+            else "the second normalises what is normalised already",
+            "leave one of them out, with nn.Identity() in its place",
+        )  # fmt: skip
 
 
 def one_channel_a_group(record: ModelRecord) -> Iterator[Finding]:
@@ -80,9 +85,14 @@ def one_channel_a_group(record: ModelRecord) -> Iterator[Finding]:
                 305, "warning", layer.name,
                 f"{norm.groups} groups of one channel each: this is instance norm",
                 "it removes the mean and the contrast of each channel of each image",
-                f"fewer groups, such as {max(1, norm.channels // 8)}",
+                f"fewer groups, such as {_fewer(norm.channels)}",
                 (("groups", norm.groups), ("channels", norm.channels)),
             )  # fmt: skip
+
+
+def _fewer(channels: int) -> int:
+    """Return a number of groups that divides the channels, with eight channels or more in each."""
+    return max(groups for groups in range(1, max(1, channels // 8) + 1) if channels % groups == 0)
 
 
 def foldable(record: ModelRecord) -> Iterator[Finding]:
@@ -96,11 +106,15 @@ def foldable(record: ModelRecord) -> Iterator[Finding]:
     if found and not record.training:
         yield Finding(
             306, "note", found[0],
-            f"{len(found)} batch norms could be part of the weights before them",
-            "in evaluation they multiply by constants that a convolution can have in its weights",
+            f"{_counted(found, 'batch norm')} could be part of the weights before",
+            "in evaluation a batch norm multiplies and adds constants, as the layer before does anyway",
             "sn.fold(model), on a copy that is not trained further",
             (("norms", len(found)),),
         )  # fmt: skip
+
+
+def _counted(names: list[str], kind: str) -> str:
+    return f"{len(names)} {kind}{'' if len(names) == 1 else 's'}"
 
 
 def _norms(record: ModelRecord) -> Iterator[tuple[Layer, Norm]]:

@@ -367,7 +367,7 @@ def _causes(norm: InputNorm, train: Side, dtype: str) -> list[Cause]:
             span / scale,
             low - shift * span / scale,
             NORMALISED,
-            "give the raw data, or leave out the second normalisation",
+            "give the raw data, or leave out the second normalisation; predictions take norm.inverse(...)",
         )
     ]
     for (a, b), (c, d) in permutations(_RANGES, 2):

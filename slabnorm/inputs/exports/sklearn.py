@@ -11,13 +11,13 @@ from slabnorm.errors import OptionError
 from slabnorm.extras import extra
 from slabnorm.inputs.exports.checks import check_numbers, feature_names
 from slabnorm.inputs.normalizer import InputNorm
-from slabnorm.inputs.schemes import FixedScale, MinMax, Robust
+from slabnorm.inputs.schemes import FixedScale, MinMax, QuantileRange, Robust
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def to_sklearn(norm: InputNorm, names: Sequence[str] | None = None) -> Any:
-    """Return a fitted StandardScaler; for `minmax` and `fixed` a MinMaxScaler, for `robust` a RobustScaler.
+    """Return a fitted scaler: Standard, MinMax for `minmax` and `fixed`, Robust for `robust` and `quantile`.
 
         StandardScaler:  y = (x - mean_) / scale_                 RobustScaler: center_ for mean_
         MinMaxScaler:    y = x * scale_ + min_        scale_ = span / scale,  min_ = low - shift * scale_
@@ -26,7 +26,8 @@ def to_sklearn(norm: InputNorm, names: Sequence[str] | None = None) -> Any:
     scale of 0. Farther away it loses digits, because it subtracts one float64 number: 1e-10 at 1e6 +- 1.
 
     `var_` is the population variance, from which `partial_fit` continues; `scale_` includes the scheme's ddof
-    and eps. For `fixed`, `data_min_` and `data_max_` are the given range.
+    and eps. For `fixed`, `data_min_` and `data_max_` are the given range. For `quantile`, `center_`
+    is the value that becomes 0; a RobustScaler that is fitted again takes the median.
 
     Args:
         norm: the statistics of a table, with the pattern "n c -> c".
@@ -55,14 +56,17 @@ def to_sklearn(norm: InputNorm, names: Sequence[str] | None = None) -> Any:
             'fit a table with "n c -> c", or export to JSON or ONNX',
         )
     scheme = norm.scheme
-    if scheme.clip not in (None, getattr(scheme, "out", None)):
+    ends = scheme.out if isinstance(scheme, MinMax | FixedScale) else None
+    if scheme.clip not in (None, ends):
         problem = "A scaler of scikit-learn cannot clip, except a MinMaxScaler at its feature_range"
         raise OptionError(problem, f"clip={scheme.clip}", "fit without clip, or export to ONNX")
     with np.errstate(all="ignore"):  # what is out of the range of float64 is refused below
         if isinstance(scheme, MinMax | FixedScale):
             scaler = _minmax(norm, scheme)
+        elif isinstance(scheme, Robust | QuantileRange):
+            scaler = _robust(norm, scheme)
         else:
-            scaler = _robust(norm, scheme) if isinstance(scheme, Robust) else _standard(norm)
+            scaler = _standard(norm)
     scaler.n_features_in_ = norm.record.sample[0]
     names = names if names is not None else norm.record.names or None
     if names is not None:
@@ -74,25 +78,30 @@ def to_sklearn(norm: InputNorm, names: Sequence[str] | None = None) -> Any:
 def _standard(norm: InputNorm) -> Any:
     from sklearn.preprocessing import StandardScaler
 
-    span, low = norm.scheme.target
     m = norm.moments
     counts = _column(norm, m.count)
     scaler = StandardScaler()
-    scaler.scale_ = _finite(_column(norm, norm.scale) / span)
-    scaler.mean_ = _finite(_column(norm, norm.shift) - (low * scaler.scale_ - _column(norm, norm.shift_low)))
+    scaler.mean_, scaler.scale_ = _centre_and_scale(norm)
     scaler.var_ = _column(norm, m.var())
     # As in scikit-learn, this is one number unless columns have different numbers of NaN.
     scaler.n_samples_seen_ = counts[0] if (counts == counts[0]).all() else counts
     return scaler
 
 
-def _robust(norm: InputNorm, scheme: Robust) -> Any:
+def _robust(norm: InputNorm, scheme: Robust | QuantileRange) -> Any:
     from sklearn.preprocessing import RobustScaler
 
     ends = (100 * scheme.low, 100 * scheme.high)
-    scaler = RobustScaler(quantile_range=ends, unit_variance=scheme.unit)
-    scaler.center_, scaler.scale_ = _column(norm, norm.shift), _finite(_column(norm, norm.scale))
+    scaler = RobustScaler(quantile_range=ends, unit_variance=isinstance(scheme, Robust) and scheme.unit)
+    scaler.center_, scaler.scale_ = _centre_and_scale(norm)
     return scaler
+
+
+def _centre_and_scale(norm: InputNorm) -> tuple[Array, Array]:
+    """Return the value of each column that becomes 0, and what is divided by: y = (x - centre) / scale."""
+    span, low = norm.scheme.target
+    scale = _finite(_column(norm, norm.scale) / span)
+    return _finite(_column(norm, norm.shift) - (low * scale - _column(norm, norm.shift_low))), scale
 
 
 def _minmax(norm: InputNorm, scheme: MinMax | FixedScale) -> Any:
@@ -100,13 +109,13 @@ def _minmax(norm: InputNorm, scheme: MinMax | FixedScale) -> Any:
 
     span, low = scheme.target
     scaler = MinMaxScaler(feature_range=scheme.out, clip=scheme.clip is not None)
-    scaler.data_min_ = _column(norm, norm.shift)
-    scaler.data_max_ = _column(norm, norm.moments.max)
+    scaler.data_min_, scaler.data_max_ = _column(norm, norm.moments.min), _column(norm, norm.moments.max)
     if isinstance(scheme, FixedScale):
+        scaler.data_min_ = np.full_like(scaler.data_min_, scheme.low)
         scaler.data_max_ = np.full_like(scaler.data_min_, scheme.high)
     scaler.data_range_ = scaler.data_max_ - scaler.data_min_
     scaler.scale_ = _finite(span / _column(norm, norm.scale))
-    scaler.min_ = _finite(low - scaler.data_min_ * scaler.scale_)
+    scaler.min_ = _finite(low - _column(norm, norm.shift) * scaler.scale_)
     scaler.n_samples_seen_ = norm.samples
     return scaler
 
