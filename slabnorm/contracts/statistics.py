@@ -157,8 +157,10 @@ class Statistics:
         Raises:
             StatisticsError: they do not say what the scheme reads.
         """
-        needs = (*NEEDS.get(scheme.name, ()), *(("count",) if getattr(scheme, "ddof", 0) else ()))
-        missing = [name for name in needs if getattr(self, name) is None]
+        needs = [*NEEDS.get(scheme.name, ())]
+        needs += ["count"] if getattr(scheme, "ddof", 0) else []
+        needs += ["min", "max"] if scheme.near_constant != "warn" else []
+        missing = [name for name in dict.fromkeys(needs) if getattr(self, name) is None]
         rows = [self.quantile(rank) for rank in scheme.ranks]
         missing += [f"quantile {r:g}" for r, row in zip(scheme.ranks, rows, strict=True) if row is None]
         if missing:

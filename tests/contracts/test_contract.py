@@ -296,6 +296,18 @@ def test_statistics_that_were_given() -> None:
         GivenNorm(key, contract["a"].statistics, (2,))
 
 
+def test_nearly_constant_features_of_given_statistics() -> None:
+    found = Statistics(mean=[5.0, 5.0], std=[1.0, 1e-4], min=[2.0, 4.999], max=[9.0, 5.001])
+    x = torch.tensor([[7.0, 5.001]], dtype=torch.float64)
+    for policy, right in (("warn", 10.0), ("floor", 0.001 / 0.005001), ("keep", 5.001)):
+        key = sn.Key("n c -> c", sn.ZScore(near_constant=policy))
+        y = GivenNorm(key, found, (2,))(x)
+        assert np.abs(y.numpy() - [2.0, right]).max() < 1e-9, policy
+        if policy != "warn":
+            with pytest.raises(StatisticsError, match="no min, max"):
+                GivenNorm(key, Statistics(mean=[5.0], std=[1.0]), (1,))
+
+
 @pytest.mark.parametrize("which", ["fitted", "given"])
 def test_a_state_dict_is_enough(which: str, contract: sn.Contract, tmp_path: Any) -> None:
     whole = contract if which == "fitted" else given()

@@ -182,7 +182,7 @@ def test_plain_json_by_hand(tmp_path):
     path = text_file(tmp_path, "stats.json", {"x": {"mean": [1, 2], "std": [3.0, 4.0], "note": "by hand"}})
     contract = sn.contract(path)
     found, key = contract["x"], contract.key("x")
-    assert (key.unit, key.names, key.role, key.valid, str(key.scheme)) == ("", (), "input", None, "zscore")
+    assert (key.unit, key.names, key.role, key.valid, key.scheme) == ("", (), "input", None, sn.ZScore())
     assert found.statistics.known().keys() == {"mean", "std"}
     assert (found.split, found.samples) == ("", None)
     z = contract({"x": torch.tensor([[4.0, 2.0], [1.0, 10.0]])})["x"]
