@@ -131,6 +131,9 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("train-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(pixels)))
     Path("t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(pixels[:5])))
     np.savez("x.npz", x=RNG.normal(size=(240, 4)), y=np.arange(240) % 2)
+    frames = {"state": RNG.normal(size=(40, 3)), "action": RNG.normal(size=(40, 2))}
+    np.savez("frames.npz", **frames)
+    sn.fit_contract(frames, dict.fromkeys(frames, "n c -> c"), split="train").save("robot.safetensors")
     Path("mypackage").mkdir()
     Path("mypackage/__init__.py").touch()
     Path("mypackage/models.py").write_text(shown("README.md", "import torch.nn as nn"))
