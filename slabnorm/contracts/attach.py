@@ -73,6 +73,8 @@ class Ports:
         several = isinstance(result, tuple | list)
         parts = list(result) if several else [result]
         names = self.outputs if self.outputs is not None else _the_only(contract, "output", "result", parts)
+        if not names:
+            return result
         if len(parts) < len(names) or not all(isinstance(part, Tensor) for part in parts[: len(names)]):
             raise ContractError(
                 f"The model does not return {listing([name_of(name) for name in names])}",
@@ -136,8 +138,8 @@ def attach(
             arguments by name, as {"state": "observation.state"}. Not needed if the first argument is a dict
             with the names of keys, or if contract and model have one input each.
         outputs: the keys of its results, in their order. Not needed if it returns a dict with the names of
-            keys, or if contract and model have one output each; a contract without outputs leaves results as
-            they are.
+            keys, of which all are brought back, or if contract and model have one output each. Without
+            outputs in the contract, other results stay as they are.
 
     Raises:
         ContractError: a name is no key, or not of this role; or a key of this role is left out.
@@ -159,10 +161,10 @@ def attach(
     if isinstance(model, Contracted):
         raise ModelError("The model has a contract already", type(model).__name__, "detach() it first")
     _check_attachable(model)
-    ports = Ports(inputs, outputs, contract)
+    ports, kind = Ports(inputs, outputs, contract), derived(Contracted, type(model))
     model.contract = contract
     model.ports = ports  # type: ignore[assignment]
-    object.__setattr__(model, "__class__", derived(Contracted, type(model)))
+    object.__setattr__(model, "__class__", kind)
     return model
 
 
@@ -221,10 +223,14 @@ def _checked(names: Any, role: str, contract: Contract) -> Any:
 
     Raises:
         ContractError: a name is no key, is there twice or of another role; or a key of the role is left out.
+        OptionError: they are no names.
     """
     if names is None:
         return None
     names = [names] if isinstance(names, str) else names
+    if not isinstance(names, Mapping | Sequence):
+        fix = f'such as {role}s=["state"]'
+        raise OptionError(f"{role}s must be a list of keys", type(names).__name__, fix)
     chosen = list(names.values()) if isinstance(names, Mapping) else list(names)
     for name in chosen:
         key = contract.key(name)

@@ -125,7 +125,13 @@ class _Entry:
             self.norm.features.check(values.shape)
         except ShapeError as error:
             return [self._another_shape(tuple(values.shape), error)]
-        return self.find_in(open_source(values.detach().cpu())) if len(values) else []
+        if not len(values):
+            return []
+        try:
+            source = open_source(values.detach().cpu())
+        except DataError as error:
+            return [Finding("dtype", "error", f"{self.name}: {error.problem}", error.fix, (self.name,))]
+        return self.find_in(source)
 
     def find_in(self, source: Any) -> list[Finding]:
         """Return what is wrong with the values of a source."""

@@ -13,7 +13,7 @@ from slabnorm.contracts import extra_state
 from slabnorm.contracts.key import Key, check_name, name_of
 from slabnorm.contracts.nested import get, known_names, replaced
 from slabnorm.contracts.statistics import GivenNorm
-from slabnorm.errors import ContractError, OptionError, ShapeError, SlabError
+from slabnorm.errors import ContractError, DtypeError, OptionError, ShapeError, SlabError
 from slabnorm.inputs.normalizer import FeatureNorm, InputNorm
 from slabnorm.notation import parse
 from slabnorm.text import did_you_mean, listing, printable
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Batch = TypeVar("Batch")
 Model = TypeVar("Model", bound=nn.Module)
+ATTRIBUTES = frozenset(dir(nn.ModuleDict()))  # which no module inside may be called
 
 
 class Keep(nn.Module):
@@ -170,6 +171,7 @@ class Contract(nn.Module):
         Raises:
             ContractError: a key is unknown or missing, or a unit is another one.
             ShapeError: an entry has another width.
+            DtypeError: an entry is complex or sparse.
         """
         self._check_units(units)
         return self._each(batch, "input", lambda norm, x: norm(x))
@@ -182,6 +184,7 @@ class Contract(nn.Module):
         Raises:
             ContractError: a key is unknown or missing, or a unit is not that of the contract.
             ShapeError: an entry has another width.
+            DtypeError: an entry is complex or sparse.
         """
         self._check_units(units)
         return self._each(batch, "output", lambda norm, y: norm.inverse(y))
@@ -255,8 +258,11 @@ class Contract(nn.Module):
         for name in names:
             if not self.key(name).keep:
                 norm, value = self[name], self._numbers(name, get(batch, name))
-                _check_width(name, norm, value)
-                changed[name] = apply(norm, value)
+                try:
+                    changed[name] = apply(norm, value)
+                except (ShapeError, DtypeError) as error:
+                    problem = f"Entry {name_of(name)}: {error.problem}"
+                    raise type(error)(problem, error.got, error.fix) from None
         return replaced(batch, changed)
 
     def _numbers(self, name: str, value: Any) -> Tensor:
@@ -338,17 +344,10 @@ class Contract(nn.Module):
         return "\n".join(lines)
 
 
-def _check_width(name: str, norm: FeatureNorm, value: Tensor) -> None:
-    try:
-        norm.features.check(value.shape)
-    except ShapeError as error:
-        raise ShapeError(f"Entry {name_of(name)}: {error.problem}", error.got, error.fix) from None
-
-
 def _escaped(name: str) -> str:
     """Return a name that a module can have, unlike any other's: without dots, and no attribute of modules."""
     escaped = name.replace("%", "%25").replace(".", "%2E")
-    return f"%{escaped}" if hasattr(nn.ModuleDict, escaped) or escaped == "training" else escaped
+    return f"%{escaped}" if escaped in ATTRIBUTES else escaped
 
 
 def _matching(name: str, key: Key, norm: FeatureNorm | None) -> Key:

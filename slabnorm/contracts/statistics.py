@@ -129,7 +129,11 @@ class Statistics:
 
         Raises:
             StatisticsError: a mean, a spread or a count is not known.
+            ShapeError: they have other features.
         """
+        if self.shape != other.shape:
+            got = f"{self.shape} and {other.shape}"
+            raise ShapeError("Statistics of other features cannot be merged", got, "merge those of one key")
         merged = self.moments().merge(other.moments())
         low, high = merged.min, merged.max
         ends = (self.min, other.min, self.max, other.max)

@@ -156,8 +156,9 @@ def test_calls_that_do_not_fit(name: str) -> None:
         ({"inputs": {"a": "x", "b": "action"}}, "'action' is an output"),
         ({"outputs": ["x"]}, "'x' is an input"),
         ({"outputs": {"a": "action"}}, "list of keys"),
+        ({"inputs": 3}, "list of keys"),
     ],
-    ids=[f"{i}" for i in range(7)],
+    ids=[f"{i}" for i in range(8)],
 )
 def test_names_that_do_not_fit(options: Any, said: str) -> None:
     with pytest.raises((ContractError, OptionError), match=said):

@@ -87,6 +87,7 @@ WRONG: dict[str, tuple[Any, str, tuple[str, ...], str]] = {
     "unknown": (lambda b: b.update(w=1), "names", ("w",), "does not know 'w'"),
     "width": (put("state", lambda x: x[:, :4]), "width", ("state",), r"another shape: \(32, 4\)"),
     "no tensor": (put("state", lambda x: x.numpy()), "dtype", ("state",), "no tensor"),
+    "complex": (put("state", lambda x: x * 1j), "dtype", ("state",), "complex128"),
     "degrees": (put("state", lambda x: x * 180 / math.pi), "scale", ("state",), "degrees where radians"),
     "radians": (put("state", lambda x: x / 180 * math.pi), "scale", ("state",), "radians where degrees"),
     "thousands": (put("state", lambda x: x * 1000), "scale", ("state",), "1,000 times.*which is rad"),

@@ -17,7 +17,15 @@ from torch import Tensor, nn
 import slabnorm as sn
 from slabnorm.contracts import GivenNorm, Statistics
 from slabnorm.contracts.statistics import Source
-from slabnorm.errors import ContractError, OptionError, PatternError, ShapeError, SlabError, StatisticsError
+from slabnorm.errors import (
+    ContractError,
+    DtypeError,
+    OptionError,
+    PatternError,
+    ShapeError,
+    SlabError,
+    StatisticsError,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -129,6 +137,11 @@ BROKEN: dict[str, tuple[Any, type[SlabError], str]] = {
         lambda d: d.update({"observation.state": d["observation.state"].tolist()}),
         ContractError,
         "(?s)'observation.state' of the batch is no tensor.*\"keep\"",
+    ),
+    "sparse": (
+        lambda d: d.update(action=d["action"].to_sparse()),
+        DtypeError,
+        "Entry 'action': The batch must be a dense tensor",
     ),
     "None": (lambda d: d.update(action=None), ContractError, "'action' of the batch is no tensor"),
     "twice": (
@@ -274,7 +287,52 @@ def test_keys_out_of_range(options: dict[str, Any], kind: type[SlabError], said:
         sn.Key(**{"pattern": "n c -> c", **options})
 
 
-# In a state_dict.
+# Statistics that were given, and a contract in a state_dict.
+
+
+def test_merged_statistics_are_those_of_all_values() -> None:
+    parts = [RNG.normal(1e6, 1, (n, 3)) for n in (1, 2, 50)]
+    merged = None
+    for x in parts:
+        some = Statistics(x.mean(0), x.std(0), x.min(0), x.max(0), [len(x)] * 3)  # type: ignore[arg-type]
+        merged = some if merged is None else merged.merge(some)
+    whole = np.concatenate(parts)
+    assert merged is not None
+    assert merged.mean is not None
+    assert merged.std is not None
+    assert np.abs(merged.mean.numpy() - whole.mean(0)).max() < 1e-9
+    assert np.abs(merged.std.numpy() / whole.std(0) - 1).max() < 1e-9
+    assert merged.max is not None
+    assert np.array_equal(merged.max.numpy(), whole.max(0))
+    assert merged.count is not None
+    assert merged.count.tolist() == [53] * 3
+    two = Statistics(mean=[1.0], std=[0.0], count=[1])
+    with pytest.raises(ShapeError, match="other features"):
+        merged.merge(two)
+    assert two.merge(two).min is None
+    with pytest.raises(StatisticsError, match=r"(?s)cannot be merged.*no count"):
+        two.merge(Statistics(mean=[1.0], std=[0.0]))
+
+
+@pytest.mark.parametrize(
+    ("parts", "kind", "said"),
+    [
+        ({}, ShapeError, "without a number"),
+        ({"mean": [1.0], "std": [1.0, 2.0]}, ShapeError, "differ in shape"),
+        ({"mean": [float("nan")]}, StatisticsError, "mean is finite"),
+        ({"std": [-1.0]}, StatisticsError, "std is not negative"),
+        ({"count": [2.5]}, StatisticsError, "no whole number"),
+        ({"min": [2.0], "max": [1.0]}, StatisticsError, "min <= max"),
+        ({"quantiles": {0.1: [2.0], 0.9: [1.0]}}, StatisticsError, "quantile 0.1 <= quantile 0.9"),
+        ({"quantiles": {99: [2.0]}}, StatisticsError, "between 0 and 1"),
+        ({"mean": ["a"]}, StatisticsError, "must be numbers"),
+        ({"mean": [None]}, StatisticsError, "must be numbers"),
+    ],
+    ids=[f"{i}" for i in range(10)],
+)
+def test_statistics_that_no_data_have(parts: Any, kind: type[SlabError], said: str) -> None:
+    with pytest.raises(kind, match=said):
+        Statistics(**parts)
 
 
 def given(unit: str = "m") -> sn.Contract:
