@@ -42,6 +42,9 @@ def check(
     sarif: Annotated[
         str | None, typer.Option(metavar="PATH", help="Write the findings as SARIF, for code review.")
     ] = None,
+    out: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Write an HTML report, with pictures.")
+    ] = None,
     bench: Annotated[
         bool, typer.Option("--bench", help="Run the public set of normalisation bugs instead.")
     ] = False,
@@ -58,8 +61,9 @@ def check(
     Exit codes: 0 healthy, 1 an error or a warning, 2 bad input or usage.
     """
     from slabnorm.errors import OptionError
-    from slabnorm.files import output_path, write_atomically
+    from slabnorm.files import check_writable, output_path, write_atomically
     from slabnorm.report.check import print_check
+    from slabnorm.report.page import check_packages
     from slabnorm.report.terminal import terminal
 
     if bench:
@@ -70,6 +74,10 @@ def check(
     if bool(input) == bool(data):
         raise OptionError("A batch is needed: give --input or --data, one of them", "", "--input 32,3,64,64")
     paths = [output_path(path) for path in (json_path, sarif) if path and path != "-"]
+    page = None if out is None else output_path(out)
+    if page is not None:
+        check_packages()
+        check_writable(page)
     batch = _from_data(data, batch_size) if data else _random(input)
     from slabnorm.doctor import check as find
 
@@ -79,6 +87,8 @@ def check(
             print(json.dumps(plain, indent=1), flush=True)
         elif path:
             write_atomically(paths.pop(0), json.dumps(plain, indent=1) + "\n")
+    if page is not None:
+        record.report(page)
     print_check(record, terminal(stderr="-" in (json_path, sarif)))
     if not record.healthy:
         raise typer.Exit(FOUND)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-BINS = 64
+BINS = 96
 MOST = 24  # histograms kept: as many curves as one picture can show
 SAMPLE = 4096  # values that are counted of a tensor: a share of 1% is then off by 0.16 points
 TAIL = 0.005  # of the values, on each side, may lie outside of the bins
@@ -25,9 +25,9 @@ class Ridge:
     one is dropped, and from then on half as many are taken. When values leave the bins, the range doubles on
     that side and bins are merged in pairs, which loses no count.
 
-    The bins are even between `low` and `high`. On a logarithmic scale (asinh), any drift would fit in bins that
-    never change, but a bell curve takes a fifth of them, and the sides on which an activation is flat are
-    squeezed into a few. Bins that stayed as the first look has them would lose the drift.
+    The bins are even between `low` and `high`. On a logarithmic scale (asinh), any drift would fit in bins
+    that never change, but a bell curve takes a fifth of them, and the sides on which an activation is flat
+    are squeezed into a few. Bins that stayed as the first look has them would lose the drift.
 
     Attributes:
         low, high: where the bins begin and end.
@@ -97,7 +97,9 @@ def _sample(x: Tensor) -> npt.NDArray[np.float32]:
     The step has no factor in common with the number of values, and so none with the length of an axis: a
     step of a whole image would see the same pixel of every one.
     """
-    flat = x.detach().permute(sorted(range(x.dim()), key=x.stride, reverse=True)).flatten()  # most often a view
+    flat = (
+        x.detach().permute(sorted(range(x.dim()), key=x.stride, reverse=True)).flatten()
+    )  # most often a view
     step = max(1, -(-flat.numel() // SAMPLE))
     while step > 1 and math.gcd(step, flat.numel()) > 1:
         step += 1

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slabnorm.text import listing, printable
@@ -51,6 +53,7 @@ class CheckRecord:
         samples: the size of the batch.
         findings: errors first, and among equals causes before consequences.
         notes: what could not be looked at.
+        evidence: numbers of the layers that a page shows beside the findings; empty where there are none.
     """
 
     model: str
@@ -59,6 +62,7 @@ class CheckRecord:
     samples: int
     findings: tuple[Finding, ...]
     notes: tuple[str, ...] = ()
+    evidence: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def healthy(self) -> bool:
@@ -102,15 +106,28 @@ class CheckRecord:
             "runs": [{"tool": {"driver": driver}, "results": results}],
         }
 
+    def report(self, path: str | os.PathLike[str]) -> None:
+        """Write an HTML report: the findings beside what shows them, and all layers in their order.
+
+        Raises:
+            ExtraError: the extra `slabnorm[study]` is not installed.
+            OptionError: the file cannot be written.
+        """
+        from slabnorm.files import write_atomically
+        from slabnorm.report.check_page import render_check
+
+        write_atomically(Path(path), render_check(self.as_dict()))
+
     def __str__(self) -> str:
-        lines = [self.verdict]
+        lines = [printable(self.verdict, 300)]
         for f in self.findings:
+            layer = printable(f.layer, 80) or "(the model)"
             lines += [
-                f"  {f.code} {f.severity}  {f.layer or '(the model)'}: {f.text}",
-                f"      why: {f.why}",
-                f"      fix: {f.fix}",
+                f"  {f.code} {f.severity}  {layer}: {printable(f.text, 500)}",
+                f"      why: {printable(f.why, 500)}",
+                f"      fix: {printable(f.fix, 300)}",
             ]
-        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
+        return "\n".join([*lines, *(f"  {printable(note, 400)}" for note in self.notes)])
 
     __repr__ = __str__
 
