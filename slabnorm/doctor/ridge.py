@@ -64,7 +64,7 @@ class Ridge:
         values.sort()  # a copy: a mask has made it
         edge = int(TAIL * len(values))
         self._reach(float(values[edge]), float(values[-1 - edge]))
-        edges = np.linspace(self.low, self.high, BINS + 1, dtype=np.float32)
+        edges = np.linspace(self.low, self.high, BINS + 1)
         self.steps.append(step)
         self.counts.append(np.diff(np.searchsorted(values, edges)).astype(np.uint16))
 

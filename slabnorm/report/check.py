@@ -74,10 +74,11 @@ class CheckRecord:
         """The outcome in one sentence."""
         seen = Counter(finding.severity for finding in self.findings)
         counts = [f"{seen[word]} {word}{'s' if seen[word] > 1 else ''}" for word in SEVERITIES if seen[word]]
+        name = printable(self.model, 100)
         norms = f"{self.norms} norm{'' if self.norms == 1 else 's'}" if self.norms else "no norm layers"
         if not counts:
-            return f"{self.model}, with {norms}: nothing found."
-        return f"{self.model}, with {norms}: {listing(counts)}."
+            return f"{name}, with {norms}: nothing found."
+        return f"{name}, with {norms}: {listing(counts)}."
 
     def as_dict(self) -> dict[str, Any]:
         """Return the record in JSON's own types."""
@@ -119,7 +120,7 @@ class CheckRecord:
         write_atomically(Path(path), render_check(self.as_dict()))
 
     def __str__(self) -> str:
-        lines = [printable(self.verdict, 300)]
+        lines = [self.verdict]
         for f in self.findings:
             layer = printable(f.layer, 80) or "(the model)"
             lines += [
@@ -138,7 +139,7 @@ def print_check(record: CheckRecord, console: Console) -> None:
 
     from slabnorm.report.terminal import Column, Row, print_rows, print_text
 
-    print_text(console, printable(record.verdict, 300), "bold" if record.healthy else "bold red")
+    print_text(console, record.verdict, "bold" if record.healthy else "bold red")
     console.print()
     rows = []
     for finding in record.findings:

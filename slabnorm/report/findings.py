@@ -84,7 +84,11 @@ def along(
     }  # fmt: skip
     y = reaching({"title": title, **scale(log)}, shown, threshold, log)
     shapes = [] if threshold is None else [level_line(threshold)]
-    return sketch([dots], 230, along_axis(names), y, shapes=shapes)
+    axis = along_axis(names)
+    height = 190 + 6 * max(
+        map(len, axis.get("ticktext", ["1234567"])), default=0
+    )  # names stand below the axis
+    return sketch([dots], height, axis, y, shapes=shapes)
 
 
 def along_axis(names: Sequence[str]) -> dict[str, Any]:

@@ -121,7 +121,7 @@ def sketch(
     Plotly's objects check each value that they are given, which takes seconds for the hundreds of pictures
     that a page has for a deep model.
     """
-    axes = {"xaxis": {**X_AXIS, **_titled(x)}, "yaxis": {**Y_AXIS, **_titled(y)}}
+    axes = {"xaxis": {**X_AXIS, **_titled(x)}, "yaxis": {**Y_AXIS, "automargin": True, **_titled(y)}}
     margin = {"l": 58, "r": 14, "t": 14, "b": 44}
     return {
         "data": traces,

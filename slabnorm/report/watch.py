@@ -34,6 +34,7 @@ POINTS = 200  # of a line or a row: a picture is a few hundred pixels wide
 DOTTED = 30  # points up to which each has a dot; a line of one point would not be seen
 TALLEST = 700  # pixels of the rows of a picture with a row for each layer
 OVERLAP = 2.4  # rows that a curve of a ridge is high
+FEWEST, FULL = 24, 20  # bins of a ridge that has few values, and values for a bin
 SEEN = 0.01  # of a curve's peak: where no curve is as high, a ridge is cut off
 # The colours of the first, the middle and the last curve of a ridge.
 TIMES = ((63, 167, 214), (138, 99, 210), (213, 94, 0))
@@ -261,7 +262,8 @@ def _line(
     return {
         "type": "scatter", "mode": "lines+markers" if len(steps) <= DOTTED else "lines",
         "x": steps, "y": values,
-        "line": {"color": colour, "width": 2}, "marker": {"color": colour, "size": 4},
+        "line": {"color": colour, "width": 2},
+        "marker": {"color": colour, "size": 4 if len(steps) > 4 else 9},
         "hovertemplate": f"{said}step %{{x}}: %{{y:{form}}}<extra></extra>",
     }  # fmt: skip
 
@@ -272,28 +274,27 @@ def _ridge(track: dict[str, Any]) -> tuple[dict[str, Any], str]:
     Each curve is as high as its own peak: with one scale for all, a distribution that has collapsed to a
     spike would make the others lines.
     """
-    ridge = track["ridge"]
-    counts, steps = ridge["counts"], ridge["steps"]
-    bins = len(counts[0])
+    ridge, counts = track["ridge"], _coarse(track["ridge"]["counts"])
+    steps, bins = ridge["steps"], len(counts[0])
     width = (ridge["high"] - ridge["low"]) / bins
-    filled = [i for i in range(bins) if any(row[i] > SEEN * max(row) for row in counts)]
+    filled = [i for i in range(bins) if any(row[i] > SEEN * max(row) for row in counts)] or [0]
     first, last = max(0, filled[0] - 1), min(bins - 1, filled[-1] + 1)
-    x = [ridge["low"] + (i + 0.5) * width for i in range(first, last + 1)]
+    begin, end = ridge["low"] + (first - 0.5) * width, ridge["low"] + (last + 1.5) * width
     traces = []
     for number, row in enumerate(counts):
         peak = max(max(row), 1)
-        y = [number - OVERLAP * count / peak for count in row[first : last + 1]]
+        y = [round(number - OVERLAP * count / peak, 2) for count in row[first : last + 1]]
         red, green, blue = _between(number / max(1, len(counts) - 1))
         traces.append(
             {
-                "type": "scatter", "mode": "lines", "x": [x[0], *x, x[-1]], "y": [number, *y, number],
+                "type": "scatter", "mode": "lines", "x0": begin, "dx": width, "y": [number, *y, number],
                 "fill": "toself", "fillcolor": f"rgba({red},{green},{blue},0.55)",
                 "line": {"color": f"rgb({red},{green},{blue})", "width": 1.3}, "hoverinfo": "text",
-                "text": f"step {steps[number]}",
+                "text": f"step {steps[number]:,}",
             }
         )  # fmt: skip
-    near = [v for v in track["limits"] if v is not None and abs(v) < 4 * max(abs(x[0]), abs(x[-1]))]
-    ends = [min(x[0], *near), max(x[-1], *near)] if near else [x[0], x[-1]]
+    near = [v for v in track["limits"] if v is not None and abs(v) < 4 * max(abs(begin), abs(end))]
+    ends = [min(begin, *near), max(end, *near)] if near else [begin, end]
     room = 0.04 * (ends[1] - ends[0])
     every = max(1, math.ceil(len(steps) / 8))
     rows = list(range(0, len(steps), every))
@@ -303,6 +304,14 @@ def _ridge(track: dict[str, Any]) -> tuple[dict[str, Any], str]:
     shapes = _flat_sides(track["limits"], near, across["range"])
     height = 150 + 16 * len(steps)
     return sketch(traces, height, across, axis, shapes=shapes), _says_ridge(track, ridge)
+
+
+def _coarse(counts: list[list[int]]) -> list[list[int]]:
+    """Return histograms with fewer bins if they have few values; else the noise of a small batch is drawn."""
+    values = max(map(sum, counts))
+    while len(counts[0]) % 2 == 0 and len(counts[0]) > FEWEST and values < FULL * len(counts[0]):
+        counts = [[a + b for a, b in zip(row[::2], row[1::2], strict=True)] for row in counts]
+    return counts
 
 
 def _flat_sides(
@@ -454,7 +463,7 @@ def _by_depth(looks: list[int], tracks: list[dict[str, Any]]) -> tuple[Any, str]
             )
         )  # fmt: skip
     figure.update_xaxes(title="layer, from the input to the output", dtick=max(1, len(some) // 12))
-    figure.update_yaxes(title="norm of the weight's gradient", **scale(log=True))
+    figure.update_yaxes(title="norm of the weight's gradient", automargin=True, **scale(log=True))
     last = [v for track in some if (v := positive(track["gradient"][chosen[-1]]))]
     says = f"At step {looks[chosen[-1]]:,}, "
     says += f"from {written(min(last))} to {written(max(last))}." if last else "there were none."
