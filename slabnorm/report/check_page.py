@@ -35,7 +35,7 @@ NUMBERS = {
     105: ("gap", "difference of the modes", "gap"),
     204: ("momentum", "momentum", "momentum"),
     205: ("updates", "updates in one step", "updates"),
-    206: ("elements", "values behind a statistic", None),
+    206: ("elements", "values of a statistic", None),
     403: ("flat", "share of flat values", "flat"),
     404: ("dead", "share of dead channels", "dead"),
 }
@@ -83,9 +83,7 @@ def _of_group(seen: dict[str, Any], group: dict[str, Any], gallery: Gallery) -> 
     if code == 104 and seen["mates"]:
         names, values = list(seen["mates"]), list(seen["mates"].values())
         threshold = seen["thresholds"]["mates"]
-        figure = along(
-            names, values, "change by the other samples", marked=marked, threshold=threshold, log=True
-        )
+        figure = along(names, values, "change by other samples", marked=marked, threshold=threshold, log=True)
         says = (
             f"The outputs of {sum(map(bool, values))} of {len(names)} modules change with the other samples"
         )

@@ -85,7 +85,7 @@ def along(
     y = reaching({"title": title, **scale(log)}, shown, threshold, log)
     shapes = [] if threshold is None else [level_line(threshold)]
     axis = along_axis(names)
-    height = 190 + 6 * max(
+    height = 215 + 6 * max(
         map(len, axis.get("ticktext", ["1234567"])), default=0
     )  # names stand below the axis
     return sketch([dots], height, axis, y, shapes=shapes)

@@ -47,10 +47,10 @@ KINDS = {
 EVIDENCE = {403: "flat", 404: "dead", 407: "stale"}  # what a finding is about, over time
 # What else a finding is about: a number of each layer.
 COUNTED = {
-    101: ("without_gradients", "forwards without gradients"),
-    102: ("in_eval", "training forwards in eval mode"),
-    103: ("updates", "updates in one step, at most"),
-    205: ("updates", "updates in one step, at most"),
+    101: ("without_gradients", "forwards, no gradients"),
+    102: ("in_eval", "forwards in eval mode"),
+    103: ("updates", "updates in one step"),
+    205: ("updates", "updates in one step"),
 }
 
 

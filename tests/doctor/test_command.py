@@ -62,6 +62,22 @@ def test_what_is_wrong_is_printed_and_the_exit_code_says_so() -> None:
     assert sarif["version"] == "2.1.0"
 
 
+def test_a_page_is_written_on_request() -> None:
+    result = run("checked_models:build", "--input", "16,1,8,8", "--out", "a.html", "--json", "-")
+    assert result.exit_code == 1
+    page = Path("a.html").read_text()
+    kept = re.search(r'<script type="application/json" id="record">(.*?)</script>', page, re.DOTALL)
+    assert kept is not None
+    assert json.loads(kept[1]) == json.loads(result.stdout)
+    layers = json.loads(result.stdout)["evidence"]["layers"]
+    assert [(layer["name"], layer.get("momentum")) for layer in layers] == [
+        ("0", None),
+        ("1", 0.99),
+        ("2", None),
+    ]
+    assert "momentum is 0.99" in page.lower()
+
+
 @pytest.mark.parametrize("name", ["healthy", "network"])
 def test_a_healthy_model(name: str) -> None:
     result = run(f"checked_models:{name}", "--input", "16,1,8,8", "--json", "-")
@@ -89,6 +105,7 @@ def test_real_data_and_a_checkpoint() -> None:
         (("checked_models:number", "--input", "2,2"), "returned no torch.nn.Module"),
         (("checked_models:build", "--input", "16,5,8,8"), "does not run on the batch"),
         (("checked_models:healthy", "--input", "2,1,8,8", "--checkpoint", "none.pt"), "none.pt"),
+        (("checked_models:healthy", "--input", "2,1,8,8", "--out", "none/a.html"), "none/a.html"),
     ],
 )
 def test_mistakes_are_messages(arguments: tuple[str, ...], says: str) -> None:
