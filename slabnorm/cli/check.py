@@ -61,7 +61,8 @@ def check(
     Exit codes: 0 healthy, 1 an error or a warning, 2 bad input or usage.
     """
     from slabnorm.errors import OptionError
-    from slabnorm.files import check_writable, output_path, write_atomically
+    from slabnorm.files import output_path, write_atomically
+    from slabnorm.inputs.outputs import check_outputs
     from slabnorm.report.check import print_check
     from slabnorm.report.page import check_packages
     from slabnorm.report.terminal import terminal
@@ -77,7 +78,7 @@ def check(
     page = None if out is None else output_path(out)
     if page is not None:
         check_packages()
-        check_writable(page)
+    check_outputs(filter(None, (page, *paths)), filter(None, (data, checkpoint)))
     batch = _from_data(data, batch_size) if data else _random(input)
     from slabnorm.doctor import check as find
 

@@ -34,7 +34,7 @@ POINTS = 200  # of a line or a row: a picture is a few hundred pixels wide
 DOTTED = 30  # points up to which each has a dot; a line of one point would not be seen
 TALLEST = 700  # pixels of the rows of a picture with a row for each layer
 OVERLAP = 2.4  # rows that a curve of a ridge is high
-FEWEST, FULL = 24, 20  # bins of a ridge that has few values, and values for a bin
+FEWEST, FULL = 24, 60  # bins of a ridge that has few values, and values for a bin
 SEEN = 0.01  # of a curve's peak: where no curve is as high, a ridge is cut off
 # The colours of the first, the middle and the last curve of a ridge.
 TIMES = ((63, 167, 214), (138, 99, 210), (213, 94, 0))

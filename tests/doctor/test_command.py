@@ -106,6 +106,7 @@ def test_real_data_and_a_checkpoint() -> None:
         (("checked_models:build", "--input", "16,5,8,8"), "does not run on the batch"),
         (("checked_models:healthy", "--input", "2,1,8,8", "--checkpoint", "none.pt"), "none.pt"),
         (("checked_models:healthy", "--input", "2,1,8,8", "--out", "none/a.html"), "none/a.html"),
+        (("checked_models:healthy", "--input", "2,1,8,8", "--out", "a", "--json", "a"), "a"),
     ],
 )
 def test_mistakes_are_messages(arguments: tuple[str, ...], says: str) -> None:
