@@ -47,13 +47,16 @@ def check(
     sarif: Annotated[
         str | None, typer.Option(metavar="PATH", help="Write the findings as SARIF, for code review.")
     ] = None,
+    out: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Write an HTML report, with pictures.")
+    ] = None,
     fix: Annotated[
         bool,
         typer.Option(
             "--fix", help="Take damaged running statistics anew from the training split of the data."
         ),
     ] = False,
-    out: Annotated[
+    save: Annotated[
         str | None,
         typer.Option(metavar="PATH", help="With --fix: write the state_dict, .pt or .safetensors."),
     ] = None,
@@ -69,7 +72,7 @@ def check(
 
     With --fix it takes running statistics that are NaN, initial or stale anew
     from the training split of --data, and prints them before and after, and
-    the accuracy on the test split. The state_dict goes to --out; without it
+    the accuracy on the test split. The state_dict goes to --save; without it
     nothing is written. What is wrong in the code is left to you, as a line.
 
     With --bench it trains some sixty small networks, each with a bug and
@@ -78,22 +81,23 @@ def check(
     Exit codes: 0 healthy (with --fix: afterwards), 1 an error or a warning, 2 bad input or usage.
     """
     from slabnorm.errors import OptionError
-    from slabnorm.files import output_path, write_atomically
+    from slabnorm.files import write_atomically
     from slabnorm.report.check import print_check
     from slabnorm.report.terminal import print_text, terminal
     from slabnorm.text import printable
 
     if bench:
-        if fix or out is not None:
-            raise OptionError("--bench has no model to fix", "--fix", "leave --bench out, and name a model")
+        if fix or out is not None or save is not None:
+            raise OptionError(
+                "--bench runs the public set alone", "--fix, --out or --save", "leave these out"
+            )
         _print_bench(json_path)
         return
     if not model:
         raise OptionError("No model is named", "", "slabnorm check package.module:name --input 32,3,64,64")
     if bool(input) == bool(data):
         raise OptionError("A batch is needed: give --input or --data, one of them", "", "--input 32,3,64,64")
-    paths = [output_path(path) for path in (json_path, sarif) if path and path != "-"]
-    target = _target(out, fix, paths, (model, data, checkpoint))
+    page, target, paths = _files(out, save, fix, (json_path, sarif), (model, data, checkpoint))
     dataset = _read(data, batch_size) if data else None
     batch = _random(input) if dataset is None else _some(dataset, batch_size)
     from slabnorm.doctor import check as find
@@ -112,6 +116,8 @@ def check(
             print(json.dumps(content, indent=1), flush=True)
         elif path:
             write_atomically(paths.pop(0), json.dumps(content, indent=1) + "\n")
+    if page is not None:
+        record.report(page)
     console = terminal(stderr="-" in (json_path, sarif))
     print_check(record, console)
     if fix:
@@ -122,25 +128,32 @@ def check(
         raise typer.Exit(FOUND)
 
 
-def _target(
-    out: str | None, fix: bool, others: list[Path], inputs: tuple[str, str, Path | None]
-) -> Path | None:
-    """Return where to write the state_dict, which takes the place of nothing that is read or written else."""
+def _files(
+    out: str | None,
+    save: str | None,
+    fix: bool,
+    records: tuple[str | None, ...],
+    reads: tuple[str, str, Path | None],
+) -> tuple[Path | None, Path | None, list[Path]]:
+    """Return where to write the page, the state_dict and the records; none is what is read or another one."""
+    from slabnorm.cli.fixes import check_ending
     from slabnorm.errors import OptionError
     from slabnorm.files import output_path
-
-    if out is None:
-        return None
-    if not fix:
-        raise OptionError("--out is where the fixed state_dict goes", "no --fix", "give --fix too")
-    from slabnorm.cli.fixes import check_ending
     from slabnorm.inputs.outputs import check_outputs
+    from slabnorm.report.page import check_packages
 
-    target = output_path(out)
-    check_ending(target)
-    model, *read = inputs
-    check_outputs([target, *others], [model.partition(":")[0].replace(".", os.sep) + ".py", *read])
-    return target
+    paths = [output_path(path) for path in records if path and path != "-"]
+    page, target = (None if path is None else output_path(path) for path in (out, save))
+    if page is not None:
+        check_packages()
+    if target is not None:
+        if not fix:
+            raise OptionError("--save is where the fixed state_dict goes", "no --fix", "give --fix too")
+        check_ending(target)
+    model, *others = reads
+    source = model.partition(":")[0].replace(".", os.sep) + ".py"
+    check_outputs(filter(None, (page, target, *paths)), filter(None, (source, *others)))
+    return page, target, paths
 
 
 def _print_mended(mended: FixRecord, model: Any, target: Path | None, console: Console) -> None:
@@ -158,7 +171,7 @@ def _print_mended(mended: FixRecord, model: Any, target: Path | None, console: C
         if target is not None:
             print_text(console, f"not written, as no statistics were changed: {shown(target)}", "yellow")
     elif target is None:
-        print_text(console, "nothing is written: --out fixed.pt writes the state_dict", "dim")
+        print_text(console, "nothing is written: --save fixed.pt writes the state_dict", "dim")
     else:
         write_state(model, target)
         print_text(console, f"state_dict: {shown(target)}", "dim")

@@ -30,7 +30,7 @@ ENDINGS = (".safetensors", ".pt", ".pth")
 def check_ending(path: Path) -> None:
     """Raise OptionError unless a state_dict can be written to a file of this name."""
     if path.suffix not in ENDINGS:
-        raise OptionError("--out must end in .safetensors, .pt or .pth", printable(path), "--out fixed.pt")
+        raise OptionError("--save must end in .safetensors, .pt or .pth", printable(path), "--save fixed.pt")
 
 
 def mend(
@@ -77,7 +77,7 @@ def write_state(model: nn.Module, path: Path) -> None:
         return
     other = [name for name, value in state.items() if not isinstance(value, Tensor)]
     if other:
-        raise OptionError("safetensors holds tensors alone", printable(other[0]), "--out fixed.pt")
+        raise OptionError("safetensors holds tensors alone", printable(other[0]), "--save fixed.pt")
     # Copies, as the format refuses tensors that share memory: those of a module with two names.
     write_atomically(path, save({name: value.detach().clone().contiguous() for name, value in state.items()}))
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from slabnorm.doctor.evidence import evidence
 from slabnorm.doctor.probes import examine
 from slabnorm.doctor.reference import fitted
 from slabnorm.doctor.rules import find
@@ -33,7 +34,8 @@ def check(
             inputs, or these themselves. An InputNorm in the model is compared with its input anyway.
 
     Returns:
-        A CheckRecord: print it. `record.healthy` is true if nothing is worse than a note.
+        A CheckRecord: print it, or write a page with `record.report("check.html")`. `record.healthy` is true
+        if nothing is worse than a note.
 
     Raises:
         ModelError: the model cannot be copied, or does not run on the batch.
@@ -55,9 +57,11 @@ def check(
     notes = list(record.notes)
     if not record.norms:
         notes.append("the model has no norm layers that are known here: inputs and signals were looked at")
+    findings = tuple(find(record))
     return CheckRecord(
-        record.name, len(record.norms), len(record.layers), record.samples, tuple(find(record)), tuple(notes)
-    )
+        record.name, len(record.norms), len(record.layers), record.samples, findings, tuple(notes),
+        evidence(record, findings),
+    )  # fmt: skip
 
 
 def assert_healthy(

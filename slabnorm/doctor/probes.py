@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
 import warnings
 import weakref
@@ -36,12 +37,23 @@ from slabnorm.surgery.walk import walk
 LINEAR = (nn.Linear, nn.modules.conv._ConvNd)
 DROPOUT = nn.modules.dropout._DropoutNd
 NORMS = (SlabNorm, _BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+FLAT = 0.01  # of an activation's largest derivative: below that it is flat
 # Of an activation's derivative, in units of its largest value. What has no flat sides is not here.
 DERIVATIVES: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
     nn.Sigmoid: lambda x: 4 * x.sigmoid() * (1 - x.sigmoid()),
     nn.Tanh: lambda x: 1 - x.tanh().square(),
     nn.Hardsigmoid: lambda x: (x.abs() < 3).to(x.dtype),
+    nn.ReLU6: lambda x: (x < 6).to(x.dtype),  # a Hardtanh to torch; to be flat below 0 is what it is for
     nn.Hardtanh: lambda x: (x.abs() < 1).to(x.dtype),
+}
+# The inputs below and above which the derivative is that small.
+LIMITS: dict[type[nn.Module], tuple[float | None, float | None]] = {
+    nn.Sigmoid: (-2 * math.atanh(math.sqrt(1 - FLAT)), 2 * math.atanh(math.sqrt(1 - FLAT))),
+    nn.Tanh: (-math.atanh(math.sqrt(1 - FLAT)), math.atanh(math.sqrt(1 - FLAT))),
+    nn.Hardsigmoid: (-3.0, 3.0),
+    nn.ReLU6: (0.0, 6.0),
+    nn.Hardtanh: (-1.0, 1.0),
+    nn.ReLU: (0.0, None),
 }
 RECTIFIERS = (nn.ReLU, nn.ReLU6)
 ACTIVATIONS = (*DERIVATIVES, *RECTIFIERS, nn.GELU, nn.SiLU, nn.LeakyReLU, nn.ELU, nn.Hardswish, nn.Mish)
@@ -49,7 +61,6 @@ FAMILIES = {
     "BatchNorm": "batch", "InstanceNorm": "instance", "GroupNorm": "group", "LayerNorm": "layer",
     "RMSNorm": "rms",
 }  # fmt: skip
-FLAT = 0.01
 TARGETS = frozenset(("label", "labels", "target", "targets"))  # arguments that are compared with outputs
 # By how many roundings of its dtype a model's outputs may move with the size of the batch, since sums may be
 # taken in another order. On a CPU it is none for a transformer of 12 layers in bfloat16.
@@ -533,6 +544,11 @@ def flat_share(module: nn.Module, x: Tensor) -> Tensor | None:
     """Return the share of inputs of an activation at which its derivative is next to nothing."""
     derivative = next((d for kind, d in DERIVATIVES.items() if isinstance(module, kind)), None)
     return None if derivative is None else (derivative(x.float()) < FLAT).double().mean()
+
+
+def flat_beyond(module: nn.Module) -> tuple[float | None, float | None]:
+    """Return the inputs below and above which an activation is flat; None where it is not."""
+    return next((limits for kind, limits in LIMITS.items() if isinstance(module, kind)), (None, None))
 
 
 def dead_share(y: Tensor) -> Tensor:

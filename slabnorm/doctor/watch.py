@@ -18,18 +18,21 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from slabnorm.doctor import rules
+from slabnorm.doctor import thresholds as t
 from slabnorm.doctor.probes import (
     RECTIFIERS,
     channel_axis,
     dead_share,
     described,
     first_of,
+    flat_beyond,
     flat_share,
     hooks,
     ranks,
     whole,
 )
 from slabnorm.doctor.record import Layer
+from slabnorm.doctor.ridge import Ridge
 from slabnorm.errors import ModelError, OptionError
 from slabnorm.nn.diagnostics import recomputing, training_without_gradients
 from slabnorm.report.check import CheckRecord, Finding
@@ -37,8 +40,9 @@ from slabnorm.surgery.virtual_batch import runs_as_virtual_batch
 from slabnorm.surgery.walk import walk
 from slabnorm.text import listing
 
-NUMBERS = ("mean", "spread", "flat", "dead", "gradient", "stale")  # of a layer, for each step
-MOST_LOOKS = 2000  # that are kept: the numbers of 100 layers take 4.8 MB then
+# Of a layer, for each step.
+NUMBERS = ("mean", "spread", "running_mean", "running_spread", "flat", "dead", "gradient", "stale")
+MOST_LOOKS = 2000  # that are kept: the numbers of 100 layers take 6.4 MB then
 
 
 @dataclass
@@ -49,20 +53,27 @@ class Track:
         layer: its name, class and role.
         mean: the mean of its input, over all its values.
         spread: the standard deviation of its input within channels, as a root mean square over channels.
+        running_mean, running_spread: the same two of its running statistics, before the step.
         flat: the share of an activation's values where its derivative is next to nothing.
         dead: the share of a ReLU's channels that are 0 for the whole batch.
         gradient: the norm of its weight's gradient.
         stale: how far the batch's mean is from the running one, in running standard deviations: the root mean
             square over channels, without what the noise of a batch explains.
+        ridge: how the values of its input are distributed, of norms and activations.
+        limits: of an activation, below and above which of its inputs it is flat; None: nowhere.
     """
 
     layer: Layer
     mean: array[float] = field(default_factory=lambda: array("f"))
     spread: array[float] = field(default_factory=lambda: array("f"))
+    running_mean: array[float] = field(default_factory=lambda: array("f"))
+    running_spread: array[float] = field(default_factory=lambda: array("f"))
     flat: array[float] = field(default_factory=lambda: array("f"))
     dead: array[float] = field(default_factory=lambda: array("f"))
     gradient: array[float] = field(default_factory=lambda: array("f"))
     stale: array[float] = field(default_factory=lambda: array("f"))
+    ridge: Ridge = field(default_factory=Ridge)
+    limits: tuple[float | None, float | None] = (None, None)
 
     def add(self, **numbers: float) -> None:
         """Add a step; what is not given is NaN."""
@@ -159,18 +170,25 @@ class WatchRecord:
     def as_dict(self) -> dict[str, Any]:
         """Return the record in JSON's own types; numbers that are not there are None."""
         plain = self.summary.as_dict()
-        tracks = []
-        for name, track in self.tracks.items():
-            numbers = {
-                key: [value if math.isfinite(value) else None for value in getattr(track, key)]
-                for key in NUMBERS
-            }
-            tracks.append({"name": name, "kind": track.layer.kind, "role": track.layer.role, **numbers})
-        kept = {"every": self.every, "steps": self.steps, "looks": list(self.looks), "tracks": tracks}
-        return {**kept, **{key: plain[key] for key in ("model", "findings", "notes", "healthy", "verdict")}}
+        counted = {
+            "passes": {str(passes): steps for passes, steps in self.passes.items()},
+            "without_gradients": dict(self.without_gradients),
+            "in_eval": dict(self.in_eval),
+            "updates": dict(self.updates),
+            "first_bad": dict(self.first_bad),
+        }
+        return {
+            "every": self.every,
+            "steps": self.steps,
+            "looks": list(self.looks),
+            "tracks": [_plain(track) for track in self.tracks.values()],
+            **counted,
+            "thresholds": {"flat": t.FLAT_SHARE, "dead": t.DEAD_SHARE, "stale": t.LAG},
+            **{key: plain[key] for key in ("model", "findings", "notes", "healthy", "verdict")},
+        }
 
     def report(self, path: str | os.PathLike[str]) -> None:
-        """Write an HTML report: the scale of the signal, gradients by depth, and the findings.
+        """Write an HTML report: each finding beside its evidence, each layer over time, and the whole model.
 
         Raises:
             ExtraError: the extra `slabnorm[study]` is not installed.
@@ -184,6 +202,17 @@ class WatchRecord:
         return f"{self.steps} steps, {len(self.looks)} of them looked at\n{self.summary}"
 
     __repr__ = __str__
+
+
+def _plain(track: Track) -> dict[str, Any]:
+    """Return a layer over time in JSON's own types; of a number seven digits, which is what a float32 has."""
+    numbers = {
+        key: [float(f"{value:.7g}") if math.isfinite(value) else None for value in getattr(track, key)]
+        for key in NUMBERS
+    }
+    layer = track.layer
+    described = {"name": layer.name, "kind": layer.kind, "role": layer.role, "limits": list(track.limits)}
+    return {**described, **numbers, "ridge": track.ridge.as_dict()}
 
 
 @contextmanager
@@ -266,6 +295,7 @@ class _Watcher:
 
     def __init__(self, model: nn.Module, every: int) -> None:
         self.model, self.record = model, WatchRecord(type(model).__name__, every, ranks=ranks())
+        self.first_every = every
         self.modules: dict[str, nn.Module] = {}
         # Of the step that runs: the numbers, the model's forwards in train mode, those of its parts that ran
         # outside of these, those of each layer in eval mode, and the layers that ran in train mode; all with
@@ -281,7 +311,7 @@ class _Watcher:
         self.record.compiled = [name for name, module in places.items() if _is_compiled(module)]
         for layer in described(model):
             self.modules[layer.name] = places[layer.name]
-            self.record.tracks[layer.name] = Track(layer)
+            self.record.tracks[layer.name] = Track(layer, limits=flat_beyond(places[layer.name]))
         self._count_updates()
 
     def install(self, handles: list[Any]) -> None:
@@ -376,6 +406,11 @@ class _Watcher:
             noise = (var / (spread + eps)).mean() / len(x)  # of the batch's mean: one value for each sample
             self.record.samples = len(x)
             found["stale"] = (apart - noise).clamp(min=0).sqrt()
+            found["running_mean"], found["running_spread"] = running.mean(), spread.mean().sqrt()
+        track = self.record.tracks[name]
+        if track.layer.role in ("norm", "activation"):
+            # Looks as they were at first, however many are dropped later.
+            track.ridge.add(self.record.steps // self.first_every, self.record.steps, x)
         return found
 
     def _stepped(self, optimizer: Any, args: Any, options: Any) -> None:
@@ -403,10 +438,11 @@ class _Watcher:
             for key in ("running_mean", "running_var"):
                 values = getattr(module, key, None)
                 if isinstance(values, Tensor):
-                    waiting[name][key] = values.isfinite().all()
+                    waiting[name][f"{key} is sound"] = values.isfinite().all()
         numbers = _read(waiting)
         for name, found in numbers.items():
-            if 0.0 in (found.pop("running_mean", 1.0), found.pop("running_var", 1.0)):
+            sound = [found.pop(f"{key} is sound", 1.0) for key in ("running_mean", "running_var")]
+            if 0.0 in sound:
                 self.record.first_bad.setdefault(name, self.record.steps)
         self.record.add(numbers)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slabnorm.text import listing, printable
@@ -86,6 +88,7 @@ class CheckRecord:
         samples: the size of the batch.
         findings: errors first, and among equals causes before consequences.
         notes: what could not be looked at.
+        evidence: numbers of the layers that a page shows beside the findings; empty where there are none.
     """
 
     model: str
@@ -94,6 +97,7 @@ class CheckRecord:
     samples: int
     findings: tuple[Finding, ...]
     notes: tuple[str, ...] = ()
+    evidence: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def healthy(self) -> bool:
@@ -105,10 +109,11 @@ class CheckRecord:
         """The outcome in one sentence."""
         seen = Counter(finding.severity for finding in self.findings)
         counts = [f"{seen[word]} {word}{'s' if seen[word] > 1 else ''}" for word in SEVERITIES if seen[word]]
+        name = printable(self.model, 100)
         norms = f"{self.norms} norm{'' if self.norms == 1 else 's'}" if self.norms else "no norm layers"
         if not counts:
-            return f"{self.model}, with {norms}: nothing found."
-        return f"{self.model}, with {norms}: {listing(counts)}."
+            return f"{name}, with {norms}: nothing found."
+        return f"{name}, with {norms}: {listing(counts)}."
 
     def as_dict(self) -> dict[str, Any]:
         """Return the record in JSON's own types."""
@@ -138,15 +143,28 @@ class CheckRecord:
             "runs": [{"tool": {"driver": driver}, "results": results}],
         }
 
+    def report(self, path: str | os.PathLike[str]) -> None:
+        """Write an HTML report: the findings beside what shows them, and all layers in their order.
+
+        Raises:
+            ExtraError: the extra `slabnorm[study]` is not installed.
+            OptionError: the file cannot be written.
+        """
+        from slabnorm.files import write_atomically
+        from slabnorm.report.check_page import render_check
+
+        write_atomically(Path(path), render_check(self.as_dict()))
+
     def __str__(self) -> str:
         lines = [self.verdict]
         for f in self.findings:
+            layer = printable(f.layer, 80) or "(the model)"
             lines += [
-                f"  {f.code} {f.severity}  {f.layer or '(the model)'}: {f.text}",
-                f"      why: {f.why}",
-                f"      fix: {f.fix}",
+                f"  {f.code} {f.severity}  {layer}: {printable(f.text, 500)}",
+                f"      why: {printable(f.why, 500)}",
+                f"      fix: {printable(f.fix, 300)}",
             ]
-        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
+        return "\n".join([*lines, *(f"  {printable(note, 400)}" for note in self.notes)])
 
     __repr__ = __str__
 
@@ -157,7 +175,7 @@ def print_check(record: CheckRecord, console: Console) -> None:
 
     from slabnorm.report.terminal import Column, Row, print_rows, print_text
 
-    print_text(console, printable(record.verdict, 300), "bold" if record.healthy else "bold red")
+    print_text(console, record.verdict, "bold" if record.healthy else "bold red")
     console.print()
     rows = []
     for finding in record.findings:

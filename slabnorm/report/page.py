@@ -14,6 +14,8 @@ HUES = ("#7a7f87", "#0a7fc2", "#d55e00", "#009e73", "#c2679e", "#c99a00", "#3fa7
 MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "triangle-down", "hexagon")
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
 GRID = "rgba(128,136,150,0.25)"
+X_AXIS = {"gridcolor": GRID, "zeroline": False, "ticks": "outside", "ticklen": 4, "tickcolor": GRID}
+Y_AXIS = {"gridcolor": GRID, "zeroline": False}
 DASHED = {"width": 1, "dash": "dash", "color": "#8a8f98"}  # a line to compare with
 
 
@@ -30,7 +32,7 @@ def render(template: str, figures: dict[str, Any], record: dict[str, Any], **wor
 
     Args:
         template: the file of the page, which extends base.html.jinja.
-        figures: Plotly figures by the id of their place on the page.
+        figures: Plotly figures, or such as plain data, by the id of their place on the page.
         record: everything that was found, to be kept in the page as JSON.
         words: what else the template uses.
     """
@@ -72,6 +74,8 @@ def readable(value: Any) -> Any:
 
 def plain(figure: Any) -> dict[str, Any]:
     """Return a figure in JSON's own types, for the template to escape."""
+    if isinstance(figure, dict):
+        return figure
     drawn: dict[str, Any] = json.loads(figure.to_json())
     return drawn
 
@@ -102,16 +106,40 @@ def shaded(x: list[Any], low: list[Any], high: list[Any], colour: str, name: str
 
 def finished(figure: Any, height: int) -> Any:
     """Return a figure in the style of the page. The page itself sets the colour of its text."""
-    figure.update_layout(
-        template="none",
-        height=height,
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"family": FONT, "size": 14, "color": "#1c2430"},
-        margin={"l": 75, "r": 20, "t": 75, "b": 65},
-        legend={"orientation": "h", "x": 0, "y": 0.995, "yref": "container", "yanchor": "top"},
-        hoverlabel={"font": {"family": FONT}},
-    )
-    figure.update_xaxes(gridcolor=GRID, zeroline=False, ticks="outside", ticklen=4, tickcolor=GRID)
-    figure.update_yaxes(gridcolor=GRID, zeroline=False)
+    figure.update_layout(template="none", **_layout(height, 14))
+    figure.update_layout(margin={"l": 75, "r": 20, "t": 75, "b": 65})
+    figure.update_xaxes(**X_AXIS)
+    figure.update_yaxes(**Y_AXIS)
     return figure
+
+
+def sketch(
+    traces: list[dict[str, Any]], height: int, x: dict[str, Any], y: dict[str, Any], **layout: Any
+) -> dict[str, Any]:
+    """Return a small figure in the style of the page, in JSON's own types.
+
+    Plotly's objects check each value that they are given, which takes seconds for the hundreds of pictures
+    that a page has for a deep model.
+    """
+    axes = {"xaxis": {**X_AXIS, **_titled(x)}, "yaxis": {**Y_AXIS, "automargin": True, **_titled(y)}}
+    margin = {"l": 58, "r": 14, "t": 14, "b": 44}
+    return {
+        "data": traces,
+        "layout": {**_layout(height, 12), "margin": margin, "showlegend": False, **axes, **layout},
+    }
+
+
+def _titled(axis: dict[str, Any]) -> dict[str, Any]:
+    title = axis.get("title")
+    return axis if title is None else {**axis, "title": {"text": title, "standoff": 8}}
+
+
+def _layout(height: int, size: int) -> dict[str, Any]:
+    return {
+        "height": height,
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"family": FONT, "size": size, "color": "#1c2430"},
+        "legend": {"orientation": "h", "x": 0, "y": 0.995, "yref": "container", "yanchor": "top"},
+        "hoverlabel": {"font": {"family": FONT}},
+    }

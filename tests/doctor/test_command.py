@@ -87,6 +87,22 @@ def test_what_is_wrong_is_printed_and_the_exit_code_says_so() -> None:
     assert sarif["version"] == "2.1.0"
 
 
+def test_a_page_is_written_on_request() -> None:
+    result = run("checked_models:build", "--input", "16,1,8,8", "--out", "a.html", "--json", "-")
+    assert result.exit_code == 1
+    page = Path("a.html").read_text()
+    kept = re.search(r'<script type="application/json" id="record">(.*?)</script>', page, re.DOTALL)
+    assert kept is not None
+    assert json.loads(kept[1]) == json.loads(result.stdout)
+    layers = json.loads(result.stdout)["evidence"]["layers"]
+    assert [(layer["name"], layer.get("momentum")) for layer in layers] == [
+        ("0", None),
+        ("1", 0.99),
+        ("2", None),
+    ]
+    assert "momentum is 0.99" in page.lower()
+
+
 @pytest.mark.parametrize("name", ["healthy", "network"])
 def test_a_healthy_model(name: str) -> None:
     result = run(f"checked_models:{name}", "--input", "16,1,8,8", "--json", "-")
@@ -114,6 +130,8 @@ def test_real_data_and_a_checkpoint() -> None:
         (("checked_models:number", "--input", "2,2"), "returned no torch.nn.Module"),
         (("checked_models:build", "--input", "16,5,8,8"), "does not run on the batch"),
         (("checked_models:healthy", "--input", "2,1,8,8", "--checkpoint", "none.pt"), "none.pt"),
+        (("checked_models:healthy", "--input", "2,1,8,8", "--out", "none/a.html"), "none/a.html"),
+        (("checked_models:healthy", "--input", "2,1,8,8", "--out", "a", "--json", "a"), "a"),
     ],
 )
 def test_mistakes_are_messages(arguments: tuple[str, ...], says: str) -> None:
@@ -154,7 +172,7 @@ def test_damaged_statistics_are_taken_anew_and_written(ending: str) -> None:
         "damaged.safetensors",
         "--fix",
     )
-    result = run(*arguments, "--out", f"fixed.{ending}", "--json", "found.json")
+    result = run(*arguments, "--save", f"fixed.{ending}", "--json", "found.json")
     assert result.exit_code == 1  # the momentum is still in the code
     path = f"fixed.{ending}"
     fixed = load_file(path) if ending == "safetensors" else torch.load(path, weights_only=True)
@@ -195,7 +213,7 @@ def test_nothing_is_written_unasked_or_where_nothing_was_changed() -> None:
         "--fix",
     )
     assert "nothing is written" in run(*damaged).stdout
-    random = run("checked_models:build", "--input", "16,1,8,8", "--fix", "--out", "fixed.pt")
+    random = run("checked_models:build", "--input", "16,1,8,8", "--fix", "--save", "fixed.pt")
     assert random.exit_code == 1
     assert "not written" in random.stdout
     assert "momentum=0.01" in random.stdout
@@ -207,12 +225,12 @@ def test_nothing_is_written_unasked_or_where_nothing_was_changed() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--out", "fixed.pt"), "give --fix too"),
-        (("--fix", "--out", "fixed.txt"), "must end in .safetensors, .pt or .pth"),
-        (("--fix", "--out", "damaged.safetensors"), "must be no part of the data that are read"),
-        (("--fix", "--out", "nowhere/fixed.pt"), "nowhere"),
-        (("--fix", "--out", "a.pt", "--json", "a.pt"), "Two outputs would go to one file"),
-        (("--bench", "--fix"), "--bench has no model to fix"),
+        (("--save", "fixed.pt"), "give --fix too"),
+        (("--fix", "--save", "fixed.txt"), "must end in .safetensors, .pt or .pth"),
+        (("--fix", "--save", "damaged.safetensors"), "must be no part of the data that are read"),
+        (("--fix", "--save", "nowhere/fixed.pt"), "nowhere"),
+        (("--fix", "--save", "a.pt", "--json", "a.pt"), "Two outputs would go to one file"),
+        (("--bench", "--fix"), "--bench runs the public set alone"),
     ],
 )
 def test_mistakes_with_fix_are_messages_and_change_nothing(arguments: tuple[str, ...], says: str) -> None:
@@ -229,14 +247,14 @@ def test_mistakes_with_fix_are_messages_and_change_nothing(arguments: tuple[str,
 
 def test_what_a_fixed_model_cannot_do_is_a_message() -> None:
     _damaged("picky.pt", "picky")
-    damaged = ("--data", "digits", "--checkpoint", "picky.pt", "--fix", "--out", "fixed.pt")
+    damaged = ("--data", "digits", "--checkpoint", "picky.pt", "--fix", "--save", "fixed.pt")
     result = run("checked_models:picky", *damaged)
     assert result.exit_code == 2
     assert "does not run on the training split" in result.stderr
     state = importlib.import_module("checked_models").extra().state_dict()
     state["0.running_var"][0] = float("nan")
     torch.save(state, "extra.pt")
-    arguments = ("--data", "digits", "--checkpoint", "extra.pt", "--fix", "--out", "fixed.safetensors")
+    arguments = ("--data", "digits", "--checkpoint", "extra.pt", "--fix", "--save", "fixed.safetensors")
     result = run("checked_models:extra", *arguments)
     assert result.exit_code == 2
     assert "safetensors holds tensors alone" in result.stderr
