@@ -245,7 +245,7 @@ class _Entry:
 
     def _unit_text(self, factor: float, what: str = "the data") -> str:
         unit = f", which is {printable(self.key.unit, 40)}" if self.key.unit else ""
-        return f"{what} are {_times(factor)} those of training: another unit than that of the contract{unit}"
+        return f"{what} are {_times(factor)}: another unit than that of the contract{unit}"
 
     def _find_order(self, train: Side, new: Side) -> list[Finding]:
         """Return a finding if another order of the features explains the data much better than their own.
@@ -302,10 +302,14 @@ class _Entry:
 
 def _times(factor: float) -> str:
     if factor == DEGREES:
-        return "180/π times (degrees where radians are expected)"
+        return "180/π times those of training, like degrees for radians"
     if factor == 1 / DEGREES:
-        return "π/180 times (radians where degrees are expected)"
-    return f"{factor:,.0f} times" if factor > 1 else f"1/{1 / factor:,.0f} of"
+        return "π/180 times those of training, like radians for degrees"
+    return (
+        f"{factor:,.0f} times those of training"
+        if factor > 1
+        else f"1/{1 / factor:,.0f} of those of training"
+    )
 
 
 def _apart(train: Side, new: Side, at: int, factor: float) -> float:
