@@ -134,6 +134,8 @@ def _read(form: Format, source: Any, given: dict[str, Key]) -> Contract:
 
 
 def _norm(name: str, key: Key, found: Found) -> GivenNorm:
+    if found.statistics is None:
+        raise ContractError("It passes unchanged, and so has no statistics", "", "fit them")
     key.check_width(found.statistics.shape, name)
     return GivenNorm(key, found.statistics, found.sample, found.source)
 

@@ -190,8 +190,10 @@ class Statistics:
         std = (rows[-1] - rows[0]) / 2 if self.std is None else self.std
         whole = bool(getattr(scheme, "ddof", 0)) and self.count is not None
         count = self.count if whole and self.count is not None else torch.ones_like(zero)
-        low = mean - std if self.min is None else self.min
-        high = mean + std if self.max is None else self.max
+        # Without a spread the ends meet, and the scale is 1; the root of eps where a scheme adds that.
+        reach = torch.where(std == 0, getattr(scheme, "eps", 0) ** 0.5, std)
+        low = mean - reach if self.min is None else self.min
+        high = mean + reach if self.max is None else self.max
         return Moments(count, mean, std.square() * count, low, high)
 
 

@@ -11,7 +11,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from slabnorm.contracts.formats import anemoi, fourcastnet, graphcast, lerobot, nnunet, openpi, plain
+from slabnorm.contracts.formats import (
+    anemoi,
+    fourcastnet,
+    graphcast,
+    gymnasium,
+    huggingface,
+    keras,
+    lerobot,
+    nnunet,
+    openpi,
+    plain,
+    sklearn,
+    stable_baselines3,
+    timm,
+    torchvision,
+)
 from slabnorm.contracts.formats.found import Found
 
 if TYPE_CHECKING:
@@ -44,5 +59,14 @@ FORMATS: tuple[Format, ...] = (
     Format("anemoi", anemoi.TITLE, anemoi.recognises, anemoi.read),
     Format("graphcast", graphcast.TITLE, graphcast.recognises, graphcast.read),
     Format("fourcastnet", fourcastnet.TITLE, fourcastnet.recognises, fourcastnet.read),
+    Format(
+        "stable-baselines3", stable_baselines3.TITLE, stable_baselines3.recognises, stable_baselines3.read
+    ),
+    Format("gymnasium", gymnasium.TITLE, gymnasium.recognises, gymnasium.read),
+    Format("sklearn", sklearn.TITLE, sklearn.recognises, sklearn.read),
+    Format("keras", keras.TITLE, keras.recognises, keras.read),
+    Format("torchvision", torchvision.TITLE, torchvision.recognises, torchvision.read),
+    Format("timm", timm.TITLE, timm.recognises, timm.read),
+    Format("huggingface", huggingface.TITLE, huggingface.recognises, huggingface.read, huggingface.write),
     Format("json", plain.TITLE, plain.recognises, plain.read, plain.write),  # last: most others are JSON, too
 )

@@ -16,13 +16,13 @@ class Found:
     Attributes:
         key: pattern, scheme, unit, names and role; where the format does not say which scheme, the one that
             the statistics allow: see `usual_scheme`.
-        statistics: what is known.
+        statistics: what is known; None of a key that passes unchanged.
         sample: the shape of one sample; None for an axis that may have any size.
         source: format, split and number of samples, as far as they are known.
     """
 
     key: Key
-    statistics: Statistics
+    statistics: Statistics | None
     sample: tuple[int | None, ...]
     source: Source
 
