@@ -284,3 +284,21 @@ def test_frames_of_one_episode_are_no_random_batch(contract: sn.Contract) -> Non
 
 def test_the_folder_itself_is_well(folder: Path, contract: sn.Contract) -> None:
     assert contract.check(folder) == ()
+
+
+def test_the_statistics_that_come_with_the_data_do_as_well(folder: Path, contract: sn.Contract) -> None:
+    keys = {name: sn.Key("n c -> c", unit=contract.key(name).unit) for name in INPUTS}
+    brought = sn.contract(folder.parent, keys)
+    assert brought.key("action").role == "output"
+    given = {name: value for name, value in batch().items() if name in WIDTHS}
+    for name in INPUTS:
+        found, right = brought(given)[name], contract[name](given[name])
+        assert (found - right).abs().max() < 1e-6
+    for _ in range(20):
+        assert brought.check({name: value for name, value in batch(40).items() if name in WIDTHS}) == ()
+    assert brought.check(folder) == ()
+    wrong = {**given, "observation.state": given["observation.state"] * 180 / math.pi}
+    assert brought.check(wrong)[0].kind == "scale"
+    del given["observation.state"]
+    with pytest.raises(ContractError, match=r"observation\.state"):
+        brought(given)
