@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from slabnorm.doctor.record import ModelRecord
 from slabnorm.report.check import Finding
@@ -74,6 +74,10 @@ def _half_statistics(patient: Patient, finding: Finding) -> Remedy:
     norm = patient.model.get_submodule(finding.layer)
     if not isinstance(norm, _BatchNorm):
         raise _NotCertainError("it is no batch norm of torch.nn")
+    others = [p for place in walk(patient.model) if place.module is not norm
+              for p in place.module.parameters(recurse=False)]  # fmt: skip
+    if any(p is other for p in norm.parameters(recurse=False) for other in others):
+        raise _NotCertainError("another layer shares its weight or bias")
 
     def act(model: nn.Module, optimizer: Optimizer | None) -> None:
         norm = model.get_submodule(finding.layer)
@@ -112,6 +116,8 @@ def _redundant_bias(patient: Patient, finding: Finding) -> Remedy:
         raise _NotCertainError(f"{type(layer).__name__} may use its bias in another way")
     if (before is not None and before.calls > 1) or after.calls > 1:
         raise _NotCertainError("a forward calls it, or the norm, more than once")
+    if isinstance(patient.optimizer, LBFGS) and patient.optimizer.state:
+        raise _NotCertainError("LBFGS keeps one state for all parameters: make a new one after the change")
     if layer._forward_hooks or norm._forward_pre_hooks:
         raise _NotCertainError("a hook reads what would change")
     if mean is not None and mean.shape != bias.shape:

@@ -99,6 +99,14 @@ CASES = {
         model(linear(bias=True), batch_norm(before="linear", alone=True)),
         model(linear(bias=True), batch_norm(before="linear", alone=True, centers=False)),
     ),
+    "301 of a norm that is frozen": (
+        model(linear(bias=True), batch_norm(before="linear", alone=True)),
+        model(linear(bias=True), batch_norm(before="linear", alone=True, frozen=True, training=False)),
+    ),
+    "301 of a norm that is in eval mode in a training": (
+        model(linear(bias=True), batch_norm(before="linear", alone=True, training=False), training=False),
+        model(linear(bias=True), batch_norm(before="linear", alone=True, training=False, learns=False)),
+    ),
     302: (model(batch_norm(), decayed=["norm"]), model(batch_norm())),
     303: (
         model(dropout(), linear(before="drop", order=1), batch_norm(before="linear")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from slabnorm.doctor.record import Layer, ModelRecord, Norm
@@ -12,11 +13,15 @@ UPSTREAM = 8  # layers that are followed back from a norm
 
 def redundant_bias(record: ModelRecord) -> Iterator[Finding]:
     """301: the bias of the layer before a centring norm is subtracted at once."""
+    taken = Counter(layer.before for layer in record.layers)
     for layer, norm in _norms(record):
         before = record.layer(layer.before)
         if before is None or not layer.alone or not norm.centers or not norm.per_channel:
             continue
-        if before.role == "linear" and before.bias:
+        # What fixed statistics subtract does not follow the bias, which learns.
+        fixed = norm.tracks and (layer.frozen or (record.training and not layer.training))
+        # The graph, by which it is alone, knows no takers without gradients.
+        if before.role == "linear" and before.bias and not fixed and taken[before.name] == 1:
             yield Finding(
                 301, "note", before.name,
                 f"its bias is subtracted by {layer.name or 'the norm'}, which takes its output",
