@@ -202,7 +202,7 @@ class Fixes:
             return None
         value = self._metric(copy.deepcopy(self._model).eval())
         try:
-            return float(value)
+            return float(value.detach() if isinstance(value, Tensor) else value)
         except (TypeError, ValueError, RuntimeError) as error:  # torch's own for a complex number
             raise OptionError(
                 "The metric must return one number",
@@ -256,7 +256,7 @@ def _chosen(patient: Patient, batch: Any, found: list[Finding]) -> tuple[list[Re
     proven = _proven(patient.model, batch, [r for _, r in pairs if isinstance(r, Remedy) and r.keeps])
     for finding, got in pairs:
         if isinstance(got, Remedy) and got.keeps and got not in proven:
-            got = "the model's outputs would change: something else reads it, or rounding matters"
+            got = "the model's outputs may not stay: something else reads it, or rounding matters"
         if isinstance(got, Remedy):
             remedies.append(got)
         else:

@@ -150,7 +150,7 @@ def _decay(patient: Patient, finding: Finding) -> Remedy:
         raise _NotCertainError("other layers share these parameters")
     if hasattr(optimizer.step, "_wrapped_by_lr_sched") and splits(optimizer, parameters):
         raise _NotCertainError(
-            "a schedule of learning rates counts the groups: change them before it is made"
+            "a schedule of learning rates counts the groups: split them before you make it"
         )
     decays = sorted({g.get("weight_decay", 0) for g in optimizer.param_groups if _holds(g, parameters)})
     rates = ", ".join(f"{float(rate):g}" for rate in decays if rate)

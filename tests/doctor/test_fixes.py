@@ -20,7 +20,7 @@ from slabnorm.report.fixes import Fix, FixRecord, Unfixed
 pytestmark = pytest.mark.usefixtures("in_plain_torch")
 
 
-OUTPUTS = "the model's outputs would change: something else reads it, or rounding matters"
+OUTPUTS = "the model's outputs may not stay: something else reads it, or rounding matters"
 
 
 def x(samples: int = 64, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -175,6 +175,13 @@ class Around(Features):
         return self.norm(y) + y.detach()
 
 
+class Classes(Features):
+    """Returns nothing that could be compared to rounding."""
+
+    def forward(self, x: Tensor) -> Any:
+        return self.norm(self.linear(x)).argmax(1)
+
+
 class Damaged(Around):
     """Returns NaN in eval mode, whatever its bias is."""
 
@@ -196,11 +203,12 @@ def _hooked() -> nn.Module:
         (Reads, OUTPUTS),
         (Around, OUTPUTS),
         (Damaged, OUTPUTS),
+        (Classes, OUTPUTS),
         (Twice, "a forward calls it, or the norm, more than once"),
         (lambda: nn.Sequential(Own(4, 8), nn.BatchNorm1d(8)), "Own may use its bias in another way"),
         (_hooked, "a hook reads what would change"),
     ],
-    ids=["features", "reads", "around", "damaged", "twice", "own", "hooked"],
+    ids=["features", "reads", "around", "damaged", "classes", "twice", "own", "hooked"],
 )
 def test_a_bias_that_may_have_an_effect_stays(build: Any, reason: str) -> None:
     torch.manual_seed(0)
@@ -550,6 +558,14 @@ def test_modes_and_random_numbers_stay() -> None:
     sn.fixes(model, x(), loader=loader, metric=metric).apply()
     assert (torch.rand(2).tolist(), np.random.rand(2).tolist(), random.random()) == expected
     assert [module.training for module in model.modules()] == before
+
+
+def test_a_metric_may_be_a_loss_with_its_graph() -> None:
+    model = network(momentum=0.99)
+    record = sn.fixes(model, x(), codes=(204,), metric=lambda m: m(x()).square().mean()).apply()
+    expected = copy.deepcopy(model).eval().double()(x().double()).square().mean()
+    assert record.before == record.after == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert all(p.grad is None for p in model.parameters())
 
 
 def test_a_healthy_model_stays_as_it_is() -> None:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from slabnorm.doctor.record import Layer, ModelRecord, Norm
+from slabnorm.doctor.rules.findings import fewer_groups
 from slabnorm.report.check import Finding
 
 UPSTREAM = 8  # layers that are followed back from a norm
@@ -90,14 +91,9 @@ def one_channel_a_group(record: ModelRecord) -> Iterator[Finding]:
                 305, "warning", layer.name,
                 f"{norm.groups} groups of one channel each: this is instance norm",
                 "it removes the mean and the contrast of each channel of each image",
-                f"fewer groups, such as {_fewer(norm.channels)}",
+                f"fewer groups, such as {fewer_groups(norm.channels)}",
                 (("groups", norm.groups), ("channels", norm.channels)),
             )  # fmt: skip
-
-
-def _fewer(channels: int) -> int:
-    """Return a number of groups that divides the channels, with eight channels or more in each."""
-    return max(groups for groups in range(1, max(1, channels // 8) + 1) if channels % groups == 0)
 
 
 def foldable(record: ModelRecord) -> Iterator[Finding]:
