@@ -190,7 +190,7 @@ class Fixes:
         ]
         advice = "sn.recalibrate(model, train_loader)"
         left = [
-            Unfixed(fix.code, name, advice, reasons.get(name, ""))
+            Unfixed(fix.code, name, advice, reasons.get(name, "sn.recalibrate does not know its class"))
             for name, fix in planned.items()
             if name not in changed
         ]

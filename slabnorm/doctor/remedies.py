@@ -181,7 +181,13 @@ def _holds(group: dict[str, Any], parameters: Iterable[nn.Parameter]) -> bool:
 
 def _other_momentum(patient: Patient, finding: Finding) -> Remedy:
     """204: one minus the momentum."""
-    was = float(patient.model.get_submodule(finding.layer).momentum)  # type: ignore[arg-type]
+    layer = patient.record.layer(finding.layer)
+    assert layer is not None
+    assert layer.norm is not None
+    assert layer.norm.momentum is not None
+    was = layer.norm.momentum
+    if patient.model.get_submodule(finding.layer).__dict__.get("momentum") != was:
+        raise _NotCertainError("it keeps momentum in another place, or by another convention")
     now = round(1 - was, 10) or 0.1
 
     def act(model: nn.Module, optimizer: Optimizer | None) -> None:
@@ -219,8 +225,11 @@ def _left_in_eval(patient: Patient, finding: Finding) -> Remedy:
 
 def _half_frozen(patient: Patient, finding: Finding) -> Remedy:
     """103: statistics that stay as they are now."""
-    if "forward" in patient.model.get_submodule(finding.layer).__dict__:
+    norm = patient.model.get_submodule(finding.layer)
+    if "forward" in norm.__dict__:
         raise _NotCertainError("its forward was replaced on the object")
+    if norm._buffers.get("running_mean") is None:
+        raise _NotCertainError("it keeps its statistics in another place")
 
     def act(model: nn.Module, optimizer: Optimizer | None) -> None:
         norm = model.get_submodule(finding.layer)

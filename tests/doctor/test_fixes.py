@@ -455,6 +455,22 @@ def test_momentum_of_the_other_convention_and_its_statistics() -> None:
     assert torch.equal(alone[1].running_mean, kept)
 
 
+def test_a_momentum_that_is_no_number_of_the_object_stays() -> None:
+    class Scheduled(nn.BatchNorm1d):
+        @property
+        def momentum(self) -> float:
+            return 0.95
+
+        @momentum.setter
+        def momentum(self, value: float) -> None:
+            pass
+
+    model = nn.Sequential(Scheduled(4), nn.Linear(4, 2))
+    record = sn.fixes(model, x(), codes=(204,)).apply()
+    assert left(record) == {204: "it keeps momentum in another place, or by another convention"}
+    assert "momentum" not in vars(model[0])
+
+
 def test_eps_that_is_zero_in_half_precision() -> None:
     model = nn.Sequential(nn.LayerNorm(4, eps=1e-9), nn.Linear(4, 2)).half()
     record = sn.fixes(model, x().half()).apply()
