@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils import _pytree as pytree
 
 from slabnorm.doctor.probes import examine
 from slabnorm.doctor.record import ModelRecord
@@ -265,18 +266,33 @@ def _chosen(patient: Patient, batch: Any, found: list[Finding]) -> tuple[list[Re
 
 
 def _proven(model: nn.Module, batch: Any, remedies: list[Remedy]) -> list[Remedy]:
-    """Return the remedies that together leave the outputs of a copy as they are, to rounding."""
+    """Return the remedies that together leave a model's outputs as they are, to rounding in their dtype."""
     if not remedies:
         return []
-    # Damaged statistics hide in eval mode what train mode shows.
-    runs = [before(model, batch, [], training=training) for training in (True, False)]
-    if _outputs_stay(model, runs, remedies):
+    steps = [torch.finfo(y.dtype).eps for y in before(model, batch, []).outputs]
+    allowed = min(max(steps, default=0.0) ** 0.5, STAYS)
+    try:  # in float64, as a deep model multiplies rounding
+        copied = copy.deepcopy(model).double()
+        runs = _both_modes(copied, pytree.tree_map(_as_float64, batch))
+    except ModelError:  # it insists on its dtype
+        copied, runs = model, _both_modes(model, batch)
+    if _outputs_stay(copied, runs, remedies, allowed):
         return remedies
-    alone = [each for each in remedies if _outputs_stay(model, runs, [each])]
-    return alone if alone and _outputs_stay(model, runs, alone) else []
+    alone = [each for each in remedies if _outputs_stay(copied, runs, [each], allowed)]
+    return alone if alone and _outputs_stay(copied, runs, alone, allowed) else []
 
 
-def _outputs_stay(model: nn.Module, runs: list[Before], remedies: list[Remedy]) -> bool:
+def _both_modes(model: nn.Module, batch: Any) -> list[Before]:
+    """Run a model in both modes: damaged statistics hide in eval mode what train mode shows."""
+    return [before(model, batch, [], training=training) for training in (True, False)]
+
+
+def _as_float64(x: Any) -> Any:
+    return x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
+
+
+def _outputs_stay(model: nn.Module, runs: list[Before], remedies: list[Remedy], allowed: float) -> bool:
+    """Whether the outputs of a copy move by no more than is allowed, as a share of their size."""
     twin = copy.deepcopy(model)
     for each in remedies:
         each.act(twin, None)
@@ -285,8 +301,7 @@ def _outputs_stay(model: nn.Module, runs: list[Before], remedies: list[Remedy]) 
             moved, _ = after(twin, found)
         except ModelError:  # something reads what is gone
             return False
-        steps = [torch.finfo(y.dtype).eps for y in found.outputs]
-        if moved is None or moved > min(max(steps) ** 0.5, STAYS):
+        if moved is None or moved > allowed:
             return False
     return True
 

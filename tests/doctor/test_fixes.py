@@ -232,6 +232,34 @@ def test_a_bias_that_has_an_effect_does_not_keep_the_others() -> None:
         torch.testing.assert_close(model.train(mode)(data), twin.train(mode)(data), rtol=1e-10, atol=1e-10)
 
 
+def test_a_deep_network_that_multiplies_rounding_loses_all_its_biases() -> None:
+    torch.manual_seed(0)
+    layers = [(nn.Linear(16, 16), nn.BatchNorm1d(16), nn.ReLU()) for _ in range(60)]
+    model = nn.Sequential(*(layer for block in layers for layer in block))
+    data = torch.randn(16, 16, generator=torch.Generator().manual_seed(0))
+    nudged = copy.deepcopy(model)(data * (1 + 1e-7))
+    assert (nudged - copy.deepcopy(model)(data)).norm() > 3e-4 * nudged.norm()  # what float32 would not prove
+    twin = copy.deepcopy(model)
+    record = sn.fixes(model, data, codes=(301,)).apply()
+    assert codes(record) == [301] * 60
+    assert record.left == ()
+    for mode in (False, True):
+        torch.testing.assert_close(
+            model.double().train(mode)(data.double()), twin.double().train(mode)(data.double()),
+            rtol=1e-6, atol=1e-6,
+        )  # fmt: skip
+
+
+def test_a_model_that_insists_on_its_dtype_is_proven_in_it() -> None:
+    class Narrow(Features):
+        def forward(self, x: Tensor) -> Any:
+            if x.dtype != torch.float32:
+                raise TypeError("float32, please")
+            return self.norm(self.linear(x))
+
+    assert codes(sn.fixes(Narrow(), x(), codes=(301,)).record) == [301]
+
+
 def test_random_numbers_of_a_forward_are_no_change_of_outputs() -> None:
     class Noisy(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
