@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from slabnorm.doctor import fixes
-from slabnorm.doctor.fixes import BY_LOADER
+from slabnorm.doctor.fixes import BY_LOADER, GAP
 from slabnorm.errors import ModelError, OptionError, SlabError
 from slabnorm.files import write_atomically
 from slabnorm.report.check import CheckRecord
@@ -45,7 +45,7 @@ def mend(
         ModelError: the model does not run on the training split.
     """
     if dataset is None:
-        reasons = dict.fromkeys(BY_LOADER, "it takes --data, the training data")
+        reasons = dict.fromkeys((*BY_LOADER, GAP), "it takes --data, the training data")
         left = [Unfixed(f.code, f.layer, f.fix, reasons.get(f.code, "in the code")) for f in found.findings]
         return FixRecord(found.model, (), tuple(left))
     loader, metric = _batches(dataset, batch_size), _accuracy(model, dataset, batch_size)
@@ -56,8 +56,13 @@ def mend(
     except Exception as error:
         problem, fix = "The model does not run on the training split", "fix it, or give other --data"
         raise ModelError(problem, f"{type(error).__name__}: {error}"[:600], fix) from error
-    others = (f for f in found.findings if f.code not in BY_LOADER)
-    left = [*record.left, *(Unfixed(f.code, f.layer, f.fix, "in the code") for f in others)]
+    anew = {fix.layer for fix in record.fixed}
+    left = list(record.left)
+    for f in found.findings:
+        if f.code == GAP and f.layer not in anew:
+            left.append(Unfixed(f.code, f.layer, f.fix))
+        elif f.code not in (*BY_LOADER, GAP):
+            left.append(Unfixed(f.code, f.layer, f.fix, "in the code"))
     return replace(record, left=tuple(left))
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils import _pytree as pytree
 
 from slabnorm.doctor.probes import examine
 from slabnorm.doctor.record import ModelRecord
@@ -19,12 +20,13 @@ from slabnorm.errors import ModelError, OptionError
 from slabnorm.report.check import Finding
 from slabnorm.report.fixes import Fix, FixRecord, Unfixed
 from slabnorm.surgery import recalibrate
-from slabnorm.surgery.effect import after, before
+from slabnorm.surgery.effect import Before, after, before
 from slabnorm.surgery.parameter_groups import check_optimizer, unchanged_if_it_fails
 from slabnorm.surgery.transaction import Generators, transaction
 from slabnorm.text import printable
 
 BY_LOADER = (201, 202, 203)  # what exact running statistics take away
+GAP = 105  # what statistics that are taken anew may take away
 INPUTS = (401, 402, 408)  # findings of inputs that are not what the model takes
 STAYS = 0.01  # by how much outputs may move at most, however coarse their dtype
 Metric = Callable[[nn.Module], Any]
@@ -70,7 +72,8 @@ def fixes(
 
     Raises:
         ModelError: the model is none, cannot be copied, or does not run on the batch.
-        OptionError: the optimizer is not the model's, or a code is unknown.
+        OptionError: the optimizer is not the model's, a code is unknown, the loader gives no batches, or the
+            metric cannot be called.
 
     >>> import torch, slabnorm as sn
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8, momentum=0.99))
@@ -87,6 +90,10 @@ def fixes(
     if optimizer is not None:
         check_optimizer(optimizer, model)
     _check_codes(codes)
+    _check_loader(loader)
+    if metric is not None and not callable(metric):
+        problem, fix = "metric must be a function of the model", "metric=lambda model: accuracy(model, data)"
+        raise OptionError(problem, type(metric).__name__, fix)
     record = examine(model, batch, optimizer)
     everything = find(record)
     found = [finding for finding in everything if codes is None or finding.code in codes]
@@ -95,6 +102,7 @@ def fixes(
     damaged = {finding.layer: finding for finding in found if finding.code in BY_LOADER}
     wanted = any(name not in kept for name in damaged) or any(each.fix.code == 204 for each in remedies)
     anew = _anew(record, damaged, kept) if wanted and not why_not else []
+    left = [one for one in left if one.code != GAP or all(fix.layer != one.layer for fix in anew)]
     for name, finding in damaged.items():
         reason = "it stays in eval mode on purpose" if name in kept else why_not
         if reason:
@@ -132,7 +140,8 @@ class Fixes:
         """Make the changes, and return what was done: print it.
 
         The model and the optimiser are changed wholly or not at all. Modes stay as they are, but those of
-        102, and so do random numbers. What was changed between `fixes` and `apply` is not looked at again.
+        102 and 103, and so do random numbers. What was changed between `fixes` and `apply` is not looked at
+        again.
 
         Raises:
             OptionError: it was done before, or the metric returns no number.
@@ -182,7 +191,7 @@ class Fixes:
         ]
         advice = "sn.recalibrate(model, train_loader)"
         left = [
-            Unfixed(fix.code or 0, name, advice, reasons.get(name, ""))
+            Unfixed(fix.code, name, advice, reasons.get(name, "sn.recalibrate does not know its class"))
             for name, fix in planned.items()
             if name not in changed
         ]
@@ -194,8 +203,8 @@ class Fixes:
             return None
         value = self._metric(copy.deepcopy(self._model).eval())
         try:
-            return float(value)
-        except (TypeError, ValueError) as error:
+            return float(value.detach() if isinstance(value, Tensor) else value)
+        except (TypeError, ValueError, RuntimeError) as error:  # torch's own for a complex number
             raise OptionError(
                 "The metric must return one number",
                 type(value).__name__,
@@ -210,6 +219,15 @@ def _check_codes(codes: Any) -> None:
     for code in codes or ():
         if code not in CAUSES:
             raise OptionError("codes must be codes of findings", printable(repr(code)), known)
+
+
+def _check_loader(loader: Any) -> None:
+    if isinstance(loader, Tensor):
+        got = f"a tensor of shape {tuple(loader.shape)}"
+        raise OptionError("loader must give batches, and a tensor gives samples", got, "loader=x.split(128)")
+    if loader is not None and not (hasattr(loader, "__iter__") or hasattr(loader, "__getitem__")):
+        got = type(loader).__name__
+        raise OptionError("loader must give batches", got, "loader=train_loader, or a list of batches")
 
 
 def _why_not_anew(loader: Any, found: list[Finding]) -> str:
@@ -236,12 +254,10 @@ def _chosen(patient: Patient, batch: Any, found: list[Finding]) -> tuple[list[Re
     remedies: list[Remedy] = []
     left: list[Unfixed] = []
     pairs = [(f, remedy(patient, f)) for f in found if f.code not in BY_LOADER]
-    outputs_stay = _outputs_stay(
-        patient.model, batch, [r for _, r in pairs if isinstance(r, Remedy) and r.keeps]
-    )
+    proven = _proven(patient.model, batch, [r for _, r in pairs if isinstance(r, Remedy) and r.keeps])
     for finding, got in pairs:
-        if isinstance(got, Remedy) and got.keeps and not outputs_stay:
-            got = "the model's outputs would change: something else reads it, or rounding matters"
+        if isinstance(got, Remedy) and got.keeps and got not in proven:
+            got = "the model's outputs may not stay: something else reads it, or rounding matters"
         if isinstance(got, Remedy):
             remedies.append(got)
         else:
@@ -249,17 +265,45 @@ def _chosen(patient: Patient, batch: Any, found: list[Finding]) -> tuple[list[Re
     return sorted(remedies, key=lambda each: ORDER.index(each.fix.code)), left
 
 
-def _outputs_stay(model: nn.Module, batch: Any, remedies: list[Remedy]) -> bool:
-    """Whether the outputs of a copy stay as they are, to rounding, with some remedies."""
+def _proven(model: nn.Module, batch: Any, remedies: list[Remedy]) -> list[Remedy]:
+    """Return the remedies that together leave a model's outputs as they are, to rounding in their dtype."""
     if not remedies:
-        return True
-    found = before(model, batch, [])
+        return []
+    steps = [torch.finfo(y.dtype).eps for y in before(model, batch, []).outputs]
+    allowed = min(max(steps, default=0.0) ** 0.5, STAYS)
+    try:  # in float64, as a deep model multiplies rounding
+        copied = copy.deepcopy(model).double()
+        runs = _both_modes(copied, pytree.tree_map(_as_float64, batch))
+    except ModelError:  # it insists on its dtype
+        copied, runs = model, _both_modes(model, batch)
+    if _outputs_stay(copied, runs, remedies, allowed):
+        return remedies
+    alone = [each for each in remedies if _outputs_stay(copied, runs, [each], allowed)]
+    return alone if alone and _outputs_stay(copied, runs, alone, allowed) else []
+
+
+def _both_modes(model: nn.Module, batch: Any) -> list[Before]:
+    """Run a model in both modes: damaged statistics hide in eval mode what train mode shows."""
+    return [before(model, batch, [], training=training) for training in (True, False)]
+
+
+def _as_float64(x: Any) -> Any:
+    return x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
+
+
+def _outputs_stay(model: nn.Module, runs: list[Before], remedies: list[Remedy], allowed: float) -> bool:
+    """Whether the outputs of a copy move by no more than is allowed, as a share of their size."""
     twin = copy.deepcopy(model)
     for each in remedies:
         each.act(twin, None)
-    moved, _ = after(twin, found)
-    steps = [torch.finfo(y.dtype).eps for y in found.outputs]
-    return moved is not None and moved <= min(max(steps) ** 0.5, STAYS)
+    for found in runs:
+        try:
+            moved, _ = after(twin, found)
+        except ModelError:  # something reads what is gone
+            return False
+        if moved is None or moved > allowed:
+            return False
+    return True
 
 
 def _kept(record: ModelRecord, found: list[Finding]) -> set[str]:

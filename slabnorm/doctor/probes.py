@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from slabnorm.doctor.record import Layer, ModelRecord, Norm, Spread
@@ -82,8 +83,12 @@ def examine(
         reference: the statistics of the training inputs, with which the first input is compared.
 
     Raises:
-        ModelError: the model cannot be copied, or does not run on the batch in train mode.
+        ModelError: the model cannot be copied, has lazy layers without sizes, or does not run on the batch in
+            train mode.
     """
+    if any(map(is_lazy, (*model.parameters(), *model.buffers()))):
+        fix = "run it on a batch once, which gives them their sizes"
+        raise ModelError("The model has lazy layers that have no sizes yet", type(model).__name__, fix)
     record = ModelRecord(type(model).__name__, model.training, ranks=ranks())
     record.layers = described(model)
     if optimizer is not None:

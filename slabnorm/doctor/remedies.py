@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from slabnorm.doctor.record import ModelRecord
 from slabnorm.report.check import Finding
@@ -74,6 +74,10 @@ def _half_statistics(patient: Patient, finding: Finding) -> Remedy:
     norm = patient.model.get_submodule(finding.layer)
     if not isinstance(norm, _BatchNorm):
         raise _NotCertainError("it is no batch norm of torch.nn")
+    others = [p for place in walk(patient.model) if place.module is not norm
+              for p in place.module.parameters(recurse=False)]  # fmt: skip
+    if any(p is other for p in norm.parameters(recurse=False) for other in others):
+        raise _NotCertainError("another layer shares its weight or bias")
 
     def act(model: nn.Module, optimizer: Optimizer | None) -> None:
         norm = model.get_submodule(finding.layer)
@@ -112,6 +116,8 @@ def _redundant_bias(patient: Patient, finding: Finding) -> Remedy:
         raise _NotCertainError(f"{type(layer).__name__} may use its bias in another way")
     if (before is not None and before.calls > 1) or after.calls > 1:
         raise _NotCertainError("a forward calls it, or the norm, more than once")
+    if isinstance(patient.optimizer, LBFGS) and patient.optimizer.state:
+        raise _NotCertainError("LBFGS keeps one state for all parameters: make a new one after the change")
     if layer._forward_hooks or norm._forward_pre_hooks:
         raise _NotCertainError("a hook reads what would change")
     if mean is not None and mean.shape != bias.shape:
@@ -144,7 +150,7 @@ def _decay(patient: Patient, finding: Finding) -> Remedy:
         raise _NotCertainError("other layers share these parameters")
     if hasattr(optimizer.step, "_wrapped_by_lr_sched") and splits(optimizer, parameters):
         raise _NotCertainError(
-            "a schedule of learning rates counts the groups: change them before it is made"
+            "a schedule of learning rates counts the groups: split them before you make it"
         )
     decays = sorted({g.get("weight_decay", 0) for g in optimizer.param_groups if _holds(g, parameters)})
     rates = ", ".join(f"{float(rate):g}" for rate in decays if rate)
@@ -175,7 +181,13 @@ def _holds(group: dict[str, Any], parameters: Iterable[nn.Parameter]) -> bool:
 
 def _other_momentum(patient: Patient, finding: Finding) -> Remedy:
     """204: one minus the momentum."""
-    was = float(patient.model.get_submodule(finding.layer).momentum)  # type: ignore[arg-type]
+    layer = patient.record.layer(finding.layer)
+    assert layer is not None
+    assert layer.norm is not None
+    assert layer.norm.momentum is not None
+    was = layer.norm.momentum
+    if patient.model.get_submodule(finding.layer).__dict__.get("momentum") != was:
+        raise _NotCertainError("it keeps momentum in another place, or by another convention")
     now = round(1 - was, 10) or 0.1
 
     def act(model: nn.Module, optimizer: Optimizer | None) -> None:
@@ -213,8 +225,11 @@ def _left_in_eval(patient: Patient, finding: Finding) -> Remedy:
 
 def _half_frozen(patient: Patient, finding: Finding) -> Remedy:
     """103: statistics that stay as they are now."""
-    if "forward" in patient.model.get_submodule(finding.layer).__dict__:
+    norm = patient.model.get_submodule(finding.layer)
+    if "forward" in norm.__dict__:
         raise _NotCertainError("its forward was replaced on the object")
+    if norm._buffers.get("running_mean") is None:
+        raise _NotCertainError("it keeps its statistics in another place")
 
     def act(model: nn.Module, optimizer: Optimizer | None) -> None:
         norm = model.get_submodule(finding.layer)

@@ -35,12 +35,13 @@ class Unfixed:
     """A finding that is left.
 
     Attributes:
-        code, layer: of the finding.
+        code, layer: of the finding; the code is None for running statistics that could not be taken anew
+            along with others.
         advice: what to do, as the finding says it.
         reason: why it is not done; "" where nobody but the user can do it.
     """
 
-    code: int
+    code: int | None
     layer: str
     advice: str
     reason: str = ""
@@ -100,7 +101,7 @@ class FixRecord:
         return [
             (str(f.code or ""), f.layer or "(the model)", f.was, f"-> {f.becomes}", f.note)
             for f in self.fixed
-        ] + [(str(u.code), u.layer or "(the model)", "left", u.reason, u.advice) for u in self.left]
+        ] + [(str(u.code or ""), u.layer or "(the model)", "left", u.reason, u.advice) for u in self.left]
 
 
 def print_fixes(record: FixRecord, console: Console) -> None:
@@ -127,6 +128,6 @@ def print_fixes(record: FixRecord, console: Console) -> None:
         if one.reason:
             what.append(f"\n{printable(one.reason, 300)}", style="dim")
         left = Text("left to you", style="yellow")
-        rows.append(Row([str(one.code), printable(one.layer, 80) or "(the model)", left, what]))
+        rows.append(Row([str(one.code or ""), printable(one.layer, 80) or "(the model)", left, what]))
     if rows:
         print_rows(console, columns, rows)

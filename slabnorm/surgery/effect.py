@@ -13,34 +13,37 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from slabnorm.errors import ModelError, SlabWarning
+from slabnorm.surgery.transaction import Generators
 
 Span = tuple[str, ...]  # names of modules of which each takes the output of the one before
 
 
 @dataclass(frozen=True)
 class Before:
-    """What a model computed in eval mode: its outputs, and inputs and outputs of some spans of modules."""
+    """What a model computed in a mode: its outputs, and inputs and outputs of some spans of modules."""
 
     batch: Any
+    training: bool
     outputs: list[Tensor]
     inputs: dict[Span, tuple[Any, Any]]
     results: dict[Span, list[Tensor]]
 
 
-def before(model: nn.Module, batch: Any, spans: Sequence[Span]) -> Before:
-    """Run a copy of a model in eval mode on a batch, and keep what a change can be measured by.
+def before(model: nn.Module, batch: Any, spans: Sequence[Span], *, training: bool = False) -> Before:
+    """Run a copy of a model on a batch, and keep what a change can be measured by.
 
     Args:
         model: it stays as it is.
         batch: a tensor, a tuple of positional or a dict of keyword arguments.
         spans: the modules to be changed, by name.
+        training: whether the copy runs in train mode; else it runs in eval mode.
 
     Raises:
         ModelError: the model cannot be copied, or does not run on the batch.
     """
     inputs: dict[Span, tuple[Any, Any]] = {}
     results: dict[Span, list[Tensor]] = {}
-    twin = _twin(model)
+    twin = _twin(model, training)
     for span in spans:
 
         def enter(module: nn.Module, args: Any, options: Any, span: Span = span) -> None:
@@ -51,7 +54,7 @@ def before(model: nn.Module, batch: Any, spans: Sequence[Span]) -> Before:
 
         twin.get_submodule(span[0]).register_forward_pre_hook(enter, with_kwargs=True)
         twin.get_submodule(span[-1]).register_forward_hook(leave)
-    return Before(batch, _run(twin, batch), inputs, results)
+    return Before(batch, training, _run(twin, batch), inputs, results)
 
 
 def after(model: nn.Module, found: Before) -> tuple[float | None, dict[Span, float]]:
@@ -61,9 +64,9 @@ def after(model: nn.Module, found: Before) -> tuple[float | None, dict[Span, flo
     nothing to do with each other. It is None where there are no tensors to compare, as in objects that torch
     does not look into; a span of which that holds, or that did not run, is left out.
     """
-    outputs = _run(_twin(model), found.batch)
+    outputs = _run(_twin(model, found.training), found.batch)
     whole = difference(found.outputs, outputs) if found.outputs or outputs else None
-    twin, parts = _twin(model), {}
+    twin, parts = _twin(model, found.training), {}
     for span, (args, options) in found.inputs.items():
         if span not in found.results:
             continue
@@ -99,9 +102,9 @@ def arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (batch if isinstance(batch, tuple) else (batch,)), {}
 
 
-def _twin(model: nn.Module) -> nn.Module:
+def _twin(model: nn.Module, training: bool) -> nn.Module:
     try:
-        return copy.deepcopy(model).eval()
+        return copy.deepcopy(model).train(training)
     except Exception as error:
         raise ModelError(
             "The model could not be copied to measure the effect of the change",
@@ -113,17 +116,21 @@ def _twin(model: nn.Module) -> nn.Module:
 def _run(model: nn.Module, batch: Any) -> list[Tensor]:
     args, options = arguments(batch)
     run: Callable[..., Any] = model
+    generators = Generators()
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        with torch.set_grad_enabled(model.training), warnings.catch_warnings():
             warnings.simplefilter("ignore", SlabWarning)  # what they say is of a copy
             torch.manual_seed(0)
             return _tensors(run(*copy.deepcopy(args), **copy.deepcopy(options)))
     except Exception as error:
+        mode = "train" if model.training else "eval"
         raise ModelError(
-            "The model does not run on the batch given as batch=",
+            f"The model does not run in {mode} mode on the batch given as batch=",
             f"{type(error).__name__}: {error}",
-            "give a tensor, a tuple of positional or a dict of keyword arguments",
+            "give a tensor, a tuple of positional or a dict of keyword arguments, as the model takes them",
         ) from error
+    finally:
+        generators.put_back()  # the next run draws the same numbers
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -334,6 +334,40 @@ def test_what_is_added_between_layers_keeps_a_bias_alive():
     assert codes(sn.check(Block(joined=True), x())) == []  # the bias also goes around the norm
 
 
+def test_a_bias_in_front_of_fixed_statistics_has_an_effect_and_is_not_reported():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1)).double()
+    batch = x().double()
+    for _ in range(50):
+        model(batch)
+    assert codes(sn.check(model, batch)) == [301]
+    sn.freeze(model, affine=True)
+    assert codes(sn.check(model, batch)) == []
+    # y = weight (W x + b - mean) / sqrt(var + eps) + bias, whose gradient by b is not 0.
+    model(batch).sum().backward()
+    norm, given = model[1], batch @ model[0].weight.T + model[0].bias
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    passed = (scale * (given - norm.running_mean) + norm.bias > 0).double()
+    expected = (passed * scale * model[3].weight).sum(0)
+    assert expected.abs().max() > 0.1
+    torch.testing.assert_close(model[0].bias.grad, expected)
+
+
+def test_a_layer_of_two_norms_is_not_reported_whether_or_not_the_graph_knows_both():
+    class Twins(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.a, self.b = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.BatchNorm1d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.linear(x)
+            with torch.no_grad():
+                other = self.b(y)
+            return self.a(y) + other
+
+    assert codes(sn.check(Twins(), x())) == []
+
+
 def test_what_is_added_between_norms_keeps_the_first_alive():
     class Block(nn.Module):
         def __init__(self, joined: bool) -> None:
@@ -559,3 +593,12 @@ def test_models_of_transformers_are_healthy(name):
     assert record.healthy, record
     assert record.norms > 0
     assert sn.check(model.eval(), batch).healthy
+
+
+def test_lazy_layers_need_their_sizes_first():
+    model, x = nn.Sequential(nn.LazyLinear(8), nn.LazyBatchNorm1d()), torch.randn(16, 4)
+    for look in (sn.check, sn.fixes):
+        with pytest.raises(ModelError, match="lazy layers that have no sizes yet"):
+            look(model, x)
+    model(x)
+    assert sn.check(model, x).norms == 1

@@ -40,6 +40,11 @@ def number():
 def classifier():
     return nn.Sequential(nn.BatchNorm2d(1, momentum=0.99), nn.Flatten(), nn.Linear(64, 10))
 
+def deep():
+    norms = nn.BatchNorm2d(1), nn.BatchNorm2d(4)
+    layers = norms[0], nn.Conv2d(1, 4, 3, bias=False), norms[1], nn.Flatten(), nn.Linear(144, 10)
+    return nn.Sequential(*layers)
+
 class Extra(nn.BatchNorm2d):
     def get_extra_state(self):
         return "words"
@@ -199,6 +204,23 @@ def test_damaged_statistics_are_taken_anew_and_written(ending: str) -> None:
     assert record["fixes"]["verdict"] == "Sequential, with 1 norm: 1 warning."
     assert "checked again: Sequential, with 1 norm: 1 warning." in result.stdout
     assert Path("damaged.safetensors").read_bytes() == was
+
+
+def test_a_gap_between_modes_is_left_only_where_statistics_stay() -> None:
+    state = _damaged("deep.safetensors", "deep")
+    state["2.running_var"] *= 25
+    state["2.num_batches_tracked"] += 100
+    save_file(state, "deep.safetensors")
+    damaged = ("--checkpoint", "deep.safetensors", "--fix", "--json", "found.json")
+
+    def listed(*arguments: str) -> dict[int, str]:
+        run("checked_models:deep", *arguments, *damaged)
+        record = json.loads(Path("found.json").read_text())
+        assert 105 in {finding["code"] for finding in record["findings"]}
+        return {one["code"]: one["reason"] for one in record["fixes"]["left"]}
+
+    assert listed("--input", "32,1,8,8")[105] == "it takes --data, the training data"
+    assert listed("--data", "digits") == {}
 
 
 def test_nothing_is_written_unasked_or_where_nothing_was_changed() -> None:

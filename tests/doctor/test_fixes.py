@@ -20,6 +20,9 @@ from slabnorm.report.fixes import Fix, FixRecord, Unfixed
 pytestmark = pytest.mark.usefixtures("in_plain_torch")
 
 
+OUTPUTS = "the model's outputs may not stay: something else reads it, or rounding matters"
+
+
 def x(samples: int = 64, dtype: torch.dtype = torch.float32) -> Tensor:
     generator = torch.Generator().manual_seed(3)
     return 2 + torch.randn(samples, 4, generator=generator, dtype=torch.float64).to(dtype)
@@ -156,6 +159,37 @@ class LlamaRMSNorm(nn.Module):
         return self.weight * (x.float() / size.sqrt()).to(x.dtype)
 
 
+class Reads(Features):
+    """Reads the bias of its layer, in train mode."""
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.norm(self.linear(x))
+        return (y, self.linear.bias.square().sum()) if self.training else y
+
+
+class Around(Features):
+    """Adds what comes before the norm to what comes after it; the graph does not show it."""
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.linear(x)
+        return self.norm(y) + y.detach()
+
+
+class Classes(Features):
+    """Returns nothing that could be compared to rounding."""
+
+    def forward(self, x: Tensor) -> Any:
+        return self.norm(self.linear(x)).argmax(1)
+
+
+class Damaged(Around):
+    """Returns NaN in eval mode, whatever its bias is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm.running_var.fill_(torch.nan)
+
+
 def _hooked() -> nn.Module:
     model = network()
     model[0].register_forward_hook(lambda module, given, output: None)
@@ -165,12 +199,16 @@ def _hooked() -> nn.Module:
 @pytest.mark.parametrize(
     ("build", "reason"),
     [
-        (Features, "the model's outputs would change: something else reads it, or rounding matters"),
+        (Features, OUTPUTS),
+        (Reads, OUTPUTS),
+        (Around, OUTPUTS),
+        (Damaged, OUTPUTS),
+        (Classes, OUTPUTS),
         (Twice, "a forward calls it, or the norm, more than once"),
         (lambda: nn.Sequential(Own(4, 8), nn.BatchNorm1d(8)), "Own may use its bias in another way"),
         (_hooked, "a hook reads what would change"),
     ],
-    ids=["features", "twice", "own", "hooked"],
+    ids=["features", "reads", "around", "damaged", "classes", "twice", "own", "hooked"],
 )
 def test_a_bias_that_may_have_an_effect_stays(build: Any, reason: str) -> None:
     torch.manual_seed(0)
@@ -180,6 +218,78 @@ def test_a_bias_that_may_have_an_effect_stays(build: Any, reason: str) -> None:
     assert not record.done
     assert left(record) == {301: reason}
     assert same(snapshot(model), before)
+
+
+def test_a_bias_that_has_an_effect_does_not_keep_the_others() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Around(), nn.Linear(8, 8), nn.BatchNorm1d(8)).double()
+    data = x(dtype=torch.float64)
+    twin = copy.deepcopy(model)
+    record = sn.fixes(model, data).apply()
+    assert [fix.layer for fix in record.fixed] == ["1"]
+    assert [(one.layer, one.reason) for one in record.left] == [("0.linear", OUTPUTS)]
+    for mode in (False, True):
+        torch.testing.assert_close(model.train(mode)(data), twin.train(mode)(data), rtol=1e-10, atol=1e-10)
+
+
+def test_a_deep_network_that_multiplies_rounding_loses_all_its_biases() -> None:
+    torch.manual_seed(0)
+    layers = [(nn.Linear(16, 16), nn.BatchNorm1d(16), nn.ReLU()) for _ in range(60)]
+    model = nn.Sequential(*(layer for block in layers for layer in block))
+    data = torch.randn(16, 16, generator=torch.Generator().manual_seed(0))
+    nudged = copy.deepcopy(model)(data * (1 + 1e-7))
+    assert (nudged - copy.deepcopy(model)(data)).norm() > 3e-4 * nudged.norm()  # what float32 would not prove
+    twin = copy.deepcopy(model)
+    record = sn.fixes(model, data, codes=(301,)).apply()
+    assert codes(record) == [301] * 60
+    assert record.left == ()
+    for mode in (False, True):
+        torch.testing.assert_close(
+            model.double().train(mode)(data.double()), twin.double().train(mode)(data.double()),
+            rtol=1e-6, atol=1e-6,
+        )  # fmt: skip
+
+
+def test_a_model_that_insists_on_its_dtype_is_proven_in_it() -> None:
+    class Narrow(Features):
+        def forward(self, x: Tensor) -> Any:
+            if x.dtype != torch.float32:
+                raise TypeError("float32, please")
+            return self.norm(self.linear(x))
+
+    assert codes(sn.fixes(Narrow(), x(), codes=(301,)).record) == [301]
+
+
+def test_random_numbers_of_a_forward_are_no_change_of_outputs() -> None:
+    class Noisy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * random.random() + np.random.rand() + torch.rand(())
+
+    random.seed(3), np.random.seed(3), torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), Noisy())
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    record = sn.fixes(model, x(), codes=(301,)).apply()
+    assert codes(record) == [301]
+    assert record.difference < 1e-6
+    assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == states
+
+
+def test_the_one_state_of_lbfgs_keeps_its_bias() -> None:
+    model = network()
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1)
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = model(x()).square().mean()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    record = sn.fixes(model, x(), optimizer, codes=(301,)).apply()
+    assert "LBFGS keeps one state for all parameters" in left(record)[301]
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer.step(loss)
+    assert not any(map(torch.equal, before, model.parameters()))
 
 
 @pytest.mark.parametrize(
@@ -313,6 +423,20 @@ def test_statistics_that_no_batch_has_entered_and_stale_ones() -> None:
     np.testing.assert_allclose(fresh[0].running_mean, data.double().mean(0), rtol=1e-6)
 
 
+def test_a_gap_between_modes_is_not_left_where_statistics_are_taken_anew() -> None:
+    data = x(256)
+    model = nn.Sequential(nn.BatchNorm1d(4, momentum=0.99), nn.Linear(4, 4, bias=False), nn.BatchNorm1d(4))
+    for _ in range(30):
+        model(data)
+    model[2].running_var *= 25
+    without = sn.fixes(model, data)
+    assert left(without.record)[105] == ""
+    record = sn.fixes(model, data, loader=data.split(64)).apply()
+    assert [(fix.code, fix.layer) for fix in record.fixed] == [(204, "0"), (None, "0"), (203, "2")]
+    assert record.left == ()
+    assert [finding.code for finding in sn.check(model, data).findings] == []
+
+
 def test_no_statistics_are_taken_of_inputs_that_look_wrong() -> None:
     model = network(momentum=0.99)
     model[1].running_var[2] = torch.nan
@@ -359,6 +483,22 @@ def test_momentum_of_the_other_convention_and_its_statistics() -> None:
     assert torch.equal(alone[1].running_mean, kept)
 
 
+def test_a_momentum_that_is_no_number_of_the_object_stays() -> None:
+    class Scheduled(nn.BatchNorm1d):
+        @property
+        def momentum(self) -> float:
+            return 0.95
+
+        @momentum.setter
+        def momentum(self, value: float) -> None:
+            pass
+
+    model = nn.Sequential(Scheduled(4), nn.Linear(4, 2))
+    record = sn.fixes(model, x(), codes=(204,)).apply()
+    assert left(record) == {204: "it keeps momentum in another place, or by another convention"}
+    assert "momentum" not in vars(model[0])
+
+
 def test_eps_that_is_zero_in_half_precision() -> None:
     model = nn.Sequential(nn.LayerNorm(4, eps=1e-9), nn.Linear(4, 2)).half()
     record = sn.fixes(model, x().half()).apply()
@@ -383,6 +523,36 @@ def test_statistics_in_half_precision_and_the_state_of_their_weights() -> None:
     assert torch.equal(optimizer.state[norm.weight]["momentum_buffer"], state.float())
     model(x().bfloat16()).sum().backward()
     optimizer.step()
+
+
+def test_a_weight_that_another_layer_shares_keeps_its_dtype() -> None:
+    model = nn.Sequential(nn.Linear(4, 8, bias=False), nn.BatchNorm1d(8), nn.LayerNorm(8))
+    model[2].weight = model[1].weight
+    model.bfloat16()
+    record = sn.fixes(model, x().bfloat16(), codes=(502,)).apply()
+    assert left(record) == {502: "another layer shares its weight or bias"}
+    assert model[1].weight is model[2].weight
+    assert model[1].weight.dtype == torch.bfloat16
+
+
+def test_a_norm_that_the_loader_does_not_reach_is_left() -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.BatchNorm1d(4, momentum=0.99), nn.BatchNorm1d(4)
+
+        def forward(self, x: Tensor, both: bool = True) -> Tensor:
+            return self.a(x) + (self.b(x) if both else 0)
+
+    model = Branches()
+    kept = model.b.running_mean.clone()
+    record = sn.fixes(model, x(), loader=[{"x": x(), "both": False}]).apply()
+    assert torch.equal(model.b.running_mean, kept)
+    np.testing.assert_allclose(model.a.running_mean, x().double().mean(0), rtol=1e-6)
+    (one,) = record.left
+    assert (one.code, one.layer) == (None, "b")
+    assert "it did not run" in one.reason
+    assert record.as_dict()["left"][0]["code"] is None
 
 
 def test_a_layer_that_was_left_in_eval_mode() -> None:
@@ -432,6 +602,14 @@ def test_modes_and_random_numbers_stay() -> None:
     sn.fixes(model, x(), loader=loader, metric=metric).apply()
     assert (torch.rand(2).tolist(), np.random.rand(2).tolist(), random.random()) == expected
     assert [module.training for module in model.modules()] == before
+
+
+def test_a_metric_may_be_a_loss_with_its_graph() -> None:
+    model = network(momentum=0.99)
+    record = sn.fixes(model, x(), codes=(204,), metric=lambda m: m(x()).square().mean()).apply()
+    expected = copy.deepcopy(model).eval().double()(x().double()).square().mean()
+    assert record.before == record.after == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert all(p.grad is None for p in model.parameters())
 
 
 def test_a_healthy_model_stays_as_it_is() -> None:
@@ -497,6 +675,15 @@ def test_values_that_are_not_finite_leave_the_model_as_it_was() -> None:
 # Mistakes, and what is printed.
 
 
+class Trains(Features):
+    """Runs in train mode alone."""
+
+    def forward(self, x: Tensor) -> Any:
+        if not self.training:
+            raise RuntimeError("no labels")
+        return self.norm(self.linear(x))
+
+
 def test_mistakes_are_typed() -> None:
     model = network()
     mistakes: list[tuple[Any, type[SlabError], str]] = [
@@ -506,6 +693,12 @@ def test_mistakes_are_typed() -> None:
         (lambda: sn.fixes(model, x(), codes=(999,)), OptionError, "codes of findings"),
         (lambda: sn.fixes(model, x(), codes="301"), OptionError, "codes of findings"),
         (lambda: sn.fixes(model, torch.randn(4, 5)), ModelError, "does not run on the batch"),
+        (lambda: sn.fixes(Trains(), x()), ModelError, "does not run in eval mode on the batch"),
+        (lambda: sn.fixes(model, x(), loader=3), OptionError, "loader must give batches\n"),
+        (lambda: sn.fixes(model, x(), loader=x()), OptionError, "a tensor gives samples"),
+        (lambda: sn.fixes(model, x(), metric=0.5), OptionError, "metric must be a function"),
+        (lambda: sn.fixes(model, x(), metric=lambda m: torch.ones(2)).apply(), OptionError, "one number"),
+        (lambda: sn.fixes(model, x(), metric=lambda m: torch.tensor(1j)).apply(), OptionError, "one number"),
         (lambda: sn.fixes(model, x(), metric=lambda m: "good").apply(), OptionError, "return one number"),
     ]
     for call, kind, says in mistakes:

@@ -100,6 +100,14 @@ CASES = {
         model(linear(bias=True), batch_norm(before="linear", alone=True)),
         model(linear(bias=True), batch_norm(before="linear", alone=True, centers=False)),
     ),
+    "301 of a norm that is frozen": (
+        model(linear(bias=True), batch_norm(before="linear", alone=True)),
+        model(linear(bias=True), batch_norm(before="linear", alone=True, frozen=True, training=False)),
+    ),
+    "301 of a norm that is in eval mode in a training": (
+        model(linear(bias=True), batch_norm(before="linear", alone=True, training=False), training=False),
+        model(linear(bias=True), batch_norm(before="linear", alone=True, training=False, learns=False)),
+    ),
     302: (model(batch_norm(), decayed=["norm"]), model(batch_norm())),
     303: (
         model(dropout(), linear(before="drop", order=1), batch_norm(before="linear")),
@@ -368,4 +376,6 @@ def test_what_is_advised_fits_the_norm():
     assert advice(batch_norm(elements=1), 1).startswith("larger batches")
     assert advice(group_norm(32, 32, 1)) == "fewer groups, such as 4"
     assert advice(group_norm(4, 4, 1)) == "fewer groups, such as 1"
+    groups = int(advice(group_norm(44, 44, 1)).removeprefix("fewer groups, such as "))
+    assert nn.GroupNorm(groups, 44)(torch.randn(2, 44)).square().mean().sqrt() > 0.9  # as 44 / 5 would not
     assert advice(batch_norm(family="layer", pools_samples=False, elements=1)).startswith("nn.Identity()")

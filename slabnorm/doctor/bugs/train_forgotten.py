@@ -4,7 +4,7 @@ Symptom: accuracy stops where it was at the first evaluation, or falls
 Cause: model.train() is called once, before the loop over epochs
 Kind: modes
 Rule: 102
-Healed: by the printed `model.get_submodule('1').train()`, which the tests run
+Healed: by the printed `model.train()`, which the tests run
 Thread: https://github.com/facebookresearch/clevr-iep/pull/22
 """
 

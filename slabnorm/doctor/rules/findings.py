@@ -1,4 +1,4 @@
-"""Findings of which both a single look and a watched training know."""
+"""Findings, and what is advised in them, that several families of rules share."""
 
 from __future__ import annotations
 
@@ -61,3 +61,8 @@ def dead_finding(layer: Layer, share: float, when: str) -> Finding:
         "a smaller learning rate, inputs of mean 0, or a norm before it",
         (("dead", share),),
     )  # fmt: skip
+
+
+def fewer_groups(channels: int) -> int:
+    """Return a number of groups that divides the channels, with eight channels or more in each."""
+    return max(groups for groups in range(1, max(1, channels // 8) + 1) if channels % groups == 0)

@@ -9,7 +9,7 @@ import numpy as np
 
 from slabnorm.doctor import thresholds as t
 from slabnorm.doctor.record import Layer, ModelRecord, Norm
-from slabnorm.doctor.rules.findings import ranks_finding
+from slabnorm.doctor.rules.findings import fewer_groups, ranks_finding
 from slabnorm.report.check import Finding
 
 
@@ -161,7 +161,7 @@ def small_slab(record: ModelRecord) -> Iterator[Finding]:
 def _instead_of_one_value(norm: Norm) -> str:
     """Return what to do about a norm that erases its input."""
     if norm.family == "group" and norm.groups > 1:
-        return f"fewer groups, such as {max(1, norm.channels // 8)}"
+        return f"fewer groups, such as {fewer_groups(norm.channels)}"
     if norm.pools_samples:
         return "larger batches, or a norm before the spatial axes are pooled"
     return "nn.Identity() in its place, or a norm before the spatial axes are pooled"

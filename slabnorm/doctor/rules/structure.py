@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from slabnorm.doctor.record import Layer, ModelRecord, Norm
+from slabnorm.doctor.rules.findings import fewer_groups
 from slabnorm.report.check import Finding
 
 UPSTREAM = 8  # layers that are followed back from a norm
@@ -12,11 +14,15 @@ UPSTREAM = 8  # layers that are followed back from a norm
 
 def redundant_bias(record: ModelRecord) -> Iterator[Finding]:
     """301: the bias of the layer before a centring norm is subtracted at once."""
+    taken = Counter(layer.before for layer in record.layers)
     for layer, norm in _norms(record):
         before = record.layer(layer.before)
         if before is None or not layer.alone or not norm.centers or not norm.per_channel:
             continue
-        if before.role == "linear" and before.bias:
+        # What fixed statistics subtract does not follow the bias, which learns.
+        fixed = norm.tracks and (layer.frozen or (record.training and not layer.training))
+        # The graph, by which it is alone, knows no takers without gradients.
+        if before.role == "linear" and before.bias and not fixed and taken[before.name] == 1:
             yield Finding(
                 301, "note", before.name,
                 f"its bias is subtracted by {layer.name or 'the norm'}, which takes its output",
@@ -85,14 +91,9 @@ def one_channel_a_group(record: ModelRecord) -> Iterator[Finding]:
                 305, "warning", layer.name,
                 f"{norm.groups} groups of one channel each: this is instance norm",
                 "it removes the mean and the contrast of each channel of each image",
-                f"fewer groups, such as {_fewer(norm.channels)}",
+                f"fewer groups, such as {fewer_groups(norm.channels)}",
                 (("groups", norm.groups), ("channels", norm.channels)),
             )  # fmt: skip
-
-
-def _fewer(channels: int) -> int:
-    """Return a number of groups that divides the channels, with eight channels or more in each."""
-    return max(groups for groups in range(1, max(1, channels // 8) + 1) if channels % groups == 0)
 
 
 def foldable(record: ModelRecord) -> Iterator[Finding]:
