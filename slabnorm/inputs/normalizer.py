@@ -66,7 +66,7 @@ class FeatureNorm(nn.Module):
     Nothing here is trained. See InputNorm for dtypes and accuracy.
 
     Attributes:
-        shift, shift_low, scale: float64 buffers in the shape of the pattern's right side.
+        shift, shift_low, scale: float64 tensors in the shape of the pattern's right side.
         out_dtype: the dtype in which integers come out; it follows casts of the layer.
     """
 
