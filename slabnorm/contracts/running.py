@@ -487,11 +487,12 @@ class RunningInputNorm(FeatureNorm):
             "skipped": self.skipped,
         }
         destination[prefix + "_extra_state"] = torch.tensor(list(write(plain).encode()), dtype=torch.uint8)
+        # Copies: of a norm at two places in a model, as of actor and critic, safetensors would leave one out.
         if counted is not None:
             for name in FIELDS:
-                destination[f"{prefix}moments.{name}"] = getattr(counted.moments, name)
-            destination[prefix + "samples"] = counted.samples
-        destination[prefix + "seen"] = torch.from_numpy(self.seen)
+                destination[f"{prefix}moments.{name}"] = getattr(counted.moments, name).clone()
+            destination[prefix + "samples"] = counted.samples.clone()
+        destination[prefix + "seen"] = torch.tensor(self.seen, device="cpu")
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool,

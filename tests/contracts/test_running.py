@@ -352,6 +352,19 @@ def test_in_a_model_by_safetensors(tmp_path):
     assert same(other[0], policy[0])
 
 
+def test_a_norm_that_parts_of_a_model_share(tmp_path):
+    """Safetensors stores memory that two entries share under one of their names."""
+    norm, x = sn.RunningInputNorm("n c -> c", c=2), data(4, 2)
+    norm.update(x, once=[1, 2, 3, 4])
+    both = nn.ModuleDict({"actor": nn.Sequential(norm, nn.Linear(2, 1)), "critic": nn.Sequential(norm)})
+    save_model(both, str(tmp_path / "both.safetensors"))
+    again = sn.RunningInputNorm("n c -> c")
+    loaded = nn.ModuleDict({"actor": nn.Sequential(again, nn.Linear(2, 1)), "critic": nn.Sequential(again)})
+    load_model(loaded, str(tmp_path / "both.safetensors"))
+    check(again, x)
+    assert again.update(x, once=[1, 2, 3, 4]) == 0
+
+
 def test_by_distributed_checkpoint():
     model, x = nn.Sequential(sn.RunningInputNorm("n c -> c"), nn.Linear(3, 2)), data(5, 3).float()
     model[0].update(x, once=[1, 2, 3, 4, 5])
