@@ -113,10 +113,11 @@ def _checked_mask(x: Tensor, mask: Any) -> Tensor:
             how = "fits the first axes of x as well as the last"
         elif not first:
             how = "does not broadcast to x"
+        example = [":"] * mask.dim() + ["None"] * lead if first else [":", ":", "None"]
         raise ShapeError(
             f"mask {how}",
             f"shape {tuple(mask.shape)} for x of shape {tuple(x.shape)}",
-            "give it every axis of x, of size 1 where it does not vary, as in mask[:, :, None]",
+            f"give it every axis of x, of size 1 where it does not vary, as in mask[{', '.join(example)}]",
         )
     return mask.reshape((1,) * lead + tuple(mask.shape))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -37,9 +38,9 @@ def normalized(env: Any, norm: Norms, rewards: ReturnScale | None = None, *, cou
             gives is counted, and its rewards stay as they are.
 
     Raises:
-        OptionError: env is no environment; norms do not fit the observations; rewards are given that are not
-            to count; or a vector environment of gymnasium resets within a step or leaves that to its user, so
-            that what ends an episode is not among its observations.
+        OptionError: env is no environment; norms do not fit the observations, or are automatic; rewards are
+            given that are not to count; or a vector environment of gymnasium resets within a step or leaves
+            that to its user, so that what ends an episode is not among its observations.
         ExtraError: gymnasium or stable-baselines3 is not installed.
 
     As `VecNormalize` of stable-baselines3, and `NormalizeObservation` and `NormalizeReward` of gymnasium.
@@ -59,56 +60,58 @@ def normalized(env: Any, norm: Norms, rewards: ReturnScale | None = None, *, cou
             problem, "rewards and count=False", "leave rewards out, to evaluate by what they are"
         )
     if any(kind.__module__.startswith("stable_baselines3.") for kind in type(env).__mro__):
-        return _of_stable_baselines(env, norm, rewards, count)
+        return _of_stable_baselines()(env, norm, rewards, count)
     gymnasium = extra("gymnasium", "normalising an environment", "gymnasium")
     if isinstance(env, gymnasium.vector.VectorEnv):
-        return _vector(gymnasium, env, norm, rewards, count)
+        return _vector()(env, norm, rewards, count)
     if not isinstance(env, gymnasium.Env):
         fix = "give an environment of gymnasium, or a VecEnv of stable-baselines3"
         raise OptionError("env must be an environment", type(env).__name__, fix)
-    return _single(gymnasium, env, norm, rewards, count)
+    return _single()(env, norm, rewards, count)
 
 
-def _single(gymnasium: Any, env: Any, norm: Norms, rewards: ReturnScale | None, count: bool) -> Any:
+# The classes are made once, when they are first used, as gymnasium and stable-baselines3 are extras.
+
+
+@cache
+def _single() -> Any:
+    gymnasium: Any = extra("gymnasium", "normalising an environment", "gymnasium")
+
     class Normalized(gymnasium.Wrapper):
-        def __init__(self) -> None:
+        def __init__(self, env: Any, norm: Norms, rewards: ReturnScale | None, count: bool) -> None:
             super().__init__(env)
-            self.norm, self.rewards = norm, rewards
+            self.norm, self.rewards, self._counts = norm, rewards, count
             self.observation_space = _space(gymnasium, env.observation_space, norm)
 
         def reset(self, **options: Any) -> Any:
             observation, info = self.env.reset(**options)
-            if rewards is not None:
-                rewards.reset()
+            if self.rewards is not None:
+                self.rewards.reset()
             return self._one(observation), info
 
         def step(self, action: Any) -> Any:
             observation, reward, terminated, truncated, info = self.env.step(action)
             done = np.array([terminated or truncated])
-            if rewards is not None:
-                reward = float(_scaled(rewards, np.array([reward], float), done)[0])
+            if self.rewards is not None:
+                reward = float(_scaled(self.rewards, np.array([reward], float), done)[0])
             return self._one(observation), reward, terminated, truncated, info
 
         def _one(self, observation: Any) -> Any:
             batch = _map(lambda x: np.asarray(x)[None], observation)
-            return _map(lambda x: x[0], _observed(norm, count, batch))
+            return _map(lambda x: x[0], _observed(self.norm, self._counts, batch))
 
-    return Normalized()
+    return Normalized
 
 
-def _vector(gymnasium: Any, env: Any, norm: Norms, rewards: ReturnScale | None, count: bool) -> Any:
-    mode = env.metadata.get("autoreset_mode")
-    if getattr(mode, "name", "NEXT_STEP") != "NEXT_STEP":  # gymnasium 1.0 has no other, and no names
-        raise OptionError(
-            "A vector environment must reset its environments with the next step to be normalised",
-            f"autoreset_mode={mode}",
-            "make it with autoreset_mode=gymnasium.vector.AutoresetMode.NEXT_STEP, which is the default",
-        )
+@cache
+def _vector() -> Any:
+    gymnasium: Any = extra("gymnasium", "normalising an environment", "gymnasium")
 
     class Normalized(gymnasium.vector.VectorWrapper):
-        def __init__(self) -> None:
+        def __init__(self, env: Any, norm: Norms, rewards: ReturnScale | None, count: bool) -> None:
+            _check_reset(env)
             super().__init__(env)
-            self.norm, self.rewards = norm, rewards
+            self.norm, self.rewards, self._counts = norm, rewards, count
             self.single_observation_space = _space(gymnasium, env.single_observation_space, norm)
             self.observation_space = gymnasium.vector.utils.batch_space(
                 self.single_observation_space, env.num_envs
@@ -118,48 +121,60 @@ def _vector(gymnasium: Any, env: Any, norm: Norms, rewards: ReturnScale | None, 
         def reset(self, **options: Any) -> Any:
             observations, info = self.env.reset(**options)
             self._starts[:] = False
-            if rewards is not None:
-                rewards.reset()
-            return _observed(norm, count, observations), info
+            if self.rewards is not None:
+                self.rewards.reset()
+            return _observed(self.norm, self._counts, observations), info
 
         def step(self, actions: Any) -> Any:
             observations, reward, terminated, truncated, info = self.env.step(actions)
             done = terminated | truncated
-            if rewards is not None:
-                reward = _scaled(rewards, reward, done, ~self._starts)
+            if self.rewards is not None:
+                reward = _scaled(self.rewards, reward, done, ~self._starts)
             self._starts = done
-            return _observed(norm, count, observations), reward, terminated, truncated, info
+            return _observed(self.norm, self._counts, observations), reward, terminated, truncated, info
 
-    return Normalized()
+    return Normalized
 
 
-def _of_stable_baselines(env: Any, norm: Norms, rewards: ReturnScale | None, count: bool) -> Any:
+@cache
+def _of_stable_baselines() -> Any:
     vec_env: Any = extra("stable_baselines3.common.vec_env", "normalising a VecEnv", "stable-baselines3")
     gymnasium = extra("gymnasium", "normalising a VecEnv", "gymnasium")
 
     class Normalized(vec_env.VecEnvWrapper):
-        def __init__(self) -> None:
+        def __init__(self, env: Any, norm: Norms, rewards: ReturnScale | None, count: bool) -> None:
             super().__init__(env, _space(gymnasium, env.observation_space, norm))
-            self.norm, self.rewards = norm, rewards
+            self.norm, self.rewards, self._counts = norm, rewards, count
 
         def reset(self) -> Any:
             observations = self.venv.reset()
-            if rewards is not None:
-                rewards.reset()
-            return _observed(norm, count, observations)
+            if self.rewards is not None:
+                self.rewards.reset()
+            return _observed(self.norm, self._counts, observations)
 
         def step_wait(self) -> Any:
             observations, reward, dones, infos = self.venv.step_wait()
-            observations = _observed(norm, count, observations)
-            if rewards is not None:
-                reward = _scaled(rewards, reward, dones)
+            observations = _observed(self.norm, self._counts, observations)
+            if self.rewards is not None:
+                reward = _scaled(self.rewards, reward, dones)
             for info in infos:
                 if "terminal_observation" in info:
                     batch = _map(lambda x: np.asarray(x)[None], info["terminal_observation"])
-                    info["terminal_observation"] = _map(lambda x: x[0], _applied(norm, batch))
+                    info["terminal_observation"] = _map(lambda x: x[0], _applied(self.norm, batch))
             return observations, reward, dones, infos
 
-    return Normalized()
+    return Normalized
+
+
+def _check_reset(env: Any) -> None:
+    """Raise OptionError for a vector environment of gymnasium that does not reset with the next step."""
+    mode = env.metadata.get("autoreset_mode")
+    if getattr(mode, "name", "NEXT_STEP") != "NEXT_STEP":  # gymnasium 1.0 has no other, and no names
+        raise OptionError(
+            "A vector environment must reset its environments with the next step to be normalised",
+            f"autoreset_mode={mode}",
+            "make it with autoreset_mode=gymnasium.vector.AutoresetMode.NEXT_STEP, which is the default",
+        )
 
 
 def _observed(norm: Norms, count: bool, batch: Any) -> Any:
@@ -213,6 +228,9 @@ def _map(function: Callable[[Any], Any], batch: Any) -> Any:
 
 def _space(gymnasium: Any, space: Any, norm: Norms) -> Any:
     """Return the space of normalised observations, or raise OptionError if the norms do not fit it."""
+    if not isinstance(norm, RunningInputNorm | Mapping | nn.ModuleDict):
+        fix = "give a RunningInputNorm; in eval mode it counts nothing"
+        raise OptionError("norm must be a RunningInputNorm, or a dict of them", type(norm).__name__, fix)
     whole = isinstance(space, gymnasium.spaces.Dict)
     norms, parts = _norms(norm), dict(space.spaces) if whole else {"": space}
     for key, one in norms.items():
@@ -223,6 +241,9 @@ def _space(gymnasium: Any, space: Any, norm: Norms) -> Any:
                 f"{type(one).__name__} for {repr(key) + ' of ' if key else ''}{space}",
                 "give a norm for a Box, and for a dict of observations a dict of norms for some of its keys",
             )
+        if one.automatic:
+            problem = "The norm of an environment must not be automatic, or observations would count twice"
+            raise OptionError(problem, repr(one), "leave automatic out: the environment calls update()")
         most = np.inf if one.scheme.clip is None else one.scheme.clip[1]
         parts[key] = gymnasium.spaces.Box(-most, most, box.shape, np.float32)
     return gymnasium.spaces.Dict(parts) if whole else parts[""]

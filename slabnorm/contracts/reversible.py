@@ -257,7 +257,7 @@ class Inverse:
         self._open = self._settled = False
 
     def __enter__(self) -> tuple[Tensor, Inverse]:
-        self._open = True
+        self._open, self._settled = True, False
         return self._y, self
 
     def __exit__(

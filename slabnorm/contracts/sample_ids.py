@@ -28,7 +28,8 @@ def keys_of(ids: Any, samples: int) -> np.ndarray:
     keys = np.empty(samples, np.int64)
     for at, one in enumerate(given):
         if isinstance(one, str):
-            found = int.from_bytes(hashlib.blake2b(one.encode(), digest_size=8).digest(), "little")
+            text = one.encode(errors="surrogatepass")  # names of files may hold bytes that are no text
+            found = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
         elif isinstance(one, int | np.integer) and not isinstance(one, bool) and -(2**63) <= one < 2**64:
             found = int(one)
         else:

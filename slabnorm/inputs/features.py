@@ -103,8 +103,8 @@ class Features:
             middle = ["..."] if self.any_rank else []
             sizes = [*map(_size, self.before), *middle, *map(_size, self.after)]
             raise ShapeError(
-                f"A batch of shape {tuple(shape)} does not fit an InputNorm that takes ({', '.join(sizes)})",
-                f'it was fitted with "{self.pattern}" on samples of shape {self.sample}',
+                f"A batch of shape {tuple(shape)} does not fit a norm that takes ({', '.join(sizes)})",
+                f'its statistics are those of "{self.pattern}" and samples of shape {self.sample}',
                 "give a batch of such samples, first axis the samples: x[None] for a single one",
             )
 

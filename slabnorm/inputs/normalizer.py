@@ -66,7 +66,7 @@ class FeatureNorm(nn.Module):
     Nothing here is trained. See InputNorm for dtypes and accuracy.
 
     Attributes:
-        shift, shift_low, scale: float64 buffers in the shape of the pattern's right side.
+        shift, shift_low, scale: float64 tensors in the shape of the pattern's right side.
         out_dtype: the dtype in which integers come out; it follows casts of the layer.
     """
 
@@ -347,7 +347,8 @@ class InputNorm(FeatureNorm):
         rows = self.quantiles[[old.ranks.index(rank) for rank in new.ranks]].cpu()
         record = replace(self.record, scheme=new, positions=self.record.positions if new.ranks else 0)
         found = InputNorm(record, self.moments, self.nan_count, self.null_count, rows)
-        found.sketch, found.skipped, found.origin = self.sketch, self.skipped, self.origin
+        for name in ("sketch", "skipped", "origin", "loaded_from", "out_dtype"):
+            setattr(found, name, getattr(self, name))
         return found.to(self.scale.device)
 
     def fold_into(self, layer: nn.Module) -> nn.Module:

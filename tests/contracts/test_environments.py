@@ -13,6 +13,8 @@ from gymnasium.wrappers import NormalizeReward
 from gymnasium.wrappers.vector import NormalizeObservation
 from safetensors.torch import load_model, save_model
 from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
@@ -187,6 +189,29 @@ def test_some_parts_of_a_dict():
     for wrong in (sn.RunningInputNorm("n c -> c"), {"goal": norm["place"]}, {"place": nn.Identity()}):
         with pytest.raises(OptionError, match="must be a Box"):
             normalized(Parts(0), wrong)
+
+
+def test_norms_that_an_environment_cannot_have():
+    frozen = sn.RunningInputNorm("n c -> c")
+    frozen.update(torch.randn(3, 2))
+    for wrong in (frozen.freeze(), None):
+        with pytest.raises(OptionError, match="norm must be a RunningInputNorm"):
+            normalized(Far(0), wrong)
+    automatic = sn.RunningInputNorm("n c -> c", automatic=True)  # each observation would count twice
+    for make in (lambda: Far(0), lambda: DummyVecEnv([lambda: Far(0)])):
+        with pytest.raises(OptionError, match="must not be automatic"):
+            normalized(make(), automatic, count=False)
+
+
+def test_evaluation_within_a_training_does_not_warn():
+    """EvalCallback warns of environments that are not of one class; here a warning is an error."""
+    norm = sn.RunningInputNorm("n c -> c")
+    env, beside = (DummyVecEnv([lambda: Monitor(Far(0))]) for _ in range(2))
+    model = PPO("MlpPolicy", normalized(env, norm), n_steps=8, batch_size=8, n_epochs=1)
+    evaluation = EvalCallback(normalized(beside, norm, count=False), None, None, 1, 8, verbose=0)
+    model.learn(16, callback=evaluation)
+    assert norm.samples == 17
+    assert evaluation.last_mean_reward != -np.inf
 
 
 def test_what_ends_an_episode_must_be_seen():

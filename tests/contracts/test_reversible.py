@@ -402,6 +402,8 @@ class TestBlock:
             inverse(y)
         with pytest.raises(ModelError, match="outside the block"):
             inverse(y)
+        with pytest.raises(ModelError, match="never called"), block:  # a second time, without it
+            pass
 
     @pytest.mark.parametrize("shape", [(2, 4, 2), (3, 4, 1)], ids=["samples", "channels"])
     def test_refuses_outputs_of_other_sizes(self, shape: tuple[int, ...]) -> None:

@@ -196,6 +196,29 @@ def test_ids_that_cannot_be():
     assert norm.samples == 0
 
 
+def test_a_name_of_a_file_that_is_no_text_is_an_id():
+    norm, x = sn.RunningInputNorm("n c -> c"), data(2, 2)
+    assert norm.update(x, once=["episode", b"\xff".decode(errors="surrogateescape")]) == 2
+    assert norm.update(x, once=["episode", b"\xff".decode(errors="surrogateescape")]) == 0
+
+
+def test_a_batch_without_features_is_refused():
+    norm = sn.RunningInputNorm("n c -> c")
+    with pytest.raises(ShapeError, match="no features"):
+        norm.update(torch.empty(3, 0))
+    norm.update(data(4, 2))
+    assert norm.samples == 4
+
+
+def test_a_mask_of_samples_says_how_it_fits():
+    norm, x = sn.RunningInputNorm("n c -> c"), data(3, 2)
+    which = torch.tensor([True, False, True])
+    with pytest.raises(ShapeError, match=r"as in mask\[:, None\]"):
+        norm.update(x, mask=which)
+    assert norm.update(x, mask=which[:, None]) == 2
+    check(norm, x[which])
+
+
 def test_eval_mode_is_closed():
     norm, x = sn.RunningInputNorm("n c -> c", automatic=True), data(4, 2)
     norm.update(x)
@@ -329,6 +352,19 @@ def test_in_a_model_by_safetensors(tmp_path):
     assert same(other[0], policy[0])
 
 
+def test_a_norm_that_parts_of_a_model_share(tmp_path):
+    """Safetensors stores memory that two entries share under one of their names."""
+    norm, x = sn.RunningInputNorm("n c -> c", c=2), data(4, 2)
+    norm.update(x, once=[1, 2, 3, 4])
+    both = nn.ModuleDict({"actor": nn.Sequential(norm, nn.Linear(2, 1)), "critic": nn.Sequential(norm)})
+    save_model(both, str(tmp_path / "both.safetensors"))
+    again = sn.RunningInputNorm("n c -> c")
+    loaded = nn.ModuleDict({"actor": nn.Sequential(again, nn.Linear(2, 1)), "critic": nn.Sequential(again)})
+    load_model(loaded, str(tmp_path / "both.safetensors"))
+    check(again, x)
+    assert again.update(x, once=[1, 2, 3, 4]) == 0
+
+
 def test_by_distributed_checkpoint():
     model, x = nn.Sequential(sn.RunningInputNorm("n c -> c"), nn.Linear(3, 2)), data(5, 3).float()
     model[0].update(x, once=[1, 2, 3, 4, 5])
@@ -375,6 +411,9 @@ def test_state_that_cannot_be():
         StatisticsError, "_extra_state is damaged", fresh, {"_extra_state": torch.zeros(3, dtype=torch.uint8)}
     )
     refused(StatisticsError, "ascending", fresh, {"seen": torch.tensor([2, 1])})
+    with pytest.raises(StatisticsError, match="has no seen, the ids"):  # replayed samples would count twice
+        fresh.load_state_dict({key: value for key, value in state.items() if key != "seen"})
+    assert fresh.samples == 0
     with pytest.raises(RuntimeError, match=r"Missing key.*_extra_state"):
         fresh.load_state_dict({})
     fresh.load_state_dict(sn.RunningInputNorm("n c -> c").state_dict())  # of a norm that has seen nothing
@@ -403,6 +442,31 @@ def test_freeze_gives_an_artifact(kind, tmp_path):
     assert torch.equal(loaded(batches[1]), frozen(batches[1]))
     if kind == "mask":
         assert loaded.nan_count.tolist() == [loaded.samples - count for count in loaded.count.tolist()]
+
+
+def test_freeze_counts_what_is_missing_only_where_all_samples_have_one_size():
+    norm = sn.RunningInputNorm("n ... c -> c", c=2)
+    norm.update(data(2, 3, 2))
+    norm.update(data(4, 2))
+    frozen = norm.freeze()
+    assert (frozen.nan_count.tolist(), frozen.record.nan) == ([0, 0], "raise")
+    assert frozen.count.tolist() == [10, 10]
+
+
+def test_within_torch_func_nothing_is_counted():
+    """Statistics of tensors that a transformation wraps could not be saved after it."""
+    norm, x = sn.RunningInputNorm("n c -> c"), data(4, 2)
+    norm.update(x)
+    with pytest.raises(OptionError, match="cannot record an update"):
+        torch.func.grad(lambda x: (norm.update(x), norm(x).sum())[1])(x)
+    assert saved(norm.state_dict())["samples"].tolist() == [4]
+    gradient = torch.func.grad(lambda x: norm(x).sum())(x)
+    torch.testing.assert_close(gradient, (1 / (x.var(0, correction=0) + 1e-8).sqrt()).expand(4, 2))
+    counting = torch.compile(lambda x: (norm.update(x), norm(x))[1], backend="eager")  # outside its graphs
+    seen = torch.cat([x, x + 1])
+    want = (x + 1 - seen.mean(0)) / (seen.var(0, correction=0) + 1e-8).sqrt()
+    torch.testing.assert_close(counting(x + 1), want, rtol=1e-11, atol=1e-11)
+    assert norm.samples == 8
 
 
 def test_compile_and_export_in_eval_mode():

@@ -177,6 +177,23 @@ def test_data_parallel_does_not_overwrite_what_a_process_has_seen(tmp_path):
         counts(norm, DATA)
 
 
+def _update_beside_data_parallel(rank: int) -> dict:
+    norm = sn.RunningInputNorm("n c -> c", c=2)
+    wrapped = nn.parallel.DistributedDataParallel(nn.Sequential(norm, nn.Linear(2, 1).double()))
+    for batch in DATA[rank]:
+        norm.update(batch + 50 * rank)
+        wrapped(batch)
+    return {"y": norm(DATA[0, 0]), "frozen": norm.freeze()(DATA[0, 0])}
+
+
+def test_data_parallel_does_not_overwrite_what_a_process_normalises_with(tmp_path):
+    for rank, found in enumerate(in_two_processes(_update_beside_data_parallel, tmp_path)):
+        seen = DATA[rank].reshape(-1, 2) + 50 * rank
+        want = (DATA[0, 0] - seen.mean(0)) / (seen.var(0, correction=0) + 1e-8).sqrt()
+        torch.testing.assert_close(found["y"], want, rtol=1e-11, atol=1e-11)
+        assert torch.equal(found["y"], found["frozen"])
+
+
 def test_alone_there_is_nothing_to_do():
     norm = sn.RunningInputNorm("n c -> c")
     norm.update(DATA[0, 0])

@@ -144,3 +144,17 @@ def test_the_command_fits_and_shows_it(tmp_path: Path) -> None:
     assert plain["ranks"] == [0.01, 0.99]
     found = [feature["quantiles"] for feature in plain["features"]]
     np.testing.assert_allclose(found, np.quantile(WINE, [0.01, 0.99], axis=0).T, rtol=1e-12)
+
+
+def test_another_scheme_of_the_same_statistics(tmp_path: Path) -> None:
+    pixels = torch.from_numpy(np.random.default_rng(3).integers(0, 256, (50, 3)).astype(np.uint8))
+    sn.save(sn.fit(pixels, "quantile", split="train"), tmp_path / "pixels.safetensors")
+    norm = sn.load(tmp_path / "pixels.safetensors")
+    other = norm.half().with_scheme("minmax")
+    x = pixels.double().numpy()
+    want = (x - x.min(0)) / (x.max(0) - x.min(0))
+    np.testing.assert_allclose(other(pixels.double()).numpy(), want, rtol=1e-12, atol=1e-12)
+    assert other(pixels).dtype == torch.float16  # integers come out as the layer was cast to
+    np.testing.assert_allclose(other(pixels).double().numpy(), want, atol=2**-11)
+    with pytest.raises(OptionError, match="pixels"):  # the file that the statistics were read from
+        exports.export(other, "json", tmp_path / "pixels.safetensors")
