@@ -327,6 +327,7 @@ class RunningInputNorm(FeatureNorm):
         parts = [repr(self._pattern.text)]
         parts += [f"{name}={size}" for name, size in self.sizes.items()]
         parts += [f"clip={self._clip[1]:g}"] if self._clip else []
+        parts += [f"eps={self.scheme.eps:g}"]
         for name in ("window", "half_life"):
             value = getattr(self, name)
             parts += [f"{name}={value}"] if value is not None else []

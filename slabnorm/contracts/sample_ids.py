@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,8 @@ def keys_of(ids: Any, samples: int) -> np.ndarray:
         ShapeError: there are more or fewer than samples.
     """
     fix = "give a list or tensor of integers, or a list of strings, one for each sample"
-    if isinstance(ids, str | bytes) or not (hasattr(ids, "tolist") or isinstance(ids, Iterable)):
+    unordered = isinstance(ids, str | bytes | Set | Mapping)  # whose order says nothing of samples
+    if unordered or not (hasattr(ids, "tolist") or isinstance(ids, Iterable)):
         raise DtypeError("once must be ids, one for each sample", type(ids).__name__, fix)
     given = ids.tolist() if hasattr(ids, "tolist") else list(ids)
     if not isinstance(given, list) or len(given) != samples:

@@ -513,3 +513,11 @@ def test_exact_count_is_kept():
     norm.update(torch.tensor([[1.0]]))
     assert norm.moments.count.item() == 2**53 + 1
     assert Fraction(norm.moments.mean.item()) == 1
+
+
+@pytest.mark.parametrize("ids", [{1, 2}, {"a": 1, "b": 2}, "ab"])
+def test_ids_have_an_order(ids):
+    norm = sn.RunningInputNorm("n c -> c", c=1)
+    with pytest.raises(DtypeError, match="once must be ids, one for each sample"):
+        norm.update(torch.tensor([[1.0], [2.0]]), once=ids)
+    assert norm.samples == 0
