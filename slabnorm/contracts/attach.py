@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from slabnorm.contracts.contract import Contract
 
 Model = TypeVar("Model", bound=nn.Module)
+PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 class Ports:
@@ -43,6 +44,12 @@ class Ports:
             return args, self._enter_named(contract, args, named)
         if self.inputs is None and args and is_mapping(args[0]):
             return (contract(args[0]), *args[1:]), named
+        if self.inputs is None and not args and contract.names("input"):
+            raise ContractError(
+                "The model was called without a positional argument, which the contract normalises",
+                f"{', '.join(named)} by name" if named else "no arguments",
+                'give the batch by position; or say inputs={"argument": "key"} in attach()',
+            )
         names = self.inputs if self.inputs is not None else _the_only(contract, "input", "argument", args)
         if len(args) < len(names):
             raise ContractError(
@@ -126,7 +133,8 @@ def attach(
 ) -> Model:
     """Make a contract a part of a model, in place, and return the model.
 
-    Its forward then takes raw inputs and returns outputs in units. The contract lies in its `state_dict` as
+    Its forward then takes raw inputs and returns outputs in units; methods that do not go through forward,
+    as `generate` may, stay as they are. The contract lies in its `state_dict` as
     `contract.*`, and goes through `torch.export`, ONNX and `torch.compile`. A checkpoint without a contract
     is refused, also under `strict=False`. Train a model on `contract(batch)`, and attach the contract when
     its outputs are to be used; `detach` takes it off again.
@@ -143,8 +151,8 @@ def attach(
 
     Raises:
         ContractError: a name is no key, or not of this role; or a key of this role is left out.
-        ModelError: `model` is no module, is a Sequential, is compiled already, or has a contract or another
-            attribute of that name.
+        ModelError: `model` is no module, is a Sequential, is compiled already, has a contract or another
+            attribute of that name, or calls or copies itself in a way of its own.
 
     >>> import torch, slabnorm as sn
     >>> data = {"x": torch.tensor([[0.0], [10.0]]), "y": torch.tensor([[100.0], [300.0]])}
@@ -158,8 +166,6 @@ def attach(
         raise ModelError(
             "attach() needs a torch.nn.Module", type(model).__name__, "wrap() takes any function"
         )
-    if isinstance(model, Contracted):
-        raise ModelError("The model has a contract already", type(model).__name__, "detach() it first")
     _check_attachable(model)
     ports, kind = Ports(inputs, outputs, contract), derived(Contracted, type(model))
     model.contract = contract
@@ -197,11 +203,24 @@ def wrap(
     """
     if not callable(policy):
         raise ModelError("wrap() needs a module or a function", type(policy).__name__)
+    _check_bare(policy)
     return Wrapped(contract, policy, Ports(inputs, outputs, contract))
+
+
+def _check_bare(model: Any) -> None:
+    """Raise ModelError for what has a contract already: its inputs would be normalised twice."""
+    inner = getattr(model, "__self__", model)  # of a bound method
+    below = inner
+    while isinstance(below, nn.Module):  # through data parallelism, and through torch.compile
+        inner, below = below, below._modules.get("module" if isinstance(below, PARALLEL) else "_orig_mod")
+    if isinstance(inner, Contracted | Wrapped):
+        fix = "use it as it is; or take the contract off first with slabnorm.contracts.attach.detach"
+        raise ModelError("The model has a contract already", type(model).__name__, fix)
 
 
 def _check_attachable(model: nn.Module) -> None:
     """Raise ModelError for a model whose forward would go round the contract, or that has no room for it."""
+    _check_bare(model)
     kind = type(model).__name__
     if isinstance(model, nn.Sequential):
         problem = "A Sequential runs all that it has one after another, and so cannot have a contract"
@@ -213,6 +232,13 @@ def _check_attachable(model: nn.Module) -> None:
             "The model does not run the forward of its class, as after torch.compile", kind,
             "attach the contract before that; or use wrap()",
         )  # fmt: skip
+    parametrized = nn.utils.parametrize.is_parametrized(model)  # whose __deepcopy__ keeps the class
+    for name in ("__call__", "__reduce__", *([] if parametrized else ["__deepcopy__"])):
+        if getattr(type(model), name, None) is not getattr(nn.Module, name, None):
+            raise ModelError(
+                f"The class of the model has a {name} of its own, which can go round the contract", kind,
+                "contract.wrap(model) returns a module around it",
+            )  # fmt: skip
     for name in ("contract", "ports"):
         if hasattr(model, name):
             raise ModelError(f"The model has an attribute {name} of its own", kind, "use wrap()")

@@ -130,6 +130,8 @@ CALLS: dict[str, tuple[Any, dict[str, Any], Any, type[SlabError], str]] = {
     "which input": (Plain(), {}, lambda m: m(BATCH["x"], BATCH["z"]), ContractError, "which argument"),
     "one too few": (Plain(), {"inputs": ["x", "z"]}, lambda m: m(BATCH["x"]), ContractError, "without 'z'"),
     "no name": (Plain(), {"inputs": {"x": "x", "z": "z"}}, lambda m: m(x=1), ContractError, "the argument z"),
+    "by name only": (Plain(), {}, lambda m: m(x=BATCH), ContractError, "got: x by name.*by position"),
+    "nothing": (Plain(), {}, lambda m: m(), ContractError, "got: no arguments"),
     "a key fewer": (Plain(), {}, lambda m: m({"x": BATCH["x"]}), ContractError, "no 'z', an input"),
     "a key more": (Plain(), {}, lambda m: m({**BATCH, "w": 1}), ContractError, "no key 'w'"),
     "no tensor": (Plain(lambda y: "text"), {}, lambda m: m(BATCH), ContractError, "does not return 'action'"),
@@ -165,6 +167,21 @@ def test_names_that_do_not_fit(options: Any, said: str) -> None:
         fitted(**THREE).attach(Plain(), **options)
 
 
+class Calls(Plain):
+    def __call__(self, x: Any) -> Any:
+        return x
+
+
+class Reduces(Plain):
+    def __reduce__(self) -> Any:
+        return Reduces, (), vars(self)
+
+
+class Copies(Plain):
+    def __deepcopy__(self, memo: Any) -> Any:
+        return Copies()
+
+
 def test_models_that_would_go_round_the_contract() -> None:
     contract, patched, own = fitted(**THREE), Plain(), Plain()
     patched.forward = lambda x: x  # type: ignore[method-assign]
@@ -180,6 +197,7 @@ def test_models_that_would_go_round_the_contract() -> None:
         lambda x: x,
         Plain,
     ]
+    refused += [Calls(), Reduces(), Copies(), torch.fx.symbolic_trace(nn.Linear(2, 2))]
     for model in refused:
         before = dict(vars(model)) if isinstance(model, nn.Module) else None
         with pytest.raises(ModelError, match=r"(?s)wrap\(|attach\(\) needs"):
@@ -189,6 +207,29 @@ def test_models_that_would_go_round_the_contract() -> None:
     assert np.abs(wrapped(BATCH).detach().numpy() - right()).max() < 1e-12
     with pytest.raises(ModelError, match="module or a function"):
         contract.wrap(3)
+
+
+def test_a_parametrized_model_keeps_the_contract_in_copies() -> None:
+    keys: Any = {"x": "n c -> c", "y": sn.Key("n c -> c", role="output")}
+    contract = sn.fit_contract({"x": X, "y": Y}, keys, split="train")
+    linear = nn.utils.parametrizations.weight_norm(nn.Linear(2, 2, dtype=torch.float64))
+    weight, bias = linear.weight.detach().numpy().copy(), linear.bias.detach().numpy()
+    wanted = (norm(X) @ weight.T + bias) * Y.std(0) + Y.mean(0)
+    found = copy.deepcopy(contract.attach(linear))(torch.from_numpy(X))
+    assert np.abs(found.detach().numpy() - wanted).max() < 1e-12
+
+
+def test_no_input_is_normalised_twice() -> None:
+    contract = fitted(**THREE)
+    attached, wrapped = contract.attach(Plain()), contract.wrap(Plain())
+    twice: list[Any] = [attached, wrapped, attached.forward, wrapped.forward]
+    twice += [nn.DataParallel(attached), torch.compile(attached, backend="eager")]
+    for model in twice:
+        with pytest.raises(ModelError, match="has a contract already"):
+            contract.wrap(model)
+    for model in (attached, wrapped, nn.DataParallel(attached)):
+        with pytest.raises(ModelError, match="has a contract already"):
+            contract.attach(model)
 
 
 def test_detach() -> None:
