@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -47,13 +48,14 @@ def known_names(batch: Any, known: Collection[str]) -> list[str]:
 
 
 def get(batch: Any, name: str) -> Any:
-    """Return the entry of a name that `known_names` has returned."""
-    if name in batch.keys():  # noqa: SIM118
-        return batch[name]
-    for outer, inner in _splits(name):
-        if outer in batch.keys() and is_mapping(batch[outer]):  # noqa: SIM118
-            return get(batch[outer], inner)
-    raise KeyError(name)
+    """Return the entry of a name that `known_names` has returned.
+
+    Raises:
+        KeyError: there is no such entry.
+    """
+    for outer in _way(batch, name):
+        batch = batch[outer]
+    return batch
 
 
 def replaced(batch: Any, values: Mapping[str, Any]) -> Any:
@@ -61,18 +63,29 @@ def replaced(batch: Any, values: Mapping[str, Any]) -> Any:
     new = batch.copy() if hasattr(batch, "copy") else copy.copy(batch)
     inside: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
-        if name in batch.keys():  # noqa: SIM118
+        outer = _way(batch, name)[0]
+        if outer == name:
             new[name] = value
-            continue
-        outer, inner = next(
-            (outer, inner)
-            for outer, inner in _splits(name)
-            if outer in batch.keys() and is_mapping(batch[outer])  # noqa: SIM118
-        )
-        inside.setdefault(outer, {})[inner] = value
+        else:
+            inside.setdefault(outer, {})[name.removeprefix(f"{outer}.")] = value
     for outer, parts in inside.items():
         new[outer] = replaced(batch[outer], parts)
     return new
+
+
+def _way(batch: Any, name: str) -> list[str]:
+    """Return the names of the entries in one another that lead to the entry of a name.
+
+    Raises:
+        KeyError: there is none.
+    """
+    if name in batch.keys():  # noqa: SIM118 - a TensorDict looks for a sample
+        return [name]
+    for outer, inner in _splits(name):
+        if outer in batch.keys() and is_mapping(batch[outer]):  # noqa: SIM118
+            with contextlib.suppress(KeyError):
+                return [outer, *_way(batch[outer], inner)]
+    raise KeyError(name)
 
 
 def _splits(name: str) -> list[tuple[str, str]]:
