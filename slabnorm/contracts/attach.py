@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -43,6 +44,7 @@ class Ports:
         if isinstance(self.inputs, Mapping):
             return args, self._enter_named(contract, args, named)
         if self.inputs is None and args and is_mapping(args[0]):
+            _check_further(contract, (*args[1:], *named.values()))
             return (contract(args[0]), *args[1:]), named
         if self.inputs is None and not args and contract.names("input"):
             raise ContractError(
@@ -75,7 +77,14 @@ class Ports:
     def leave(self, contract: Contract, result: Any) -> Any:
         """Return the result of a call in units."""
         if self.outputs is None and is_mapping(result):
-            known = [name for name in known_names(result, list(contract)) if name in contract]
+            names = known_names(result, list(contract))
+            missing = [name for name in contract.names("output") if name not in names]
+            if missing:
+                what = listing([name_of(name) for name in missing])
+                got = f"it has {', '.join(map(name_of, names[:10])) or 'nothing'}"
+                fix = "name its entries as the contract does"
+                raise ContractError(f"The model's result has no {what}, an output of the contract", got, fix)
+            known = [name for name in names if name in contract]
             return replaced(result, contract.inverse({name: get(result, name) for name in known}))
         several = isinstance(result, tuple | list)
         parts = list(result) if several else [result]
@@ -137,7 +146,8 @@ def attach(
     as `generate` may, stay as they are. The contract lies in its `state_dict` as
     `contract.*`, and goes through `torch.export`, ONNX and `torch.compile`. A checkpoint without a contract
     is refused, also under `strict=False`. Train a model on `contract(batch)`, and attach the contract when
-    its outputs are to be used; `detach` takes it off again.
+    its outputs are to be used; `detach` takes it off again. The model has a copy of its own, which a
+    checkpoint that is loaded may change.
 
     Args:
         contract: the statistics.
@@ -168,7 +178,7 @@ def attach(
         )
     _check_attachable(model)
     ports, kind = Ports(inputs, outputs, contract), derived(Contracted, type(model))
-    model.contract = contract
+    model.contract = copy.deepcopy(contract)
     model.ports = ports  # type: ignore[assignment]
     object.__setattr__(model, "__class__", kind)
     return model
@@ -204,7 +214,7 @@ def wrap(
     if not callable(policy):
         raise ModelError("wrap() needs a module or a function", type(policy).__name__)
     _check_bare(policy)
-    return Wrapped(contract, policy, Ports(inputs, outputs, contract))
+    return Wrapped(copy.deepcopy(contract), policy, Ports(inputs, outputs, contract))
 
 
 def _check_bare(model: Any) -> None:
@@ -273,6 +283,19 @@ def _checked(names: Any, role: str, contract: Contract) -> Any:
             f"{chosen!r:.200}", f"name each {role} of the contract once",
         )  # fmt: skip
     return dict(names) if isinstance(names, Mapping) else chosen
+
+
+def _check_further(contract: Contract, arguments: Sequence[Any]) -> None:
+    """Raise ContractError if an argument besides the batch has entries that the contract normalises."""
+    normalised = contract.names()
+    for argument in arguments:
+        names = known_names(argument, normalised) if is_mapping(argument) else []
+        both = [name for name in names if name in normalised]
+        if both:
+            raise ContractError(
+                f"Another argument of the model has {name_of(both[0])}, too", type(argument).__name__,
+                "only the first is normalised: give one batch, with another key for each of its entries",
+            )  # fmt: skip
 
 
 def _the_only(contract: Contract, role: str, what: str, values: Sequence[Any]) -> list[str]:

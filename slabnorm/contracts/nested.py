@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -53,7 +52,10 @@ def get(batch: Any, name: str) -> Any:
     Raises:
         KeyError: there is no such entry.
     """
-    for outer in _way(batch, name):
+    way = _way(batch, name)
+    if not way:
+        raise KeyError(name)
+    for outer in way:
         batch = batch[outer]
     return batch
 
@@ -74,18 +76,15 @@ def replaced(batch: Any, values: Mapping[str, Any]) -> Any:
 
 
 def _way(batch: Any, name: str) -> list[str]:
-    """Return the names of the entries in one another that lead to the entry of a name.
-
-    Raises:
-        KeyError: there is none.
-    """
+    """Return the names of the entries in one another that lead to the entry of a name; none if none do."""
     if name in batch.keys():  # noqa: SIM118 - a TensorDict looks for a sample
         return [name]
     for outer, inner in _splits(name):
         if outer in batch.keys() and is_mapping(batch[outer]):  # noqa: SIM118
-            with contextlib.suppress(KeyError):
-                return [outer, *_way(batch[outer], inner)]
-    raise KeyError(name)
+            way = _way(batch[outer], inner)
+            if way:
+                return [outer, *way]
+    return []
 
 
 def _splits(name: str) -> list[tuple[str, str]]:

@@ -136,7 +136,9 @@ CALLS: dict[str, tuple[Any, dict[str, Any], Any, type[SlabError], str]] = {
     "a key more": (Plain(), {}, lambda m: m({**BATCH, "w": 1}), ContractError, "no key 'w'"),
     "no tensor": (Plain(lambda y: "text"), {}, lambda m: m(BATCH), ContractError, "does not return 'action'"),
     "which result": (Plain(lambda y: (y, y)), {}, lambda m: m(BATCH), ContractError, "which result"),
-    "another name": (Plain(lambda y: {"act": y}), {}, lambda m: m(BATCH), ContractError, "no 'action'"),
+    "another name": (Plain(lambda y: {"act": y}), {}, lambda m: m(BATCH), ContractError, "'action'.*'act'"),
+    "two batches": (Plain(), {}, lambda m: m(BATCH, BATCH), ContractError, "argument.*'x', too"),
+    "two by name": (Plain(), {}, lambda m: m(BATCH, scale=BATCH), ContractError, "argument.*'x', too"),
 }  # fmt: skip
 
 
@@ -232,6 +234,19 @@ def test_no_input_is_normalised_twice() -> None:
             contract.attach(model)
 
 
+@pytest.mark.parametrize("how", ["attach", "wrap"])
+def test_a_checkpoint_of_one_model_leaves_others_alone(how: str) -> None:
+    contract = fitted(**THREE)
+    one, two = (getattr(contract, how)(Plain()) for _ in range(2))
+    data = {"x": X * 3, "z": Z, "action": Y}
+    keys = {name: contract.key(name) for name in data}
+    two.load_state_dict(getattr(sn.fit_contract(data, keys, split="train"), how)(Plain()).state_dict())
+    assert np.abs(one(BATCH).detach().numpy() - right()).max() < 1e-12
+    assert np.abs(contract(BATCH)["x"].numpy() - norm(X)).max() < 1e-12
+    found = two({**BATCH, "x": BATCH["x"] * 3})
+    assert np.abs(found.detach().numpy() - right()).max() < 1e-12
+
+
 def test_detach() -> None:
     model, contract = Plain(), fitted(**THREE)
     weight = model.weight
@@ -240,7 +255,7 @@ def test_detach() -> None:
     assert type(model).__name__ == "Plain"
     with pytest.raises(ModelError, match="has a contract already"):
         contract.attach(model)
-    assert detach(model) is contract
+    assert detach(model).key("action") == contract.key("action")
     assert type(model) is Plain
     assert model.weight is weight
     assert list(model.state_dict()) == ["weight"]
