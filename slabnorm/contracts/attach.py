@@ -142,12 +142,11 @@ def attach(
 ) -> Model:
     """Make a contract a part of a model, in place, and return the model.
 
-    Its forward then takes raw inputs and returns outputs in units; methods that do not go through forward,
-    as `generate` may, stay as they are. The contract lies in its `state_dict` as
-    `contract.*`, and goes through `torch.export`, ONNX and `torch.compile`. A checkpoint without a contract
-    is refused, also under `strict=False`. Train a model on `contract(batch)`, and attach the contract when
-    its outputs are to be used; `detach` takes it off again. The model has a copy of its own, which a
-    checkpoint that is loaded may change.
+    Its forward then takes raw inputs and returns outputs in units; methods that do not go through forward, as
+    `generate` may, stay as they are. The model has a copy of the contract, which lies in its `state_dict` as
+    `contract.*`, may be changed by a checkpoint that is loaded, and goes through `torch.export`, ONNX and
+    `torch.compile`. A checkpoint without a contract is refused, also under `strict=False`. Train a model on
+    `contract(batch)`, and attach the contract when its outputs are to be used; `detach` takes it off again.
 
     Args:
         contract: the statistics.
