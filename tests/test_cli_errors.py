@@ -43,7 +43,13 @@ def test_every_option_is_named_as_it_is_typed(command: str, option: Any) -> None
             wanted = around.format(shell)
             assert in_options(around.format(python), COMMANDS[command]) == wanted
     assert in_options(f"{name} must be whole", COMMANDS[command]) == f"{typed} must be whole"
-    for other in (f"data/{name}='x'/a.npy", f"it has no {name}", f"sn.fit(x, {name}=1)", f"x.{name}=1"):
+    for other in (
+        f"data/{name}='x'/a.npy",
+        f"it has no {name}",
+        f"sn.fit(x, {name}=1)",
+        f"x.{name}=1",
+        f"f({name}=(1, 2))",
+    ):
         assert in_options(other, COMMANDS[command]) == other
 
 

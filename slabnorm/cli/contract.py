@@ -22,7 +22,7 @@ Form = Annotated[
 
 def show_contract(
     source: Source,
-    form: Form = "",
+    format: Form = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Show what is known of each key: unit, scheme, where it comes from, and its numbers."""
@@ -31,7 +31,7 @@ def show_contract(
     from slabnorm.report.contract import print_contract
     from slabnorm.report.terminal import terminal
 
-    record = describe(contract(source, format=form))
+    record = describe(contract(source, format=format))
     if as_json:
         print(json.dumps(record.as_dict(), indent=1, allow_nan=False), flush=True)
     else:
@@ -42,7 +42,7 @@ def show_contract(
 def check_contract(
     source: Source,
     data: Annotated[str, typer.Argument(help="Raw data: a table, .npz or Zarr group with the keys' names.")],
-    form: Form = "",
+    format: Form = "",
     json_path: Annotated[
         str | None,
         typer.Option("--json", metavar="PATH", help="Also write what was found as JSON; - is stdout."),
@@ -64,7 +64,7 @@ def check_contract(
 
     path = output_path(json_path) if json_path and json_path != "-" else None
     check_outputs([path] if path else [], [source, data])
-    record = ContractCheck(data, contract(source, format=form).check(data))
+    record = ContractCheck(data, contract(source, format=format).check(data))
     text = json.dumps(record.as_dict(), indent=1, allow_nan=False)
     if path is not None:
         write_atomically(path, text + "\n")
@@ -79,7 +79,7 @@ def check_contract(
 def convert_contract(
     source: Source,
     out: Annotated[Path, typer.Option(metavar="PATH", help="The file to write.")],
-    form: Form = "",
+    format: Form = "",
     to: Annotated[
         str, typer.Option(help="The format to write: slabnorm's own, or another program's.")
     ] = "slabnorm",
@@ -94,5 +94,5 @@ def convert_contract(
     from slabnorm.inputs.outputs import check_outputs
 
     check_outputs([out], [source])
-    write(contract(source, format=form), out, to)
+    write(contract(source, format=format), out, to)
     error_console().print(f"statistics: {shown(out)}", style="dim", markup=False, soft_wrap=True)

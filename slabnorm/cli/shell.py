@@ -264,7 +264,7 @@ def in_options(message: str, command: Callable[..., None], given: Iterable[objec
     names = "|".join(options)
     texts = [text for value in given for text in (value if isinstance(value, list) else [value])]
     typed = [re.escape(str(text)) for text in texts if isinstance(text, str | Path) and "=" in str(text)]
-    calls, paths = r"[\w.]+\([^()\n]*\)", r"\S*/\S*"
+    calls, paths = r"[\w.]+\((?:[^()\n]|\([^()\n]*\))*\)", r"\S*/\S*"
     value = (
         r"""(?P<value>"[^"\n]*"|'[^'\n]*'|[\[(][^\])\n]*[\])]|True|False|None|\.\.\.|-?\d(?:[\d_.]*\d)?|)"""
     )

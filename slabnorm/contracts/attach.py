@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from slabnorm.contracts.contract import Contract
 
 Model = TypeVar("Model", bound=nn.Module)
+PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 class Ports:
@@ -42,7 +44,14 @@ class Ports:
         if isinstance(self.inputs, Mapping):
             return args, self._enter_named(contract, args, named)
         if self.inputs is None and args and is_mapping(args[0]):
+            _check_further(contract, (*args[1:], *named.values()))
             return (contract(args[0]), *args[1:]), named
+        if self.inputs is None and not args and contract.names("input"):
+            raise ContractError(
+                "The model was called without a positional argument, which the contract normalises",
+                f"{', '.join(named)} by name" if named else "no arguments",
+                'give the batch by position; or say inputs={"argument": "key"} in attach()',
+            )
         names = self.inputs if self.inputs is not None else _the_only(contract, "input", "argument", args)
         if len(args) < len(names):
             raise ContractError(
@@ -68,7 +77,14 @@ class Ports:
     def leave(self, contract: Contract, result: Any) -> Any:
         """Return the result of a call in units."""
         if self.outputs is None and is_mapping(result):
-            known = [name for name in known_names(result, list(contract)) if name in contract]
+            names = known_names(result, list(contract))
+            missing = [name for name in contract.names("output") if name not in names]
+            if missing:
+                what = listing([name_of(name) for name in missing])
+                got = f"it has {', '.join(map(name_of, names[:10])) or 'nothing'}"
+                fix = "name its entries as the contract does"
+                raise ContractError(f"The model's result has no {what}, an output of the contract", got, fix)
+            known = [name for name in names if name in contract]
             return replaced(result, contract.inverse({name: get(result, name) for name in known}))
         several = isinstance(result, tuple | list)
         parts = list(result) if several else [result]
@@ -126,10 +142,11 @@ def attach(
 ) -> Model:
     """Make a contract a part of a model, in place, and return the model.
 
-    Its forward then takes raw inputs and returns outputs in units. The contract lies in its `state_dict` as
-    `contract.*`, and goes through `torch.export`, ONNX and `torch.compile`. A checkpoint without a contract
-    is refused, also under `strict=False`. Train a model on `contract(batch)`, and attach the contract when
-    its outputs are to be used; `detach` takes it off again.
+    Its forward then takes raw inputs and returns outputs in units; methods that do not go through forward, as
+    `generate` may, stay as they are. The model has a copy of the contract, which lies in its `state_dict` as
+    `contract.*`, may be changed by a checkpoint that is loaded, and goes through `torch.export`, ONNX and
+    `torch.compile`. A checkpoint without a contract is refused, also under `strict=False`. Train a model on
+    `contract(batch)`, and attach the contract when its outputs are to be used; `detach` takes it off again.
 
     Args:
         contract: the statistics.
@@ -143,8 +160,8 @@ def attach(
 
     Raises:
         ContractError: a name is no key, or not of this role; or a key of this role is left out.
-        ModelError: `model` is no module, is a Sequential, is compiled already, or has a contract or another
-            attribute of that name.
+        ModelError: `model` is no module, is a Sequential, is compiled already, has a contract or another
+            attribute of that name, or calls or copies itself in a way of its own.
 
     >>> import torch, slabnorm as sn
     >>> data = {"x": torch.tensor([[0.0], [10.0]]), "y": torch.tensor([[100.0], [300.0]])}
@@ -158,11 +175,9 @@ def attach(
         raise ModelError(
             "attach() needs a torch.nn.Module", type(model).__name__, "wrap() takes any function"
         )
-    if isinstance(model, Contracted):
-        raise ModelError("The model has a contract already", type(model).__name__, "detach() it first")
     _check_attachable(model)
     ports, kind = Ports(inputs, outputs, contract), derived(Contracted, type(model))
-    model.contract = contract
+    model.contract = copy.deepcopy(contract)
     model.ports = ports  # type: ignore[assignment]
     object.__setattr__(model, "__class__", kind)
     return model
@@ -197,11 +212,24 @@ def wrap(
     """
     if not callable(policy):
         raise ModelError("wrap() needs a module or a function", type(policy).__name__)
-    return Wrapped(contract, policy, Ports(inputs, outputs, contract))
+    _check_bare(policy)
+    return Wrapped(copy.deepcopy(contract), policy, Ports(inputs, outputs, contract))
+
+
+def _check_bare(model: Any) -> None:
+    """Raise ModelError for what has a contract already: its inputs would be normalised twice."""
+    inner = getattr(model, "__self__", model)  # of a bound method
+    below = inner
+    while isinstance(below, nn.Module):  # through data parallelism, and through torch.compile
+        inner, below = below, below._modules.get("module" if isinstance(below, PARALLEL) else "_orig_mod")
+    if isinstance(inner, Contracted | Wrapped):
+        fix = "use it as it is; or take the contract off first with slabnorm.contracts.attach.detach"
+        raise ModelError("The model has a contract already", type(model).__name__, fix)
 
 
 def _check_attachable(model: nn.Module) -> None:
     """Raise ModelError for a model whose forward would go round the contract, or that has no room for it."""
+    _check_bare(model)
     kind = type(model).__name__
     if isinstance(model, nn.Sequential):
         problem = "A Sequential runs all that it has one after another, and so cannot have a contract"
@@ -213,6 +241,13 @@ def _check_attachable(model: nn.Module) -> None:
             "The model does not run the forward of its class, as after torch.compile", kind,
             "attach the contract before that; or use wrap()",
         )  # fmt: skip
+    parametrized = nn.utils.parametrize.is_parametrized(model)  # whose __deepcopy__ keeps the class
+    for name in ("__call__", "__reduce__", *([] if parametrized else ["__deepcopy__"])):
+        if getattr(type(model), name, None) is not getattr(nn.Module, name, None):
+            raise ModelError(
+                f"The class of the model has a {name} of its own, which can go round the contract", kind,
+                "contract.wrap(model) returns a module around it",
+            )  # fmt: skip
     for name in ("contract", "ports"):
         if hasattr(model, name):
             raise ModelError(f"The model has an attribute {name} of its own", kind, "use wrap()")
@@ -247,6 +282,19 @@ def _checked(names: Any, role: str, contract: Contract) -> Any:
             f"{chosen!r:.200}", f"name each {role} of the contract once",
         )  # fmt: skip
     return dict(names) if isinstance(names, Mapping) else chosen
+
+
+def _check_further(contract: Contract, arguments: Sequence[Any]) -> None:
+    """Raise ContractError if an argument besides the batch has entries that the contract normalises."""
+    normalised = contract.names()
+    for argument in arguments:
+        names = known_names(argument, normalised) if is_mapping(argument) else []
+        both = [name for name in names if name in normalised]
+        if both:
+            raise ContractError(
+                f"Another argument of the model has {name_of(both[0])}, too", type(argument).__name__,
+                "only the first is normalised: give one batch, with another key for each of its entries",
+            )  # fmt: skip
 
 
 def _the_only(contract: Contract, role: str, what: str, values: Sequence[Any]) -> list[str]:

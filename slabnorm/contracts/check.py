@@ -19,6 +19,7 @@ from slabnorm.errors import DataError, DataWarning, PatternError, ShapeError, Sl
 from slabnorm.extras import extra
 from slabnorm.inputs.audit.counts import Reference
 from slabnorm.inputs.audit.findings import (
+    CHANCE,
     FAR,
     NEAR,
     NORMALISED,
@@ -173,6 +174,9 @@ class _Entry:
             high = middle + REACH * spread if high is None else high
         return low.double(), high.double()
 
+    def _knows_range(self) -> bool:
+        return self.statistics.min is not None and self.statistics.max is not None
+
     def _side(self) -> Side:
         """Return the statistics as an audit compares them; NaN for what nobody says."""
         found, (low, high) = self.statistics, self._ends()
@@ -193,6 +197,11 @@ class _Entry:
             return whole + rest
         assert tally.audit is not None  # it was asked for
         below, above = (counts.reshape(-1).numpy() for counts in (tally.audit.below, tally.audit.above))
+        if not self._knows_range():
+            share = (below + above) / np.maximum(new.count, 1)
+            chance = (train.min < train.max) & ~_more_than_chance(share, new.independent)
+            below = below if self.statistics.min is not None else np.where(chance, 0, below)
+            above = above if self.statistics.max is not None else np.where(chance, 0, above)
         drift = self._with_units(find_drift(names, train, new, below, above), train, new)
         return drift + find_constant(names, train, new, below, above) + rest
 
@@ -294,10 +303,22 @@ class _Entry:
 
     def _named(self, finding: Finding) -> Finding:
         text = f"{printable(self.name, 60)}: {finding.text}"
-        if self.statistics.min is None:
-            text = text.replace("the training range", f"{REACH:g} standard deviations around the mean")
+        if not self._knows_range():
+            found = self.statistics
+            spread = "standard deviations around the mean"
+            if found.mean is None or found.std is None:
+                spread = "times the range of the known quantiles around their middle"
+            text = text.replace("the training range", f"{REACH:g} {spread}")
         features = finding.features or (self.name,)
         return Finding(finding.kind, finding.severity, text, finding.advice, features, finding.numbers)
+
+
+def _more_than_chance(share: np.ndarray, samples: np.ndarray) -> np.ndarray:
+    """Return whether more values lie beyond REACH spreads than there may be, by Chernoff's bound."""
+    may, part = 1 / REACH**2, np.clip(share, 1e-12, 1 - 1e-12)
+    unlikely = samples * (part * np.log(part / may) + (1 - part) * np.log((1 - part) / (1 - may)))
+    more: np.ndarray = (share > may) & (unlikely > -math.log(CHANCE))
+    return more
 
 
 def _times(factor: float) -> str:

@@ -77,7 +77,13 @@ class Contract(nn.Module):
         self.norms = nn.ModuleDict()
         self._entries: dict[str, Key] = {}
         self.origin: tuple[str, ...] = ()
-        for name, (key, norm) in entries.items():
+        for name, entry in entries.items():
+            if not isinstance(entry, tuple) or len(entry) != 2 or not isinstance(entry[0], Key):
+                raise ContractError(
+                    f"Entry {name!r:.80} of a Contract must be a Key and a layer", type(entry).__name__,
+                    "such as (slabnorm.Key(...), norm); slabnorm.contract({...: norm}) takes layers alone",
+                )  # fmt: skip
+            key, norm = entry
             self._entries[check_name(name)] = _matching(name, key, norm)
             self.norms[_escaped(name)] = Keep() if norm is None else norm
 
@@ -364,13 +370,18 @@ def _matching(name: str, key: Key, norm: FeatureNorm | None) -> Key:
         raise ContractError(
             f"Key {name_of(name)} passes unchanged, and so has no statistics", "", "leave them out"
         )
+    if not isinstance(norm, InputNorm | GivenNorm):
+        raise ContractError(
+            f"The layer of key {name_of(name)} must be an InputNorm or a GivenNorm", type(norm).__name__,
+            "of a RunningInputNorm give what its freeze() returns",
+        )  # fmt: skip
     if norm.features.pattern != parse(key.pattern):
         raise ContractError(
             f"The statistics of key {name_of(name)} were computed with another pattern",
             f"{norm.features.pattern.text!r}, not {key.pattern!r}", "give the key their pattern",
         )  # fmt: skip
     key.check_width(norm.features.shape, name)
-    return replace(key, scheme=norm.scheme) if isinstance(norm, InputNorm | GivenNorm) else key
+    return replace(key, scheme=norm.scheme)
 
 
 def _plain_keys(state: Any) -> dict[str, Any]:

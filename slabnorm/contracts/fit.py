@@ -22,7 +22,7 @@ from slabnorm.inputs.normalizer import InputNorm
 from slabnorm.inputs.outputs import paths_of
 from slabnorm.inputs.record import Record
 from slabnorm.inputs.sources import Stream
-from slabnorm.inputs.sources.base import Block, as_block, check_schema, empty
+from slabnorm.inputs.sources.base import AbsentError, Block, as_block, check_schema, empty
 from slabnorm.inputs.sources.memory import dataset_hints, warn_of_sampling
 from slabnorm.inputs.sources.open import format_of, known_options
 from slabnorm.inputs.split import guard
@@ -244,7 +244,10 @@ def _errors_of(name: str) -> Iterator[None]:
     try:
         yield
     except SlabError as error:
-        raise type(error)(f"Key {name_of(name)}: {error.problem}", error.got, error.fix) from error
+        fix = error.fix
+        if isinstance(error, AbsentError) and fix.endswith("="):  # an option of fit()
+            fix = "name the key as the data do"
+        raise type(error)(f"Key {name_of(name)}: {error.problem}", error.got, fix) from error
 
 
 @contextmanager

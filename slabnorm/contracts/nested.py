@@ -47,13 +47,17 @@ def known_names(batch: Any, known: Collection[str]) -> list[str]:
 
 
 def get(batch: Any, name: str) -> Any:
-    """Return the entry of a name that `known_names` has returned."""
-    if name in batch.keys():  # noqa: SIM118
-        return batch[name]
-    for outer, inner in _splits(name):
-        if outer in batch.keys() and is_mapping(batch[outer]):  # noqa: SIM118
-            return get(batch[outer], inner)
-    raise KeyError(name)
+    """Return the entry of a name that `known_names` has returned.
+
+    Raises:
+        KeyError: there is no such entry.
+    """
+    way = _way(batch, name)
+    if not way:
+        raise KeyError(name)
+    for outer in way:
+        batch = batch[outer]
+    return batch
 
 
 def replaced(batch: Any, values: Mapping[str, Any]) -> Any:
@@ -61,18 +65,26 @@ def replaced(batch: Any, values: Mapping[str, Any]) -> Any:
     new = batch.copy() if hasattr(batch, "copy") else copy.copy(batch)
     inside: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
-        if name in batch.keys():  # noqa: SIM118
+        outer = _way(batch, name)[0]
+        if outer == name:
             new[name] = value
-            continue
-        outer, inner = next(
-            (outer, inner)
-            for outer, inner in _splits(name)
-            if outer in batch.keys() and is_mapping(batch[outer])  # noqa: SIM118
-        )
-        inside.setdefault(outer, {})[inner] = value
+        else:
+            inside.setdefault(outer, {})[name.removeprefix(f"{outer}.")] = value
     for outer, parts in inside.items():
         new[outer] = replaced(batch[outer], parts)
     return new
+
+
+def _way(batch: Any, name: str) -> list[str]:
+    """Return the names of the entries in one another that lead to the entry of a name; none if none do."""
+    if name in batch.keys():  # noqa: SIM118 - a TensorDict looks for a sample
+        return [name]
+    for outer, inner in _splits(name):
+        if outer in batch.keys() and is_mapping(batch[outer]):  # noqa: SIM118
+            way = _way(batch[outer], inner)
+            if way:
+                return [outer, *way]
+    return []
 
 
 def _splits(name: str) -> list[tuple[str, str]]:

@@ -49,7 +49,7 @@ def contract(source: Any, keys: Mapping[str, str | Key] | None = None, *, format
     {'state': tensor([[0.5000]])}
     """
     given = {name: as_key(key, name) for name, key in (keys or {}).items()}
-    if isinstance(source, InputNorm):
+    if isinstance(source, FeatureNorm):
         source = {"x": source}
     if isinstance(source, Mapping) and source and all(isinstance(v, FeatureNorm) for v in source.values()):
         return _changed({name: (_key_of(norm), norm) for name, norm in source.items()}, given)
@@ -142,7 +142,10 @@ def _norm(name: str, key: Key, found: Found) -> GivenNorm:
 
 def _key_of(norm: FeatureNorm) -> Key:
     if not isinstance(norm, InputNorm):
-        raise ContractError("A GivenNorm has no key of its own", "", "give its Contract")
+        raise ContractError(
+            "Only an InputNorm knows its pattern, and so becomes a key", type(norm).__name__,
+            "of a RunningInputNorm give what its freeze() returns, of a GivenNorm its Contract",
+        )  # fmt: skip
     record = norm.record
     return Key(record.pattern, record.scheme, names=record.names, sizes=dict(record.sizes))
 

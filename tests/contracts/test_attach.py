@@ -130,11 +130,15 @@ CALLS: dict[str, tuple[Any, dict[str, Any], Any, type[SlabError], str]] = {
     "which input": (Plain(), {}, lambda m: m(BATCH["x"], BATCH["z"]), ContractError, "which argument"),
     "one too few": (Plain(), {"inputs": ["x", "z"]}, lambda m: m(BATCH["x"]), ContractError, "without 'z'"),
     "no name": (Plain(), {"inputs": {"x": "x", "z": "z"}}, lambda m: m(x=1), ContractError, "the argument z"),
+    "by name only": (Plain(), {}, lambda m: m(x=BATCH), ContractError, "got: x by name.*by position"),
+    "nothing": (Plain(), {}, lambda m: m(), ContractError, "got: no arguments"),
     "a key fewer": (Plain(), {}, lambda m: m({"x": BATCH["x"]}), ContractError, "no 'z', an input"),
     "a key more": (Plain(), {}, lambda m: m({**BATCH, "w": 1}), ContractError, "no key 'w'"),
     "no tensor": (Plain(lambda y: "text"), {}, lambda m: m(BATCH), ContractError, "does not return 'action'"),
     "which result": (Plain(lambda y: (y, y)), {}, lambda m: m(BATCH), ContractError, "which result"),
-    "another name": (Plain(lambda y: {"act": y}), {}, lambda m: m(BATCH), ContractError, "no 'action'"),
+    "another name": (Plain(lambda y: {"act": y}), {}, lambda m: m(BATCH), ContractError, "'action'.*'act'"),
+    "two batches": (Plain(), {}, lambda m: m(BATCH, BATCH), ContractError, "argument.*'x', too"),
+    "two by name": (Plain(), {}, lambda m: m(BATCH, scale=BATCH), ContractError, "argument.*'x', too"),
 }  # fmt: skip
 
 
@@ -165,6 +169,21 @@ def test_names_that_do_not_fit(options: Any, said: str) -> None:
         fitted(**THREE).attach(Plain(), **options)
 
 
+class Calls(Plain):
+    def __call__(self, x: Any) -> Any:
+        return x
+
+
+class Reduces(Plain):
+    def __reduce__(self) -> Any:
+        return Reduces, (), vars(self)
+
+
+class Copies(Plain):
+    def __deepcopy__(self, memo: Any) -> Any:
+        return Copies()
+
+
 def test_models_that_would_go_round_the_contract() -> None:
     contract, patched, own = fitted(**THREE), Plain(), Plain()
     patched.forward = lambda x: x  # type: ignore[method-assign]
@@ -180,6 +199,7 @@ def test_models_that_would_go_round_the_contract() -> None:
         lambda x: x,
         Plain,
     ]
+    refused += [Calls(), Reduces(), Copies(), torch.fx.symbolic_trace(nn.Linear(2, 2))]
     for model in refused:
         before = dict(vars(model)) if isinstance(model, nn.Module) else None
         with pytest.raises(ModelError, match=r"(?s)wrap\(|attach\(\) needs"):
@@ -191,6 +211,42 @@ def test_models_that_would_go_round_the_contract() -> None:
         contract.wrap(3)
 
 
+def test_a_parametrized_model_keeps_the_contract_in_copies() -> None:
+    keys: Any = {"x": "n c -> c", "y": sn.Key("n c -> c", role="output")}
+    contract = sn.fit_contract({"x": X, "y": Y}, keys, split="train")
+    linear = nn.utils.parametrizations.weight_norm(nn.Linear(2, 2, dtype=torch.float64))
+    weight, bias = linear.weight.detach().numpy().copy(), linear.bias.detach().numpy()
+    wanted = (norm(X) @ weight.T + bias) * Y.std(0) + Y.mean(0)
+    found = copy.deepcopy(contract.attach(linear))(torch.from_numpy(X))
+    assert np.abs(found.detach().numpy() - wanted).max() < 1e-12
+
+
+def test_no_input_is_normalised_twice() -> None:
+    contract = fitted(**THREE)
+    attached, wrapped = contract.attach(Plain()), contract.wrap(Plain())
+    twice: list[Any] = [attached, wrapped, attached.forward, wrapped.forward]
+    twice += [nn.DataParallel(attached), torch.compile(attached, backend="eager")]
+    for model in twice:
+        with pytest.raises(ModelError, match="has a contract already"):
+            contract.wrap(model)
+    for model in (attached, wrapped, nn.DataParallel(attached)):
+        with pytest.raises(ModelError, match="has a contract already"):
+            contract.attach(model)
+
+
+@pytest.mark.parametrize("how", ["attach", "wrap"])
+def test_a_checkpoint_of_one_model_leaves_others_alone(how: str) -> None:
+    contract = fitted(**THREE)
+    one, two = (getattr(contract, how)(Plain()) for _ in range(2))
+    data = {"x": X * 3, "z": Z, "action": Y}
+    keys = {name: contract.key(name) for name in data}
+    two.load_state_dict(getattr(sn.fit_contract(data, keys, split="train"), how)(Plain()).state_dict())
+    assert np.abs(one(BATCH).detach().numpy() - right()).max() < 1e-12
+    assert np.abs(contract(BATCH)["x"].numpy() - norm(X)).max() < 1e-12
+    found = two({**BATCH, "x": BATCH["x"] * 3})
+    assert np.abs(found.detach().numpy() - right()).max() < 1e-12
+
+
 def test_detach() -> None:
     model, contract = Plain(), fitted(**THREE)
     weight = model.weight
@@ -199,7 +255,7 @@ def test_detach() -> None:
     assert type(model).__name__ == "Plain"
     with pytest.raises(ModelError, match="has a contract already"):
         contract.attach(model)
-    assert detach(model) is contract
+    assert detach(model).key("action") == contract.key("action")
     assert type(model) is Plain
     assert model.weight is weight
     assert list(model.state_dict()) == ["weight"]

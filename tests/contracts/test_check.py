@@ -196,3 +196,25 @@ def test_what_has_no_names() -> None:
     for given in (torch.ones(3, 5), None, 3):
         with pytest.raises(ContractError, match="needs a batch with names"):
             CONTRACT.check(given)
+
+
+def test_rare_events_beyond_an_unknown_range_are_chance() -> None:
+    # A feature that is 1 in 0.6% of all samples has its ones 12.9 standard deviations from the mean.
+    rare = GivenNorm(sn.Key("n c -> c"), Statistics(mean=[0.006], std=[math.sqrt(0.006 * 0.994)]), (1,))
+    contract = sn.Contract({"x": (sn.Key("n c -> c"), rare)})
+    x = torch.zeros(200, 1)
+    x[:4] = 1  # with a probability of 3%
+    assert contract.check({"x": x}) == ()
+    x[:20] = 1
+    found = [finding for finding in contract.check({"x": x}) if finding.kind == "range"]
+    assert [finding.text[:3] for finding in found] == ["x: "]
+    assert "10% of the values" in found[0].text
+    assert "10 standard deviations around the mean" in found[0].text
+
+
+def test_a_range_of_quantiles_is_called_one() -> None:
+    known = Statistics(quantiles={0.01: [-1.0], 0.99: [3.0]})
+    contract = sn.Contract({"x": (key := sn.Key("n c -> c", "quantile"), GivenNorm(key, known, (1,)))})
+    assert contract.check({"x": torch.linspace(-1, 3, 50)[:, None]}) == ()
+    found = contract.check({"x": torch.linspace(-1, 3, 50)[:, None] * 1000})
+    assert any("10 times the range of the known quantiles around their middle" in f.text for f in found)

@@ -72,6 +72,7 @@ def test_convert(path: str) -> None:
     [
         (("show", "none.safetensors"), "No such file of statistics"),
         (("show", "well.npz"), "No known format"),
+        (("show", "well.npz"), "say which it is, as --from json;"),
         (("show", "robot.safetensors", "--from", "lerobott"), "There is no format"),
         (("check", "robot.safetensors", "none.npz"), "No such data file"),
         (("check", "robot.safetensors", "well.npz", "--json", "well.npz"), "well.npz"),
@@ -79,7 +80,7 @@ def test_convert(path: str) -> None:
         (("convert", "robot.safetensors", "--out", "no/x"), "Cannot write"),
         (("show",), "Missing argument"),
     ],
-    ids=[f"{i}" for i in range(8)],
+    ids=[f"{i}" for i in range(9)],
 )
 @pytest.mark.usefixtures("path")
 def test_mistakes(arguments: tuple[str, ...], said: str) -> None:

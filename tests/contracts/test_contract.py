@@ -161,6 +161,17 @@ def test_nothing_passes_by_accident(name: str, contract: sn.Contract, data: dict
         contract(data)
 
 
+def test_an_entry_is_found_by_any_way_that_leads_to_it() -> None:
+    x = torch.tensor([[1.0], [3.0]])
+    contract = sn.fit_contract({"a.b.c": x}, {"a.b.c": "n c -> c", "a.d": "keep"}, split="train")
+    ways: list[dict[str, Any]] = [{"a.b": {"c": x}, "a": {"d": 7}}, {"a": {"b": {}, "d": 7}, "a.b": {"c": x}}]
+    for given in ways:
+        found = contract(given)
+        assert found["a.b"]["c"].tolist() == [[-1.0], [1.0]]
+        assert found["a"] == given["a"]
+        assert given["a.b"]["c"] is x
+
+
 def test_a_batch_without_names(contract: sn.Contract) -> None:
     for given in (torch.ones(3, 4), [torch.ones(3, 4)], None, "text"):
         with pytest.raises(ContractError, match="needs a batch with names"):
@@ -245,6 +256,21 @@ def one(**options: Any) -> tuple[sn.Key, sn.InputNorm]:
     return sn.Key("n c -> c", **options), sn.fit(x, split="train")
 
 
+def running() -> sn.RunningInputNorm:
+    norm = sn.RunningInputNorm("n c -> c")
+    norm.update(torch.tensor([[1.0, 2.0], [3.0, 6.0]]))
+    return norm
+
+
+def test_a_stream_becomes_a_key_when_it_is_frozen() -> None:
+    norm = running()
+    for given in (norm, {"a": norm}):
+        with pytest.raises(ContractError, match=r"(?s)RunningInputNorm.*freeze\(\)"):
+            sn.contract(given)
+    y = sn.contract({"a": norm.freeze()})({"a": torch.tensor([[4.0, 8.0]])})["a"].numpy()
+    assert np.abs(y - [[2.0, 2.0]]).max() < 1e-6
+
+
 @pytest.mark.parametrize(
     ("entries", "kind", "said"),
     [
@@ -255,8 +281,12 @@ def one(**options: Any) -> tuple[sn.Key, sn.InputNorm]:
         ({"a": (sn.Key("n c -> c"), None)}, ContractError, "'a' has no statistics"),
         ({"a": (sn.Key("n c ->"), one()[1])}, ContractError, "another pattern"),
         ({"a": one(names=("x", "y", "z"))}, ContractError, "3 names for 2 features"),
+        ({"a": one()[1]}, ContractError, r"(?s)must be a Key and a layer.*slabnorm.contract\("),
+        ({"a": ("n c -> c", one()[1])}, ContractError, "must be a Key and a layer"),
+        ({"a": (one()[0], nn.Identity())}, ContractError, "'a' must be an InputNorm"),
+        ({"a": (one()[0], running())}, ContractError, r"(?s)'a' must be an InputNorm.*freeze\(\)"),
     ],
-    ids=["empty", "no name", "tuple", "keep with", "without", "pattern", "names"],
+    ids=[f"{i}" for i in range(11)],
 )
 def test_entries_that_do_not_go_together(entries: Any, kind: type[SlabError], said: str) -> None:
     with pytest.raises(kind, match=said):

@@ -194,6 +194,8 @@ def test_progress_and_origin(tmp_path: Path) -> None:
 KIND = {"state": "n c -> c"}
 MISTAKES: dict[str, tuple[Any, Any, type[SlabError], str]] = {
     "no such entry": (ARRAYS, {"sate": "n c -> c"}, DataError, "(?s)'sate'.*'?state"),
+    "no entry like it": (ARRAYS, {"zzz": "n c -> c"}, DataError, "fix: name the key as the data do"),
+    "no column like it": (table(True), {"zzz": "n c -> c"}, DataError, "fix: name the key as the data do"),
     "no entry of an item": (Items(), {"sate": "n c -> c"}, DataError, "(?s)'sate'.*did you mean 'state'"),
     "no such column": (table(True), {"sate": "n c -> c"}, DataError, "(?s)'sate'.*'?state"),
     "no dict": ([STATE], KIND, DataError, "(?s)batch 0 of list is no dict"),
