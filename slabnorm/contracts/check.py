@@ -38,6 +38,7 @@ from slabnorm.inputs.audit.findings import (
 from slabnorm.inputs.fitting import Effort, Opened
 from slabnorm.inputs.normalizer import FeatureNorm, InputNorm
 from slabnorm.inputs.plain_tensors import plain_tensors
+from slabnorm.inputs.schemes import FLOOR
 from slabnorm.inputs.shard_statistics import Tally
 from slabnorm.inputs.sources import open_source
 from slabnorm.inputs.sources.base import AbsentError
@@ -191,7 +192,9 @@ class _Entry:
 
     def _find(self, tally: Tally) -> list[Finding]:
         train, new, names = self._side(), Side.of(tally), list(self.features)
-        rest = self._find_invalid(new) + find_missing(names, train, new)
+        rest = (
+            self._find_invalid(new) + self._find_nearly_constant(train, new) + find_missing(names, train, new)
+        )
         whole = self._find_cause(train, new) + self._find_order(train, new)
         if whole:
             return whole + rest
@@ -204,6 +207,23 @@ class _Entry:
             above = above if self.statistics.max is not None else np.where(chance, 0, above)
         drift = self._with_units(find_drift(names, train, new, below, above), train, new)
         return drift + find_constant(names, train, new, below, above) + rest
+
+    def _find_nearly_constant(self, train: Side, new: Side) -> list[Finding]:
+        """Return a finding about features that hardly varied in training, and now come out large."""
+        scale, shift = (v.cpu().reshape(-1).numpy() for v in (self.norm.scale, self.norm.shift))
+        size = np.maximum(abs(train.min), abs(train.max))
+        was, now = (np.maximum(abs(s.min - shift), abs(s.max - shift)) / scale for s in (train, new))
+        found = np.flatnonzero((train.min < train.max) & (scale < FLOOR * size) & (now > REACH * was))
+        if not len(found):
+            return []
+        first, *_ = found = found[np.argsort(-now[found], kind="stable")]
+        text = (
+            f"{printable(self.features[first], 60)} hardly varied in training (scale {scale[first]:.3g} at "
+            f"values up to {size[first]:.3g}), and now comes out as large as {now[first]:,.0f}"
+        )
+        advice = 'check the values; under a scheme with near_constant="floor" or "keep" they would stay small'
+        numbers = (("scale", float(scale[first])), ("largest", float(now[first])))
+        return [Finding("constant", "warning", text, advice, tuple(self.features[i] for i in found), numbers)]
 
     def _find_invalid(self, new: Side) -> list[Finding]:
         """Return a finding about values that cannot be."""

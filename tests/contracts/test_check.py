@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -218,3 +219,28 @@ def test_a_range_of_quantiles_is_called_one() -> None:
     assert contract.check({"x": torch.linspace(-1, 3, 50)[:, None]}) == ()
     found = contract.check({"x": torch.linspace(-1, 3, 50)[:, None] * 1000})
     assert any("10 times the range of the known quantiles around their middle" in f.text for f in found)
+
+
+@pytest.mark.parametrize("scheme", [sn.ZScore, sn.MinMax, sn.Robust, sn.QuantileRange])
+def test_a_feature_that_hardly_varied_and_now_comes_out_large(scheme):
+    rng = np.random.default_rng(0)
+    state = rng.normal([1.569, 0.0], [2e-4, 1.0], (2000, 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", sn.errors.DataWarning)
+        found = {
+            policy: sn.fit_contract(
+                {"s": state}, {"s": sn.Key("n c -> c", scheme(near_constant=policy))}, split="train"
+            )
+            for policy in ("warn", "keep")
+        }
+    moved = torch.from_numpy(state[:64] + np.array([0.1, 0.0]))
+    constant = [f for f in found["warn"].check({"s": moved}) if f.kind == "constant"]
+    assert [f.features for f in constant] == [("s[0]",)]
+    # In an output range that does not begin at 0, the number is still in scales from the shift.
+    norm = found["warn"]["s"]
+    wanted = float(((moved[:, 0] - norm.shift[0]) / norm.scale[0]).abs().max())
+    assert dict(constant[0].numbers)["largest"] == pytest.approx(wanted)
+    assert "hardly varied in training" in constant[0].text
+    assert not [f for f in found["keep"].check({"s": moved}) if f.kind == "constant"]
+    for contract in found.values():
+        assert contract.check({"s": torch.from_numpy(state[:64])}) == ()
