@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import torch
 import slabnorm as sn
 from slabnorm.contracts.formats import json_file
 from slabnorm.contracts.read import write
-from slabnorm.errors import ContractError, DataError, PatternError, SlabError
+from slabnorm.errors import ContractError, DataError, OptionError, PatternError, SlabError
 
 RNG = np.random.default_rng(0)
 X = RNG.normal([1.0, -20.0, 3e5], [2.0, 0.1, 7.0], (50, 3))
@@ -443,3 +444,32 @@ def test_names_from_outside_are_shown_without_what_a_terminal_acts_on(tmp_path):
     with pytest.raises(DataError) as caught:
         sn.contract(path)
     assert "\x1b" not in str(caught.value)
+
+
+def test_what_may_not_be_read_is_a_typed_error(tmp_path, monkeypatch):
+    path = tmp_path / "statistics.json"
+    path.write_text(json.dumps({"mean": [2.0], "std": [4.0]}))
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    for method in ("exists", "is_file", "open"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, method, refuse)
+            with pytest.raises(DataError, match=r"(?s)Cannot read .*statistics\.json.*Permission denied"):
+                sn.contract(path)
+    with pytest.raises(DataError, match=r"(?s)Cannot read xxx.*too long"):
+        sn.contract("x" * 5000)
+
+
+def test_slabnorms_own_file_has_a_name_of_its_format_too(tmp_path):
+    path = tmp_path / "own.safetensors"
+    given = sn.contract(text_file(tmp_path, "s.json", {"a": {"mean": [2.0], "std": [4.0]}}))
+    write(given, path, "slabnorm")
+    assert sn.contract(path, format="slabnorm")({"a": torch.tensor([[10.0]])})["a"].tolist() == [[2.0]]
+    with pytest.raises(OptionError, match=r"(?s)no format 'xyz'.*one of slabnorm, lerobot, openpi, nnunet"):
+        sn.contract(path, format="xyz")
+    with pytest.raises(
+        OptionError, match=r"(?s)no format 'xyz'.*slabnorm, lerobot, openpi, huggingface or json"
+    ):
+        write(given, path, "xyz")
