@@ -43,11 +43,15 @@ def test_openpi_there_and_back(tmp_path):
     assert list(folder) == ["state", "actions"]
 
 
-def test_openpi_normalises_as_its_formula(tmp_path):
+def test_openpi_normalises_as_its_formula_but_for_what_it_adds(tmp_path):
     path = text_file(tmp_path, "norm_stats.json", {"norm_stats": {"state": openpi_stats(X)}})
     contract = sn.contract(path)
     z = contract["state"](torch.from_numpy(X[:, None]))
     np.testing.assert_allclose(z[:, 0], (X - X.mean(0)) / X.std(0), rtol=1e-12, atol=1e-12)
+    openpis = (X - X.mean(0)) / (X.std(0) + 1e-6)
+    np.testing.assert_allclose(
+        z[:, 0].numpy() * X.std(0) / (X.std(0) + 1e-6), openpis, rtol=1e-12, atol=1e-12
+    )
 
 
 def test_openpi_by_quantiles(tmp_path):

@@ -23,6 +23,10 @@ How a policy normalises stands in its configuration, not beside the statistics:
     QUANTILES     slabnorm.QuantileRange()
     QUANTILE10    slabnorm.QuantileRange(0.1, 0.9)
     IDENTITY      "keep"
+
+LeRobot adds 1e-8 to the deviation that it divides by, and nothing when it multiplies by it again. A feature
+without spread it divides by 1e-8, and back in units it is always the mean; slabnorm divides and multiplies
+such a feature by 1.
 """
 
 from __future__ import annotations
