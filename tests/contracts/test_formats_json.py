@@ -477,3 +477,9 @@ def test_slabnorms_own_file_has_a_name_of_its_format_too(tmp_path):
         OptionError, match=r"(?s)no format 'xyz'.*slabnorm, lerobot, openpi, huggingface or json"
     ):
         write(given, path, "xyz")
+
+
+def test_a_ddof_beyond_any_count_is_refused(tmp_path):
+    entry = {"mean": [1.0], "std": [1.0], "count": 5, "scheme": {"name": "zscore", "ddof": 10**400}}
+    with pytest.raises(DataError, match=r"(?s)key 'a'.*ddof must be an integer, 0 or more"):
+        sn.contract(text_file(tmp_path, "s.json", {"a": entry}))
