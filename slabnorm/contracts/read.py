@@ -11,6 +11,7 @@ from slabnorm.contracts import file
 from slabnorm.contracts.contract import Contract
 from slabnorm.contracts.formats import FORMATS, Format
 from slabnorm.contracts.formats.found import Found
+from slabnorm.contracts.formats.objects import class_of
 from slabnorm.contracts.key import Key, as_key, name_of
 from slabnorm.contracts.statistics import GivenNorm
 from slabnorm.errors import ContractError, DataError, OptionError, SlabError
@@ -20,6 +21,7 @@ from slabnorm.inputs.outputs import check_outputs
 from slabnorm.text import did_you_mean, listing, printable
 
 FIRST_BYTES = 1 << 16
+OWN = "slabnorm"  # as --from and --to say the format of Contract.save
 
 
 def contract(source: Any, keys: Mapping[str, str | Key] | None = None, *, format: str = "") -> Contract:
@@ -55,32 +57,35 @@ def contract(source: Any, keys: Mapping[str, str | Key] | None = None, *, format
         return _changed({name: (_key_of(norm), norm) for name, norm in source.items()}, given)
     if isinstance(source, Contract):
         return _changed(source.entries(), given)
-    if isinstance(source, str | os.PathLike):
-        source = Path(source)
+    if not isinstance(source, str | os.PathLike):
+        return _read(_format(source, format), source, given)
+    source = Path(source)
+    try:
         if not source.exists():
             raise DataError(f"No such file of statistics: {printable(source)}", "", "check the path")
-        if not format and _is_own(source):
+        if format == OWN or (not format and _is_own(source)):
             return _changed(file.load(source).entries(), given)
-    return _read(_format(source, format), source, given)
+        return _read(_format(source, format), source, given)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise DataError(f"Cannot read {printable(source)}", why, "check the path and its rights") from error
 
 
-def write(contract: Contract, path: str | os.PathLike[str], format: str = "slabnorm") -> None:
+def write(contract: Contract, path: str | os.PathLike[str], format: str = OWN) -> None:
     """Write a contract in a format: slabnorm's own, or another program's.
 
     Raises:
         OptionError: there is no such format, it is only read, or the file cannot be written.
         ContractError: the format cannot hold what the contract says.
     """
-    if format == "slabnorm":
+    if format == OWN:
         contract.save(path)
         return
-    found = _named(format)
+    writes = [OWN, *(form.name for form in FORMATS if form.write is not None)]
+    found = _named(format, writes)
     if found.write is None:
-        writes = [form.name for form in FORMATS if form.write is not None]
-        raise OptionError(
-            f"{found.title} is only read, not written", printable(format),
-            f"one of {listing(['slabnorm', *writes], 'or')}",
-        )  # fmt: skip
+        problem = f"{found.title} is only read, not written"
+        raise OptionError(problem, printable(format), f"one of {listing(writes, 'or')}")
     target = output_path(path)
     check_outputs([target], contract.origin)
     found.write(contract, target)
@@ -93,8 +98,8 @@ def _is_own(path: Path) -> bool:
         return file.is_contract(opened.read(FIRST_BYTES))
 
 
-def _named(name: str) -> Format:
-    known = [form.name for form in FORMATS]
+def _named(name: str, known: list[str]) -> Format:
+    """Return the format of a name, or raise OptionError with the known names that may be meant."""
     found = next((form for form in FORMATS if form.name == name), None)
     if found is None:
         fix = did_you_mean(name, known) or f"one of {listing(known, 'or')}"
@@ -105,19 +110,22 @@ def _named(name: str) -> Format:
 def _format(source: Any, name: str) -> Format:
     """Return the format of a source: the one that is named, or else the first that recognises it."""
     if name:
-        return _named(name)
+        return _named(name, [OWN, *(form.name for form in FORMATS)])
     found = next((form for form in FORMATS if form.recognises(source)), None)
     if found is None:
         what = printable(source) if isinstance(source, Path) else type(source).__name__
         raise DataError(
             f"No known format of statistics: {what}",
             f"known are {listing([form.title for form in FORMATS])}, and files of slabnorm.Contract.save",
-            'say which it is, as format="json"; or fit the data with slabnorm.fit_contract',
+            'name a format, such as "json"; or fit the data',
         )
     return found
 
 
 def _read(form: Format, source: Any, given: dict[str, Key]) -> Contract:
+    if not isinstance(source, Path) and not form.recognises(source):
+        fix = "give that, or the path of a file"
+        raise DataError(f"Not {form.title}: a {printable(class_of(source))}", "", fix)
     found = form.read(source)
     if not found:
         raise DataError(f"No statistics in {printable(source)}", f"read as {form.title}", "check the file")

@@ -311,7 +311,7 @@ class ZScore(Scheme):
     name: ClassVar[str] = "zscore"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.ddof, int) or isinstance(self.ddof, bool) or self.ddof < 0:
+        if not isinstance(self.ddof, int) or isinstance(self.ddof, bool) or not 0 <= self.ddof < 1 << 62:
             fix = "0 for the variance of these data, 1 for the unbiased estimate"
             raise OptionError("ddof must be an integer, 0 or more", repr(self.ddof), fix)
         if not is_number(self.eps) or self.eps < 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import torch
 import slabnorm as sn
 from slabnorm.contracts.formats import json_file
 from slabnorm.contracts.read import write
-from slabnorm.errors import ContractError, DataError, PatternError, SlabError
+from slabnorm.errors import ContractError, DataError, OptionError, PatternError, SlabError
 
 RNG = np.random.default_rng(0)
 X = RNG.normal([1.0, -20.0, 3e5], [2.0, 0.1, 7.0], (50, 3))
@@ -42,11 +43,15 @@ def test_openpi_there_and_back(tmp_path):
     assert list(folder) == ["state", "actions"]
 
 
-def test_openpi_normalises_as_its_formula(tmp_path):
+def test_openpi_normalises_as_its_formula_but_for_what_it_adds(tmp_path):
     path = text_file(tmp_path, "norm_stats.json", {"norm_stats": {"state": openpi_stats(X)}})
     contract = sn.contract(path)
     z = contract["state"](torch.from_numpy(X[:, None]))
     np.testing.assert_allclose(z[:, 0], (X - X.mean(0)) / X.std(0), rtol=1e-12, atol=1e-12)
+    openpis = (X - X.mean(0)) / (X.std(0) + 1e-6)
+    np.testing.assert_allclose(
+        z[:, 0].numpy() * X.std(0) / (X.std(0) + 1e-6), openpis, rtol=1e-12, atol=1e-12
+    )
 
 
 def test_openpi_by_quantiles(tmp_path):
@@ -443,3 +448,38 @@ def test_names_from_outside_are_shown_without_what_a_terminal_acts_on(tmp_path):
     with pytest.raises(DataError) as caught:
         sn.contract(path)
     assert "\x1b" not in str(caught.value)
+
+
+def test_what_may_not_be_read_is_a_typed_error(tmp_path, monkeypatch):
+    path = tmp_path / "statistics.json"
+    path.write_text(json.dumps({"mean": [2.0], "std": [4.0]}))
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    for method in ("exists", "is_file", "open"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, method, refuse)
+            with pytest.raises(DataError, match=r"(?s)Cannot read .*statistics\.json.*Permission denied"):
+                sn.contract(path)
+    with pytest.raises(DataError, match=r"(?s)Cannot read xxx.*too long"):
+        sn.contract("x" * 5000)
+
+
+def test_slabnorms_own_file_has_a_name_of_its_format_too(tmp_path):
+    path = tmp_path / "own.safetensors"
+    given = sn.contract(text_file(tmp_path, "s.json", {"a": {"mean": [2.0], "std": [4.0]}}))
+    write(given, path, "slabnorm")
+    assert sn.contract(path, format="slabnorm")({"a": torch.tensor([[10.0]])})["a"].tolist() == [[2.0]]
+    with pytest.raises(OptionError, match=r"(?s)no format 'xyz'.*one of slabnorm, lerobot, openpi, nnunet"):
+        sn.contract(path, format="xyz")
+    with pytest.raises(
+        OptionError, match=r"(?s)no format 'xyz'.*slabnorm, lerobot, openpi, huggingface or json"
+    ):
+        write(given, path, "xyz")
+
+
+def test_a_ddof_beyond_any_count_is_refused(tmp_path):
+    entry = {"mean": [1.0], "std": [1.0], "count": 5, "scheme": {"name": "zscore", "ddof": 10**400}}
+    with pytest.raises(DataError, match=r"(?s)key 'a'.*ddof must be an integer, 0 or more"):
+        sn.contract(text_file(tmp_path, "s.json", {"a": entry}))

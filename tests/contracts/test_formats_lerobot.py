@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from fractions import Fraction
 
 import numpy as np
@@ -421,6 +422,14 @@ def test_a_missing_episode_is_noticed(episodes, tmp_path):
     with pytest.raises(DataError, match=message) as caught:
         sn.contract(root)
     assert "19 of the 20" in str(caught.value)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    folder = tmp_path / "meta" / "episodes" / "chunk-000"
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / "file-000.parquet")
+    with pytest.raises(DataError, match=r"Not a file: .*file-000\.parquet"):
+        sn.contract(tmp_path, format="lerobot")
 
 
 def test_a_damaged_parquet_file_is_named(episodes, tmp_path):

@@ -206,8 +206,9 @@ def test_a_file_with_wrong_numbers_is_named_with_its_key(entries: Any, tmp_path:
         ("mean", np.array([1.0, np.nan, 1.0]), "its mean is not finite at feature 1"),
         ("mean", np.array(["a", "b", "c"]), "an array of something else than numbers"),
         ("mean", np.zeros(3, complex), "an array of something else than numbers"),
-        ("mean", [1.0, 2.0], "differ in shape"),
-        ("mean", {}, "dtype object"),
+        ("mean", np.array([1.0, 2.0]), "differ in shape"),
+        ("mean", [1.0, 2.0], "a list, where a number or an array belongs"),
+        ("mean", {}, "a dict, where a number or an array belongs"),
     ):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(entries.obs_rms["state"], attribute, value)
@@ -269,6 +270,11 @@ def hostile(marker: Path) -> dict[str, bytes]:
     python = f"__import__('os').system({command!r})"
     evil = pickle.dumps(Calls(os.system, command), 0)[:-1]
     doubled = b")" + b"2\x86" * 60  # a tuple of 2^60 tuples
+    running = stable_baselines3.RUNNING.replace(".RunningMeanStd", "\nRunningMeanStd").encode()
+    inner = head[:-10] + b"(Vnorm_obs\n\x88Vepsilon\nG>\x00\x00\x00\x00\x00\x00\x00Vclip_obs\nK\x05Vobs_rms\n"
+    statistics = b"c%b\n)\x81}(Vvar\nK\x01Vcount\nK\x05Vmean\n" % running
+    huge = b"\x8b" + struct.pack("<i", 1 << 20) + b"\x7f" * (1 << 20)
+    text = b"X" + struct.pack("<I", 1 << 20) + b"a" * (1 << 20)
     return calls | {
         "eval": pickle.dumps(Calls(eval, python)),
         "exec in an allowed call": pickle.dumps(Calls(OrderedDict, [("a", Calls(exec, python))])),
@@ -299,6 +305,15 @@ def hostile(marker: Path) -> dict[str, bytes]:
         "more after its end": b"N.N.",
         "a number of a million digits": b"I" + b"9" * 10**6 + b"\n.",
         "unknown": b"\xff.",
+        "a mean of tuples": inner + statistics + doubled + b"ubub.",
+        "an epsilon of tuples": head[:-10] + b"(Vnorm_obs\n\x88Vepsilon\n" + doubled + b"Vobs_rms\nVx\nub.",
+        "a key that is a number": inner + b"}K\x01" + statistics + b"K\x01ubsub.",
+        "a key that takes long to hash": b"}" + huge + b"q\x050" + b"h\x05Ns" * 30_000 + b".",
+        "bytes again and again": b"c_codecs\nencode\nq\x00"
+        + text
+        + b"Vlatin1\n\x86q\x01"
+        + b"h\x00h\x01R" * 100_000
+        + b".",
     }
 
 
@@ -313,6 +328,29 @@ def test_nothing_in_a_pickle_is_executed(name: str, tmp_path: Path) -> None:
         sn.contract(path, format="stable-baselines3")
     assert str(path) in str(caught.value)
     assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("a mean of tuples", "a tuple, where a number or an array belongs"),
+        ("an epsilon of tuples", "a tuple, where a number or an array belongs"),
+        ("a key that is a number", "the name of a key is no text"),
+        ("a key that takes long to hash", "a number of more than 4,096 bits"),
+        ("bytes again and again", "it makes more bytes than it has"),
+    ],
+)
+def test_what_would_take_all_memory_or_time_is_said(name: str, why: str, tmp_path: Path) -> None:
+    path = tmp_path / "vecnormalize.pkl"
+    path.write_bytes(hostile(tmp_path / "made")[name])
+    with pytest.raises(DataError, match=why):
+        sn.contract(path, format="stable-baselines3")
+
+
+def test_entries_that_pass_are_keys_too(entries: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stable_baselines3, "MOST_KEYS", 4)
+    with pytest.raises(DataError, match="it has 5 keys, more than 4"):
+        sn.contract(entries)
 
 
 def test_what_would_be_called_is_named(tmp_path: Path) -> None:
@@ -857,3 +895,14 @@ def test_recognising_needs_no_package(format: str, kind: str, monkeypatch: pytes
     assert [form.name for form in FORMATS if form.recognises(like(kind))] == [format]
     with pytest.raises(DataError, match=f"{kind.rpartition('.')[2]} (has no|does not)"):
         sn.contract(like(kind))
+
+
+@pytest.mark.parametrize("format", [form.name for form in FORMATS])
+def test_an_object_of_another_kind_is_no_file(format: str) -> None:
+    with pytest.raises(DataError, match=r"a builtins\.dict"):
+        sn.contract({"state": {"mean": [1.0], "std": [2.0]}}, format=format)
+
+
+def test_a_number_of_channels_beyond_any_float_is_refused() -> None:
+    with pytest.raises(DataError, match="it has 3 means"):
+        sn.contract({**CONFIG, "input_size": [10**400, 2, 2]})

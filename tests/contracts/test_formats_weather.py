@@ -184,6 +184,23 @@ def test_no_netcdf(tmp_path):
         sn.contract(tmp_path)
 
 
+def test_numbers_that_were_never_written_are_counted_before_they_are_read(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    for name in ("mean_by_level.nc", "stddev_by_level.nc"):
+        with h5py.File(tmp_path / name, "w") as file:
+            for number in range(20):
+                file.create_dataset(f"v{number}", shape=(1 << 19,), dtype="u1", chunks=(1 << 19,))
+    with pytest.raises(DataError, match="there are more than 67,108,864 bytes"):
+        sn.contract(tmp_path)
+
+
+def test_netcdf_3_of_the_same_bytes_again_and_again_is_too_large(tmp_path):
+    for name in ("mean_by_level.nc", "stddev_by_level.nc"):
+        (tmp_path / name).write_bytes(b"CDF\x01" + bytes(1 << 20))
+    with pytest.raises(DataError, match=r"(?s)Too large.*more than 1,048,576"):
+        sn.contract(tmp_path)
+
+
 def test_links_to_other_files_are_not_followed(tmp_path):
     pair(tmp_path, hdf)
     with h5py.File(tmp_path / "mean_by_level.nc", "a") as file:

@@ -27,6 +27,9 @@ from slabnorm.text import listing, printable
 
 TITLE = "GraphCast's mean_by_level.nc"
 MEAN, DEVIATION = "mean_by_level", "stddev_by_level"
+LARGEST_CLASSIC = (
+    1 << 20
+)  # bytes of NetCDF 3, whose variables may all be the same bytes; real files have 10 kB
 PACKED = ("scale_factor", "add_offset")
 
 
@@ -107,7 +110,7 @@ def _variables(path: Path) -> dict[str, Variable]:
     content, where = read_bytes(path), printable(path)
     try:
         if content.startswith((b"CDF\x01", b"CDF\x02")):
-            return _classic(content)
+            return _classic(read_bytes(path, LARGEST_CLASSIC))
         if content.startswith(b"\x89HDF"):
             return _hdf(content)
     except SlabError:
@@ -128,15 +131,16 @@ def _classic(content: bytes) -> dict[str, Variable]:
 def _hdf(content: bytes) -> dict[str, Variable]:
     """Return the variables of NetCDF 4, which is HDF5."""
     h5py = extra("h5py", "reading NetCDF 4 files", "h5py")
-    found = {}
+    found, left = {}, LARGEST
     with h5py.File(io.BytesIO(content)) as file:
         for name in file:
             # Links to other files, and arrays whose values lie in them, are no part of this one.
             each = file[name] if isinstance(file.get(name, getlink=True), h5py.HardLink) else None
             if not isinstance(each, h5py.Dataset) or each.dtype.kind not in "iuf":
                 continue
-            if each.external or each.is_virtual or each.nbytes > LARGEST:
-                raise ValueError(f"{name} lies in another file, or has {each.nbytes:,} bytes")
+            left -= each.size * 8  # as float64; numbers that were never written take no byte of the file
+            if each.external or each.is_virtual or left < 0:
+                raise ValueError(f"{name} lies in another file, or there are more than {LARGEST:,} bytes")
             axes = tuple(axis[0].name.strip("/") if len(axis) else "" for axis in each.dims)
             axes = (name,) if each.attrs.get("CLASS") == b"DIMENSION_SCALE" else axes
             found[name] = _variable(axes, each[()], each.attrs)

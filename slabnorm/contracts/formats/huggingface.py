@@ -64,9 +64,10 @@ def read(source: Any) -> dict[str, Found]:
     if isinstance(source, Path):
         where = printable(_file(source))
         plain = object_of(read_json(_file(source)), "What it holds", where)
+        inside = next((plain[name] for name in INSIDE if name in plain), plain)
+        plain = object_of(inside, "The processor", where)
         try:
-            inside = next((plain[name] for name in INSIDE if name in plain), plain)
-            return _found(object_of(inside, "The processor", where))
+            return _found(plain)
         except DataError as error:
             raise DataError(f"{error.problem}: {where}", error.got, error.fix) from error
     if not recognises(source):

@@ -26,6 +26,7 @@ from slabnorm.text import printable
 
 MOST = 1_000_000  # instructions, which take 1.5 s at most; a VecNormalize of 100 keys has 27,000
 NEWEST = 5  # protocol
+MOST_BITS = 4096  # of a whole number; states of random generators have 128 of them
 CODE = re.compile(r"[fiu][1248]")  # dtypes of numbers, as pickles write them
 CONSTANTS = {
     *("INT", "LONG", "LONG1", "LONG4", "BININT", "BININT1", "BININT2", "FLOAT", "BINFLOAT"),
@@ -75,7 +76,7 @@ def take_apart(content: bytes, expected: Callable[[str], bool], where: str) -> A
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # of escapes in names that no program writes
-            return _Machine(expected).run(content)
+            return _Machine(expected, len(content)).run(content)
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, Warning) as error:
         why = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else error
         raise DataError(
@@ -87,8 +88,9 @@ def take_apart(content: bytes, expected: Callable[[str], bool], where: str) -> A
 class _Machine:
     """The machine that a pickle is a program for, in which calls are only written down."""
 
-    def __init__(self, expected: Callable[[str], bool]) -> None:
+    def __init__(self, expected: Callable[[str], bool], size: int) -> None:
         self.expected = expected
+        self.left = size  # how many characters may still become bytes: no text of a real file does so twice
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []  # the stacks under each mark
         self.memo: dict[int, Any] = {}
@@ -108,6 +110,9 @@ class _Machine:
         """Do one instruction."""
         stack = self.stack
         if code in CONSTANTS:
+            if isinstance(argument, int) and argument.bit_length() > MOST_BITS:
+                # To multiply such numbers, or to store by them again and again, can take hours.
+                raise ValueError(f"it has a number of more than {MOST_BITS:,} bits")
             stack.append(argument)
         elif code in VALUES:
             stack.append(VALUES[code])
@@ -177,7 +182,7 @@ class _Machine:
             arguments, called = stack.pop(), stack.pop()
             if not isinstance(called, Name) or not isinstance(arguments, tuple):
                 raise ValueError("it calls what is neither a class nor a function with a name")
-            stack.append(_made(called.name, arguments))
+            stack.append(self.made(called.name, arguments))
         elif code == "BUILD":
             state = stack.pop()
             if not isinstance(stack[-1], Made) or stack[-1].state is not None:
@@ -194,6 +199,20 @@ class _Machine:
             raise ValueError(f"it would import {module}.{name}, for which there is no reason")
         return Name(f"{module}.{name}")
 
+    def made(self, name: str, arguments: tuple[Any, ...]) -> Any:
+        """Return what a call would return; of those by which old protocols write bytes and objects, these."""
+        text = arguments[0] if arguments else None
+        if name == "_codecs.encode" and arguments[1:] == ("latin1",) and isinstance(text, str):
+            self.left -= len(text)
+            if self.left < 0:
+                raise ValueError("it makes more bytes than it has")
+            return text.encode("latin1")
+        if name == "builtins.bytes" and not arguments:
+            return b""
+        if name == "copyreg._reconstructor" and arguments and isinstance(arguments[0], Name):
+            return Made(arguments[0].name, ())
+        return Made(name, arguments)
+
 
 def _paired(items: list[Any]) -> dict[Any, Any]:
     """Return a dict of keys and values that follow each other."""
@@ -202,18 +221,6 @@ def _paired(items: list[Any]) -> dict[Any, Any]:
         # The hash of tuples in tuples can take longer than the universe has.
         raise ValueError("it has a dict with a key that is no text and no number")
     return dict(zip(keys, items[1::2], strict=True))
-
-
-def _made(name: str, arguments: tuple[Any, ...]) -> Any:
-    """Return what a call would return; of those by which old protocols write bytes and objects, these."""
-    text = arguments[0] if arguments else None
-    if name == "_codecs.encode" and arguments[1:] == ("latin1",) and isinstance(text, str):
-        return text.encode("latin1")
-    if name == "builtins.bytes" and not arguments:
-        return b""
-    if name == "copyreg._reconstructor" and arguments and isinstance(arguments[0], Name):
-        return Made(arguments[0].name, ())
-    return Made(name, arguments)
 
 
 def array(found: Any) -> np.ndarray:

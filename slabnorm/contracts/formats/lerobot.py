@@ -23,6 +23,10 @@ How a policy normalises stands in its configuration, not beside the statistics:
     QUANTILES     slabnorm.QuantileRange()
     QUANTILE10    slabnorm.QuantileRange(0.1, 0.9)
     IDENTITY      "keep"
+
+LeRobot adds 1e-8 to the deviation that it divides by, and nothing when it multiplies by it again. A feature
+without spread it divides by 1e-8, and back in units it is always the mean; slabnorm divides and multiplies
+such a feature by 1.
 """
 
 from __future__ import annotations
@@ -362,19 +366,21 @@ def _rows(folder: Path) -> Iterator[tuple[Any, Any, str]]:
         raise DataError(f"No statistics in {printable(folder.parent)}", "no stats.json, no episodes", AGAIN)
     for path in paths:
         where = printable(path)
+        if not path.is_file():  # to open a pipe would wait for ever
+            raise DataError(f"Not a file: {where}", "a folder or a device", AGAIN)
         try:
             with parquet.ParquetFile(path) as file:
                 columns = {name: COLUMN.fullmatch(name) for name in file.schema_arrow.names}
                 wanted = [name for name, match in columns.items() if match or name == "episode_index"]
-                tables = [batch.to_pylist() for batch in file.iter_batches(TOGETHER, columns=wanted)]
+                for batch in file.iter_batches(TOGETHER, columns=wanted):
+                    for row in batch.to_pylist():
+                        stats: dict[str, dict[str, Any]] = {}
+                        for name, match in columns.items():
+                            if match:
+                                stats.setdefault(match[1], {})[match[2]] = row[name]
+                        yield row.get("episode_index"), stats, where
         except Exception as error:  # pyarrow raises its own errors, OSError, and others for damaged files
             raise DataError(f"Damaged Parquet file: {where}", printable(error), AGAIN) from error
-        for row in (row for table in tables for row in table):
-            stats: dict[str, dict[str, Any]] = {}
-            for name, match in columns.items():
-                if match:
-                    stats.setdefault(match[1], {})[match[2]] = row[name]
-            yield row.get("episode_index"), stats, where
 
 
 def _leave_out_averages(

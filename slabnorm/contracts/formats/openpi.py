@@ -7,6 +7,9 @@ Nor does it say whether a model uses means or quantiles, which its configuration
 
     use_quantile_norm=False    slabnorm.ZScore()
     use_quantile_norm=True     slabnorm.QuantileRange()
+
+openpi adds 1e-6 to what it divides by, which no scheme does: its results are smaller than those of slabnorm
+by the factor std / (std + 1e-6). A feature without spread it divides by 1e-6, slabnorm by 1.
 """
 
 from __future__ import annotations

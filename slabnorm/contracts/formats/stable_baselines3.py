@@ -80,16 +80,13 @@ def _keys(state: dict[str, Any]) -> dict[str, Found]:
         raise unusable(KEY, "this VecNormalize does not normalise observations")
     epsilon, clip = _plain(state.get("epsilon"), KEY), _clip(_plain(state.get("clip_obs"), KEY))
     each = running if isinstance(running, dict) else {KEY: running}
-    if len(each) > MOST_KEYS:
-        raise unusable(KEY, f"it has {len(each):,} keys, more than {MOST_KEYS:,}")
-    keys = {
-        str(name): running_key(str(name), _parts(one, str(name)), epsilon, clip, FORM)
-        for name, one in each.items()
-    }
-    if isinstance(running, dict):
-        others = [name for name in _spaces(state.get("observation_space")) if name not in keys]
-        keys |= {name: Found(Key(KEEP), None, (), Source(FORM)) for name in others}
-    return keys
+    others = _spaces(state.get("observation_space")) if isinstance(running, dict) else []
+    if len(each) + len(others) > MOST_KEYS:
+        raise unusable(KEY, f"it has {len(each) + len(others):,} keys, more than {MOST_KEYS:,}")
+    if not all(isinstance(name, str) for name in each):
+        raise unusable(KEY, "the name of a key is no text")
+    keys = {name: running_key(name, _parts(one, name), epsilon, clip, FORM) for name, one in each.items()}
+    return keys | {name: Found(Key(KEEP), None, (), Source(FORM)) for name in others if name not in keys}
 
 
 def _clip(most: Any) -> tuple[float, float] | None:
@@ -126,7 +123,10 @@ def _attributes(found: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any, key: str) -> Any:
-    """Return the number or the array that a part of a pickle stands for; what is no such part as it is."""
+    """Return the number or the array that a part of a pickle stands for; one that is alive as it is."""
+    if isinstance(value, list | tuple | dict):
+        # No VecNormalize has them; and of lists in lists, each twice in the next, an array takes all memory.
+        raise unusable(key, f"a {type(value).__name__}, where a number or an array belongs")
     if not isinstance(value, Made):
         return value
     try:

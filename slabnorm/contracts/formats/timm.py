@@ -55,10 +55,10 @@ def _file(path: Path) -> Path:
 
 def _found(config: Any) -> dict[str, Found]:
     mean, std, size = (attribute(config, name, KEY) for name in ("mean", "std", "input_size"))
-    if not isinstance(size, list | tuple) or len(size) != 3 or type(size[0]) is not int:
+    if not isinstance(size, list | tuple) or len(size) != 3 or not all(type(n) is int for n in size):
         raise unusable(KEY, "its input_size is not (channels, height, width)", "write three integers there")
     found = channels(KEY, mean, std, "timm", SCALED)
     width = numbers(mean, "mean", KEY).numel()
     if width != size[0]:
-        raise unusable(KEY, f"it has {width} means, and its images {size[0]:.0f} channels")
+        raise unusable(KEY, f"it has {width} means, and images of another number of channels in input_size")
     return found
