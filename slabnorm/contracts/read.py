@@ -117,7 +117,7 @@ def _format(source: Any, name: str) -> Format:
         raise DataError(
             f"No known format of statistics: {what}",
             f"known are {listing([form.title for form in FORMATS])}, and files of slabnorm.Contract.save",
-            'name a format, such as "json"; or fit the data',
+            'say which it is, as format="json"; or fit the data',
         )
     return found
 
