@@ -85,7 +85,7 @@ def main(
     found: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),
-        "overhead": {name: overhead(make(quick), 6 if quick else 20) for name, make in TASKS.items()},
+        "overhead": {name: overhead(make(quick), 4 if quick else 8) for name, make in TASKS.items()},
         "memory": {str(every): memory(every) for every in (10, 1)},
     }
     console = Console(highlight=False)
