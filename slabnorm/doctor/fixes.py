@@ -46,7 +46,7 @@ def fixes(
 
     | code | change | outputs |
     |---|---|---|
-    | 102 | the layer goes to train mode, as the model | those of the batch's statistics in train mode |
+    | 102 | the layer goes to train mode, as its block | those of the batch's statistics in train mode |
     | 103 | `freeze` | the same from now on |
     | 201, 202, 203 | `recalibrate`, with the loader | those of exact statistics |
     | 204 | momentum becomes 1 - momentum | stay; with a loader, those of exact statistics |

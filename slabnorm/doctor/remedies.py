@@ -215,6 +215,11 @@ def _eps(patient: Patient, finding: Finding) -> Remedy:
 
 def _left_in_eval(patient: Patient, finding: Finding) -> Remedy:
     """102: the mode of the model around it."""
+    block = finding.layer.rpartition(".")[0]
+    if block and not patient.model.get_submodule(block).training:
+        raise _NotCertainError(
+            f"{block} is in eval mode as a whole: train() all of it, or freeze it if that is meant"
+        )
 
     def act(model: nn.Module, optimizer: Optimizer | None) -> None:
         model.get_submodule(finding.layer).train()

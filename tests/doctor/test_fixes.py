@@ -734,3 +734,16 @@ def test_the_record_is_plain_data() -> None:
     assert str(record).startswith(
         "Net: 1 change, 1 left to you; which outputs are finite has changed; metric nan before, 0.5 after\n"
     )
+
+
+def test_a_block_that_is_in_eval_mode_as_a_whole_is_left():
+    block = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5)).eval()
+    model = nn.Sequential(block, nn.Linear(8, 2))
+    block[1].running_mean.fill_(0.1)
+    block.eval()
+    found = sn.fixes(model, torch.randn(32, 4), codes=(102,))
+    assert found.record.fixed == ()
+    assert [(one.code, one.layer) for one in found.record.left] == [(102, "0.1")]
+    assert "0 is in eval mode as a whole" in found.record.left[0].reason
+    found.apply()
+    assert not block[1].training
