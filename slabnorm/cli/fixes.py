@@ -48,8 +48,9 @@ def mend(
         reasons = dict.fromkeys((*BY_LOADER, GAP), "it takes --data, the training data")
         left = [Unfixed(f.code, f.layer, f.fix, reasons.get(f.code, "in the code")) for f in found.findings]
         return FixRecord(found.model, (), tuple(left))
-    loader, metric = _batches(dataset, batch_size), _accuracy(model, dataset, batch_size)
+    loader = _batches(dataset, batch_size)
     try:
+        metric = _accuracy(model, dataset, batch_size)
         record = fixes(model, batch, loader=loader, metric=metric, codes=BY_LOADER).apply()
     except SlabError:
         raise
@@ -99,13 +100,10 @@ def _samples(dataset: Dataset, rows: Any) -> Tensor:
 
 def _accuracy(model: nn.Module, dataset: Dataset, size: int) -> Callable[[nn.Module], float] | None:
     """Return what measures the accuracy on the test split; None if a model gives no number for each class."""
-    rows = dataset.split.test
-    try:
-        with torch.no_grad():
-            scores = copy.deepcopy(model).eval()(_samples(dataset, rows[:2]))
-    except Exception:  # of a model that does not run in eval mode, or on two samples
-        return None
-    if not isinstance(scores, Tensor) or scores.shape != (len(rows[:2]), len(dataset.classes)):
+    rows, some = dataset.split.test, _samples(dataset, dataset.split.train[:size])
+    with torch.no_grad():
+        scores = copy.deepcopy(model).eval()(some)
+    if not isinstance(scores, Tensor) or scores.shape != (len(some), len(dataset.classes)):
         return None
 
     @torch.no_grad()

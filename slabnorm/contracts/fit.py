@@ -1,4 +1,4 @@
-"""`fit_contract`: the statistics of many keys of a data set, in one pass."""
+"""`fit_contract`: the statistics of many keys of a data set."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from slabnorm.contracts.contract import Contract
 from slabnorm.contracts.key import Key, as_key, name_of
 from slabnorm.contracts.nested import get, is_mapping, known_names
-from slabnorm.errors import DataError, DataWarning, OptionError, SlabError
+from slabnorm.errors import DataError, DataWarning, LeakageError, OptionError, SlabError
 from slabnorm.inputs.accumulator import Counting, check_policy
 from slabnorm.inputs.data_warnings import warn_of, warn_of_flags
 from slabnorm.inputs.fit import count_as, describe, fit, input_norm
@@ -182,11 +182,13 @@ class _Counter:
 
     def norm(self, source: str) -> InputNorm:
         """Return the layer of what was counted."""
-        tally = None if self.record is None else self._count.total()
-        if tally is None or self.record is None or not tally.samples:
+        if self.record is None:
             raise empty(source)
-        found = input_norm(self.record, self._counting, tally, self._opened.source)
         with _naming(self.name):
+            tally = self._count.total()
+            if tally is None or not tally.samples:
+                raise empty(source)
+            found = input_norm(self.record, self._counting, tally, self._opened.source)
             warn_of(found)
         return found
 
@@ -243,6 +245,8 @@ def _errors_of(name: str) -> Iterator[None]:
     """Put the name of the key before what is wrong."""
     try:
         yield
+    except LeakageError:  # of the data as a whole
+        raise
     except SlabError as error:
         fix = error.fix
         if isinstance(error, AbsentError) and fix.endswith("="):  # an option of fit()

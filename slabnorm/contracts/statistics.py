@@ -182,7 +182,7 @@ class Statistics:
         """Return Moments in which a scheme finds what it reads; the rest of them says nothing.
 
         Counted once, as the root of a square is the number itself: the scale is then exactly the spread.
-        Where nobody knows the ends, numbers near the middle say how large values are.
+        Where nobody knows the ends, they lie a spread from the middle: apart, unless there is no spread.
         """
         zero = torch.zeros(self.shape, dtype=torch.float64)
         rows = list(self.quantiles.values()) or [zero]
@@ -209,7 +209,7 @@ def _tensor(value: Any, dtype: torch.dtype) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Source:
+class Provenance:
     """Where statistics were read from, as far as it says.
 
     Attributes:
@@ -223,7 +223,7 @@ class Source:
     samples: int | None = None
 
     @classmethod
-    def from_plain(cls, plain: Any) -> Source:
+    def from_plain(cls, plain: Any) -> Provenance:
         """Return the source of a list of format, split and samples.
 
         Raises:
@@ -253,7 +253,11 @@ class GivenNorm(FeatureNorm):
     """
 
     def __init__(
-        self, key: Key, statistics: Statistics, sample: tuple[int | None, ...], source: Source = Source()
+        self,
+        key: Key,
+        statistics: Statistics,
+        sample: tuple[int | None, ...],
+        source: Provenance = Provenance(),
     ) -> None:
         features = Features.of(parse(key.pattern), sample, tuple(sorted(key.sizes.items())))
         if statistics.shape != features.shape:
@@ -315,7 +319,7 @@ class GivenNorm(FeatureNorm):
         Raises:
             ValueError, TypeError, KeyError, SlabError: they are damaged, or do not fit the key.
         """
-        sample, ranks, source = plain["sample"], plain["ranks"], Source.from_plain(plain["source"])
+        sample, ranks, source = plain["sample"], plain["ranks"], Provenance.from_plain(plain["source"])
         if type(sample) is not list or type(ranks) is not list:
             raise ValueError("the statistics are described wrongly")
         if len(sample) > 64 or not all(n is None or (type(n) is int and n > 0) for n in sample):
@@ -367,7 +371,7 @@ class GivenNorm(FeatureNorm):
             fix = "attach to the model what Contract.from_state_dict(state) returns"
             raise ContractError("The state_dict has statistics of other samples, or other ranks", got, fix)
         try:
-            self.source = Source.from_plain(plain["source"])
+            self.source = Provenance.from_plain(plain["source"])
         except (TypeError, ValueError, KeyError) as error:
             problem = "The extra state of the statistics is damaged"
             raise ContractError(problem, f"{error}"[:300], "save the model again") from error

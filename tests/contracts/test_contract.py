@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import slabnorm as sn
 from slabnorm.contracts import GivenNorm, Statistics
-from slabnorm.contracts.statistics import Source
+from slabnorm.contracts.statistics import Provenance
 from slabnorm.errors import (
     ContractError,
     DtypeError,
@@ -369,7 +369,7 @@ def given(unit: str = "m") -> sn.Contract:
     """A contract of statistics that another program wrote."""
     key = sn.Key("n c -> c", "minmax", unit=unit)
     found = Statistics(min=[0.0, -1.0], max=[2.0, 1.0], mean=[1.0, 0.0], quantiles={0.01: [0.1, -0.9]})
-    return sn.Contract({"a": (key, GivenNorm(key, found, (2,), Source("LeRobot", "train", 7)))})
+    return sn.Contract({"a": (key, GivenNorm(key, found, (2,), Provenance("LeRobot", "train", 7)))})
 
 
 def test_statistics_that_were_given() -> None:

@@ -18,7 +18,7 @@ from safetensors.torch import load
 import slabnorm as sn
 from slabnorm.contracts import GivenNorm, Statistics
 from slabnorm.contracts import file as contract_file
-from slabnorm.contracts.statistics import Source
+from slabnorm.contracts.statistics import Provenance
 from slabnorm.errors import ArtifactError, DataError, OptionError
 from slabnorm.inputs import artifact
 
@@ -37,7 +37,7 @@ def make() -> sn.Contract:
     key = sn.Key("n c -> c", "minmax", unit="m")
     found = Statistics(min=[0.0, -1.0], max=[2.0, 1.0], quantiles={0.01: [0.1, -0.9], 0.99: [1.9, 0.9]})
     return sn.Contract(
-        {**fitted.entries(), "action": (key, GivenNorm(key, found, (2,), Source("X", "", None)))}
+        {**fitted.entries(), "action": (key, GivenNorm(key, found, (2,), Provenance("X", "", None)))}
     )
 
 
@@ -62,7 +62,7 @@ def test_every_bit_comes_back(path: Path, contract: sn.Contract) -> None:
     back.save(path.with_name("again"))
     make().save(path.with_name("anew"))
     assert path.read_bytes() == path.with_name("again").read_bytes() == path.with_name("anew").read_bytes()
-    assert back["action"].source == Source("X", "", None)
+    assert back["action"].source == Provenance("X", "", None)
     assert len(back["observation.state"].sketch.hashes) == 40
 
 

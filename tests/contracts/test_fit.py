@@ -304,3 +304,20 @@ def test_one_sample() -> None:
     with pytest.warns(DataWarning, match="key 'x': 2 of 2 features are constant"):
         contract = sn.fit_contract({"x": torch.tensor([[1.0, 2.0]])}, {"x": "n c -> c"}, split="train")
     assert contract({"x": torch.tensor([[3.0, 2.0]])})["x"].tolist() == [[2.0, 0.0]]
+
+
+@pytest.mark.parametrize("kind", ["dict", "batches"])
+def test_a_missing_split_is_no_fault_of_a_key(kind: str) -> None:
+    data = {"x": torch.randn(6, 2)}
+    with pytest.raises(LeakageError) as caught:
+        sn.fit_contract(data if kind == "dict" else [data], {"x": "n c -> c"})
+    assert not caught.value.problem.startswith("Key")
+
+
+@pytest.mark.parametrize("kind", ["dict", "batches"])
+def test_what_is_found_at_the_end_names_its_key(kind: str) -> None:
+    data = {"x": torch.full((6, 2), torch.nan), "y": torch.randn(6, 1)}
+    with pytest.raises(DataError, match=r"^Key 'x': .*"):
+        sn.fit_contract(
+            data if kind == "dict" else [data], {"y": "n c -> c", "x": "n c -> c"}, split="train", nan="omit"
+        )

@@ -17,7 +17,7 @@ import numpy as np
 from slabnorm.contracts.formats.found import Found, last_axes, usual_scheme
 from slabnorm.contracts.formats.json_file import AGAIN, MOST_KEYS, statistics_of
 from slabnorm.contracts.key import Key
-from slabnorm.contracts.statistics import Source
+from slabnorm.contracts.statistics import Provenance
 from slabnorm.errors import DataError, SlabError
 from slabnorm.inputs.sources.zarr import ArrayLocation, MissingChunkError, is_zarr_folder, open_array
 from slabnorm.text import printable
@@ -55,7 +55,7 @@ def read(source: Any) -> dict[str, Found]:
     statistics = statistics_of(parts, {}, "data", where)
     pattern, sample = last_axes(statistics.shape)
     key = Key(pattern, usual_scheme(statistics), names=_names(attributes, statistics.shape[0]))
-    return {"data": Found(key, statistics, sample, Source("anemoi", _dates(attributes)))}
+    return {"data": Found(key, statistics, sample, Provenance("anemoi", _dates(attributes)))}
 
 
 def _read(path: Path, name: str) -> np.ndarray:

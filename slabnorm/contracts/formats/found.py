@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from slabnorm.contracts.key import Key
-from slabnorm.contracts.statistics import Source, Statistics
+from slabnorm.contracts.statistics import Provenance, Statistics
 from slabnorm.inputs.normalizer import FeatureNorm
 
 
@@ -24,7 +24,7 @@ class Found:
     key: Key
     statistics: Statistics | None
     sample: tuple[int | None, ...]
-    source: Source
+    source: Provenance
 
 
 def usual_scheme(statistics: Statistics) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from slabnorm.contracts.formats.found import Found, last_axes, usual_scheme
 from slabnorm.contracts.formats.json_file import AGAIN, LARGEST, begins, statistics_of
 from slabnorm.contracts.key import Key
-from slabnorm.contracts.statistics import Source
+from slabnorm.contracts.statistics import Provenance
 from slabnorm.errors import DataError
 from slabnorm.inputs.sources.npy import read_npy
 from slabnorm.text import printable
@@ -42,7 +42,7 @@ def read(source: Any) -> dict[str, Found]:
     means, deviations = _channels(folder / MEANS), _channels(folder / DEVIATIONS)
     statistics = statistics_of({"mean": means, "std": deviations}, {}, "x", printable(folder))
     pattern, sample = last_axes(statistics.shape)
-    return {"x": Found(Key(pattern, usual_scheme(statistics)), statistics, sample, Source("FourCastNet"))}
+    return {"x": Found(Key(pattern, usual_scheme(statistics)), statistics, sample, Provenance("FourCastNet"))}
 
 
 def _channels(path: Path) -> np.ndarray:

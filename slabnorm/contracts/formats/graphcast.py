@@ -20,7 +20,7 @@ import numpy as np
 from slabnorm.contracts.formats.found import Found, usual_scheme
 from slabnorm.contracts.formats.json_file import AGAIN, LARGEST, read_bytes, statistics_of, unusable
 from slabnorm.contracts.key import Key, name_of
-from slabnorm.contracts.statistics import Source
+from slabnorm.contracts.statistics import Provenance
 from slabnorm.errors import DataError, SlabError
 from slabnorm.extras import extra
 from slabnorm.text import listing, printable
@@ -102,7 +102,7 @@ def _found(name: str, means: dict[str, Variable], deviation: Variable, where: st
     pattern = "n ... level lat lon -> level" if mean.axes else "n ... lat lon ->"
     sample = (*statistics.shape, None, None)
     key = Key(pattern, usual_scheme(statistics), unit if isinstance(unit, str) else "", names)
-    return Found(key, statistics, sample, Source("GraphCast"))
+    return Found(key, statistics, sample, Provenance("GraphCast"))
 
 
 def _variables(path: Path) -> dict[str, Variable]:

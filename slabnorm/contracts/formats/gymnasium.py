@@ -15,7 +15,7 @@ from typing import Any
 from slabnorm.contracts.formats.found import Found, last_axes
 from slabnorm.contracts.formats.objects import attribute, class_of, numbers, root, statistics, unusable
 from slabnorm.contracts.key import Key
-from slabnorm.contracts.statistics import Source
+from slabnorm.contracts.statistics import Provenance
 from slabnorm.errors import OptionError
 from slabnorm.inputs.schemes import ZScore
 
@@ -71,4 +71,4 @@ def running_key(
     found = statistics(key, mean=parts["mean"], std=spread)
     pattern, sample = last_axes(found.shape)
     samples = math.floor(count.item())
-    return Found(Key(pattern, scheme), found, sample, Source(form, samples=samples))
+    return Found(Key(pattern, scheme), found, sample, Provenance(form, samples=samples))

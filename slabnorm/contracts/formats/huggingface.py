@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 from slabnorm.contracts.formats.found import Found, last_axes_of
 from slabnorm.contracts.formats.images import RAW, SCALED, channels
-from slabnorm.contracts.formats.json_file import begins, object_of, read_json, write_json
+from slabnorm.contracts.formats.json_file import begins, in_file, object_of, read_object, write_json
 from slabnorm.contracts.formats.objects import attribute, class_of, numbers, unusable
 from slabnorm.contracts.key import Key, name_of
 from slabnorm.contracts.statistics import Statistics
-from slabnorm.errors import ContractError, DataError
+from slabnorm.errors import ContractError
 from slabnorm.inputs.normalizer import FeatureNorm, InputNorm
 from slabnorm.inputs.schemes import ZScore
 from slabnorm.text import printable
@@ -63,13 +63,11 @@ def read(source: Any) -> dict[str, Found]:
     """
     if isinstance(source, Path):
         where = printable(_file(source))
-        plain = object_of(read_json(_file(source)), "What it holds", where)
+        plain = read_object(_file(source))
         inside = next((plain[name] for name in INSIDE if name in plain), plain)
         plain = object_of(inside, "The processor", where)
-        try:
+        with in_file(where):
             return _found(plain)
-        except DataError as error:
-            raise DataError(f"{error.problem}: {where}", error.got, error.fix) from error
     if not recognises(source):
         raise unusable(KEY, f"a {class_of(source)}", "give an image processor, or its file")
     inside = next((getattr(source, name) for name in INSIDE if hasattr(source, name)), source)
@@ -92,7 +90,7 @@ def write(contract: Contract, path: Path) -> None:
     if len(keys) != 1:
         raise ContractError(f"{TITLE} holds one key", f"the contract has {len(keys)}", "write a smaller one")
     ((name, (key, norm)),) = keys.items()
-    before = object_of(read_json(path), "What it holds", printable(path)) if path.exists() else {}
+    before = read_object(path) if path.exists() else {}
     plain = {**before, **_plain(name, key, norm)}
     _found(plain)  # what was there before must not change what these numbers mean
     write_json(path, plain)

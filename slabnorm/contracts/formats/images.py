@@ -7,7 +7,7 @@ from typing import Any
 from slabnorm.contracts.formats.found import Found, last_axes
 from slabnorm.contracts.formats.objects import numbers, statistics, unusable
 from slabnorm.contracts.key import Key
-from slabnorm.contracts.statistics import Source
+from slabnorm.contracts.statistics import Provenance
 from slabnorm.inputs.schemes import ZScore, first_features
 
 RAW, SCALED = (0.0, 255.0), (0.0, 1.0)  # the values that pixels can have
@@ -42,4 +42,4 @@ def channels(
         raise unusable(key, f"its std is not above 0 at {first_features(read['std'] <= 0)}")
     pattern, sample = last_axes((len(longest), 1, 1))
     found = statistics(key, **read)
-    return {key: Found(Key(pattern, ZScore(), valid=valid), found, sample, Source(form))}
+    return {key: Found(Key(pattern, ZScore(), valid=valid), found, sample, Provenance(form))}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,24 @@ def read_json(path: Path) -> Any:
         DataError: it cannot be read, is larger than `LARGEST`, is not JSON, or has a key twice.
     """
     return parse(read_bytes(path), printable(path))
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the object that a JSON file holds.
+
+    Raises:
+        DataError: as `read_json` and `object_of` have it.
+    """
+    return object_of(read_json(path), "What it holds", printable(path))
+
+
+@contextmanager
+def in_file(where: str) -> Iterator[None]:
+    """Put the name of a file behind what is wrong with what it holds."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{error.problem}: {where}", error.got, error.fix) from error
 
 
 def parse(content: bytes, where: str) -> Any:

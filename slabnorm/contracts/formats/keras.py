@@ -19,7 +19,7 @@ from torch import Tensor
 from slabnorm.contracts.formats.found import Found
 from slabnorm.contracts.formats.objects import attribute, class_of, numbers, root, statistics, unusable
 from slabnorm.contracts.key import Key
-from slabnorm.contracts.statistics import Source
+from slabnorm.contracts.statistics import Provenance
 from slabnorm.errors import DataWarning
 from slabnorm.extras import extra
 from slabnorm.inputs.schemes import ZScore, first_features
@@ -59,7 +59,7 @@ def read(source: Any) -> dict[str, Found]:
     _warn_of(spread, float(extra("keras", "reading a layer of Keras", "keras").config.epsilon()))
     found = statistics(KEY, mean=mean.reshape(features), std=spread)
     key = Key(pattern, ZScore(), role="output" if source.invert else "input")
-    return {KEY: Found(key, found, tuple(shape[1:]), Source("Keras"))}
+    return {KEY: Found(key, found, tuple(shape[1:]), Provenance("Keras"))}
 
 
 def _numbers(value: Any, what: str) -> Tensor:

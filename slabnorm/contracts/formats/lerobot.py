@@ -50,13 +50,13 @@ from slabnorm.contracts.formats.json_file import (
     begins,
     object_of,
     parse,
-    read_json,
+    read_object,
     statistics_of,
     unusable,
     write_json,
 )
 from slabnorm.contracts.key import KEEP, Key, name_of
-from slabnorm.contracts.statistics import Source, Statistics
+from slabnorm.contracts.statistics import Provenance, Statistics
 from slabnorm.errors import ContractError, DataError, DataWarning, SlabError
 from slabnorm.extras import extra
 from slabnorm.inputs.schemes import MinMax, QuantileRange, Scheme, ZScore
@@ -127,7 +127,7 @@ def read(source: Any) -> dict[str, Found]:
     else:
         wholes = _merge_all(path, info)
         found = {key: (whole.statistics(), whole.count) for key, whole in wholes.items()}
-    source_of = Source("LeRobot", _split(info, printable(meta)), _whole_number(info.get("total_frames")))
+    source_of = Provenance("LeRobot", _split(info, printable(meta)), _whole_number(info.get("total_frames")))
     return {key: _found(key, *each, info, source_of, printable(path)) for key, each in found.items()}
 
 
@@ -140,7 +140,7 @@ def _meta(path: Path) -> Path:
 
 def _info(meta: Path) -> dict[str, Any]:
     path = meta / "info.json"
-    return object_of(read_json(path), "What it holds", printable(path)) if path.is_file() else {}
+    return read_object(path) if path.is_file() else {}
 
 
 def _whole_number(value: Any) -> int | None:
@@ -170,7 +170,7 @@ def _split(info: dict[str, Any], where: str) -> str:
 
 def _read_whole(path: Path) -> dict[str, tuple[Statistics, int | None]]:
     where = printable(path)
-    plain = object_of(read_json(path), "What it holds", where)
+    plain = read_object(path)
     raws = {key: object_of(raw, f"Key {name_of(key)}", where) for key, raw in plain.items()}
     return {key: _entry(key, raw, where) for key, raw in raws.items()}
 
@@ -194,7 +194,7 @@ def _count(raw: Any, key: str, where: str) -> int:
 
 
 def _found(
-    key: str, statistics: Statistics, count: int | None, info: dict[str, Any], source: Source, where: str
+    key: str, statistics: Statistics, count: int | None, info: dict[str, Any], source: Provenance, where: str
 ) -> Found:
     """Return a key with what info.json says about it."""
     features = info.get("features")

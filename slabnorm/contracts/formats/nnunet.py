@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from slabnorm.contracts.formats.found import Found, usual_scheme
-from slabnorm.contracts.formats.json_file import AGAIN, begins, object_of, read_json, statistics_of
+from slabnorm.contracts.formats.json_file import AGAIN, begins, object_of, read_object, statistics_of
 from slabnorm.contracts.key import Key, name_of
-from slabnorm.contracts.statistics import Source
+from slabnorm.contracts.statistics import Provenance
 from slabnorm.errors import DataError
 from slabnorm.text import printable
 
@@ -47,7 +47,7 @@ def read(source: Any) -> dict[str, Found]:
     """
     path = Path(source)
     where = printable(path)
-    plain = object_of(read_json(path), "What it holds", where)
+    plain = read_object(path)
     name = next((name for name in NAMES if name in plain), None)
     if name is None:
         raise DataError(f"No {NAMES[0]}: {where}", printable(", ".join(plain)), AGAIN)
@@ -60,7 +60,7 @@ def read(source: Any) -> dict[str, Found]:
     ranks = {rank: [row.get(part) for row in rows] for rank, part in QUANTILES.items() if part in rows[0]}
     statistics = statistics_of(parts, ranks, "data", where)
     cases = plain.get("spacings")
-    said = Source("nnU-Net, foreground", "imagesTr", len(cases) if isinstance(cases, list) else None)
+    said = Provenance("nnU-Net, foreground", "imagesTr", len(cases) if isinstance(cases, list) else None)
     names = _names(path.with_name("dataset.json"), channels)
     key = Key("n c ... -> c", usual_scheme(statistics), names=names)
     return {"data": Found(key, statistics, (len(channels),), said)}
@@ -70,7 +70,7 @@ def _names(path: Path, channels: list[str]) -> tuple[str, ...]:
     """Return the names of the channels; () if there are none, or two are alike."""
     if not path.is_file():
         return ()
-    plain = object_of(read_json(path), "What it holds", printable(path))
+    plain = read_object(path)
     given = plain.get("channel_names", plain.get("modality"))
     if not isinstance(given, dict) or given.keys() != set(channels):
         return ()

@@ -22,13 +22,13 @@ from slabnorm.contracts.formats.json_file import (
     AGAIN,
     begins,
     object_of,
-    read_json,
+    read_object,
     statistics_of,
     unusable,
     write_json,
 )
 from slabnorm.contracts.key import Key, name_of
-from slabnorm.contracts.statistics import Source, Statistics
+from slabnorm.contracts.statistics import Provenance, Statistics
 from slabnorm.errors import ContractError, DataError
 from slabnorm.inputs.schemes import QuantileRange, Scheme, ZScore
 from slabnorm.text import listing, printable
@@ -59,7 +59,7 @@ def read(source: Any) -> dict[str, Found]:
     path = Path(source)
     path = path / FILE if path.is_dir() else path
     where = printable(path)
-    plain = object_of(read_json(path), "What it holds", where)
+    plain = read_object(path)
     if "norm_stats" not in plain:
         raise DataError(f"No norm_stats: {where}", printable(", ".join(plain)), AGAIN)
     stats = object_of(plain["norm_stats"], "norm_stats", where)
@@ -75,7 +75,7 @@ def _found(key: str, raw: dict[str, Any], where: str) -> Found:
         raise unusable(key, where, f"they have the shape {statistics.shape}, not one axis")
     pattern, sample = last_axes(statistics.shape)
     role = "output" if key.startswith("action") else "input"
-    return Found(Key(pattern, usual_scheme(statistics), role=role), statistics, sample, Source("openpi"))
+    return Found(Key(pattern, usual_scheme(statistics), role=role), statistics, sample, Provenance("openpi"))
 
 
 def write(contract: Contract, path: Path) -> None:

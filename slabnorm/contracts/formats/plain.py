@@ -25,13 +25,13 @@ from slabnorm.contracts.formats.json_file import (
     begins,
     numbers,
     object_of,
-    read_json,
+    read_object,
     statistics_of,
     unusable,
     write_json,
 )
 from slabnorm.contracts.key import Key, name_of
-from slabnorm.contracts.statistics import Source, Statistics
+from slabnorm.contracts.statistics import Provenance, Statistics
 from slabnorm.errors import ContractError, SlabError
 from slabnorm.inputs.schemes import SCHEMES, from_plain, to_plain
 from slabnorm.notation import ELLIPSIS, parse
@@ -62,7 +62,7 @@ def read(source: Any) -> dict[str, Found]:
     """
     path = Path(source)
     where = printable(path)
-    plain = object_of(read_json(path), "What it holds", where)
+    plain = read_object(path)
     if any(isinstance(plain.get(part), int | float | list) for part in PARTS):
         plain = {"x": plain}
     raws = {key: object_of(raw, f"Key {name_of(key)}", where) for key, raw in plain.items()}
@@ -90,7 +90,7 @@ def _found(key: str, raw: dict[str, Any], where: str) -> Found:
         raise unusable(key, where, f"{error.problem}: {error.got}") from error
     except (TypeError, ValueError, OverflowError) as error:
         raise unusable(key, where, printable(error)) from error
-    return Found(found, statistics, sample, Source(TITLE, split, samples))
+    return Found(found, statistics, sample, Provenance(TITLE, split, samples))
 
 
 def _quantiles(raw: dict[str, Any]) -> dict[float, Any]:

@@ -29,7 +29,7 @@ from slabnorm.contracts.formats.objects import (
     unusable,
 )
 from slabnorm.contracts.key import Key
-from slabnorm.contracts.statistics import Source, Statistics
+from slabnorm.contracts.statistics import Provenance, Statistics
 from slabnorm.errors import OptionError, SlabError
 from slabnorm.inputs.schemes import MinMax, Scheme, ZScore, first_features
 
@@ -81,7 +81,9 @@ def _found(key: str, scaler: Any) -> Found:
     _check(key, scheme, found, divisor)
     names = tuple(map(str, getattr(scaler, "feature_names_in_", ())))
     pattern, sample = last_axes(found.shape)
-    return Found(Key(pattern, scheme, names=names), found, sample, Source("scikit-learn", samples=samples))
+    return Found(
+        Key(pattern, scheme, names=names), found, sample, Provenance("scikit-learn", samples=samples)
+    )
 
 
 def _standard(key: str, scaler: Any) -> tuple[Scheme, Statistics, Tensor, int | None]:

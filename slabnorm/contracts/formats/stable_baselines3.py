@@ -18,10 +18,10 @@ from typing import Any
 from slabnorm.contracts.formats.found import Found
 from slabnorm.contracts.formats.gymnasium import KEY, running_key
 from slabnorm.contracts.formats.inert_pickle import Made, array, take_apart
-from slabnorm.contracts.formats.json_file import MOST_KEYS, begins, read_bytes
+from slabnorm.contracts.formats.json_file import MOST_KEYS, begins, in_file, read_bytes
 from slabnorm.contracts.formats.objects import class_of, numbers, unusable
 from slabnorm.contracts.key import KEEP, Key
-from slabnorm.contracts.statistics import Source
+from slabnorm.contracts.statistics import Provenance
 from slabnorm.errors import DataError
 from slabnorm.text import printable
 
@@ -67,10 +67,8 @@ def read(source: Any) -> dict[str, Found]:
     whole = take_apart(read_bytes(source), lambda name: EXPECTED.fullmatch(name) is not None, where)
     if not isinstance(whole, Made) or whole.name != f"{MODULE}.VecNormalize" or type(whole.state) is not dict:
         raise DataError(f"No VecNormalize in {where}", "a pickle of something else", "check the file")
-    try:
+    with in_file(where):
         return _keys(whole.state)
-    except DataError as error:
-        raise DataError(f"{error.problem}: {where}", error.got, error.fix) from error
 
 
 def _keys(state: dict[str, Any]) -> dict[str, Found]:
@@ -86,7 +84,7 @@ def _keys(state: dict[str, Any]) -> dict[str, Found]:
     if not all(isinstance(name, str) for name in each):
         raise unusable(KEY, "the name of a key is no text")
     keys = {name: running_key(name, _parts(one, name), epsilon, clip, FORM) for name, one in each.items()}
-    return keys | {name: Found(Key(KEEP), None, (), Source(FORM)) for name in others if name not in keys}
+    return keys | {name: Found(Key(KEEP), None, (), Provenance(FORM)) for name in others if name not in keys}
 
 
 def _clip(most: Any) -> tuple[float, float] | None:

@@ -13,9 +13,8 @@ from typing import Any
 
 from slabnorm.contracts.formats.found import Found
 from slabnorm.contracts.formats.images import SCALED, channels
-from slabnorm.contracts.formats.json_file import begins, object_of, read_json
+from slabnorm.contracts.formats.json_file import begins, in_file, object_of, read_object
 from slabnorm.contracts.formats.objects import attribute, class_of, numbers, unusable
-from slabnorm.errors import DataError
 from slabnorm.text import printable
 
 TITLE = "timm's pretrained_cfg"
@@ -39,11 +38,10 @@ def read(source: Any) -> dict[str, Found]:
     """
     if isinstance(source, Path):
         where = printable(_file(source))
-        plain = object_of(read_json(_file(source)), "What it holds", where)
-        try:
-            return _found(object_of(plain.get("pretrained_cfg"), "pretrained_cfg", where))
-        except DataError as error:
-            raise DataError(f"{error.problem}: {where}", error.got, error.fix) from error
+        plain = read_object(_file(source))
+        config = object_of(plain.get("pretrained_cfg"), "pretrained_cfg", where)
+        with in_file(where):
+            return _found(config)
     if not recognises(source):
         raise unusable(KEY, f"a {class_of(source)}", "give the pretrained_cfg of a model, or its config.json")
     return _found(source)
